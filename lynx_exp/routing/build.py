@@ -1,0 +1,61 @@
+"""From the name and parameters that a user types to a policy."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lynx_exp.routing import policies
+from lynx_exp.routing.policy import Policy
+
+
+@cache
+def policy_names() -> tuple[str, ...]:
+    """All policies: the modules of `lynx_exp.routing.policies`."""
+    return tuple(sorted(module.name for module in iter_modules(policies.__path__)))
+
+
+def policy_class(name: str) -> type[Policy]:
+    """The class that the module `name` defines. ValueError for an unknown name."""
+    if name not in policy_names():
+        near = get_close_matches(str(name), policy_names(), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"policy={name}: unknown{hint}; known: {', '.join(policy_names())}")
+    module = import_module(f"{policies.__name__}.{name}")
+    own = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Policy) and c.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} must define exactly one policy"
+    return own[0]
+
+
+def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
+    where = f"{policy}: {parameter}={value}"
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError(f"{where}: must be {'a number' if kind is float else f'of type {kind.__name__}'}")
+    return kind(value)
+
+
+def build_policy(name: str, **parameters: Any) -> Policy:
+    """The policy `name`, its parameters typed and range-checked.
+
+    Raises ValueError naming the policy, the parameter, its value and what is allowed.
+    """
+    cls = policy_class(name)
+    kinds = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    for parameter in parameters:
+        if parameter not in known:
+            allowed = f"known: {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{name}: {parameter}: unknown parameter; {allowed}")
+    return cls(**{p: _checked(name, p, kinds[p], value) for p, value in parameters.items()})

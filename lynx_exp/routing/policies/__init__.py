@@ -1,0 +1,1 @@
+"""One policy a file; the file name is the name that users type."""

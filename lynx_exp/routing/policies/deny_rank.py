@@ -1,0 +1,43 @@
+"""deny_rank: take one rank of every token's experts away (arXiv 2411.08982v3, figure 7).
+
+`replace` lets the expert of rank K enter, as when the denied logit is set to -inf and the top-K taken again; `drop`
+runs one expert less. The paper does not say which it used; its wording (reassign) suggests `replace`, the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lynx_exp.routing.lanes import mask_of
+from lynx_exp.routing.policy import Policy, at_least, between
+from lynx_exp.routing.remap import drop_slots, restrict
+from lynx_exp.routing.types import RouterRule, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenyRank(Policy):
+    rank: int = 1
+    """The rank denied; 0 is the token's best expert."""
+    mode: Literal["replace", "drop"] = "replace"
+
+    def __post_init__(self) -> None:
+        at_least(self, "rank", 0)
+
+    def check(self, num_experts: int, top_k: int) -> None:
+        between(self, "rank", 0, top_k - 1)
+        if self.mode == "replace" and num_experts == top_k:
+            raise ValueError(f"{self.name}: mode=replace: all {num_experts} experts are already used; use mode=drop")
+        if self.mode == "drop" and top_k == 1:
+            raise ValueError(
+                f"{self.name}: mode=drop: the model has top-k 1, so nothing would be left; use mode=replace"
+            )
+
+    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        if self.mode == "drop":
+            denied_K = torch.arange(routing.top_k, device=routing.experts.device) == self.rank
+            return drop_slots(routing, denied_K & step.live[:, None], rule, keep_mass=True)
+        allowed_TE = ~mask_of(routing.experts[:, self.rank : self.rank + 1], routing.num_experts)
+        return restrict(routing, allowed_TE, step.live, rule)

@@ -1,0 +1,34 @@
+"""lynx_v1_latency: keep the experts that the batch chooses most often (the latency-preserving variant of arXiv
+2411.08982v1).
+
+Only v1-era code could be read (`simple` in the vLLM 0.7.0 fork), so the mapping to the paper's name is inferred.
+There ties are implementation-defined; here they break by the lane's summed router probability, then by index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lynx_exp.routing.policy import LanePolicy, at_least, between, fill_up, votes_then_probability
+from lynx_exp.routing.types import RouterRule, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class LynxV1Latency(LanePolicy):
+    keep_experts: int = 4
+    """Experts that each lane keeps in each layer and step: K..E."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "keep_experts", 1)
+
+    def check(self, num_experts: int, top_k: int) -> None:
+        between(self, "keep_experts", top_k, num_experts)
+
+    def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
+        votes_GE, probability_GE = votes_then_probability(routing, step, rule)
+        none_GE = torch.zeros_like(votes_GE, dtype=torch.bool)
+        return fill_up(none_GE, self.keep_experts, votes_GE, probability_GE)

@@ -1,0 +1,25 @@
+"""no_drop: the control that separates what a policy does from what its code path does.
+
+The path of a batch-aware policy (score, keep, remap) with every expert kept: tokens and weights equal vanilla's bit
+for bit, time does not. Without it a slow or inexact routing path is mistaken for the cost of dropping experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lynx_exp.routing.policy import LanePolicy, fill_up, votes_then_probability
+from lynx_exp.routing.types import RouterRule, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDrop(LanePolicy):
+    """Keeps all experts, by the ranking that `lynx_v1_latency` uses."""
+
+    def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
+        votes_GE, probability_GE = votes_then_probability(routing, step, rule)
+        none_GE = torch.zeros_like(votes_GE, dtype=torch.bool)
+        return fill_up(none_GE, routing.num_experts, votes_GE, probability_GE)

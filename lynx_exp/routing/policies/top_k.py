@@ -1,0 +1,30 @@
+"""top_k: every token runs its k best experts instead of K, as a model with `num_experts_per_tok=k` would.
+
+Static and blind to the batch. A router that does not renormalise leaves the k weights as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lynx_exp.routing.policy import Policy, at_least, between
+from lynx_exp.routing.remap import drop_slots
+from lynx_exp.routing.types import RouterRule, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Policy):
+    k: int = 1
+    """Experts of each token: 1..K."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "k", 1)
+
+    def check(self, num_experts: int, top_k: int) -> None:
+        between(self, "k", 1, top_k)
+
+    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        beyond_K = torch.arange(routing.top_k, device=routing.experts.device) >= self.k
+        return drop_slots(routing, beyond_K & step.live[:, None], rule, keep_mass=False)

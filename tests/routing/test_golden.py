@@ -1,0 +1,123 @@
+"""Each policy on one small batch whose outcome was worked out by hand: B=4, E=6, K=2, renormalising softmax router."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lynx_exp.routing import RouterRule, Routing, StepContext, build_policy
+
+LOGITS = torch.tensor(
+    [
+        [3.0, 2.6, 0.5, 0.2, -1.0, -2.0],
+        [2.0, 0.1, 1.9, 0.4, 0.3, -3.0],
+        [0.0, 2.5, 0.3, 2.2, -0.5, 1.0],
+        [1.2, 0.9, -1.0, 0.0, 1.0, 2.8],
+    ]
+)
+VANILLA_IDS = [[0, 1], [0, 2], [1, 3], [5, 0]]
+VANILLA_WEIGHTS = [[0.5987, 0.4013], [0.5250, 0.4750], [0.5744, 0.4256], [0.8320, 0.1680]]
+RULE = RouterRule(score="softmax", renormalize=True)
+STEP = StepContext(
+    layer=0,
+    decode=torch.ones(4, dtype=torch.bool),
+    lane=torch.zeros(4, dtype=torch.long),
+    live=torch.ones(4, dtype=torch.bool),
+    num_lanes=1,
+    key=torch.tensor([7]),
+)
+
+
+def vanilla() -> Routing:
+    weights, experts = LOGITS.softmax(-1).topk(2)
+    return Routing(logits=LOGITS, experts=experts, weights=weights / weights.sum(-1, keepdim=True))
+
+
+def test_the_fixture_is_what_it_says() -> None:
+    routing = vanilla()
+    assert routing.experts.tolist() == VANILLA_IDS
+    assert routing.weights.tolist() == [pytest.approx(row, abs=1e-4) for row in VANILLA_WEIGHTS]
+
+
+ONLY_FIRST = [1.0, 0.0]
+GOLDEN = {
+    # name, parameters: ids, and the weights of the rows that change
+    ("vanilla",): (VANILLA_IDS, {}),
+    ("no_drop",): (VANILLA_IDS, {}),
+    ("lynx", ("alpha", 3.0), ("beta", 2)): (VANILLA_IDS, {}),
+    ("lynx", ("alpha", 1.0), ("beta", 1)): (VANILLA_IDS, {}),
+    ("lynx", ("alpha", 0.7), ("beta", 1)): (VANILLA_IDS, {}),
+    # votes [3, 2, 1, 1, 0, 1]: 5 and 3 win the tie by summed probability .7326, .4894 against .4788
+    ("lynx_v1_latency", ("keep_experts", 4)): ([[0, 1], [0, 3], [1, 3], [5, 0]], {1: [0.8320, 0.1680]}),
+    ("lynx_v1_latency", ("keep_experts", 2)): (
+        [[0, 1], [0, 1], [1, 0], [0, 1]],
+        {1: [0.8699, 0.1301], 2: [0.9241, 0.0759], 3: [0.5744, 0.4256]},
+    ),
+    # only token 3 is confident (.7981), so K = {5} is filled up by votes to {5, 0}
+    ("lynx_v1_accuracy", ("confidence", 0.5)): (
+        [[0, 5], [0, 5], [5, 0], [5, 0]],
+        {0: [0.9933, 0.0067], 1: [0.9933, 0.0067], 2: [0.7311, 0.2689]},
+    ),
+    ("lynx_v1_accuracy", ("confidence", 0.3), ("min_experts", 3)): (
+        [[0, 1], [0, 1], [1, 5], [5, 0]],
+        {1: [0.8699, 0.1301], 2: [0.8176, 0.1824]},
+    ),
+    ("top_k", ("k", 2)): (VANILLA_IDS, {}),
+    ("top_k", ("k", 1)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
+    ("deny_rank", ("rank", 0)): (
+        [[1, 2], [2, 3], [3, 5], [0, 4]],
+        {0: [0.8909, 0.1091], 1: [0.8176, 0.1824], 2: [0.7685, 0.2315], 3: [0.5498, 0.4502]},
+    ),
+    ("deny_rank", ("rank", 1)): (
+        [[0, 2], [0, 3], [1, 5], [5, 4]],
+        {0: [0.9241, 0.0759], 1: [0.8320, 0.1680], 2: [0.8176, 0.1824], 3: [0.8581, 0.1419]},
+    ),
+    ("deny_rank", ("rank", 0), ("mode", "drop")): (
+        [[1, 1], [2, 2], [3, 3], [0, 0]],
+        dict.fromkeys(range(4), ONLY_FIRST),
+    ),
+    ("deny_rank", ("rank", 1), ("mode", "drop")): (
+        [[0, 0], [0, 0], [1, 1], [5, 5]],
+        dict.fromkeys(range(4), ONLY_FIRST),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=str)
+def test_policy(case: tuple) -> None:
+    name, *parameters = case
+    ids, changed = GOLDEN[case]
+    out = build_policy(name, **dict(parameters))(vanilla(), STEP, RULE)
+    assert out.experts.tolist() == ids
+    for row in range(4):
+        assert out.weights[row].tolist() == pytest.approx(changed.get(row, VANILLA_WEIGHTS[row]), abs=1e-4)
+
+
+def test_a_router_that_does_not_renormalise_keeps_its_top_k_mass() -> None:
+    weights, experts = LOGITS.softmax(-1).topk(2)
+    routing = Routing(logits=LOGITS, experts=experts, weights=weights)
+    out = build_policy("lynx_v1_latency", keep_experts=2)(routing, STEP, RouterRule(score="softmax", renormalize=False))
+    assert out.experts.tolist() == [[0, 1], [0, 1], [1, 0], [0, 1]]
+    assert out.weights.sum(-1).tolist() == pytest.approx([0.9086, 0.7788, 0.7889, 0.7512], abs=1e-4)
+    assert (out.weights[:, 0] / out.weights[:, 1]).tolist() == pytest.approx(
+        [1.4918, 6.6859, 12.1825, 1.3499], abs=1e-3
+    )
+
+
+def test_lynx_bins_decide_before_the_batch() -> None:
+    """alpha=1, beta=2: token 0 prefers expert 2 (bin -1) to 3 (bin -2) however much the others want 3."""
+    logits = torch.tensor([[4.0, 0.0, 2.6, 1.9], [0.0, -9.0, -9.0, 5.0], [0.0, -9.0, -9.0, 5.0]])
+    weights, experts = logits.softmax(-1).topk(1)
+    step = StepContext(
+        layer=0,
+        decode=torch.ones(3, dtype=torch.bool),
+        lane=torch.zeros(3, dtype=torch.long),
+        live=torch.ones(3, dtype=torch.bool),
+        num_lanes=1,
+        key=torch.tensor([0]),
+    )
+    top_two = Routing(logits=logits, experts=logits.topk(2).indices, weights=logits.softmax(-1).topk(2).values)
+    out = build_policy("lynx", alpha=1.0, beta=2)(top_two, step, RULE)
+    assert out.experts[0].tolist() == [0, 2]
+    one = build_policy("lynx", alpha=1.0, beta=2)(Routing(logits=logits, experts=experts, weights=weights), step, RULE)
+    assert one.experts.tolist() == [[0], [3], [3]]
