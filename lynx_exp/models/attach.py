@@ -1,0 +1,95 @@
+"""Attach a policy to a model's routers, tell it who the rows of the next forward pass are, and detach it without a
+trace.
+
+T token rows of a forward pass, K top-k, G lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from lynx_exp.models.routers import Router
+from lynx_exp.routing import Phased, Phases, Policy, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The token rows of one forward pass; the fields of `StepContext` without the layer."""
+
+    decode: Tensor
+    lane: Tensor
+    live: Tensor
+    num_lanes: int
+    key: Tensor
+
+
+class Attachment:
+    """A policy on every router of a model, from construction to `detach()` (or the end of a `with` block).
+
+    Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run:
+    (experts `[T, K]`, weights `[T, K]`), in layer order, at no cost to the step.
+
+    Raises ValueError if the model cannot run the policy.
+    """
+
+    def __init__(self, routers: Sequence[Router], policy: Policy | None, phases: Phases = "decode") -> None:
+        for router in routers:
+            if policy is not None:
+                policy.check(router.num_experts, router.top_k)
+        self.rows: Rows | None = None
+        self.record: list[tuple[Tensor, Tensor]] | None = None
+        self._policy = (
+            Phased(policy, phases) if policy is not None and policy.name != "vanilla" and phases != "none" else None
+        )
+        self._removers = [router.intercept(partial(self._route, router)) for router in routers]
+
+    def _route(self, router: Router, routing: Routing) -> Routing | None:
+        new = None
+        if self._policy is not None:
+            if self.rows is None:
+                raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
+            rows = self.rows
+            step = StepContext(
+                layer=router.layer,
+                decode=rows.decode,
+                lane=rows.lane,
+                live=rows.live,
+                num_lanes=rows.num_lanes,
+                key=rows.key,
+            )
+            new = self._policy(routing, step, router.rule)
+        if self.record is not None:
+            used = new or routing
+            self.record.append((used.experts, used.weights))
+        return new
+
+    def detach(self) -> None:
+        for remove in self._removers:
+            remove()
+        self._removers = []
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def count_active(
+    record: list[tuple[Tensor, Tensor]], lane: Tensor, live: Tensor, num_lanes: int, num_experts: int
+) -> Tensor:
+    """`[G, L]` int64: distinct experts that each lane's live rows run in each layer; slots of weight 0 run nothing."""
+    experts_LTK = torch.stack([experts for experts, _ in record])
+    runs_LTK = torch.stack([weights for _, weights in record]).ne(0) & live[:, None]
+    slot_LTK = lane[:, None] * num_experts + experts_LTK
+    hit = torch.zeros(len(record), num_lanes * num_experts, dtype=torch.int32, device=lane.device)
+    hit.scatter_reduce_(1, slot_LTK.flatten(1), runs_LTK.flatten(1).int(), reduce="amax")
+    return hit.view(len(record), num_lanes, num_experts).sum(-1).T
