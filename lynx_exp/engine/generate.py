@@ -1,0 +1,108 @@
+"""Greedy decoding of packs: lanes of a plan side by side in one physical batch, each handed over as it completes.
+
+R rows, G lanes, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.stopping import Stopper
+from lynx_exp.models import Attachment, Router, count_active
+
+COMPACT_BELOW = 0.75
+"""Finished rows leave the physical batch once the live ones are fewer than this share of it: copying the cache is not
+free."""
+
+
+class _Row:
+    """One request on its way."""
+
+    def __init__(self, request: Request, number: int, lane: int, stopper: Stopper) -> None:
+        self.request, self.number, self.lane = request, number, lane
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+        self._stopper = stopper
+
+    def take(self, token: int) -> None:
+        self.tokens.append(token)
+        if token in self._stopper.eos_ids and not self.request.ignore_eos:
+            self.finish = "eos"
+        elif self._stopper.hit(self.tokens, self.request.stop):
+            self.finish = "stop"
+        elif len(self.tokens) == self.request.max_new_tokens:
+            self.finish = "length"
+
+
+def generate_pack(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    attachment: Attachment,
+    stopper: Stopper,
+    requests: Sequence[Request],
+    plan: BatchPlan,
+    lanes: Sequence[int],
+    on_step: Callable[[int], None],
+) -> Iterator[LaneResult]:
+    """Decode the lanes `lanes` of the plan together; yields each as its last row finishes."""
+    rows = [_Row(requests[r], r, index, stopper) for index, lane in enumerate(lanes) for r in plan.lanes[lane]]
+    batch = Batch(
+        model,
+        [row.request.prompt_ids for row in rows],
+        [row.lane for row in rows],
+        lanes,
+        room=max(row.request.max_new_tokens for row in rows),
+    )
+    of_lane = [[row for row in rows if row.lane == index] for index in range(len(lanes))]
+    open_lanes = set(range(len(lanes)))
+    live_rows: list[list[int]] = [[] for _ in lanes]
+    active_steps: list[torch.Tensor] = []
+
+    attachment.rows, attachment.record = batch.prefill_rows(), None
+    logits = batch.prefill()
+    while True:
+        token_R = logits.argmax(-1)
+        fed = [row for row in rows if row.finish is None]
+        for row, token in zip(rows, token_R.tolist(), strict=True):
+            if row.finish is None:
+                row.take(token)
+        on_step(len(fed))
+        for index in sorted(open_lanes):
+            if all(row.finish is not None for row in of_lane[index]):
+                open_lanes.discard(index)
+                yield _result(lanes[index], of_lane[index], stopper, live_rows[index], active_steps, index)
+        live = [row.finish is None for row in rows]
+        if not any(live):
+            return
+        if sum(live) < COMPACT_BELOW * len(rows):
+            kept = torch.tensor([i for i, alive in enumerate(live) if alive], device=token_R.device)
+            batch.select(kept)
+            rows, token_R = [row for row in rows if row.finish is None], token_R[kept]
+            live = [True] * len(rows)
+        live_R = torch.tensor(live, device=token_R.device)
+        for index in open_lanes:
+            live_rows[index].append(sum(row.finish is None for row in of_lane[index]))
+        attachment.rows, attachment.record = batch.step_rows(live_R), []
+        logits = batch.step(token_R)
+        active_steps.append(count_active(attachment.record, batch.lane, live_R, len(lanes), routers[0].num_experts))
+
+
+def _result(
+    lane: int, rows: list[_Row], stopper: Stopper, live_rows: list[int], active_steps: list[torch.Tensor], index: int
+) -> LaneResult:
+    active = [step[index] for step in active_steps[: len(live_rows)]]
+    return LaneResult(
+        lane=lane,
+        requests=tuple(row.number for row in rows),
+        token_ids=[row.tokens for row in rows],
+        texts=[stopper.text(row.tokens, row.request.stop) for row in rows],
+        finish_reasons=[str(row.finish) for row in rows],
+        live_rows=list(live_rows),
+        active_experts=torch.stack(active).tolist() if active else [],
+    )

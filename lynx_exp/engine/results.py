@@ -1,0 +1,64 @@
+"""What the engine hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class ActiveRow(NamedTuple):
+    """Distinct experts that the live rows of one lane ran in one layer of one decode step."""
+
+    lane: int
+    step: int
+    layer: int
+    live_rows: int
+    active_experts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneResult:
+    """A lane that has completed. Lists over requests are in the order of `requests`, the plan's."""
+
+    lane: int
+    requests: tuple[int, ...]
+    token_ids: list[list[int]]
+    """New tokens, EOS included; for scoring, the given continuation."""
+    texts: list[str]
+    """Decoded, cut before the stop string, special tokens left out."""
+    finish_reasons: list[str]
+    """`eos`, `stop` (a stop string), `length`, or `scored`."""
+    logprobs: list[float] | None = None
+    """Scoring: summed log-likelihood (nats) of each continuation."""
+    greedy: list[bool] | None = None
+    """Scoring: whether every token was the most likely one."""
+    live_rows: list[int]
+    """Per decode step."""
+    active_experts: list[list[int]]
+    """Per decode step and layer."""
+
+    def active_rows(self) -> list[ActiveRow]:
+        return [
+            ActiveRow(self.lane, step, layer, live, active)
+            for step, (live, layers) in enumerate(zip(self.live_rows, self.active_experts, strict=True))
+            for layer, active in enumerate(layers)
+        ]
+
+
+class Run:
+    """All lanes of one `Engine.generate`, by request."""
+
+    def __init__(self, lanes: list[LaneResult]) -> None:
+        self.lanes = sorted(lanes, key=lambda lane: lane.lane)
+        at = {request: (lane, slot) for lane in self.lanes for slot, request in enumerate(lane.requests)}
+        self.places = {request: (lane.lane, slot) for request, (lane, slot) in at.items()}
+        """request -> (lane, slot)"""
+        ordered = [at[request] for request in sorted(at)]
+        self.token_ids = [lane.token_ids[slot] for lane, slot in ordered]
+        self.texts = [lane.texts[slot] for lane, slot in ordered]
+        self.finish_reasons = [lane.finish_reasons[slot] for lane, slot in ordered]
+
+    @property
+    def active_experts(self) -> list[ActiveRow]:
+        """One row per lane, decode step and layer; `pandas.DataFrame(run.active_experts)` has named columns."""
+        return [row for lane in self.lanes for row in lane.active_rows()]

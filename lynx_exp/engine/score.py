@@ -1,0 +1,109 @@
+"""Teacher-forced decode: log-likelihoods under a decode-phase policy in one prefill-shaped pass.
+
+With the tokens given, decode step t of a lane is known before it runs: it is the t-th continuation token of each row.
+So all steps go through the model in one forward pass, and the policy is told that the rows of (lane, step t) are a
+batch of their own. Equal to stepwise decoding up to rounding, since attention is causal and experts act on each row
+alone.
+
+R rows, N positions of the padded prompts, T tokens of the longest continuation, G lanes, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.batch import _PREFILL_KEY, lane_keys, left_pad
+from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.results import LaneResult
+from lynx_exp.models import Attachment, Router, Rows, count_active
+
+
+def score_pack(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    attachment: Attachment,
+    requests: Sequence[Request],
+    plan: BatchPlan,
+    lanes: Sequence[int],
+    on_step: Callable[[int], None],
+) -> Iterator[LaneResult]:
+    """Score the continuations of the lanes `lanes` together."""
+    numbers = [(index, r) for index, lane in enumerate(lanes) for r in plan.lanes[lane]]
+    continuations = [requests[r].continuation_ids for _, r in numbers]
+    device = model.get_input_embeddings().weight.device
+    prompt_RN, real_RN = left_pad([requests[r].prompt_ids for _, r in numbers], device)
+    target_RT, given_RT = _right_pad(continuations, device)
+    lane_R = torch.tensor([index for index, _ in numbers], device=device)
+    num_steps = target_RT.shape[1] - 1  # the last token is scored but never fed
+
+    real = torch.cat([real_RN, given_RT[:, 1:]], 1)
+    attachment.rows = _rows(lane_R, lanes, real_RN, given_RT, num_steps)
+    attachment.record = []
+    logits_RTV = model(
+        input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
+        attention_mask=real.long(),
+        position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
+        use_cache=False,
+        logits_to_keep=num_steps + 1,
+    ).logits.float()
+
+    token_logprob_RT = logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
+    logprob_R = token_logprob_RT.double().sum(-1)
+    greedy_R = ((logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
+    active_GTL = _active(attachment, routers[0].num_experts, len(lanes), num_steps)
+    on_step(sum(map(len, continuations)))
+
+    for index, lane in enumerate(lanes):
+        mine = [row for row, (at, _) in enumerate(numbers) if at == index]
+        steps = max(len(continuations[row]) for row in mine) - 1
+        yield LaneResult(
+            lane=lane,
+            requests=tuple(numbers[row][1] for row in mine),
+            token_ids=[list(continuations[row]) for row in mine],
+            texts=[""] * len(mine),
+            finish_reasons=["scored"] * len(mine),
+            logprobs=logprob_R[mine].tolist(),
+            greedy=greedy_R[mine].tolist(),
+            live_rows=[sum(len(continuations[row]) > t + 1 for row in mine) for t in range(steps)],
+            active_experts=active_GTL[index, :steps].tolist(),
+        )
+
+
+def _right_pad(continuations: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids `[R, T]`, given `[R, T]` bool)."""
+    if not all(continuations):
+        raise ValueError("continuation_ids: empty; scoring needs at least one continuation token")
+    width = max(map(len, continuations))
+    ids = torch.tensor([list(c) + [0] * (width - len(c)) for c in continuations], device=device)
+    lengths = torch.tensor([len(c) for c in continuations], device=device)
+    return ids, torch.arange(width, device=device) < lengths[:, None]
+
+
+def _rows(lane_R: Tensor, lanes: Sequence[int], real_RN: Tensor, given_RT: Tensor, num_steps: int) -> Rows:
+    """Prompt tokens form one batch a lane (numbers 0..G-1), continuation tokens one a lane and step (G + lane * steps
+    + t)."""
+    device, num_lanes = lane_R.device, len(lanes)
+    step_T = torch.arange(num_steps, device=device)
+    lane_RN = lane_R[:, None].expand_as(real_RN)
+    lane_RT = num_lanes + lane_R[:, None] * num_steps + step_T
+    live_RT = given_RT[:, 1:]
+    base_G = lane_keys(lanes, device)
+    return Rows(
+        decode=torch.cat([torch.zeros_like(real_RN), torch.ones_like(live_RT)], 1).flatten(),
+        lane=torch.cat([lane_RN, lane_RT], 1).flatten(),
+        live=torch.cat([real_RN, live_RT], 1).flatten(),
+        num_lanes=num_lanes * (1 + num_steps),
+        key=torch.cat([base_G + _PREFILL_KEY, (base_G[:, None] + step_T).flatten()]),
+    )
+
+
+def _active(attachment: Attachment, num_experts: int, num_lanes: int, num_steps: int) -> Tensor:
+    """`[G, T-1, L]`: active experts of each lane, decode step and layer."""
+    rows, record = attachment.rows, attachment.record
+    assert rows is not None and record is not None
+    counts = count_active(record, rows.lane, rows.live, rows.num_lanes, num_experts)
+    return counts[num_lanes:].view(num_lanes, num_steps, -1)
