@@ -1,0 +1,224 @@
+"""Records -> one row per (cell, subtask) with every estimate."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import bleu, latency, statistics
+from analysis.load import Records
+from analysis.statistics import Estimate
+
+log = logging.getLogger("analysis")
+
+SETTING = ("model", "backend", "dtype", "device", "batching", "limit")
+"""Fields that must agree before cells are averaged or drawn together; the varying ones name the setting."""
+
+NO_ESTIMATE = Estimate(value=float("nan"))
+
+
+def results(records: Records) -> pd.DataFrame:
+    """One row per (cell, subtask), vanilla first, then no_drop, then the other policies by name and parameters.
+
+    Names as in the records, plus `setting`, `series` (policy label, with the phases unless decode), `unit` of the score
+    (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
+    columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
+    points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla) and
+    `active_experts` (per layer and step). Missing numbers are NaN.
+    """
+    samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
+    timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
+    headlines = _headlines(records)
+    active = _active_experts(records)
+    settings = _settings(records.cells)
+    labels = _series(records.cells)
+    units = _units(records)
+    vanilla = {row.pair_id: row.cell_id for row in records.cells[::-1].itertuples() if row.policy == "vanilla"}
+    counts: dict[tuple[str, str], bleu.Array] = {}
+    rows = []
+    for cell in records.cells.to_dict("records"):
+        times = _times(timings.get(cell["cell_id"]), cell["policy"])
+        for headline in headlines.get(cell["cell_id"], []):
+            key = (cell["cell_id"], headline["subtask"])
+            partner = (vanilla.get(cell["pair_id"], ""), headline["subtask"])
+            unit = units[headline["subtask"]]
+            own, other = samples.get(key), samples.get(partner)
+            if unit == "BLEU":
+                _count_sentences(counts, {key: own, partner: other})
+            score, difference = _scores(headline, unit, own, other, counts.get(key), counts.get(partner))
+            _check_value(cell, headline, unit, score)
+            if cell["policy"] == "vanilla":
+                difference = Estimate(value=0.0)
+            rows.append(
+                {name: cell[name] for name in _CELL_FIELDS}
+                | {
+                    "setting": settings[cell["cell_id"]],
+                    "series": labels[cell["policy_label"], cell["policy_params"], cell["phases"]],
+                    "subtask": headline["subtask"],
+                    "metric": headline["metric"],
+                    "filter": headline["filter"],
+                    "unit": unit,
+                    "higher_is_better": headline["higher_is_better"],
+                    "documents": headline["samples"],
+                    "lanes": 0 if own is None else own["lane"].nunique(),
+                    "paired": partner[0] != "",
+                }
+                | flat("score", score)
+                | flat("difference", difference)
+                | times
+                | flat("active_experts", active.get(key, NO_ESTIMATE))
+            )
+    frame = pd.DataFrame(rows)
+    order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
+    return frame.iloc[order].reset_index(drop=True)
+
+
+_CELL_FIELDS = (
+    *("cell_id", "pair_id", "study", "model", "task", "batch_size", "batching", "limit", "seed", "backend", "dtype"),
+    *("device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "timed_active_experts"),
+)
+
+
+def _series(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Name of each (label, parameters, phases) in tables and legends.
+
+    The label, with all parameters where it stands for several settings, and with the phases unless decode.
+    """
+    named = {}
+    columns = ["policy", "policy_label", "policy_params", "phases"]
+    for label, part in cells[columns].drop_duplicates().groupby("policy_label", sort=False):
+        shared = part["policy_params"].nunique() > 1
+        for policy, _, params, phases in part.itertuples(index=False):
+            inside = ", ".join(f"{name}={value}" for name, value in json.loads(params).items())
+            name = f"{policy}({inside})" if shared else str(label)
+            act = "" if policy == "vanilla" or phases == "decode" else f" [{phases}]"
+            named[str(label), params, phases] = name + act
+    return named
+
+
+def policy_order(policy: str, params: str, phases: str) -> tuple[Any, ...]:
+    """Sort key: vanilla, no_drop, then by name, numeric parameters by size; `params` is JSON."""
+    values = json.loads(params)
+    first = {"vanilla": 0, "no_drop": 1}.get(policy, 2)
+    numbers = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in sorted(values.items())]
+    return first, policy, phases, numbers
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    policy = policy_order(row["policy"], row["policy_params"], row["phases"])
+    return row["setting"], row["task"], row["subtask"], row["batch_size"], *policy, row["cell_id"]
+
+
+def _headlines(records: Records) -> dict[str, list[dict[str, Any]]]:
+    chosen = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates(["cell_id", "subtask"])
+    return {str(cell): part.to_dict("records") for cell, part in chosen.groupby("cell_id", sort=False)}
+
+
+def _settings(cells: pd.DataFrame) -> dict[str, str]:
+    varying = [name for name in SETTING if cells[name].astype(str).nunique() > 1]
+    labels = cells[varying].apply(lambda row: ", ".join(f"{name} {row[name]}" for name in varying), axis=1)
+    return dict(zip(cells["cell_id"], labels if varying else [""] * len(cells), strict=True))
+
+
+def _active_experts(records: Records) -> dict[tuple[str, str], Estimate]:
+    """Mean over layers and full-batch decode steps (all steps if none was full), clustered by lane."""
+    if records.steps.empty:
+        return {}
+    sizes = records.cells.set_index("cell_id")["batch_size"]
+    steps = records.steps.assign(full=records.steps["live_rows"] == records.steps["cell_id"].map(sizes).astype(int))
+    keys = ["cell_id", "subtask"]
+    any_full = steps.groupby(keys, observed=True)["full"].transform("any")
+    used = steps[steps["full"] | ~any_full]
+    lanes = used.groupby([*keys, "lane"], observed=True)["active_experts"].agg(["sum", "count"]).reset_index()
+    cells = lanes.groupby(keys, observed=True)
+    return {key: statistics.ratio_of_sums(part["sum"], part["count"]) for key, part in cells}
+
+
+def _times(timing: pd.DataFrame | None, policy: str) -> dict[str, Any]:
+    if timing is None:
+        return {"repeats": 0} | flat("tpot_ms", NO_ESTIMATE) | flat("speedup", NO_ESTIMATE)
+    own = latency.tpot_per_repeat(timing, "vanilla" if policy == "vanilla" else "policy")
+    ratios = latency.speedup_per_repeat(timing)
+    speedup = Estimate(value=1.0) if policy == "vanilla" else latency.median(ratios) if len(ratios) else NO_ESTIMATE
+    tpot = latency.median(own) if len(own) else NO_ESTIMATE
+    return {"repeats": len(own)} | flat("tpot_ms", tpot) | flat("speedup", speedup)
+
+
+def _count_sentences(
+    counts: dict[tuple[str, str], bleu.Array], wanted: Mapping[tuple[str, str], pd.DataFrame | None]
+) -> None:
+    """Fill in the sentence statistics of cells not seen yet, rows in the order of the samples."""
+    for key, part in wanted.items():
+        if part is not None and key not in counts:
+            counts[key] = bleu.sentence_counts(list(part["filtered"]), list(part["target"]))
+
+
+def _units(records: Records) -> dict[str, str]:
+    """Unit of each subtask's score: BLEU, % where all documents score 0..1, else the metric's own."""
+    headlines = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates("subtask")
+    scores = records.samples["score"].astype(float)
+    wide = set(records.samples.loc[scores.notna() & ~scores.between(0.0, 1.0), "subtask"])
+    units = {}
+    for subtask, metric, corpus in headlines[["subtask", "metric", "corpus"]].itertuples(index=False):
+        units[subtask] = "BLEU" if corpus and metric == "bleu" else "own" if corpus or subtask in wide else "%"
+    return units
+
+
+def _scores(
+    headline: Mapping[str, Any],
+    unit: str,
+    own: pd.DataFrame | None,
+    other: pd.DataFrame | None,
+    own_counts: bleu.Array | None,
+    other_counts: bleu.Array | None,
+) -> tuple[Estimate, Estimate]:
+    """Score and difference to vanilla, in points (or the metric's own unit)."""
+    if own is None:
+        return Estimate(value=headline["value"]), NO_ESTIMATE
+    lanes = own["lane"].to_numpy()
+    mine, theirs = (np.empty(0, int), np.empty(0, int)) if other is None else _matched(own, other)
+    if own_counts is not None:
+        score, difference = bleu.corpus_bleu(own_counts, lanes), NO_ESTIMATE
+        if len(mine) and other_counts is not None:
+            difference = bleu.paired_bleu_difference(own_counts[mine], other_counts[theirs], lanes[mine])
+        return score, difference
+    if headline["corpus"]:
+        return Estimate(value=headline["value"]), NO_ESTIMATE
+    values = own["score"].to_numpy(dtype=float)
+    vanilla = np.empty(0) if other is None else other["score"].to_numpy(dtype=float)[theirs]
+    if unit == "own":
+        score = statistics.ratio_of_sums(*statistics.cluster_sums(values, lanes))
+        changes = statistics.cluster_sums(values[mine] - vanilla, lanes[mine])
+        return score, statistics.ratio_of_sums(*changes) if len(mine) else NO_ESTIMATE
+    score = statistics.mean(values, lanes).scaled(100)
+    if not len(mine):
+        return score, NO_ESTIMATE
+    return score, statistics.paired_difference(values[mine], vanilla, lanes[mine]).scaled(100)
+
+
+def _matched(own: pd.DataFrame, other: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Row positions of the documents that both hold, in the same order."""
+    _, mine, theirs = np.intersect1d(own["doc_id"].to_numpy(), other["doc_id"].to_numpy(), return_indices=True)
+    if len(mine) < max(len(own), len(other)):
+        log.warning("%d of %d documents have a vanilla partner; only they are compared", len(mine), len(own))
+    return mine, theirs
+
+
+def _check_value(cell: Mapping[str, Any], headline: Mapping[str, Any], unit: str, score: Estimate) -> None:
+    stored = headline["value"] * (100 if unit == "%" else 1)
+    if abs(stored - score.value) > 1e-6:
+        log.warning(
+            "cell %s, %s: %s is %.6g on record but %.6g from its samples",
+            cell["cell_id"], headline["subtask"], headline["metric"], stored, score.value,
+        )  # fmt: skip
+
+
+def flat(name: str, estimate: Estimate) -> dict[str, float]:
+    """The five columns of an estimate; NaN for what it lacks."""
+    parts = {"": estimate.value, "_low": estimate.low, "_high": estimate.high, "_se": estimate.se, "_df": estimate.df}
+    return {f"{name}{suffix}": float("nan") if part is None else float(part) for suffix, part in parts.items()}

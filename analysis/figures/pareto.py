@@ -1,0 +1,195 @@
+"""What a policy costs in accuracy against what it saves: measured speed-up, and active experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from analysis.figures import style
+from analysis.figures.frontier import nondominated
+
+_DEEP = -20.0
+"""A loss beyond this many points would flatten everything near vanilla: the axis turns logarithmic far from zero."""
+_LINEAR = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """The horizontal axis of a Pareto figure."""
+
+    name: str
+    column: str
+    label: tuple[str, str]
+    """Quantity and unit."""
+    sign: int
+    """+1: more is better; -1: less is better."""
+    missing: str
+
+
+SAVINGS = (
+    Saving(
+        name="speedup",
+        column="speedup",
+        label=("decode speed-up", "(× vanilla)"),
+        sign=+1,
+        missing="no timed cell has a vanilla partner (measure.latency=true records timing)",
+    ),
+    Saving(
+        name="active",
+        column="active_experts",
+        label=("active experts", "(per layer and step)"),
+        sign=-1,
+        missing="no cell with a vanilla partner recorded active experts",
+    ),
+)
+
+
+def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+    """Per saving two figures: macro means with one panel per batch size, and small multiples, one row per subtask.
+
+    More batch sizes than one column holds are spread over several files, named after their batch sizes.
+    """
+    means = summary.assign(subtask="mean over subtasks")
+    written = []
+    for saving in SAVINGS:
+        for name, frame, layout, most in (
+            (f"pareto_{saving.name}", means, _stacked, 4),
+            (f"pareto_{saving.name}_tasks", rows, _grid, 2),
+        ):
+            for part, ending in _split(frame, most):
+                written += _draw(part, saving, folder, f"{name}{ending}{suffix}", layout)
+    return written
+
+
+def _split(frame: pd.DataFrame, most: int) -> list[tuple[pd.DataFrame, str]]:
+    """Parts of at most that many batch sizes, with an ending for the file name if there are several."""
+    batches = sorted(frame["batch_size"].unique()) if len(frame) else []
+    if len(batches) <= most:
+        return [(frame, "")]
+    groups = [batches[start : start + most] for start in range(0, len(batches), most)]
+    return [(frame[frame["batch_size"].isin(group)], "_b" + "-".join(map(str, group))) for group in groups]
+
+
+Panels = dict[tuple[str, int], Axes]
+Layout = Callable[[pd.DataFrame, Saving, float], tuple[Figure, Panels]]
+
+
+def _draw(frame: pd.DataFrame, saving: Saving, folder: Path, name: str, layout: Layout) -> list[Path]:
+    points, left_out = _points(frame, saving)
+    if points.empty or set(points["policy"]) <= {"vanilla"}:
+        return style.skip(name, saving.missing)
+    look = style.looks(points)
+    handles, labels = style.family_entries(points, look)
+    legend_in = style.LEGEND_ROW_IN * len(labels)
+    fig, panels = layout(points, saving, legend_in)
+    deep = points["y"].min() < _DEEP
+    for key, part in points.groupby(["subtask", "batch_size"], sort=False):
+        _panel(panels[key], part, saving, look, bins=4 if layout is _grid else 6)
+        if deep:
+            _compress(panels[key], _SPARSE if layout is _grid else _DENSE)
+    unit = f"(points, log scale beyond ±{_LINEAR:g})" if deep else "(points)"
+    middle = 1.0 - 0.5 * (fig.get_figheight() - legend_in) / fig.get_figheight()
+    size = style.RC["axes.labelsize"]
+    fig.supylabel(f"accuracy difference to vanilla\n{unit}", y=middle, fontsize=size, multialignment="center")
+    style.legend(fig, handles, labels)
+    style.note(fig, left_out)
+    return style.save(fig, folder, name, points)
+
+
+def _points(frame: pd.DataFrame, saving: Saving) -> tuple[pd.DataFrame, list[str]]:
+    """The points that can be drawn, and a line for each reason why others cannot."""
+    if frame.empty:
+        return pd.DataFrame({"policy": []}), []
+    reasons = {
+        "no vanilla partner": ~frame["paired"].astype(bool),
+        f"no {saving.label[0]} on record": frame[saving.column].isna(),
+        "no difference in points": frame["difference"].isna() | (frame.get("unit", "%") == "own"),
+        "not all subtasks done": frame["subtasks"] < frame["all_subtasks"] if "all_subtasks" in frame else False,
+    }
+    drawn = pd.Series(True, index=frame.index)
+    left_out = []
+    for reason, affected in reasons.items():
+        hit = drawn & affected
+        if hit.any():
+            left_out.append(f"not drawn, {reason}: {_listed(frame.loc[hit, 'series'])}")
+        drawn &= ~hit
+    kept = frame[drawn]
+    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases"]
+    points = kept[keys].copy()
+    for axis, column in (("x", saving.column), ("y", "difference")):
+        for end in ("", "_low", "_high"):
+            points[f"{axis}{end}"] = kept[f"{column}{end}"]
+    points["frontier"] = False
+    for _, part in points.groupby(["subtask", "batch_size"]):
+        benefits = pd.DataFrame({"saving": saving.sign * part["x"], "y": part["y"]})
+        points.loc[part.index, "frontier"] = nondominated(benefits)
+    return points, left_out
+
+
+def _listed(names: pd.Series) -> str:
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:2]) + (f" and {len(unique) - 2} more" if len(unique) > 2 else "")
+
+
+def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
+    batches = sorted(points["batch_size"].unique())
+    fig = style.figure(1.55 * len(batches) + legend_in + 0.35)
+    grid = fig.subplots(len(batches), 1, sharex=saving.sign > 0, squeeze=False)
+    grid[-1, 0].set_xlabel(" ".join(saving.label))
+    panels = {}
+    for axes, batch in zip(grid[:, 0], batches, strict=True):
+        axes.set_title(f"batch size {batch}", loc="left")
+        panels["mean over subtasks", batch] = axes
+    return fig, panels
+
+
+def _grid(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
+    batches, subtasks = sorted(points["batch_size"].unique()), sorted(points["subtask"].unique())
+    fig = style.figure(1.1 * len(subtasks) + legend_in + 0.35)
+    grid = fig.subplots(len(subtasks), len(batches), sharex="col", sharey="row", squeeze=False)
+    panels = {}
+    for axes in grid[-1]:
+        axes.set_xlabel("\n".join(saving.label))
+    for row, subtask in enumerate(subtasks):
+        for column, batch in enumerate(batches):
+            head = f"batch size {batch}\n" if row == 0 else ""
+            grid[row, column].set_title(head + (subtask if column == 0 else ""), loc="left", fontsize=6.5)
+            panels[subtask, batch] = grid[row, column]
+    return fig, panels
+
+
+def _panel(axes: Axes, part: pd.DataFrame, saving: Saving, look: dict[str, style.Look], *, bins: int) -> None:
+    axes.axhline(0.0, color="#999999", linewidth=0.6, zorder=1)
+    best = part[part["frontier"]].sort_values(["x", "y"], ascending=[True, saving.sign < 0])
+    steps = "steps-pre" if saving.sign > 0 else "steps-post"
+    axes.plot(best["x"], best["y"], color="#444444", linewidth=0.8, linestyle=":", drawstyle=steps, zorder=2)
+    marked = part["frontier"] | part["policy"].isin(("vanilla", "no_drop"))
+    drawn = [look[name] if full else look[name].faint() for name, full in zip(part["series"], marked, strict=True)]
+    style.error_bars(axes, part, [one.color for one in drawn])
+    for point, one, full in zip(part.to_dict("records"), drawn, marked, strict=True):
+        height = 6 if point["policy"] == "vanilla" else 5 if point["policy"] == "no_drop" else 4 if full else 3
+        axes.plot([point["x"]], [point["y"]], **one.marker_kwargs(), zorder=height)
+    axes.xaxis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.margins(0.06)
+
+
+_DENSE = (-100, -50, -20, -10, -5, 0, 5, 10, 20, 50, 100)
+_SPARSE = (-100, -20, -5, 0, 5, 20, 100)
+
+
+def _compress(axes: Axes, ticks: Sequence[float]) -> None:
+    shared = axes.get_shared_y_axes().get_siblings(axes)
+    low = 1.3 * min(one.dataLim.y0 for one in shared)
+    high = max(1.1 * max(one.dataLim.y1 for one in shared), 0.5 * _LINEAR)
+    axes.set_yscale("symlog", linthresh=_LINEAR, linscale=0.7)
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.yaxis.set_minor_locator(NullLocator())

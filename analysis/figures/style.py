@@ -1,0 +1,187 @@
+"""One look for all figures: one column wide, colour-blind safe, vector, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+
+log = logging.getLogger("analysis")
+
+WIDTH_IN = 3.25
+LEGEND_ROW_IN = 0.135
+_LABEL_LETTERS = 54
+"""Letters of a legend line that fit beside its markers."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, without yellow, which fades on white paper."""
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.4,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 0.9,
+    "lines.markersize": 4.6,
+    "lines.markeredgewidth": 0.8,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+}
+
+_FAMILIES = {
+    "vanilla": ("#000000", "*"),
+    "no_drop": ("#8c8c8c", "X"),
+    "lynx": ("#0072B2", "o"),
+    "lynx_v1_latency": ("#D55E00", "s"),
+    "lynx_v1_accuracy": ("#E69F00", "P"),
+    "top_k": ("#009E73", "^"),
+    "deny_rank": ("#CC79A7", "v"),
+    "random_keep": ("#56B4E9", "D"),
+}
+_OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
+_SIZES = {"*": 5.5, "X": 7.0}
+"""Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
+_FILLS = ("full", "none", "left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How one policy setting is drawn: colour and marker tell the policy, the fill its parameters."""
+
+    color: str
+    marker: str
+    fill: str = "full"
+
+    def marker_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for markers without a line; what is not filled is white, so bars end at the rim."""
+        face = {"fillstyle": "full", "markerfacecolor": "white"} if self.fill == "none" else {"fillstyle": self.fill}
+        size = _SIZES.get(self.marker, RC["lines.markersize"])
+        common = {"color": self.color, "marker": self.marker, "markersize": size, "linestyle": "none"}
+        return {**common, **face, "markerfacecoloralt": "white"}
+
+    def faint(self) -> Look:
+        """The same look, pale but opaque."""
+        red, green, blue = to_rgb(self.color)
+        return replace(self, color=to_hex((0.4 * red + 0.6, 0.4 * green + 0.6, 0.4 * blue + 0.6)))
+
+
+def looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """One look per `series`, in the order of the frame; needs columns `series` and `policy`."""
+    found: dict[str, Look] = {}
+    others = sorted(set(frame["policy"]) - set(_FAMILIES))
+    seen: dict[str, int] = {}
+    for name, policy in frame[["series", "policy"]].drop_duplicates().itertuples(index=False):
+        index = others.index(policy) if policy in others else 0
+        default = (PALETTE[index % len(PALETTE)], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
+        color, marker = _FAMILIES.get(policy, default)
+        found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
+        seen[policy] = seen.get(policy, 0) + 1
+    return found
+
+
+def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+    """Legend handles and labels, one line per policy: its markers, then its parameter values in the same order."""
+    handles: list[Artist | tuple[Artist, ...]] = []
+    labels = []
+    for policy, part in frame.drop_duplicates("series").groupby("policy", sort=False):
+        shown = part["series"] if len(part) <= len(_FILLS) else part["series"].iloc[:1]
+        handles.append(tuple(Line2D([], [], **look[name].marker_kwargs()) for name in shown))
+        labels.append(part["series"].iloc[0] if len(part) == 1 else _family_label(str(policy), part))
+    return handles, labels
+
+
+def _family_label(policy: str, part: pd.DataFrame) -> str:
+    many = f"{policy}, {len(part)} settings (see the CSV)"
+    if len(part) > len(_FILLS):
+        return many
+    fields = zip(part["policy_params"], part["phases"], strict=True)
+    settings = [json.loads(params) | {"phases": phases} for params, phases in fields]
+    names = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
+    values = [", ".join(_short(setting.get(name)) for name in names) for setting in settings]
+    if len(names) == 1:
+        label = f"{policy}({names[0]} = {', '.join(values)})"
+    else:
+        label = f"{policy}, ({', '.join(names)}) = " + ", ".join(f"({value})" for value in values)
+    return label if len(label) <= _LABEL_LETTERS else many
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def figure(height_in: float) -> Figure:
+    """An empty figure, one column wide."""
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend below all panels, where it can cover no point."""
+    fig.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},
+        handlelength=2.6,
+        labelspacing=0.35,
+        borderaxespad=0.2,
+    )
+
+
+def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
+    """Thin bars of the 95 % intervals of `x` and `y`, one colour a point; a missing interval draws nothing."""
+    for along, across, lines in (("x", "y", axes.hlines), ("y", "x", axes.vlines)):
+        known = points[f"{along}_low"].notna().to_numpy()
+        if known.any():
+            bars = points[known]
+            shown = [color for color, keep in zip(colors, known, strict=True) if keep]
+            lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
+
+
+def note(fig: Figure, lines: Iterable[str]) -> None:
+    """Say on the figure what it leaves out."""
+    text = "\n".join(lines)
+    if text:
+        fig.suptitle(text, fontsize=6, style="italic", color="#555555")
+
+
+def skip(name: str, reason: str) -> list[Path]:
+    """Log why a figure is not drawn; returns no files."""
+    log.warning("figure %s skipped: %s", name, reason)
+    return []
+
+
+def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame) -> list[Path]:
+    """Write NAME.pdf, NAME.png (300 dpi) and NAME.csv, free of dates and program versions."""
+    pdf, png, csv = (folder / f"{name}.{ending}" for ending in ("pdf", "png", "csv"))
+    fig.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    fig.set_layout_engine("none")  # the layout is settled: not computed again
+    fig.savefig(png, metadata={"Software": None})
+    numbers.to_csv(csv, index=False)
+    return [pdf, png, csv]

@@ -1,0 +1,89 @@
+"""Does a decode step get faster with fewer active experts on this machine? TPOT of every measured cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from analysis.figures import style
+
+NAME = "tpot_vs_active"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Least-squares line of TPOT (ms) over active experts."""
+
+    intercept: float
+    slope: float
+    r_squared: float
+
+
+def least_squares(active: pd.Series, tpot_ms: pd.Series) -> Fit | None:
+    """The line through the points; None with fewer than three distinct abscissae."""
+    if active.nunique() < 3:
+        return None
+    line = stats.linregress(active, tpot_ms)
+    return Fit(intercept=float(line.intercept), slope=float(line.slope), r_squared=float(line.rvalue**2))
+
+
+def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+    """One point per measured cell, one line per batch size; colour is the batch size, the marker the policy."""
+    name = f"{NAME}{suffix}"
+    points = _points(rows)
+    if points.empty:
+        return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
+    look = style.looks(points)
+    fits, handles, labels = {}, [], []
+    batches = sorted(points["batch_size"].unique())
+    colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
+    for batch, part in points.groupby("batch_size", sort=True):
+        fits[batch] = least_squares(part["x"], part["y"])
+        handles.append(Line2D([], [], color=colors[batch], linewidth=1.2))
+        labels.append(f"batch size {batch}: {_equation(fits[batch])}")
+    families = points.drop_duplicates("policy")
+    for series, policy in families[["series", "policy"]].itertuples(index=False):
+        grey = style.Look(color="#444444", marker=look[series].marker)
+        handles.append(Line2D([], [], **grey.marker_kwargs()))
+        labels.append(policy)
+    fig = style.figure(2.1 + style.LEGEND_ROW_IN * len(labels) + 0.25)
+    axes = fig.subplots()
+    style.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
+    for point in points.to_dict("records"):
+        color = colors[point["batch_size"]]
+        drawn = style.Look(color=color, marker=look[point["series"]].marker)
+        axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
+    for batch, fit in fits.items():
+        if fit is not None:
+            ends = points.loc[points["batch_size"] == batch, "x"].agg(["min", "max"]).to_numpy()
+            axes.plot(ends, fit.intercept + fit.slope * ends, color=colors[batch], zorder=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("active experts (per layer and step)")
+    axes.set_ylabel("TPOT (ms per decode step)")
+    style.legend(fig, handles, labels)
+    for column in ("intercept", "slope", "r_squared"):
+        points[column] = [getattr(fits[batch], column, np.nan) for batch in points["batch_size"]]
+    return style.save(fig, folder, name, points)
+
+
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per timed cell: x = active experts during the timed steps (else in the task), y = TPOT in ms."""
+    cells = rows.drop_duplicates("cell_id").set_index("cell_id")
+    in_task = rows.groupby("cell_id")["active_experts"].mean()
+    active = cells["timed_active_experts"].astype(float).fillna(in_task)
+    keep = ["task", "batch_size", "series", "policy", "policy_params", "phases"]
+    points = cells[keep].assign(x=active, x_low=np.nan, x_high=np.nan)
+    points = points.assign(y=cells["tpot_ms"], y_low=cells["tpot_ms_low"], y_high=cells["tpot_ms_high"])
+    return points.dropna(subset=["x", "y"]).reset_index()
+
+
+def _equation(fit: Fit | None) -> str:
+    if fit is None:
+        return "too few points for a line"
+    sign = "+" if fit.slope >= 0 else "−"
+    return f"{fit.intercept:.3g} ms {sign} {abs(fit.slope):.3g} ms per expert, R$^2$ = {fit.r_squared:.2f}"

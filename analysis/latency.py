@@ -1,0 +1,56 @@
+"""Decode latency of a cell: time per output token and the paired speed-up over vanilla, from interleaved repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.statistics import LEVEL, Estimate
+
+RESAMPLES = 4000
+
+
+def tpot_per_repeat(timing: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Mean step duration of each repeat in ms, [repeats]; `timing` holds the rows of one cell."""
+    rows = timing[timing["name"] == name]
+    return rows.groupby("repeat", sort=True)["ms"].mean().to_numpy(dtype=float)
+
+
+def speedup_per_repeat(timing: pd.DataFrame) -> NDArray[np.float64]:
+    """Vanilla's time over the policy's in each repeat that timed both, [repeats]; empty if none did."""
+    means = timing.groupby(["repeat", "name"], sort=True, observed=True)["ms"].mean().unstack("name")
+    if not {"vanilla", "policy"} <= set(means.columns):
+        return np.empty(0)
+    paired = means.dropna(subset=["vanilla", "policy"])
+    return (paired["vanilla"] / paired["policy"]).to_numpy(dtype=float)
+
+
+def median(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Median with the percentile interval of a bootstrap over repeats; one repeat has no interval."""
+    return geometric_mean_of_medians([np.asarray(values, dtype=float)], resamples=resamples, seed=seed)
+
+
+def geometric_mean_of_medians(
+    groups: Sequence[NDArray[np.float64]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Geometric mean over groups (tasks) of the median of positive values, each group resampled on its own.
+
+    No interval if a group has one value only.
+    """
+    if not groups or any(len(group) == 0 for group in groups):
+        raise ValueError("groups: every group needs at least one value")
+    if len(groups) == 1 and len(groups[0]) == 1:
+        return Estimate(value=float(groups[0][0]))
+    value = float(np.exp(np.mean([np.log(np.median(group)) for group in groups])))
+    if any(len(group) < 2 for group in groups):
+        return Estimate(value=value)
+    rng = np.random.default_rng(seed)
+    logs = np.zeros(resamples)
+    for group in groups:
+        draws = group[rng.integers(len(group), size=(resamples, len(group)))]
+        logs += np.log(np.median(draws, axis=1)) / len(groups)
+    low, high = np.exp(np.quantile(logs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return Estimate(value=value, low=float(low), high=float(high))

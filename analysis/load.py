@@ -1,0 +1,122 @@
+"""Finished cells of a results folder as tidy frames."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import schema
+from lynx_exp.store.read import CellRecord, read_cells
+
+log = logging.getLogger("analysis")
+
+_NUMBERS_OF_A_CELL = ("active_experts", "active_experts_all", "mean_live_rows", "new_tokens_mean", "length_stop_share")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Records:
+    """Frames with the columns that `analysis.schema.TABLES` documents; each row names its `cell_id`."""
+
+    cells: pd.DataFrame
+    """One row per finished cell."""
+    metrics: pd.DataFrame
+    """One row per (cell, subtask, metric, filter)."""
+    samples: pd.DataFrame
+    """One row per (cell, subtask, document)."""
+    steps: pd.DataFrame
+    """One row per (cell, subtask, lane, decode step, layer)."""
+    timing: pd.DataFrame
+    """One row per timed step; empty when no cell measured latency."""
+    unfinished: tuple[str, ...] = ()
+    """Cells that were left out: folder and state."""
+
+
+def load(root: str | Path) -> Records:
+    """Read all finished cells at or below `root` (a study's folder or any folder above).
+
+    Cells that are running, interrupted or failed are left out and named in one logged warning line. A cell that lies in
+    two studies counts once. Raises ValueError if the folder does not exist or holds no finished cell.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"results folder {str(root)!r} does not exist")
+    found = read_cells(root)
+    unfinished = tuple(f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done)
+    cells = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
+    repeated = len(found) - len(unfinished) - len(cells)
+    if not cells:
+        raise ValueError(_no_cells(root, unfinished))
+    if unfinished:
+        log.warning("%d unfinished %s left out: %s", len(unfinished), _cells(len(unfinished)), ", ".join(unfinished))
+    if repeated:
+        log.warning("%d %s found in more than one study, counted once", repeated, _cells(repeated))
+    ids = [cell.info["cell_id"] for cell in cells]
+    return Records(
+        cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=schema.names("cells")),
+        metrics=pd.DataFrame(
+            [{"cell_id": cell.info["cell_id"], **row} for cell in cells for row in cell.metrics["metrics"]],
+            columns=schema.names("metrics"),
+        ),
+        samples=_stack("samples", ids, cells, lambda cell: cell.samples()),
+        steps=_stack("steps", ids, cells, lambda cell: cell.steps()),
+        timing=_stack("timing", ids, cells, lambda cell: cell.timing()),
+        unfinished=unfinished,
+    )
+
+
+def _cell_row(cell: CellRecord) -> dict[str, Any]:
+    info, metrics = cell.info, cell.metrics
+    params = info.get("policy_params") or {}
+    row = {name: info.get(name) for name in schema.names("cells")}
+    row |= {name: metrics.get(name) for name in _NUMBERS_OF_A_CELL}
+    row["policy_params"] = json.dumps(params, sort_keys=True)
+    row["timed_active_experts"] = _timed_active_experts(cell)
+    row["seconds"] = cell.status.get("seconds")
+    row["path"] = str(cell.path)
+    return row
+
+
+def _timed_active_experts(cell: CellRecord) -> float | None:
+    file = cell.path / "timing.json"
+    if not file.is_file():
+        return None
+    timing = json.loads(file.read_text())
+    value = timing.get("policy_active_experts")
+    return timing.get("vanilla_active_experts") if value is None else value
+
+
+def _stack(
+    table: str, ids: Sequence[str], cells: Sequence[CellRecord], read: Callable[[CellRecord], Any]
+) -> pd.DataFrame:
+    """Concatenate one table of every cell; `cell_id` is categorical, which keeps millions of rows small."""
+    columns = [name for name in schema.names(table) if name != "cell_id"]
+    tables = {code: found for code, cell in enumerate(cells) if (found := read(cell)) is not None}
+    frames = {code: found.select(columns).to_pandas() for code, found in tables.items()}
+    if not frames:
+        return pd.DataFrame({name: [] for name in schema.names(table)})
+    codes = np.repeat(list(frames), [len(frame) for frame in frames.values()])
+    stacked = pd.concat(frames.values(), ignore_index=True)
+    stacked.insert(0, "cell_id", pd.Categorical.from_codes(codes, categories=list(ids)))
+    return stacked
+
+
+def _state(cell: CellRecord) -> str:
+    state = str(cell.status.get("state", "not started"))
+    error = cell.status.get("error")
+    return f"{state}: {error['class']}" if error else state
+
+
+def _no_cells(root: Path, unfinished: Sequence[str]) -> str:
+    left = f"; unfinished: {', '.join(unfinished)}" if unfinished else ""
+    return f"results folder {str(root)!r} holds no finished cell{left}"
+
+
+def _cells(count: int) -> str:
+    return "cell" if count == 1 else "cells"

@@ -1,0 +1,105 @@
+"""Columns of the frames that `analysis.load` returns: name, unit and meaning, from which documentation is generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    name: str
+    unit: str
+    """Unit of the values; "-" for names and flags."""
+    meaning: str
+
+
+def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(name=name, unit=unit, meaning=meaning) for name, unit, meaning in rows)
+
+
+_CELL_ID = ("cell_id", "-", "the cell that the row belongs to")
+_SUBTASK = ("subtask", "-", "one lm-eval task of the cell's task")
+_LANE = ("lane", "-", "virtual decode batch; the cluster of every interval")
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "cells": _columns(
+        ("cell_id", "-", "hash of everything that can change the cell's science"),
+        ("pair_id", "-", "equal for cells that differ only in policy, parameters and phases"),
+        ("study", "-", "folder below the results root"),
+        ("model", "-", "preset name, path or hub id"),
+        ("task", "-", "name of the evaluation task"),
+        ("batch_size", "rows", "rows of one lane in decode"),
+        ("batching", "-", "static or continuous"),
+        ("policy", "-", "name of the selection policy"),
+        ("policy_params", "-", "its parameters, as JSON with sorted keys"),
+        ("policy_label", "-", "policy and parameters as people read them"),
+        ("phases", "-", "where the policy acts: decode, prefill, both or none"),
+        ("limit", "documents", "documents per subtask; missing = all"),
+        ("seed", "-", "seed of the batch plan"),
+        ("backend", "-", "what ran the model"),
+        ("dtype", "-", "number format of the weights"),
+        ("device", "-", "kind of device"),
+        ("num_experts", "experts", "experts per MoE layer (E); missing if not recorded"),
+        ("top_k", "experts", "experts per token (K); missing if not recorded"),
+        ("num_layers", "layers", "MoE layers; missing if not recorded"),
+        ("active_experts", "experts per layer and step", "mean over the decode steps that ran a full batch"),
+        ("active_experts_all", "experts per layer and step", "mean over all decode steps"),
+        ("mean_live_rows", "rows", "mean unfinished rows of a decode step"),
+        ("new_tokens_mean", "tokens", "mean length of a response"),
+        ("length_stop_share", "share 0..1", "responses cut off by the length limit"),
+        ("timed_active_experts", "experts per layer and step", "mean over the timed decode steps of the policy"),
+        ("seconds", "s", "wall time of the cell"),
+        ("path", "-", "folder of the cell"),
+    ),
+    "metrics": _columns(
+        _CELL_ID,
+        _SUBTASK,
+        ("metric", "-", "name of the metric, as lm-eval calls it"),
+        ("filter", "-", "answer filter that the metric was computed behind"),
+        ("value", "metric's own", "the metric over all samples: 0..1 for accuracies, 0..100 for BLEU"),
+        ("higher_is_better", "-", "direction of the metric"),
+        ("headline", "-", "the one metric that stands for the subtask"),
+        ("corpus", "-", "computed over the whole corpus, not a mean over samples"),
+        ("samples", "documents", "documents behind the value"),
+    ),
+    "samples": _columns(
+        _CELL_ID,
+        _SUBTASK,
+        ("doc_id", "-", "document of the subtask"),
+        _LANE,
+        ("score", "metric's own", "headline score of the document; missing for a corpus metric"),
+        ("scores", "-", "all scores of the document, as JSON"),
+        ("target", "-", "reference text"),
+        ("filtered", "-", "answer behind the filter"),
+    ),
+    "steps": _columns(
+        _CELL_ID,
+        _SUBTASK,
+        _LANE,
+        ("step", "-", "decode step of the lane, from 0"),
+        ("layer", "-", "MoE layer, from 0"),
+        ("live_rows", "rows", "unfinished rows of the lane in the step"),
+        ("active_experts", "experts", "distinct experts that the layer ran for the lane in the step"),
+    ),
+    "timing": _columns(
+        _CELL_ID,
+        ("name", "-", "vanilla or policy; both were timed in turns, step by step"),
+        ("repeat", "-", "repeat of the measurement, from 0"),
+        ("step", "-", "timed decode step, from 0"),
+        ("ms", "ms", "duration of the step for the whole batch"),
+    ),
+}
+
+
+def names(table: str) -> list[str]:
+    """Column names of a frame, in order."""
+    return [column.name for column in TABLES[table]]
+
+
+def describe() -> str:
+    """All frames as Markdown tables."""
+    parts = []
+    for table, columns in TABLES.items():
+        rows = [f"| `{column.name}` | {column.unit} | {column.meaning} |" for column in columns]
+        parts.append("\n".join([f"### {table}", "", "| column | unit | meaning |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,216 @@
+"""Everything a user types to `lynx-exp`, typed and checked. Imports neither torch nor anything slow.
+
+Hydra composes YAML into the schema below; `to_config` turns the result into plain objects, whose checks name the field,
+its value and what is allowed. The policy node is open: each policy has its own parameters, checked in
+`lynx_exp.routing`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+PHASES = ("decode", "prefill", "both", "none")
+BATCHINGS = ("static",)
+BACKENDS = ("transformers",)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "batched_mm", "grouped_mm")
+MODEL_KINDS = ("bundled", "hub", "random")
+TRACKERS = ("none", "wandb")
+WANDB_MODES = ("offline", "online", "disabled")
+THEN = ("table", "figures")
+
+
+UNSHOWN = {"min_batch": 2, "seed": 0}
+"""Policy parameters that a label leaves out at these values, the defaults of every policy that has them."""
+
+
+def did_you_mean(value: object, known: Collection[str]) -> str:
+    """`; did you mean X?` if a known name is close to `value`, else nothing."""
+    close = get_close_matches(str(value), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def one_of(name: str, value: object, allowed: Collection[str], hint: str = "") -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value}: must be one of {', '.join(allowed)}{hint}{did_you_mean(value, allowed)}")
+
+
+def at_least(name: str, value: int | None, low: int, *, optional: bool = False) -> None:
+    """Raise ValueError unless `value` >= `low` (or is None, where that is allowed)."""
+    if value is None and optional:
+        return
+    if value is None or value < low:
+        shown = "null" if value is None else value
+        raise ValueError(f"{name}={shown}: must be at least {low}{', or null for no bound' if optional else ''}")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which weights, and how their experts are computed."""
+
+    kind: str = MISSING
+    """bundled (in the package), hub (a path or a hub id) or random (an architecture with random weights)."""
+    id: str = MISSING
+    """bundled: its name; hub: a folder or a hub id; random: the architecture (a transformers model_type)."""
+    revision: str | None = None
+    """Of the hub: branch, tag or commit."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the weights."""
+    experts_implementation: str = "auto"
+    """How transformers multiplies by the experts; auto takes the fastest one for the device."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """random: fields of the architecture's configuration."""
+    seed: int = 0
+    """random: of the weights."""
+
+    def __post_init__(self) -> None:
+        one_of("model.kind", self.kind, MODEL_KINDS)
+        one_of("model.experts_implementation", self.experts_implementation, EXPERTS_IMPLEMENTATIONS)
+        if self.id == MISSING:
+            raise ValueError("model.id is missing: give a folder or a hub id, as in model=hub model.id=PATH_OR_HUB_ID")
+        if self.config and self.kind != "random":
+            raise ValueError(f"model.config={self.config}: only model=random takes one, not model.kind={self.kind}")
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """One or more lm-eval tasks reported together."""
+
+    name: str = MISSING
+    subtasks: list[str] = MISSING
+    """lm-eval task names."""
+
+    def __post_init__(self) -> None:
+        if not self.subtasks:
+            raise ValueError(f"task.subtasks=[]: task {self.name} needs at least one")
+        if len(set(self.subtasks)) < len(self.subtasks):
+            raise ValueError(f"task.subtasks={self.subtasks}: names one twice")
+
+
+@dataclass(kw_only=True)
+class MeasureConfig:
+    """Timed decode steps of one batch of the task's prompts, the policy's interleaved with vanilla's."""
+
+    latency: bool = False
+    new_tokens: int = 24
+    """Decode steps of one repeat; EOS is ignored."""
+    repeats: int = 5
+    """Intervals need at least 2."""
+
+    def __post_init__(self) -> None:
+        for name in ("new_tokens", "repeats"):
+            at_least(f"measure.{name}", getattr(self, name), 1)
+
+
+@dataclass(kw_only=True)
+class TrackerConfig:
+    """Where finished cells are shown besides their folder."""
+
+    name: str = "none"
+    project: str = "lynx_exp"
+    entity: str | None = None
+    mode: str = "offline"
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        one_of("tracker.name", self.name, TRACKERS)
+        one_of("tracker.mode", self.mode, WANDB_MODES)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One cell, and where its record goes."""
+
+    model: ModelConfig = MISSING
+    policy: Any = MISSING
+    """name, and the policy's own parameters."""
+    task: TaskConfig = MISSING
+    phases: str = "decode"
+    """In which phases the policy acts: decode, prefill, both, none."""
+    batch_size: int = 16
+    """Rows of one lane in decode: the requests that share a batch."""
+    batching: str = "static"
+    """static: a lane of batch_size prompts that drains."""
+    limit: int | None = None
+    """First N documents of every subtask; null takes all."""
+    seed: int = 0
+    """Of the batch plan: who shares a batch with whom."""
+    backend: str = "transformers"
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    """CPU threads of the model; null leaves the default."""
+    max_rows: int = 64
+    """Rows of one physical batch: how many lanes run at once. Changes speed, not results."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    tracker: TrackerConfig = MISSING
+    results: str = "results"
+    """Root of the results."""
+    study_name: str = "default"
+    """Folder below `results`."""
+    then: list[str] = field(default_factory=list)
+    """What to do when all cells have run: table, figures."""
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("limit", self.limit, 1, optional=True)
+        at_least("threads", self.threads, 1, optional=True)
+        at_least("max_rows", self.max_rows, 1)
+        one_of("phases", self.phases, PHASES)
+        one_of("batching", self.batching, BATCHINGS, " (continuous batching comes later)")
+        one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
+        one_of("dtype", self.dtype, DTYPES)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
+            raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
+        for name in self.then:
+            one_of("then", name, THEN)
+        if not isinstance(self.policy, dict) or not isinstance(self.policy.get("name"), str):
+            raise ValueError(
+                f"policy={self.policy}: must be one of the files in conf/policy, which give a name and parameters"
+            )
+
+    @property
+    def policy_name(self) -> str:
+        return self.policy["name"]
+
+    @property
+    def policy_params(self) -> dict[str, Any]:
+        return {key: value for key, value in self.policy.items() if key != "name"}
+
+    @property
+    def policy_label(self) -> str:
+        """As tables and figures show it: `lynx(alpha=3, beta=2)`; a default `min_batch` or `seed` stays out."""
+        params = {key: value for key, value in self.policy_params.items() if UNSHOWN.get(key) != value}
+        shown = [f"{key}={_short(value)}" for key, value in params.items()]
+        return f"{self.policy_name}({', '.join(shown)})" if shown else self.policy_name
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The checked config of one cell from what Hydra composed.
+
+    Raises ValueError (a check), or one of OmegaConf's errors (a missing or mistyped value).
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def config_folder(name: str = "conf") -> Path:
+    """`conf` or `sweeps`: at the top of a checkout, inside the package of an installed wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent
+    return checkout / name if (checkout / "pyproject.toml").exists() else package / name

@@ -1,0 +1,1 @@
+"""Runs cells: what Hydra composed, checked, executed on one loaded model, committed to the store."""

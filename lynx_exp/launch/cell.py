@@ -1,0 +1,150 @@
+"""From configs to cells: everything that can be wrong is found here, for all cells, before a model is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from lynx_exp.config import Config
+from lynx_exp.launch.model import ModelFacts, inspect_model
+from lynx_exp.store.identity import SCHEMA, cell_ids, code_digest, digest
+from lynx_exp.store.provenance import scrub
+
+if TYPE_CHECKING:
+    from lynx_exp.routing import Policy
+    from lynx_exp.tasks import EvalTask
+
+LoadTask = Callable[..., "EvalTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One checked point of a sweep."""
+
+    config: Config
+    policy: Policy | None
+    """None for vanilla: nothing is attached."""
+    model: ModelFacts
+    tasks: tuple[EvalTask, ...]
+    cell_id: str
+    pair_id: str
+    dtype: str
+    device: str
+
+    @property
+    def name(self) -> str:
+        """For people: task, policy, batch size."""
+        return f"{self.config.task.name} {self.config.policy_label} batch {self.config.batch_size}"
+
+    @property
+    def study(self) -> Path:
+        return Path(self.config.results).expanduser() / self.config.study_name
+
+    @property
+    def folder(self) -> Path:
+        """Stable: the same cell is always in the same folder."""
+        parts = (
+            Path(self.model.name).name,
+            self.config.task.name,
+            self.config.policy_label,
+            f"b{self.config.batch_size}",
+        )
+        slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in parts)
+        return self.study / f"{slug[:100]}-{self.cell_id[:10]}"
+
+    def info(self) -> dict[str, Any]:
+        """cell.json"""
+        config = self.config
+        return {
+            "schema": SCHEMA,
+            "cell_id": self.cell_id,
+            "pair_id": self.pair_id,
+            "study": config.study_name,
+            "model": self.model.name,
+            "num_experts": self.model.num_experts,
+            "top_k": self.model.top_k,
+            "num_layers": self.model.num_layers,
+            "policy": config.policy_name,
+            "policy_params": config.policy_params,
+            "policy_label": config.policy_label,
+            "phases": "none" if self.policy is None else config.phases,
+            "task": config.task.name,
+            "batch_size": config.batch_size,
+            "batching": config.batching,
+            "limit": config.limit,
+            "seed": config.seed,
+            "backend": config.backend,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+    def config_yaml(self) -> str:
+        return scrub(OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+
+
+def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
+    """Check every config against policies, tasks and models; load tasks; compute ids. A cell a config, in order.
+
+    `load(name, limit=...)` gives an EvalTask. Raises ValueError naming field, value and what is allowed.
+    """
+    from lynx_exp.models import resolve_device, resolve_dtype
+    from lynx_exp.routing import build_policy
+
+    policies = []
+    for config in configs:
+        with _about_the_policy():
+            policies.append(build_policy(config.policy_name, **config.policy_params))
+
+    load_once = cache(lambda name, limit: load(name, limit=limit))
+    tasks_of = [tuple(load_once(name, config.limit) for name in config.task.subtasks) for config in configs]
+
+    facts: dict[str, ModelFacts] = {}
+    for config, policy in zip(configs, policies, strict=True):
+        key = digest(asdict(config.model))
+        if key not in facts:
+            facts[key] = inspect_model(config.model)
+        if config.policy_name != "vanilla":
+            with _about_the_policy():
+                policy.check(facts[key].num_experts, facts[key].top_k)
+
+    cells = []
+    for config, policy, tasks in zip(configs, policies, tasks_of, strict=True):
+        model = facts[digest(asdict(config.model))]
+        device = resolve_device(config.device)
+        dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+        cell_id, pair_id = cell_ids(
+            asdict(config) | {"device": device.type, "dtype": dtype},
+            model_digest=model.digest,
+            data_digests={task.name: task.data_digest for task in tasks},
+            code=code_digest(),
+        )
+        cells.append(
+            Cell(
+                config=config,
+                policy=None if config.policy_name == "vanilla" else policy,
+                model=model,
+                tasks=tasks,
+                cell_id=cell_id,
+                pair_id=pair_id,
+                dtype=dtype,
+                device=device.type,
+            )
+        )
+    return cells
+
+
+@contextmanager
+def _about_the_policy() -> Iterator[None]:
+    """A ValueError in here says that it is about the policy."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("policy") else f"policy {text}") from error

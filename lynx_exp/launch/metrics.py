@@ -1,0 +1,54 @@
+"""metrics.json: the task's metrics, and how the cell's batches behaved, over the cell and by subtask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lynx_exp.tasks import Metric
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def batch_summary(
+    responses: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], batch_size: int
+) -> dict[str, float | None]:
+    """Means over rows of the responses and steps tables; None where there is nothing to take a mean of.
+
+    active_experts: over layers and the decode steps with `batch_size` live rows (all steps if there is none such);
+    active_experts_all: over all decode steps. Lengths and the share stopped by length are of generations only.
+    """
+    full = [step for step in steps if step["live_rows"] == batch_size] or steps
+    live = {(step["subtask"], step["lane"], step["step"]): step["live_rows"] for step in steps}
+    generated = [row for row in responses if row["finish_reason"] != "scored"]
+    return {
+        "active_experts": _mean(step["active_experts"] for step in full),
+        "active_experts_all": _mean(step["active_experts"] for step in steps),
+        "mean_live_rows": _mean(live.values()),
+        "new_tokens_mean": _mean(row["new_tokens"] for row in generated),
+        "length_stop_share": _mean(row["finish_reason"] == "length" for row in generated),
+    }
+
+
+def cell_metrics(
+    metrics: Sequence[Metric],
+    responses: Mapping[str, Sequence[Mapping[str, Any]]],
+    steps: Sequence[Mapping[str, Any]],
+    batch_size: int,
+) -> dict[str, Any]:
+    """The content of metrics.json. `responses` by subtask. A metric that is not a finite number becomes null."""
+    rows = [asdict(metric) for metric in metrics]
+    for row in rows:
+        row["value"] = row["value"] if isfinite(row["value"]) else None
+    everything = [row for of_subtask in responses.values() for row in of_subtask]
+    by_subtask = {
+        subtask: batch_summary(of_subtask, [step for step in steps if step["subtask"] == subtask], batch_size)
+        for subtask, of_subtask in responses.items()
+    }
+    return {"metrics": rows, **batch_summary(everything, steps, batch_size), "by_subtask": by_subtask}

@@ -1,0 +1,130 @@
+"""What is known of a model before its weights load: where it is, whether it is an MoE, how many experts it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lynx_exp.config import ModelConfig, did_you_mean
+from lynx_exp.store.identity import digest, folder_digest
+from lynx_exp.store.provenance import scrub
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "num_selected_experts")
+LAYERS = ("num_hidden_layers", "n_layers")
+NESTED = ("text_config", "ffn_config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model by its configuration."""
+
+    name: str
+    """As the user named it; a folder without the home folder's path."""
+    digest: str
+    """Equal for equal weights and tokenizer."""
+    num_experts: int
+    top_k: int
+    num_layers: int
+
+
+def inspect_model(model: ModelConfig) -> ModelFacts:
+    """Read the model's configuration, from the package, a folder, the hub or the preset; no weights.
+
+    Raises ValueError if it cannot be found or is not a Mixture-of-Experts model.
+    """
+    if model.kind == "random":
+        return _facts(
+            model, _random_config(model), digest({key: asdict(model)[key] for key in ("id", "config", "seed")})
+        )
+    from lynx_exp.models import BUNDLED, locate
+
+    if model.kind == "bundled" and model.id not in BUNDLED:
+        raise ValueError(
+            f"model.id={model.id}: not bundled; the package has {', '.join(BUNDLED)}{did_you_mean(model.id, BUNDLED)}"
+        )
+    if model.kind == "bundled" and not BUNDLED[model.id].is_dir():
+        raise ValueError(
+            f"model.id={model.id}: missing from this installation; make it with `lynx-prepare train`, or install again"
+        )
+    try:
+        where = locate(model.id)
+    except ValueError as error:
+        raise ValueError(f"model.id={model.id}: {str(error).partition(': ')[2]}") from error
+    folder = Path(where)
+    if folder.is_dir():
+        path, name = folder / "config.json", folder_digest(folder)
+    else:
+        path, name = _from_hub(model)
+    if not path.is_file():
+        raise ValueError(f"model.id={model.id}: has no config.json; give a folder in save_pretrained form, or a hub id")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"model.id={model.id}: config.json is not JSON ({error})") from error
+    return _facts(model, config, name)
+
+
+def _from_hub(model: ModelConfig) -> tuple[Path, str]:
+    """(config.json in the hub's cache, identity of the revision)."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    revision = f" at revision {model.revision}" if model.revision else ""
+    try:
+        path = Path(hf_hub_download(model.id, "config.json", revision=model.revision))
+    except HFValidationError as error:
+        raise ValueError(f"model.id={model.id}: neither a folder nor a hub id (OWNER/NAME)") from error
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"model.id={model.id}: no such folder, nor in the local cache of the hub{revision}, "
+            "which cannot be reached; give a folder, or model=lynx_tiny, which is in the package"
+        ) from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
+    return path, f"{model.id}@{path.parent.name}"
+
+
+def _random_config(model: ModelConfig) -> dict[str, Any]:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if model.id not in CONFIG_MAPPING:
+        hint = did_you_mean(model.id, list(CONFIG_MAPPING))
+        raise ValueError(
+            f"model.id={model.id}: must be a model_type of transformers, such as mixtral, olmoe, qwen3_moe, dbrx{hint}"
+        )
+    known = AutoConfig.for_model(model.id).to_dict()
+    for key in model.config:
+        if key not in known:
+            raise ValueError(f"model.config.{key}: {model.id} has no such field{did_you_mean(key, known)}")
+    try:
+        return AutoConfig.for_model(model.id, **model.config).to_dict()
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise ValueError(
+            f"model.config: {model.id} refuses it: {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    for part in (config, *(config.get(key) for key in NESTED)):
+        if isinstance(part, Mapping):
+            found = next((part[name] for name in names if isinstance(part.get(name), int)), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFacts:
+    experts, top_k = _first(config, EXPERTS), _first(config, TOP_K)
+    if not experts or experts < 2 or not top_k:
+        kind = (config.get("architectures") or [config.get("model_type", "it")])[0]
+        raise ValueError(
+            f"model.id={model.id}: {kind} is not a Mixture-of-Experts model: its configuration names no "
+            "experts to select among; give one such as Mixtral, Qwen3-MoE, OLMoE or DBRX"
+        )
+    layers = _first(config, LAYERS) or 0
+    return ModelFacts(name=scrub(model.id), digest=name, num_experts=experts, top_k=top_k, num_layers=layers)

@@ -1,0 +1,162 @@
+"""Hydra plugins: the search path of `sweeps/`, a sweeper with sub-grids, a launcher that runs all cells here.
+
+Registered by `register()`, not by a `hydra_plugins` folder, so that they exist only inside `lynx-exp`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import product
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+
+from lynx_exp.config import Config, config_folder, to_config
+
+if TYPE_CHECKING:
+    from lynx_exp.launch.run import Report
+
+PLUGIN_MODULE = "hydra_plugins.lynx"
+"""Hydra takes launchers and sweepers only by an importable name below `hydra_plugins`: `register` makes this one."""
+
+
+def grid(words: Sequence[str], parser: OverridesParser) -> list[list[str]]:
+    """All combinations of the overrides `words`; of two on one key the later counts. ValueError for endless sweeps."""
+    choices: dict[str, list[str]] = {}
+    for override in parser.parse_overrides(list(words)):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices[key] = [f"{key}={override.get_value_element_as_str()}" if "~" not in key else key]
+        elif override.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ValueError(f"{override.input_line}: not a finite sweep; give a list (1,2,3) or range(1,4)")
+    return [list(job) for job in product(*choices.values())]
+
+
+def job_grids(
+    params: Sequence[str], cells: Sequence[str], arguments: Sequence[str], parser: OverridesParser
+) -> list[list[str]]:
+    """The overrides of every job: `params` (crossed) x the union of `cells` (each a crossed grid); `arguments` win.
+
+    An argument on a key takes that key, and everything below it, out of every cell.
+    """
+    typed = {override.get_key_element().lstrip("+~") for override in parser.parse_overrides(list(arguments))}
+
+    def overridden(word: str) -> bool:
+        key = word.partition("=")[0].lstrip("+~")
+        return any(key == name or key.startswith(f"{name}.") for name in typed)
+
+    unions = list(dict.fromkeys(tuple(word for word in cell.split() if not overridden(word)) for cell in cells)) or [()]
+    shared = [*arguments, *(word for word in params if not overridden(word))]
+    return [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(cell, parser)]
+
+
+class LynxSweeper(Sweeper):
+    """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`."""
+
+    hydra_context: HydraContext
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, str] | None = None, cells: Sequence[str] | None = None) -> None:
+        self.params = [f"{key}={value}" for key, value in (params or {}).items()]
+        self.cells = list(cells or [])
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return self.launcher.launch(job_grids(self.params, self.cells, arguments, parser), initial_job_idx=0)
+
+
+class LynxLauncher(Launcher):
+    """Composes and checks all jobs, then runs them, the model loaded once; a failed cell does not stop the others."""
+
+    report: ClassVar[Report | None] = None
+    """Of the latest launch: Hydra keeps what a multirun returns to itself."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lynx_exp.launch.run import run_cells
+
+        with Console(stderr=True).status(f"composing {len(job_overrides)} cells"):  # seen on a terminal only
+            composed = [self._compose(list(words), initial_job_idx + i) for i, words in enumerate(job_overrides)]
+        report = LynxLauncher.report = run_cells([to_config(config) for config in composed])
+        returns = []
+        for overrides, config, outcome in zip(job_overrides, composed, report.outcomes, strict=True):
+            failed = outcome.state == "failed"
+            status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+            value = RuntimeError(outcome.error) if failed else outcome
+            returns.append(JobReturn(overrides=overrides, cfg=config, status=status, _return_value=value))
+        return returns
+
+    def _compose(self, overrides: list[str], number: int) -> DictConfig:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = str(number)
+            config.hydra.job.num = number
+            del config["hydra"]
+        return config
+
+
+class SweepsSearchPath(SearchPathPlugin):
+    """Lets `+study=demo` find `sweeps/study/demo.yaml`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("lynx-sweeps", f"file://{config_folder('sweeps')}")
+
+
+@dataclass
+class LauncherConf:
+    _target_: str = f"{PLUGIN_MODULE}.LynxLauncher"
+
+
+@dataclass
+class SweeperConf:
+    _target_: str = f"{PLUGIN_MODULE}.LynxSweeper"
+    params: dict[str, str] | None = None
+    """As in Hydra's own sweeper."""
+    cells: list[str] = field(default_factory=list)
+    """Each a grid in one string: `policy=lynx policy.alpha=1.0,3.0`."""
+
+
+def register() -> None:
+    """Make the schema and the plugins known to Hydra. Harmless when called again."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config, provider="lynx")
+    store.store(group="hydra/launcher", name="lynx", node=LauncherConf, provider="lynx")
+    store.store(group="hydra/sweeper", name="lynx", node=SweeperConf, provider="lynx")
+    package, _, name = PLUGIN_MODULE.rpartition(".")
+    try:
+        parent = import_module(package)  # other plugins may be installed there
+    except ImportError:
+        parent = sys.modules[package] = ModuleType(package)
+        parent.__path__ = []  # Hydra walks the package
+    module = sys.modules[PLUGIN_MODULE] = ModuleType(PLUGIN_MODULE)
+    setattr(parent, name, module)
+    for cls in (LynxLauncher, LynxSweeper):
+        cls.__module__ = PLUGIN_MODULE
+        setattr(module, cls.__name__, cls)
+    for plugin in (SweepsSearchPath, LynxLauncher, LynxSweeper):
+        Plugins.instance().register(plugin)

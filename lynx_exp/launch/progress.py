@@ -1,0 +1,143 @@
+"""One progress for a whole run: cells done, current cell, tokens a second, time left. Or plain lines."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from lynx_exp.launch.cell import Cell
+
+Stage = tuple[str, int]
+"""(subtask or `measure`, batch size): work whose units cost about the same."""
+
+
+class Estimate:
+    """Seconds left, from what the same work, else the most similar work, has cost so far in this run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Stage, float] = defaultdict(float)
+        self._units: dict[Stage, float] = defaultdict(float)
+
+    def add(self, stage: Stage, seconds: float, units: float) -> None:
+        self._seconds[stage] += seconds
+        self._units[stage] += units
+
+    def _rate(self, stage: Stage) -> float | None:
+        """Seconds a unit: of the stage, of its name at any batch size, of everything but measuring."""
+        for like in (
+            lambda other: other == stage,
+            lambda other: other[0] == stage[0],
+            lambda other: other[0] != "measure" or stage[0] == "measure",
+        ):
+            units = sum(self._units[other] for other in self._units if like(other))
+            if units:
+                return sum(self._seconds[other] for other in self._units if like(other)) / units
+        return None
+
+    def left(self, work: Sequence[tuple[Stage, float]]) -> float | None:
+        """Seconds for `work`; None until something is known."""
+        rates = [(self._rate(stage), units) for stage, units in work]
+        if not any(rate for rate, _ in rates):
+            return None
+        return sum((rate or 0.0) * units for rate, units in rates)
+
+
+def work_of(cell: Cell) -> dict[Stage, float]:
+    """Units of work of one cell: requests of each subtask, and one for measuring."""
+    batch = cell.config.batch_size
+    work: dict[Stage, float] = {(task.name, batch): float(len(task.requests)) for task in cell.tasks}
+    if cell.config.measure.latency:
+        work["measure", batch] = 1.0
+    return work
+
+
+def clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """Use as a context. Per cell: `begin`, then `advance` and `tokens` as they come, then `end`."""
+
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._pending = [work_of(cell) for cell in cells]
+        self._total = len(cells)
+        self._done = 0
+        self._estimate = Estimate()
+        self._started = self._stage_started = monotonic()
+        self._tokens = 0
+        self._drawn = 0.0
+        self._bar = RichProgress(
+            MofNCompleteColumn(),
+            TextColumn("cells"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[cell]}", markup=False),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task("", total=self._total, cell="", rate="", eta="?")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, cell: Cell) -> None:
+        self._started = self._stage_started = monotonic()
+        self._tokens = 0
+        self._bar.update(self._task, cell=cell.name)
+
+    def advance(self, stage: Stage, units: float, *, run: bool = True) -> None:
+        """`units` of a stage are done; `run=False` if they were found done (an earlier attempt's lanes)."""
+        now = monotonic()
+        if run:
+            self._estimate.add(stage, now - self._stage_started, units)
+        self._stage_started = now
+        current = self._pending[0]
+        current[stage] = max(0.0, current[stage] - units)
+        self._draw()
+
+    def tokens(self, count: int) -> None:
+        self._tokens += count
+        if monotonic() - self._drawn > 0.2:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn = monotonic()
+        self._bar.update(self._task, completed=self._done, rate=self._speed(), eta=clock(self.eta()))
+
+    def _speed(self) -> str:
+        seconds = monotonic() - self._started
+        return f"{self._tokens / seconds:.0f} tok/s" if self._tokens and seconds > 0 else ""
+
+    def eta(self) -> float | None:
+        return self._estimate.left([item for work in self._pending for item in work.items()])
+
+    def end(self, cell: Cell, state: str) -> None:
+        """The current cell is over; says so in one line."""
+        seconds = monotonic() - self._started
+        speed = self._speed()
+        self._pending.pop(0)
+        self._done += 1
+        left = f", ETA {clock(self.eta())}" if self._pending else ""
+        width = len(str(self._total))
+        speed = f", {speed}" if speed else ""
+        line = f"{self._done:>{width}}/{self._total} {cell.name}: {state} in {seconds:.1f} s{speed}{left}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._draw()

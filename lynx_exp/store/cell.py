@@ -1,0 +1,151 @@
+"""The write side of one cell's folder: journal lane by lane, fold into tables, DONE last."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pyarrow as pa
+
+from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
+from lynx_exp.store.tables import RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
+
+FINISHED_FILES = (
+    "cell.json",
+    "config.yaml",
+    "provenance.json",
+    "plan.json",
+    "responses.parquet",
+    "steps.parquet",
+    "samples.parquet",
+    "metrics.json",
+)
+TIMING_FILES = ("timing.parquet", "timing.json")
+
+
+@dataclass(kw_only=True)
+class CellWriter:
+    """One attempt at a cell. `open` begins it; exactly one of `finish`, `fail`, `interrupt` ends it."""
+
+    folder: Path
+    plan: Mapping[str, Mapping[str, Any]]
+    """A subtask: batch_size, seed, digest, lanes."""
+    attempt: int
+    started: str
+    lanes: dict[str, dict[int, LaneRecord]] = field(default_factory=dict)
+    """Committed lanes of a subtask."""
+    _clock: float = field(default_factory=monotonic)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        info: Mapping[str, Any],
+        config_yaml: str,
+        provenance: Mapping[str, Any],
+        plan: Mapping[str, Mapping[str, Any]],
+    ) -> CellWriter:
+        """Begin, or continue with the lanes that an earlier attempt committed; damaged ones become `*.corrupt`."""
+        (folder / "lanes").mkdir(parents=True, exist_ok=True)
+        (folder / "DONE").unlink(missing_ok=True)
+        for leftover in folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        attempt = int((read_json(folder / "status.json") or {}).get("attempt", 0)) + 1
+        writer = cls(folder=folder, plan=plan, attempt=attempt, started=_now())
+        write_text(folder / "config.yaml", config_yaml)
+        write_json(folder / "provenance.json", provenance)
+        write_json(folder / "plan.json", plan)
+        writer._status("running")
+        write_json(folder / "cell.json", info)  # after the rest: a folder with cell.json is a readable cell
+        writer.lanes = {subtask: writer._committed(subtask) for subtask in plan}
+        return writer
+
+    def _lane_path(self, subtask: str, lane: int) -> Path:
+        return self.folder / "lanes" / f"{subtask}-{lane:05d}.parquet"
+
+    def _committed(self, subtask: str) -> dict[int, LaneRecord]:
+        found = {}
+        for lane, requests in enumerate(self.plan[subtask]["lanes"]):
+            path = self._lane_path(subtask, lane)
+            if path.exists():
+                try:
+                    found[lane] = read_lane(path, subtask, lane, requests, self.plan[subtask]["digest"])
+                except ValueError:
+                    path.replace(path.with_suffix(".corrupt"))
+        return found
+
+    def missing(self, subtask: str) -> list[int]:
+        """Lanes still to run."""
+        return [lane for lane in range(len(self.plan[subtask]["lanes"])) if lane not in self.lanes[subtask]]
+
+    def commit(self, lane: LaneRecord) -> None:
+        """Make one lane durable."""
+        write_lane(self._lane_path(lane.subtask, lane.lane), lane, self.plan[lane.subtask]["digest"])
+        self.lanes[lane.subtask][lane.lane] = lane
+
+    def responses(self, subtask: str) -> list[dict[str, Any]]:
+        """Rows of all committed lanes, in request order."""
+        return sorted(
+            (row for lane in self.lanes[subtask].values() for row in lane.rows), key=lambda row: row["request"]
+        )
+
+    def steps(self) -> Iterable[dict[str, Any]]:
+        for lanes in self.lanes.values():
+            for _, lane in sorted(lanes.items()):
+                yield from lane.step_rows()
+
+    def finish(
+        self,
+        *,
+        samples: Sequence[Mapping[str, Any]],
+        metrics: Mapping[str, Any],
+        timing_rows: Sequence[Mapping[str, Any]] | None = None,
+        timing_info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Fold the journal into the tables, write the rest, then DONE, then drop the journal."""
+        responses = [row for subtask in self.plan for row in self.responses(subtask)]
+        write_parquet(self.folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
+        write_parquet(self.folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
+        write_parquet(self.folder / "samples.parquet", pa.Table.from_pylist([dict(s) for s in samples], schema=SAMPLES))
+        write_json(self.folder / "metrics.json", metrics)
+        files: tuple[str, ...] = FINISHED_FILES
+        if timing_rows is not None:
+            write_parquet(
+                self.folder / "timing.parquet", pa.Table.from_pylist([dict(r) for r in timing_rows], schema=TIMING)
+            )
+            write_json(self.folder / "timing.json", timing_info)
+            files += TIMING_FILES
+        self._status("done")
+        write_json(self.folder / "DONE", {"files": {name: sha256_of(self.folder / name) for name in files}})
+        shutil.rmtree(self.folder / "lanes")
+        (self.folder / "error.txt").unlink(missing_ok=True)
+
+    def fail(self, error: BaseException, trace: str) -> None:
+        """Record an exception; the next run of the cell continues from the committed lanes."""
+        write_text(self.folder / "error.txt", trace)
+        self._status("failed", {"class": type(error).__name__, "message": str(error)})
+
+    def interrupt(self) -> None:
+        self._status("interrupted")
+
+    def _status(self, state: str, error: Mapping[str, str] | None = None) -> None:
+        over = state != "running"
+        status = {
+            "state": state,
+            "error": error,
+            "attempt": self.attempt,
+            "started": self.started,
+            "finished": _now() if over else None,
+            "seconds": round(monotonic() - self._clock, 3) if over else None,
+        }
+        write_json(self.folder / "status.json", status)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,156 @@
+"""What makes a cell the cell that it is: a hash over everything that can change its science.
+
+Every field of `lynx_exp.config.Config` is in exactly one of three lists below; a test fails on a field in none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+"""Version of a cell's folder. A change of meaning raises it, and old cells run again."""
+
+SCIENTIFIC = (
+    "policy",
+    "phases",
+    "task.subtasks",
+    "batch_size",
+    "batching",
+    "limit",
+    "seed",
+    "backend",
+    "dtype",
+    "device",
+    "threads",
+    "model.experts_implementation",
+    "measure.latency",
+    "measure.new_tokens",
+    "measure.repeats",
+)
+"""In the hash. `threads` changes the order of sums and the latency; a cell without `measure` lacks that record."""
+
+DIGESTED = ("model.kind", "model.id", "model.revision", "model.config", "model.seed")
+"""In the hash by what they lead to: the digest of the weights, so that a model may move."""
+
+COSMETIC = (
+    "model.trust_remote_code",
+    "task.name",
+    "max_rows",
+    "tracker.name",
+    "tracker.project",
+    "tracker.entity",
+    "tracker.mode",
+    "tracker.tags",
+    "results",
+    "study_name",
+    "then",
+)
+"""Not in the hash. `max_rows` packs lanes that never see each other."""
+
+NOT_PAIRED = ("policy", "phases")
+"""What may differ between a cell and its baseline."""
+
+CODE = ("routing", "models", "engine", "tasks")
+"""Subpackages whose source is part of the hash."""
+
+_WHOLE_FILE = 512 * 2**20
+_SAMPLE = 2**20
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted field names of a nested config; open nodes (`policy`, `model.config`) stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in ("policy", "model.config"):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the hash takes, with what has no effect brought to one form.
+
+    Raises ValueError for a field that no list above names.
+    """
+    flat = flatten(config)
+    unknown = sorted(set(flat) - {*SCIENTIFIC, *DIGESTED, *COSMETIC})
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: neither scientific nor cosmetic; add it to a list in {__name__}")
+    fields = {name: flat[name] for name in SCIENTIFIC}
+    if fields["policy"]["name"] == "vanilla":
+        fields["phases"] = "none"
+    if not fields["measure.latency"]:
+        fields |= {name: None for name in fields if name.startswith("measure.") and name != "measure.latency"}
+    return fields
+
+
+def cell_ids(
+    config: Mapping[str, Any], *, model_digest: str, data_digests: Mapping[str, str], code: str
+) -> tuple[str, str]:
+    """(cell id, pair id): 64 hex digits each. Cells that differ only in policy and phases share the pair id.
+
+    The batch plan follows from these: number of requests (data, limit), batch size, seed and the engine's code.
+    """
+    fields = scientific_fields(config)
+    around = {"schema": SCHEMA, "model": model_digest, "data": dict(data_digests), "code": code}
+    paired = {name: value for name, value in fields.items() if name not in NOT_PAIRED}
+    return digest(around | {"fields": fields}), digest(around | {"fields": paired, "pair": True})
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of keys; 3 and 3.0 are one value."""
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+@cache
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """Hash of the source that decides a cell's outcome."""
+    files = (path for part in CODE for path in (package / part).rglob("*") if path.suffix in (".py", ".yaml"))
+    return _hash_files(package, files)
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash of a model folder: names and contents of its JSON, text, tokenizer and weight files.
+
+    Of a file above 512 MiB only the size and 64 samples of 1 MiB are read: enough to tell models apart.
+    """
+    kinds = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".py")
+    files = (p for p in folder.iterdir() if p.suffix in kinds and p.name not in ("recipe.json", "README.md"))
+    return _hash_files(folder, files)
+
+
+def _hash_files(root: Path, files: Any) -> str:
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + _file_hash(path))
+    return total.hexdigest()
+
+
+def _file_hash(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE_FILE:
+            return hashlib.file_digest(file, "sha256").digest()
+        sampled = hashlib.sha256(str(size).encode())
+        for sample in range(64):
+            file.seek(sample * (size - _SAMPLE) // 63)
+            sampled.update(file.read(_SAMPLE))
+        return sampled.digest()

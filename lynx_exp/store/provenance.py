@@ -1,0 +1,117 @@
+"""Where a cell came from: code, versions, hardware, numerics. Never a host name, a user name or a home folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "lynx-exp",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm_eval",
+    "datasets",
+    "sacrebleu",
+    "hydra-core",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "triton",
+    "vllm",
+)
+NUMERIC_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCHINDUCTOR_MAX_AUTOTUNE",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTHONHASHSEED",
+)
+
+
+def scrub(text: str) -> str:
+    """`text` with the home folder as `~`."""
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        call = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Revision, whether tracked files differ from it, and a hash of the difference; nulls outside a checkout."""
+    prefix = _git("rev-parse", "--show-prefix")
+    if prefix is None or prefix.strip("/") != "lynx_exp/store":
+        return {"revision": None, "dirty": None, "diff_sha256": None}
+    diff = _git("diff", "HEAD") or ""
+    return {
+        "revision": _git("rev-parse", "HEAD"),
+        "dirty": bool(diff),
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _torch_state() -> dict[str, Any] | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def provenance(code: str, model: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    """All of it, as JSON. `code` is the code digest; `model` and `data` say what was loaded."""
+    return {
+        "git": git_state(),
+        "code_sha256": code,
+        "model": model,
+        "data_sha256": data,
+        "command": [Path(sys.argv[0]).name, *map(scrub, sys.argv[1:])],
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "torch": _torch_state(),
+        "cpu": cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "environment": {name: os.environ[name] for name in NUMERIC_VARIABLES if name in os.environ},
+    }

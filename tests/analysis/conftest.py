@@ -1,0 +1,22 @@
+"""Fixtures: made-up cells on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_study import POLICIES, write_cell, write_study
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Callable[..., Path]:
+    """Writes one cell below `tmp_path`."""
+    return lambda **options: write_cell(tmp_path, **options)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five policies, four tasks, two batch sizes. Read only: tests write elsewhere."""
+    chosen = [POLICIES[index] for index in (2, 0, 1, 6, 5)]
+    return write_study(tmp_path_factory.mktemp("results"), policies=chosen, documents=32)

@@ -1,0 +1,194 @@
+"""A study of made-up cells on disk, in the layout of the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sacrebleu import corpus_bleu
+
+EXPERTS, TOP_K, LAYERS = 16, 2, 3
+TEXT = "the small river runs past an old stone mill and under a bridge of dark oak where boats wait"
+WORDS = tuple(TEXT.split())
+SUBTASKS = {
+    "mini_gsm8k": ("mini_gsm8k",),
+    "mini_humaneval": ("mini_humaneval",),
+    "mini_truthfulqa": ("mini_truthfulqa_gen", "mini_truthfulqa_mc1"),
+    "mini_wmt16": ("mini_wmt16",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakePolicy:
+    name: str
+    params: dict[str, Any]
+    keep: float = 1.0
+    """Share of vanilla's active experts that it runs."""
+    harm: float = 0.0
+    """Share of right answers that it spoils."""
+
+    shown: tuple[str, ...] | None = None
+    """Parameters that the label names; None = all."""
+
+    @property
+    def label(self) -> str:
+        shown = self.params if self.shown is None else self.shown
+        inside = ", ".join(f"{key}={self.params[key]:g}" for key in shown)
+        return f"{self.name}({inside})" if inside else self.name
+
+
+POLICIES = (
+    FakePolicy(name="vanilla", params={}),
+    FakePolicy(name="no_drop", params={}),
+    FakePolicy(name="lynx", params={"alpha": 3.0, "beta": 2}, keep=0.85, harm=0.01),
+    FakePolicy(name="lynx", params={"alpha": 1.0, "beta": 2}, keep=0.7, harm=0.03),
+    FakePolicy(name="lynx", params={"alpha": 0.7, "beta": 1}, keep=0.5, harm=0.2),
+    FakePolicy(name="lynx_v1_latency", params={"keep_experts": 4}, keep=0.38, harm=0.12),
+    FakePolicy(name="lynx_v1_latency", params={"keep_experts": 8}, keep=0.7, harm=0.02),
+    FakePolicy(name="lynx_v1_latency", params={"keep_experts": 12}, keep=0.92, harm=0.0),
+    FakePolicy(name="top_k", params={"k": 1}, keep=0.62, harm=0.05),
+    FakePolicy(name="random_keep", params={"keep_experts": 8, "seed": 0}, keep=0.75, harm=0.4),
+)
+
+
+def write_cell(
+    root: Path,
+    *,
+    policy: FakePolicy = POLICIES[0],
+    task: str = "mini_gsm8k",
+    batch_size: int = 4,
+    documents: int = 16,
+    repeats: int = 5,
+    study: str = "demo",
+    state: str = "done",
+    **info: Any,
+) -> Path:
+    """One cell's folder; `repeats=0` leaves timing out, a state other than done leaves the cell unfinished.
+
+    Vanilla's answers depend on the task only, a policy spoils some of them, so that pairs are realistic.
+    """
+    point = f"{task}-{batch_size}-{info}"
+    cell_id = hashlib.sha256(f"{policy.label}-{point}".encode()).hexdigest()[:16]
+    folder = root / study / f"{policy.name}-{task}-b{batch_size}-{cell_id[:10]}"
+    folder.mkdir(parents=True)
+    cell = {
+        **{"schema": 1, "cell_id": cell_id, "pair_id": hashlib.sha256(point.encode()).hexdigest()[:16], "study": study},
+        **{"model": "lynx_tiny", "policy": policy.name, "policy_params": policy.params, "policy_label": policy.label},
+        **{"phases": "decode", "task": task, "batch_size": batch_size, "batching": "static", "limit": documents},
+        **{"seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
+        **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS},
+        **info,
+    }
+    rng = np.random.default_rng(int(cell_id, 16) % 2**32)
+    samples, steps, metrics = [], [], []
+    for subtask in SUBTASKS[task]:
+        rows = _samples(subtask, batch_size, documents, policy.harm, rng)
+        samples += rows
+        steps += _steps(subtask, batch_size, documents, policy.keep, rng)
+        metrics.append(_metric(subtask, rows))
+    full = [step["active_experts"] for step in steps if step["live_rows"] == batch_size]
+    activity = {"active_experts": float(np.mean(full)), "active_experts_all": float(np.mean(full))}
+    activity |= {"mean_live_rows": batch_size - 0.5, "new_tokens_mean": 12.0, "length_stop_share": 0.0}
+    _json(folder / "cell.json", cell)
+    _json(folder / "metrics.json", {"metrics": metrics, **activity, "by_subtask": {}})
+    error = {"class": "MemoryError", "message": "too big"} if state == "failed" else None
+    _json(folder / "status.json", {"state": state, "error": error, "attempt": 1, "seconds": 3.5})
+    _json(folder / "provenance.json", {})
+    pq.write_table(pa.Table.from_pylist(samples), folder / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
+    pq.write_table(pa.table({"subtask": pa.array([], pa.string())}), folder / "responses.parquet")
+    if repeats:
+        _write_timing(folder, policy, batch_size, repeats, rng)
+    if state == "done":
+        hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
+        _json(folder / "DONE", {"files": hashes})
+    return folder
+
+
+def _samples(
+    subtask: str, batch_size: int, documents: int, harm: float, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    fixed = np.random.default_rng(len(subtask))
+    rows = []
+    for doc in range(documents):
+        words = list(fixed.choice(WORDS, size=8))
+        right, spoiled = fixed.random() < 0.93, rng.random() < harm
+        answer = list(words)
+        if not right:
+            answer[2] = "wrong"
+        if spoiled:
+            answer[4:6] = ["lost", "lost"]
+        score = None if subtask == "mini_wmt16" else float(right and not spoiled)
+        row = {"subtask": subtask, "doc_id": doc, "lane": doc // batch_size, "score": score, "scores": "{}"}
+        rows.append(row | {"target": " ".join(words), "filtered": " ".join(answer)})
+    return rows
+
+
+def _metric(subtask: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    corpus = subtask == "mini_wmt16"
+    if corpus:
+        value = corpus_bleu([row["filtered"] for row in rows], [[row["target"] for row in rows]]).score
+    else:
+        value = float(np.mean([row["score"] for row in rows]))
+    return {
+        **{"subtask": subtask, "metric": "bleu" if corpus else "exact_match", "filter": "none", "value": value},
+        **{"higher_is_better": True, "headline": True, "corpus": corpus, "samples": len(rows)},
+    }
+
+
+def _active(batch_size: int, keep: float) -> float:
+    return max(keep * 0.92 * EXPERTS * (1 - (1 - TOP_K / EXPERTS) ** batch_size), 1.0)
+
+
+def _steps(
+    subtask: str, batch_size: int, documents: int, keep: float, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    rows = []
+    for lane in range(-(-documents // batch_size)):
+        for step in range(6):
+            live = batch_size if step < 5 else max(batch_size - 1, 1)
+            for layer in range(LAYERS):
+                active = int(np.clip(round(_active(live, keep) + rng.normal(0, 0.8)), 1, EXPERTS))
+                row = {"subtask": subtask, "lane": lane, "step": step, "layer": layer}
+                rows.append(row | {"live_rows": live, "active_experts": active})
+    return rows
+
+
+def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: int, rng: np.random.Generator) -> None:
+    rows = []
+    for name, keep in (("vanilla", 1.0), ("policy", policy.keep)):
+        if name == "policy" and policy.name == "vanilla":
+            continue
+        for repeat in range(repeats):
+            drift = 1 + 0.03 * np.sin(repeat)
+            for step in range(8):
+                ms = (1.5 + 0.35 * _active(batch_size, keep) + 0.02 * batch_size) * drift * rng.lognormal(0, 0.03)
+                rows.append({"name": name, "repeat": repeat, "step": step, "ms": ms})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "timing.parquet")
+    own = None if policy.name == "vanilla" else _active(batch_size, policy.keep)
+    timing = {"new_tokens": 8, "repeats": repeats, "warmup": 1, "batch_size": batch_size, "threads": 2}
+    vanilla = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
+    _json(folder / "timing.json", timing | vanilla)
+
+
+def _json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content))
+
+
+def write_study(
+    root: Path, *, policies: Sequence[FakePolicy] = POLICIES, tasks: Sequence[str] = tuple(SUBTASKS),
+    batch_sizes: Sequence[int] = (4, 16), documents: int = 16, **more: Any,
+) -> Path:  # fmt: skip
+    """A grid of cells below `root`/demo."""
+    for policy in policies:
+        for task in tasks:
+            for batch_size in batch_sizes:
+                write_cell(root, policy=policy, task=task, batch_size=batch_size, documents=documents, **more)
+    return root

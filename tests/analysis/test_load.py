@@ -1,0 +1,84 @@
+"""Cells on disk -> frames."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import load, schema
+
+Write = Callable[..., Path]
+
+
+def test_frames_have_the_documented_columns(study: Path) -> None:
+    records = load(study)
+    for table in schema.TABLES:
+        assert list(getattr(records, table).columns) == schema.names(table)
+    assert len(records.cells) == 5 * 4 * 2
+    assert records.cells["cell_id"].is_unique
+    assert set(records.samples["cell_id"]) == set(records.cells["cell_id"])
+    assert len(records.metrics) == 5 * 5 * 2
+    assert records.unfinished == ()
+    described = schema.describe()
+    assert all(f"`{name}`" in described for table in schema.TABLES for name in schema.names(table))
+
+
+def test_cells_keep_policy_and_activity(cell: Write, tmp_path: Path) -> None:
+    folder = cell(batch_size=16)
+    row = load(tmp_path).cells.iloc[0]
+    assert row["policy_label"] == "vanilla"
+    assert json.loads(row["policy_params"]) == {}
+    assert row["num_experts"] == 16
+    assert row["active_experts"] == json.loads((folder / "metrics.json").read_text())["active_experts"]
+    assert row["timed_active_experts"] == json.loads((folder / "timing.json").read_text())["vanilla_active_experts"]
+    assert Path(row["path"]) == folder
+
+
+def test_unfinished_cells_are_named(cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cell()
+    failed = cell(state="failed", batch_size=16)
+    interrupted = cell(state="interrupted", batch_size=2)
+    with caplog.at_level(logging.WARNING):
+        records = load(tmp_path)
+    assert len(records.cells) == 1
+    assert records.unfinished == (f"{failed.name} (failed: MemoryError)", f"{interrupted.name} (interrupted)")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("2 unfinished cells left out: ")
+    assert failed.name in caplog.messages[0]
+
+
+def test_a_cell_in_two_studies_counts_once(cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cell(study="demo")
+    cell(study="copy")
+    with caplog.at_level(logging.WARNING):
+        assert len(load(tmp_path).samples) == 16
+    assert caplog.messages == ["1 cell found in more than one study, counted once"]
+
+
+def test_no_timing_leaves_an_empty_frame(cell: Write, tmp_path: Path) -> None:
+    cell(repeats=0)
+    assert load(tmp_path).timing.empty
+
+
+def test_nothing_finished_is_one_clear_line(cell: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'.*nowhere' does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no finished cell$"):
+        load(tmp_path)
+    folder = cell(state="running")
+    with pytest.raises(ValueError, match=rf"no finished cell; unfinished: {folder.name} \(running\)"):
+        load(tmp_path)
+
+
+def test_import_brings_in_nothing_heavy() -> None:
+    heavy = ("matplotlib", "scipy", "sacrebleu", "torch")
+    code = f"import sys, analysis, analysis.figures; print([name for name in {heavy} if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,186 @@
+"""Results, macro means and how they are printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_study import POLICIES, FakePolicy
+from rich.console import Console
+
+from analysis import load, print_table
+from analysis.compare import results
+from analysis.macro import summary
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def rows(study: Path) -> pd.DataFrame:
+    return results(load(study))
+
+
+def _one(rows: pd.DataFrame, **wanted: object) -> pd.Series:
+    for name, value in wanted.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_one_row_per_cell_and_subtask_vanilla_first(rows: pd.DataFrame) -> None:
+    assert len(rows) == 5 * 5 * 2
+    for _, group in rows.groupby(["subtask", "batch_size"]):
+        assert group["policy"].tolist() == ["vanilla", "no_drop", "lynx", "lynx_v1_latency", "lynx_v1_latency"]
+        assert [label for label in group["policy_label"] if "keep" in label][0].endswith("=4)")
+
+
+def test_numbers_agree_with_the_records(rows: pd.DataFrame, study: Path) -> None:
+    records = load(study)
+    row = _one(rows, subtask="mini_gsm8k", batch_size=4, policy_label="lynx_v1_latency(keep_experts=4)")
+    own = records.samples[records.samples["cell_id"] == row["cell_id"]]
+    assert row["score"] == pytest.approx(100 * own["score"].mean())
+    vanilla = _one(rows, subtask="mini_gsm8k", batch_size=4, policy="vanilla")
+    assert row["difference"] == pytest.approx(row["score"] - vanilla["score"])
+    assert row["difference_low"] < row["difference"] < row["difference_high"]
+    steps = records.steps[(records.steps["cell_id"] == row["cell_id"]) & (records.steps["live_rows"] == 4)]
+    assert row["active_experts"] == pytest.approx(steps["active_experts"].mean())
+    assert row["lanes"] == 8
+    assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+    assert vanilla["speedup"] == 1.0
+    assert math.isnan(vanilla["speedup_low"])
+
+
+def test_every_headline_agrees_with_its_samples(study: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        frame = results(load(study))
+    assert caplog.messages == []
+    assert set(frame.loc[frame["subtask"] == "mini_wmt16", "unit"]) == {"BLEU"}
+    assert frame["difference"].notna().all()
+
+
+def test_macro_means(rows: pd.DataFrame, study: Path) -> None:
+    averaged = summary(load(study), rows)
+    assert len(averaged) == 5 * 2
+    row = _one(averaged, batch_size=16, series="lynx_v1_latency(keep_experts=4)")
+    parts = rows[(rows["batch_size"] == 16) & (rows["series"] == row["series"])]
+    assert row["difference"] == pytest.approx(parts["difference"].mean())
+    assert row["difference_se"] == pytest.approx(math.sqrt((parts["difference_se"] ** 2).sum()) / 5)
+    assert (row["subtasks"], row["all_subtasks"], row["cells"]) == (5, 5, 4)
+    cells = parts.drop_duplicates("cell_id")
+    assert row["speedup"] == pytest.approx(math.prod(cells["speedup"]) ** (1 / 4))
+
+
+def test_seeds_do_not_narrow_the_interval(cell: Write, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for policy in (POLICIES[0], POLICIES[5]):
+            cell(policy=policy, seed=seed, documents=32)
+    records = load(tmp_path)
+    frame = results(records)
+    row = _one(summary(records, frame), policy="lynx_v1_latency")
+    assert row["cells"] == 2
+    assert row["difference_se"] == pytest.approx(frame[frame["policy"] == "lynx_v1_latency"]["difference_se"].mean())
+
+
+def test_settings_are_not_mixed(cell: Write, tmp_path: Path) -> None:
+    cell(model="one")
+    cell(model="two", dtype="bfloat16")
+    records = load(tmp_path)
+    averaged = summary(records, results(records))
+    assert averaged["setting"].tolist() == ["model one, dtype float32", "model two, dtype bfloat16"]
+
+
+def _printed(root: Path, width: int = 100, csv: Path | None = None) -> str:
+    stream = io.StringIO()
+    print_table(root, console=Console(file=stream, width=width), csv=csv)
+    return stream.getvalue()
+
+
+def test_printed_table_fits_a_hundred_columns(study: Path) -> None:
+    text = _printed(study, width=160)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert "mini_truthfulqa: mini_truthfulqa_mc1 · batch size 16" in text
+    assert "lynx_v1_latency(keep_experts=4) " in text
+    assert text.index("mini_gsm8k · batch size 4") < text.index("mini_gsm8k · batch size 16")
+    assert text.index("mini_wmt16 · batch size 16") < text.index("mean over subtasks · batch size 4")
+
+
+def test_csv_holds_rows_and_means(study: Path, tmp_path: Path) -> None:
+    text = _printed(study, csv=tmp_path / "deep" / "table.csv")
+    assert "table_summary.csv" in text
+    read = pd.read_csv(tmp_path / "deep" / "table.csv")
+    assert len(read) == 50
+    assert {"difference_low", "speedup_high", "active_experts", "policy_params"} <= set(read.columns)
+    assert len(pd.read_csv(tmp_path / "deep" / "table_summary.csv")) == 10
+
+
+def test_a_cell_without_vanilla_says_so(cell: Write, tmp_path: Path) -> None:
+    cell(policy=POLICIES[6], repeats=0)
+    text = _printed(tmp_path)
+    assert "no vanilla" in text
+    row = results(load(tmp_path)).iloc[0]
+    assert math.isnan(row["difference"])
+    assert math.isnan(row["tpot_ms"])
+
+
+def test_phases_other_than_decode_are_named(cell: Write, tmp_path: Path) -> None:
+    cell(policy=POLICIES[8], phases="both")
+    assert "top_k(k=1) [both]" in _printed(tmp_path)
+
+
+def test_settings_that_share_a_label_stay_apart(cell: Write, tmp_path: Path) -> None:
+    for min_batch in (2, 4):
+        params = {"alpha": 3.0, "min_batch": min_batch}
+        cell(policy=FakePolicy(name="lynx", params=params, shown=("alpha",)), min_batch=min_batch)
+    frame = results(load(tmp_path))
+    assert set(frame["policy_label"]) == {"lynx(alpha=3)"}
+    assert frame["series"].tolist() == ["lynx(alpha=3.0, min_batch=2)", "lynx(alpha=3.0, min_batch=4)"]
+
+
+def test_scores_beyond_one_keep_their_unit(cell: Write, tmp_path: Path) -> None:
+    folders = [cell(policy=policy) for policy in (POLICIES[0], POLICIES[5])]
+    for folder in folders:
+        samples = pq.read_table(folder / "samples.parquet").to_pandas()
+        samples["score"] *= 30.0
+        pq.write_table(pa.Table.from_pandas(samples), folder / "samples.parquet")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["metrics"][0]["value"] = samples["score"].mean()
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    records = load(tmp_path)
+    frame = results(records)
+    assert set(frame["unit"]) == {"own"}
+    assert frame["score"].tolist() == records.metrics.set_index("cell_id").loc[frame["cell_id"], "value"].tolist()
+    assert frame["difference"].iloc[1] == pytest.approx(frame["score"].iloc[1] - frame["score"].iloc[0])
+    assert summary(records, frame).empty
+    assert "mean over subtasks" not in _printed(tmp_path)
+
+
+def test_missing_subtasks_are_marked(cell: Write, tmp_path: Path) -> None:
+    for task in ("mini_gsm8k", "mini_wmt16"):
+        cell(task=task)
+    cell(policy=POLICIES[8])
+    assert "(1 of 2 subtasks)" in _printed(tmp_path)
+
+
+def test_a_record_that_contradicts_its_samples_is_reported(
+    cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = cell()
+    metrics = (folder / "metrics.json").read_text()
+    value = load(tmp_path).metrics["value"].iloc[0]
+    (folder / "metrics.json").write_text(metrics.replace(f'"value": {value}', '"value": 0.123'))
+    with caplog.at_level(logging.WARNING):
+        results(load(tmp_path))
+    assert "12.3 on record" in caplog.text
+
+
+def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no finished cell"):
+        print_table(tmp_path)

@@ -1,0 +1,170 @@
+"""Cells through the whole path on a fake engine: records, skipping, resuming, failing, interrupting."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from lynx_exp.config import MeasureConfig
+from lynx_exp.launch.run import Interrupted
+from lynx_exp.store.read import read_cells
+
+LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}
+
+
+def files_of(folder: Path, leave: tuple[str, ...] = ("status.json", "provenance.json", "DONE")) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in leave
+    }
+
+
+def test_the_record_of_a_cell(bench, config):
+    report = bench.run([config(LYNX, ("gen", "choice"), measure=MeasureConfig(latency=True, new_tokens=2, repeats=3))])
+    (cell,) = read_cells(report.outcomes[0].folder)
+    assert cell.done and cell.status["state"] == "done" and cell.status["attempt"] == 1
+    assert (
+        cell.info["policy_label"] == "lynx(alpha=3, beta=2)"
+        and cell.info["num_experts"] == 4
+        and cell.info["phases"] == "decode"
+    )
+    rows = cell.responses().to_pylist()
+    assert [row["request"] for row in rows if row["subtask"] == "gen"] == list(range(5))
+    assert rows[3]["response"] == "answer 3" and rows[3]["prompt_tokens"] == 1 + len("question 3")
+    assert [row["logprob"] for row in rows if row["subtask"] == "choice"] == [-float(n % 3) for n in range(10)]
+    plan = json.loads((cell.path / "plan.json").read_text())
+    assert sorted(n for lane in plan["gen"]["lanes"] for n in lane) == list(range(5))
+    for row in rows:
+        assert plan[row["subtask"]]["lanes"][row["lane"]][row["slot"]] == row["request"]
+    samples = cell.samples().to_pylist()
+    assert [s["score"] for s in samples if s["subtask"] == "gen"] == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert cell.metrics["metrics"][0]["value"] == pytest.approx(0.6)
+    timing = cell.timing().to_pylist()
+    assert len(timing) == 2 * 3 * 2 and {row["name"] for row in timing} == {"vanilla", "policy"}
+    assert not (cell.path / "lanes").exists()
+    assert json.loads((cell.path / "timing.json").read_text())["policy_active_experts"] == 3.0
+
+
+def test_active_experts_count_full_batches_only(bench, config):
+    report = bench.run([config()])
+    metrics = read_cells(report.outcomes[0].folder)[0].metrics
+    assert metrics["active_experts"] == pytest.approx(3.5)  # first steps of the two full lanes: (4 + 3) / 2
+    assert metrics["active_experts_all"] == pytest.approx(2.75)
+    assert metrics["by_subtask"]["gen"]["active_experts"] == pytest.approx(3.5)
+
+
+def test_a_finished_cell_is_skipped_without_a_model(bench, config):
+    bench.run([config()])
+    ran = list(bench.engine.ran)
+    report = bench.run([config()])
+    assert report.outcomes[0].state == "skipped"
+    assert bench.engine.ran == ran and bench.engine.opened == 1
+    assert "1 cells: 0 done, 1 skipped, 0 failed" in bench.text()
+
+
+def test_a_cell_that_lost_a_file_runs_again(bench, config):
+    folder = bench.run([config()]).outcomes[0].folder
+    (folder / "samples.parquet").unlink()
+    assert bench.run([config()]).outcomes[0].state == "done"
+
+
+def test_identical_cells_run_once_and_one_model_serves_all(bench, config):
+    report = bench.run([config(), config(LYNX), config(phases="both"), config(max_rows=7)])
+    first = report.outcomes[0].folder
+    assert [outcome.folder == first for outcome in report.outcomes] == [True, False, True, True]
+    assert bench.engine.opened == 1 and len(bench.engine.ran) == 6
+    assert "2 cells: 2 done" in bench.text()
+
+
+def test_pairs_share_the_pair_id(bench, config):
+    outcomes = bench.run([config(), config(LYNX), config(batch_size=3)]).outcomes
+    pairs = [read_cells(outcome.folder)[0].info["pair_id"] for outcome in outcomes]
+    assert pairs[0] == pairs[1] != pairs[2]
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 4])
+def test_a_killed_cell_resumes_and_ends_with_the_same_bytes(bench, config, killed_at):
+    cell = config(LYNX, ("gen", "choice"))
+    whole = files_of(bench.run([cell]).outcomes[0].folder)
+    shutil.rmtree(cell.results)
+
+    bench.engine.ran.clear()
+    bench.engine.fail = lambda run: KeyboardInterrupt() if run == killed_at else None
+    with pytest.raises(Interrupted, match="0 of 1 cells are done and kept; run the same command to continue"):
+        bench.run([cell])
+    (record,) = read_cells(cell.results)
+    assert not record.done and record.status["state"] == "interrupted"
+
+    before = list(bench.engine.ran)
+    bench.engine.fail = lambda run: None
+    folder = bench.run([cell]).outcomes[0].folder
+    assert len(bench.engine.ran) == 3 + 5 and len(set(bench.engine.ran)) == 8, "no lane ran twice"
+    assert bench.engine.ran[: len(before)] == before
+    assert read_cells(folder)[0].status["attempt"] == 2
+    assert files_of(folder) == whole
+
+
+def test_sigterm_stops_as_ctrl_c_does_and_leaves_nothing_half_written(bench, config):
+    before = signal.getsignal(signal.SIGTERM)
+    bench.engine.fail = lambda run: os.kill(os.getpid(), signal.SIGTERM) if run == 4 else None
+    with pytest.raises(Interrupted, match="1 of 2 cells are done"):
+        bench.run([config(), config(LYNX)])
+    assert signal.getsignal(signal.SIGTERM) is before
+    done, stopped = sorted(read_cells(config().results), key=lambda cell: not cell.done)
+    assert done.done and stopped.status["state"] == "interrupted"
+    assert len(list((stopped.path / "lanes").iterdir())) == 1
+    assert not list(stopped.path.rglob("*.tmp"))
+
+
+def test_a_damaged_lane_is_set_aside_and_run_again(bench, config):
+    bench.engine.fail = lambda run: RuntimeError("stop here") if run == 2 else None
+    report = bench.run([config()])
+    lane = sorted((report.outcomes[0].folder / "lanes").iterdir())[0]
+    lane.write_bytes(lane.read_bytes()[:100])
+    bench.engine.fail = lambda run: None
+    assert bench.run([config()]).outcomes[0].state == "done"
+    assert len(bench.engine.ran) == 4 and bench.engine.ran.count(bench.engine.ran[0]) == 2
+
+
+def test_a_failed_cell_is_recorded_and_the_others_run(bench, config):
+    errors = iter([RuntimeError("expert 3 is missing")])
+    bench.engine.fail = lambda run: next(errors, None) if run == 1 else None
+    report = bench.run([config(), config(LYNX)])
+    assert [outcome.state for outcome in report.outcomes] == ["failed", "done"] and report.failed == 1
+    failed = report.outcomes[0]
+    status = json.loads((failed.folder / "status.json").read_text())
+    assert status["error"] == {"class": "RuntimeError", "message": "expert 3 is missing"}
+    assert "Traceback" in (failed.folder / "error.txt").read_text()
+    assert f"failed: {failed.folder}: RuntimeError: expert 3 is missing" in bench.text()
+
+
+def test_all_configs_are_checked_before_the_first_runs(bench, config):
+    with pytest.raises(ValueError, match="keep_experts=5: must lie in 2..4"):
+        bench.run([config(), config({"name": "lynx_v1_latency", "keep_experts": 5})])
+    with pytest.raises(ValueError, match="unknown; known: gen, choice"):
+        bench.run([config(), config(subtasks=("nope",))])
+    assert bench.engine.opened == 0
+
+
+def test_what_then_cannot_do_costs_no_cell(bench, config, capsys, monkeypatch):
+    import analysis
+
+    def refuse(*_args, **_more):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(analysis, "write_figures", refuse, raising=False)
+    assert bench.run([config(then=["figures"])]).outcomes[0].state == "done"
+    assert "warning: figures of" in capsys.readouterr().err
+
+
+def test_nothing_in_a_record_names_the_home_folder(bench, config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = bench.run([config()]).outcomes[0].folder
+    for name, content in files_of(folder, leave=()).items():
+        assert str(tmp_path).encode() not in content, name

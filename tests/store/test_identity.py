@@ -1,0 +1,147 @@
+"""Which changes make another cell, and which do not."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
+from lynx_exp.store.identity import (
+    COSMETIC,
+    DIGESTED,
+    SCIENTIFIC,
+    cell_ids,
+    code_digest,
+    digest,
+    flatten,
+    folder_digest,
+)
+
+AROUND: dict[str, Any] = {"model_digest": "m", "data_digests": {"t": "d"}, "code": "c"}
+
+
+def base() -> dict[str, Any]:
+    return asdict(
+        Config(
+            model=ModelConfig(kind="hub", id="a/b"),
+            policy={"name": "lynx", "alpha": 3.0, "beta": 2},
+            task=TaskConfig(name="t", subtasks=["t"]),
+            tracker=TrackerConfig(),
+        )
+    )
+
+
+def changed(name: str) -> dict[str, Any]:
+    config = deepcopy(base())
+    *parents, last = name.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = (
+        {"name": "top_k", "k": 1}
+        if name == "policy"
+        else "another"
+        if not isinstance(node[last], list)
+        else ["another"]
+    )
+    if name.startswith("measure.") and last != "latency":
+        config["measure"]["latency"] = True
+    return config
+
+
+def schema_fields(cls: type = Config, prefix: str = "") -> set[str]:
+    hints = get_type_hints(cls)
+    names = set()
+    for f in fields(cls):
+        nested = hints[f.name]
+        names |= schema_fields(nested, f"{prefix}{f.name}.") if is_dataclass(nested) else {f"{prefix}{f.name}"}
+    return names
+
+
+def test_every_field_is_in_exactly_one_list():
+    lists = [*SCIENTIFIC, *DIGESTED, *COSMETIC]
+    assert len(lists) == len(set(lists))
+    assert schema_fields() == set(lists)
+    assert set(flatten(base())) == set(lists)
+
+
+def test_a_field_in_no_list_is_refused():
+    with pytest.raises(ValueError, match="temperature: neither scientific nor cosmetic"):
+        cell_ids(base() | {"temperature": 1}, **AROUND)
+
+
+@pytest.mark.parametrize("name", SCIENTIFIC)
+def test_scientific_fields_make_another_cell(name):
+    reference = base()
+    if name.startswith("measure.") and not name.endswith("latency"):
+        reference["measure"]["latency"] = True
+    cell, pair = cell_ids(reference, **AROUND)
+    other_cell, other_pair = cell_ids(changed(name), **AROUND)
+    assert cell != other_cell
+    assert (pair == other_pair) == (name in ("policy", "phases"))
+
+
+@pytest.mark.parametrize("name", [*COSMETIC, *DIGESTED])
+def test_other_fields_do_not(name):
+    assert cell_ids(changed(name), **AROUND) == cell_ids(base(), **AROUND)
+
+
+@pytest.mark.parametrize("part", ["model_digest", "data_digests", "code"])
+def test_model_data_and_code_do(part):
+    other = AROUND | {part: {"t": "other"} if part == "data_digests" else "other"}
+    assert set(cell_ids(base(), **other)).isdisjoint(cell_ids(base(), **AROUND))
+
+
+def test_settings_without_effect_have_one_form():
+    vanilla = base() | {"policy": {"name": "vanilla"}}
+    assert cell_ids(vanilla | {"phases": "both"}, **AROUND) == cell_ids(vanilla | {"phases": "decode"}, **AROUND)
+    unmeasured = base() | {"measure": base()["measure"] | {"repeats": 9}}
+    assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_the_order_of_keys_does_not_matter(value):
+    assert digest(value) == digest(dict(reversed(value.items())))
+
+
+def test_whole_floats_are_integers_and_tuples_are_lists():
+    assert digest({"a": 3.0, "b": (1, 2)}) == digest({"a": 3, "b": [1, 2]})
+    assert digest({"a": 3.5}) != digest({"a": 3})
+
+
+def test_code_digest_follows_the_source(tmp_path):
+    source = tmp_path / "routing" / "policies" / "new.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("a = 1\n")
+    (tmp_path / "store").mkdir()
+    before = code_digest(tmp_path)
+    (tmp_path / "store" / "read.py").write_text("not science\n")
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) == before
+    source.write_text("a = 2\n")
+    code_digest.cache_clear()
+    assert code_digest(tmp_path) != before
+
+
+def test_a_model_may_move_but_not_change(tmp_path):
+    digests = []
+    for name, weights in (("one", b"w"), ("two", b"w"), ("three", b"x")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "README.md").write_text(name)
+        digests.append(folder_digest(folder))
+    assert digests[0] == digests[1] != digests[2]

@@ -1,0 +1,115 @@
+"""Whole or absent: writes, lanes, readers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lynx_exp.store.files import read_json, write_atomically, write_json, write_text
+from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
+from lynx_exp.store.read import is_done, read_cell, read_cells
+from lynx_exp.store.tables import RESPONSES, LaneRecord, read_lane, write_lane
+
+
+def lane_record(requests=(4, 2)) -> LaneRecord:
+    rows = []
+    for slot, request in enumerate(requests):
+        row = {"subtask": "t", "request": request, "doc_id": request, "lane": 7, "slot": slot, "prompt_hash": "ab"}
+        row |= {
+            "prompt_tokens": 9,
+            "new_tokens": 2,
+            "finish_reason": "eos",
+            "response": "ok\n",
+            "logprob": None,
+            "greedy": None,
+        }
+        rows.append(row)
+    return LaneRecord(subtask="t", lane=7, rows=rows, live_rows=[2, 1], active_experts=[[3, 4], [2, 2]])
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def half(file):
+        file.write(b"{")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert read_json(tmp_path / "a.json") is None
+    write_text(tmp_path / "b.json", "{broken")
+    assert read_json(tmp_path / "b.json") is None
+
+
+def test_a_lane_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "t-00007.parquet"
+    write_lane(path, lane_record(), "plan")
+    back = read_lane(path, "t", 7, [4, 2], "plan")
+    assert back == lane_record()
+    assert set(back.rows[0]) == set(RESPONSES.names)
+    assert [(r["step"], r["layer"], r["live_rows"], r["active_experts"]) for r in back.step_rows()] == [
+        (0, 0, 2, 3),
+        (0, 1, 2, 4),
+        (1, 0, 1, 2),
+        (1, 1, 1, 2),
+    ]
+
+
+def test_a_lane_without_decode_steps_comes_back(tmp_path):
+    record = LaneRecord(subtask="t", lane=7, rows=lane_record().rows, live_rows=[], active_experts=[])
+    write_lane(tmp_path / "x.parquet", record, "plan")
+    assert read_lane(tmp_path / "x.parquet", "t", 7, [4, 2], "plan") == record
+
+
+def test_lanes_of_another_plan_or_damaged_are_refused(tmp_path):
+    path = tmp_path / "lane.parquet"
+    write_lane(path, lane_record(), "plan")
+    with pytest.raises(ValueError, match="another batch plan"):
+        read_lane(path, "t", 7, [4, 2], "other")
+    with pytest.raises(ValueError, match="not those of the plan"):
+        read_lane(path, "t", 7, [4, 3], "plan")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="damaged"):
+        read_lane(path, "t", 7, [4, 2], "plan")
+
+
+def test_cells_are_found_below_any_folder(tmp_path):
+    for name in ("study/b", "study/a", "other/c"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        write_json(folder / "cell.json", {"name": name})
+    (tmp_path / "study/damaged").mkdir()
+    (tmp_path / "study/damaged/cell.json").write_text("{")
+    write_json(tmp_path / "study/a/metrics.json", {"x": 1})
+    write_json(tmp_path / "study/a/DONE", {"files": {"metrics.json": "?"}})
+    write_json(tmp_path / "study/b/DONE", {"files": {"metrics.json": "?"}})
+    assert [cell.info["name"] for cell in read_cells(tmp_path)] == ["other/c", "study/a", "study/b"]
+    assert [cell.done for cell in read_cells(tmp_path / "study")] == [True, False]
+    assert is_done(tmp_path / "study/a") and not is_done(tmp_path / "other/c")
+    assert read_cell(tmp_path / "study/b").metrics == {} and read_cell(tmp_path / "study/b").timing() is None
+    with pytest.raises(ValueError, match="not a folder"):
+        read_cells(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no cell"):
+        read_cell(tmp_path)
+
+
+def test_provenance_says_what_ran_and_not_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr("sys.argv", [f"{tmp_path}/bin/lynx-exp", f"model.id={tmp_path}/model"])
+    record = provenance("code", {"id": "m"}, {"t": "d"})
+    text = json.dumps(record)
+    assert record["command"] == ["lynx-exp", "model.id=~/model"] and str(tmp_path) not in text
+    assert record["environment"]["OMP_NUM_THREADS"] == "2"
+    assert record["packages"]["torch"].startswith("2.") and record["cpu"] == cpu_model()
+    assert set(git_state()) == {"revision", "dirty", "diff_sha256"}
+    assert scrub(f"{tmp_path}/x") == "~/x"

@@ -1,0 +1,181 @@
+"""What a user types: bad input in one line before a model is loaded, help that is fast, one real run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lynx_exp import cli
+from lynx_exp.prepare import cli as prepare_cli
+
+RANDOM = "model=random"
+BAD = [
+    (["policy=lynxx"], "policy=lynxx", "did you mean lynx?"),
+    (["policy=lynx", "policy.alfa=2"], "policy.alfa=2", "policy.alpha"),
+    (["policy.alpha=2"], "policy.alpha=2", "no parameters"),
+    (["policy=lynx", "policy.alpha=big"], "alpha=big", "must be a number"),
+    (["policy=lynx", "policy.alpha=-1"], "alpha=-1", "above 0"),
+    (["policy=deny_rank", "policy.mode=swap", RANDOM], "mode=swap", "replace, drop"),
+    ([RANDOM, "policy=lynx_v1_latency", "policy.keep_experts=40"], "keep_experts=40", "2..16"),
+    ([RANDOM, "policy=lynx_v1_latency", "policy.keep_experts=1"], "keep_experts=1", "2..16"),
+    ([RANDOM, "policy=top_k", "policy.k=3"], "k=3", "1..2"),
+    ([RANDOM, "-m", "policy=vanilla,random_keep", "policy.keep_experts=99"], "policy.keep_experts=99", "parameters"),
+    (["batch_size=0"], "batch_size=0", "at least 1"),
+    (["batch_size=abc"], "batch_size=abc", "an integer"),
+    (["batch_size=1,4"], "batch_size=1,4", "-m"),
+    (["limit=0"], "limit=0", "at least 1, or null"),
+    (["phases=encode"], "phases=encode", "did you mean decode?"),
+    (["batching=continuous"], "batching=continuous", "comes later"),
+    (["backend=vllm"], "backend=vllm", "transformers"),
+    (["dtype=int8"], "dtype=int8", "bfloat16"),
+    (["device=gpu"], "device=gpu", "cuda"),
+    (["measure.latency=perhaps"], "measure.latency=perhaps", "true or false"),
+    (["measure.repeats=0"], "measure.repeats=0", "at least 1"),
+    (["task=gsm9k"], "task=gsm9k", "mini_gsm8k"),
+    (["task.subtasks=[mini_gsm9k]", RANDOM], "mini_gsm9k", "mini_gsm8k"),
+    (["model=mixtral"], "model=mixtral", "mixtral_8x7b"),
+    (["model=hub"], "model.id", "PATH_OR_HUB_ID"),
+    (["model=hub", "model.id=/no/such/model"], "model.id=/no/such/model", "no such folder"),
+    (["model=hub", "model.id=no/such-model"], "model.id=no/such-model", "hub"),
+    ([RANDOM, "model.id=mixtrl"], "model.id=mixtrl", "did you mean mixtral?"),
+    ([RANDOM, "+model.config.hidden=8"], "model.config.hidden", "no such field"),
+    (["then=[tables]"], "then=tables", "did you mean table?"),
+    (["study_name=a/b"], "study_name=a/b", "plain folder name"),
+    (["study=demo"], "study=demo", "+study=NAME"),
+    (["+study=dem"], "+study=dem", "did you mean demo?"),
+    (["polcy=lynx"], "polcy=lynx", "did you mean policy?"),
+    (["-m", "policy=vanilla,lynxx"], "policy=lynxx", "did you mean lynx?"),
+    (["-m", "batch_size=4,0"], "batch_size=0", "at least 1"),
+    (["-m", "policy=lynx", "policy.alpha=interval(0,1)"], "interval(0,1)", "finite"),
+    (["task=["], "task=[", ""),
+    (["--sweep"], "--sweep", "--help"),
+]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    from lynx_exp.engine import Engine
+
+    def load(*_args, **_more):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Engine, "from_pretrained", load)
+    monkeypatch.setattr(Engine, "from_config", load)
+
+
+@pytest.mark.parametrize(("arguments", "names", "allowed"), BAD, ids=[" ".join(case[0]) for case in BAD])
+def test_bad_input_is_one_line(arguments, names, allowed, no_model, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("lynx-exp: error: "), err
+    assert names in err and allowed in err, err
+    assert not list(tmp_path.iterdir()), "bad input leaves no folders"
+
+
+def test_a_model_that_is_not_an_moe(no_model, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    assert cli.run(["model=hub", f"model.id={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "GPT2LMHeadModel is not a Mixture-of-Experts model" in err and str(tmp_path) in err
+
+
+def test_a_bug_is_not_passed_off_as_bad_input(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def crash(*_args, **_more):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lynx_exp.launch.run.run_cells", crash)
+    with pytest.raises(ZeroDivisionError):
+        cli.run([])
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    from lynx_exp.launch.run import Interrupted
+
+    def stop(*_args, **_more):
+        raise Interrupted("interrupted: 2 of 3 cells are done and kept; run the same command to continue")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lynx_exp.launch.run.run_cells", stop)
+    for arguments in ([], ["-m", "batch_size=1,2"]):
+        assert cli.run(arguments) == 130
+        err = capsys.readouterr().err
+        assert err == "lynx-exp: interrupted: 2 of 3 cells are done and kept; run the same command to continue\n"
+
+
+def test_help_teaches_and_is_fast():
+    begun = time.perf_counter()
+    code = "from lynx_exp.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, "--help"], capture_output=True, text=True, check=True
+    )
+    for word in (
+        "policy: deny_rank",
+        "study: demo",
+        "-m",
+        "Exit codes",
+        "lynx-results",
+        "study_name: default",
+        "measure:",
+    ):
+        assert word in done.stdout, word
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "lm_eval", "pandas", "wandb", "matplotlib"}
+    assert time.perf_counter() - begun < 60  # a hang, not a benchmark
+
+
+def test_results_and_prepare_refuse_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.results(["table", str(tmp_path / "none")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lynx-results: error: ") and err.count("\n") == 1
+    for arguments, names in (
+        (["train", "stps=3"], "did you mean steps?"),
+        (["train", "steps=many"], "steps=many: must be an integer"),
+        (["train", "top_k=99"], "top_k=99: must lie in"),
+        (["train", "+mix.other=1"], "must give a share"),
+    ):
+        assert prepare_cli.run(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("lynx-prepare: error: ") and err.count("\n") == 1 and names in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_grid_on_random_weights_and_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["model.config.hidden_size=32", "model.config.intermediate_size=32", "model.config.num_hidden_layers=2"]
+    arguments = [
+        "-m",
+        RANDOM,
+        *tiny,
+        "task=mini_truthfulqa",
+        "limit=3",
+        "policy=vanilla,lynx_v1_latency",
+        "batch_size=2",
+    ]
+    arguments += [
+        "measure.latency=true",
+        "measure.new_tokens=3",
+        "measure.repeats=2",
+        "threads=1",
+        "then=[table,figures]",
+    ]
+    assert cli.run(arguments) == 0
+    out = capsys.readouterr().out
+    assert "2 cells: 2 done, 0 skipped, 0 failed; in results/default" in out and "pareto" in out
+    cells = sorted(Path("results/default").glob("random*/DONE")) + sorted(Path("results/default").glob("mixtral*/DONE"))
+    assert len(cells) == 2
+    policy = next(cell.parent for cell in cells if "latency" in cell.parent.name)
+    metrics = json.loads((policy / "metrics.json").read_text())
+    assert 2 <= metrics["active_experts"] <= 4
+    assert cli.run(arguments) == 0
+    assert "2 cells: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out

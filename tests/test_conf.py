@@ -1,0 +1,124 @@
+"""Every YAML in conf/ and sweeps/ composes into checked configs, and says what the code says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from lynx_exp.config import Config, MeasureConfig, ModelConfig, TaskConfig, TrackerConfig, config_folder, to_config
+from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.model import inspect_model
+from lynx_exp.launch.plugin import job_grids, register
+from lynx_exp.prepare.cli import read_recipe
+from lynx_exp.prepare.train import TrainConfig
+from lynx_exp.routing import build_policy, policy_names
+from lynx_exp.tasks import known_tasks
+
+CONF, SWEEPS = config_folder(), config_folder("sweeps")
+GROUPS = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+STUDIES = sorted(path.relative_to(SWEEPS) for path in SWEEPS.rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def composer() -> Iterator[None]:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str, whole: bool = False) -> DictConfig:
+    return compose("config", overrides=list(overrides), return_hydra_config=whole)
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=str)
+def test_every_choice_composes(path):
+    group, name = path.parts[0], path.stem
+    more = ["model.id=some/model"] if (group, name) == ("model", "hub") else []
+    config = to_config(composed(f"{group}={name}", *more))
+    chosen = getattr(config, group)
+    named = chosen["name"] if isinstance(chosen, dict) else getattr(chosen, "name", None)
+    assert named in (None, name), "a choice's name is its file's name"
+    assert (CONF / path).read_text().startswith("# "), "the first line says what it is"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=str)
+def test_every_sweep_composes_all_its_jobs(path):
+    header = (SWEEPS / path).read_text()
+    assert all(word in header for word in ("# Command", "# Cost", "# Expect"))
+    argument = f"+{path.parts[0]}={path.stem}"
+    sweeper = composed(argument, whole=True).hydra.sweeper
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    jobs = job_grids(params, list(sweeper.cells), [argument], OverridesParser.create())
+    configs = [to_config(composed(*job)) for job in jobs]
+    assert len({str(config) for config in configs}) == len(configs), "no two jobs are the same"
+    for config in configs:
+        build_policy(config.policy_name, **config.policy_params)
+        assert set(config.task.subtasks) <= set(known_tasks())
+        assert config.study_name == path.stem
+
+
+def test_the_demo_is_the_grid_that_its_readers_expect():
+    sweeper = composed("+study=demo", whole=True).hydra.sweeper
+    params = [f"{key}={value}" for key, value in sweeper.params.items()]
+    jobs = job_grids(params, list(sweeper.cells), ["+study=demo"], OverridesParser.create())
+    assert len(jobs) == 4 * 2 * 10
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_policy_files_hold_the_policys_own_defaults(name):
+    config = to_config(composed(f"policy={name}"))
+    assert config.policy_params == asdict(build_policy(name))
+
+
+def test_task_files_name_known_tasks():
+    used = [
+        subtask
+        for path in CONF.glob("task/*.yaml")
+        for subtask in to_config(composed(f"task={path.stem}")).task.subtasks
+    ]
+    assert sorted(used) == sorted(known_tasks())
+
+
+def test_config_yaml_holds_the_schemas_defaults():
+    config = to_config(composed())
+    for f in fields(Config):
+        if f.name not in ("model", "policy", "task", "tracker", "measure"):
+            assert getattr(config, f.name) == (f.default_factory() if callable(f.default_factory) else f.default), (
+                f.name
+            )
+    assert config.measure == MeasureConfig()
+
+
+def test_train_yaml_is_the_recipe_in_the_code():
+    recipe, out = read_recipe([])
+    assert recipe == TrainConfig() and out == Path("runs/lynx_tiny")
+
+
+def test_the_random_preset_is_an_moe_that_any_policy_fits():
+    facts = inspect_model(to_config(composed("model=random")).model)
+    assert (facts.num_experts, facts.top_k, facts.num_layers) == (16, 2, 4)
+    for name in policy_names():
+        build_policy(name).check(facts.num_experts, facts.top_k)
+
+
+def test_folders_of_cells_are_plain_names(tmp_path):
+    config = Config(
+        model=ModelConfig(kind="hub", id="some/Model-8x7B"),
+        policy={"name": "lynx", "alpha": 0.7, "beta": 1, "min_batch": 2},
+        task=TaskConfig(name="t", subtasks=["t"]),
+        tracker=TrackerConfig(),
+        results=str(tmp_path),
+    )
+    facts = type("Facts", (), {"name": "some/Model-8x7B"})()
+    cell = Cell(
+        config=config, policy=None, model=facts, tasks=(), cell_id="a" * 64, pair_id="b" * 64, dtype="x", device="cpu"
+    )
+    assert cell.folder == tmp_path / "default" / f"Model_8x7B-t-lynx_alpha_0.7_beta_1-b16-{'a' * 10}"

@@ -1,0 +1,98 @@
+"""The arrows between the subpackages, and what the light ones may import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "routing": {"routing"},
+    "models": {"models", "routing"},
+    "engine": {"engine", "models", "routing"},
+    "tasks": {"tasks", "engine", "models", "routing"},
+    "store": {"store", "config", "engine", "models", "routing"},
+    "tracking": {"tracking", "store", "config"},
+    "launch": {"launch", "tracking", "store", "tasks", "engine", "models", "routing", "config"},
+    "prepare": {"prepare", "launch", "tasks", "config", "explain"},
+    "config": set(),
+    "explain": {"config"},
+}
+"""A subpackage or module of lynx_exp, and those that it may import. `cli` may import everything."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it."""
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in {package}"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def inner(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "lynx_exp" and len(parts) > 1 else None
+
+
+def sources(part: str) -> list[Path]:
+    folder = ROOT / "lynx_exp" / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part):
+    known = {path.stem for path in (ROOT / "lynx_exp").iterdir() if not path.name.startswith("_")} - {"conf", "sweeps"}
+    for path in sources(part):
+        used = {inner(module) for module in imports(path)} & known
+        assert used <= ALLOWED[part], f"{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}"
+
+
+def test_every_part_is_listed():
+    parts = {
+        path.stem for path in (ROOT / "lynx_exp").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__", "cli"} <= set(ALLOWED), "a new subpackage needs its arrows"
+
+
+@pytest.mark.parametrize("part", ["routing", "models", "engine"])
+def test_the_science_needs_only_torch_and_transformers(part):
+    for path in sources(part):
+        outside = {module.split(".")[0] for module in imports(path)} - {
+            "lynx_exp",
+            "torch",
+            "transformers",
+            "triton",
+            "__future__",
+        }
+        assert outside <= sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {sorted(outside)}"
+
+
+def test_analysis_reads_files_only():
+    for path in sorted((ROOT / "analysis").rglob("*.py")):
+        for module in imports(path):
+            if module.split(".")[0] == "lynx_exp":
+                assert module.startswith("lynx_exp.store.read"), f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lynx_exp.cli", "torch pandas transformers lm_eval hydra wandb matplotlib"),
+        ("lynx_exp.launch.plugin", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.store.read", "torch pandas transformers lm_eval wandb hydra omegaconf"),
+        ("lynx_exp.prepare.cli", "torch pandas transformers lm_eval wandb"),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(module, absent):
+    code = f"import sys, {module}; found = set(sys.modules) & set('{absent}'.split()); assert not found, found"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
