@@ -20,12 +20,15 @@ def tpot_per_repeat(timing: pd.DataFrame, name: str) -> NDArray[np.float64]:
 
 
 def speedup_per_repeat(timing: pd.DataFrame) -> NDArray[np.float64]:
-    """Vanilla's time over the policy's in each repeat that timed both, [repeats]; empty if none did."""
-    means = timing.groupby(["repeat", "name"], sort=True, observed=True)["ms"].mean().unstack("name")
-    if not {"vanilla", "policy"} <= set(means.columns):
+    """Vanilla's time over the policy's, step by step; the median step of each repeat that timed both, [repeats].
+
+    The median, since a step that the machine disturbed says nothing about the policy. Empty if no repeat timed both.
+    """
+    steps = timing.pivot(index=["repeat", "step"], columns="name", values="ms")
+    if not {"vanilla", "policy"} <= set(steps.columns):
         return np.empty(0)
-    paired = means.dropna(subset=["vanilla", "policy"])
-    return (paired["vanilla"] / paired["policy"]).to_numpy(dtype=float)
+    paired = steps.dropna(subset=["vanilla", "policy"])
+    return (paired["vanilla"] / paired["policy"]).groupby("repeat").median().to_numpy(dtype=float)
 
 
 def median(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

@@ -100,9 +100,9 @@ class MeasureConfig:
     """Timed decode steps of one batch of the task's prompts, the policy's interleaved with vanilla's."""
 
     latency: bool = False
-    new_tokens: int = 24
+    new_tokens: int = 16
     """Decode steps of one repeat; EOS is ignored."""
-    repeats: int = 5
+    repeats: int = 7
     """Intervals need at least 2."""
 
     def __post_init__(self) -> None:

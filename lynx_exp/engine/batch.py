@@ -69,7 +69,14 @@ class Batch:
         real_T = self.seen[:, : self.width].flatten()
         lane_T = self.lane.repeat_interleave(self.width)
         key_G = self._key_G + _PREFILL_KEY
-        return Rows(decode=torch.zeros_like(real_T), lane=lane_T, live=real_T, num_lanes=self.num_lanes, key=key_G)
+        return Rows(
+            decode=torch.zeros_like(real_T),
+            lane=lane_T,
+            live=real_T,
+            num_lanes=self.num_lanes,
+            key=key_G,
+            phase="prefill",
+        )
 
     def prefill(self) -> Tensor:
         """`[R, V]` logits of the token after each prompt."""
@@ -86,7 +93,9 @@ class Batch:
     def step_rows(self, live_R: Tensor) -> Rows:
         """Who the R token rows of the next decode step are."""
         key_G = self._key_G + self.steps
-        return Rows(decode=self._decode_R, lane=self.lane, live=live_R, num_lanes=self.num_lanes, key=key_G)
+        return Rows(
+            decode=self._decode_R, lane=self.lane, live=live_R, num_lanes=self.num_lanes, key=key_G, phase="decode"
+        )
 
     def step(self, token_R: Tensor) -> Tensor:
         """Feed one token a row; `[R, V]` logits of the next."""

@@ -139,9 +139,7 @@ class Engine:
     ) -> Run:
         """Decode greedily in lanes of `batch_size`, in the order given (or shuffled, with a `seed`)."""
         requests = [
-            Request(
-                prompt_ids=self.encode(p), max_new_tokens=max_new_tokens, stop=tuple(stop), ignore_eos=ignore_eos
-            )
+            Request(prompt_ids=self.encode(p), max_new_tokens=max_new_tokens, stop=tuple(stop), ignore_eos=ignore_eos)
             for p in prompts
         ]
         if seed is None:
@@ -162,12 +160,9 @@ class Engine:
     ) -> Iterator[LaneResult]:
         """Decode the plan's lanes (or only `lanes` of it), packed; each is handed over as it completes."""
         self._check_lengths(requests)
-        with Attachment(self.routers, policy, phases) as attachment:
-            for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
-                with torch.inference_mode():
-                    yield from generate_pack(
-                        self.model, self.routers, attachment, self._stopper, requests, plan, pack, on_step
-                    )
+        attachment = Attachment(self.routers, policy, phases)
+        for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
+            yield from generate_pack(self.model, self.routers, attachment, self._stopper, requests, plan, pack, on_step)
 
     def score_lanes(
         self,
@@ -182,10 +177,9 @@ class Engine:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given."""
         self._check_lengths(requests)
-        with Attachment(self.routers, policy, phases) as attachment:
-            for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
-                with torch.inference_mode():
-                    yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
+        attachment = Attachment(self.routers, policy, phases)
+        for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
+            yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
 
     def measure(
         self,

@@ -40,6 +40,7 @@ class _Row:
             self.finish = "length"
 
 
+@torch.inference_mode()  # a generator leaves the mode at each yield
 def generate_pack(
     model: PreTrainedModel,
     routers: Sequence[Router],
@@ -64,8 +65,10 @@ def generate_pack(
     live_rows: list[list[int]] = [[] for _ in lanes]
     active_steps: list[torch.Tensor] = []
 
+    # Attached for the forward pass alone: whoever holds this generator may use the model between two lanes.
     attachment.rows, attachment.record = batch.prefill_rows(), None
-    logits = batch.prefill()
+    with attachment:
+        logits = batch.prefill()
     while True:
         token_R = logits.argmax(-1)
         fed = [row for row in rows if row.finish is None]
@@ -89,7 +92,8 @@ def generate_pack(
         for index in open_lanes:
             live_rows[index].append(sum(row.finish is None for row in of_lane[index]))
         attachment.rows, attachment.record = batch.step_rows(live_R), []
-        logits = batch.step(token_R)
+        with attachment:
+            logits = batch.step(token_R)
         active_steps.append(count_active(attachment.record, batch.lane, live_R, len(lanes), routers[0].num_experts))
 
 

@@ -11,6 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -47,9 +48,16 @@ class Timing:
         return _median_interval(self._repeat_means(name))
 
     def speedup(self, name: str) -> Interval:
-        """Vanilla's time over `name`'s, paired by repeat; above 1 is faster than vanilla."""
-        pairs = zip(self._repeat_means(VANILLA), self._repeat_means(name), strict=True)
-        return _median_interval([vanilla / own for vanilla, own in pairs])
+        """Vanilla's time over `name`'s, paired step by step; above 1 is faster than vanilla.
+
+        Median over the steps of a repeat, since a step that the machine disturbed says nothing about the policy; then
+        median over repeats with a bootstrap interval.
+        """
+        self._repeat_means(name)
+        ratios = []
+        for vanilla_steps, own_steps in zip(self.step_ms[VANILLA], self.step_ms[name], strict=True):
+            ratios.append(median(v / own for v, own in zip(vanilla_steps, own_steps, strict=True)))
+        return _median_interval(ratios)
 
     def _repeat_means(self, name: str) -> list[float]:
         if name not in self.step_ms:
@@ -78,7 +86,7 @@ class _Subject:
 
     def attach(self) -> Attachment | None:
         """None for vanilla: the plain model, without a hook on any router."""
-        return Attachment(self.routers, self.policy, self.phases) if self.policy is not None else None
+        return Attachment(self.routers, self.policy, self.phases).attach() if self.policy is not None else None
 
     def prefill(self) -> Tensor:
         attachment = self.attach()
@@ -180,6 +188,7 @@ def measure(
     names = list(subjects)
     step_ms: dict[str, list[list[float]]] = {name: [] for name in names}
     enabled = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
         for repeat in range(repeats):
@@ -187,7 +196,6 @@ def measure(
                 name = names[(repeat + turn) % len(names)]
                 step_ms[name].append(subjects[name].run(tokens_SR))
                 on_step(len(prompts) * new_tokens)
-            gc.collect()
     finally:
         if enabled:
             gc.enable()

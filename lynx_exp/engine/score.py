@@ -22,6 +22,7 @@ from lynx_exp.engine.results import LaneResult
 from lynx_exp.models import Attachment, Router, Rows, count_active
 
 
+@torch.inference_mode()  # a generator leaves the mode at each yield
 def score_pack(
     model: PreTrainedModel,
     routers: Sequence[Router],
@@ -43,13 +44,14 @@ def score_pack(
     real = torch.cat([real_RN, given_RT[:, 1:]], 1)
     attachment.rows = _rows(lane_R, lanes, real_RN, given_RT, num_steps)
     attachment.record = []
-    logits_RTV = model(
-        input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
-        attention_mask=real.long(),
-        position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
-        use_cache=False,
-        logits_to_keep=num_steps + 1,
-    ).logits.float()
+    with attachment:
+        logits_RTV = model(
+            input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
+            attention_mask=real.long(),
+            position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=num_steps + 1,
+        ).logits.float()
 
     token_logprob_RT = logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
     logprob_R = token_logprob_RT.double().sum(-1)

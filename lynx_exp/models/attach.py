@@ -6,16 +6,19 @@ T token rows of a forward pass, K top-k, G lanes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lynx_exp.models.routers import Router
-from lynx_exp.routing import Phased, Phases, Policy, Routing, StepContext
+from lynx_exp.routing import Phases, Policy, Routing, StepContext
+
+Phase = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +30,12 @@ class Rows:
     live: Tensor
     num_lanes: int
     key: Tensor
+    phase: Phase | None = None
+    """The phase of all rows, where they share one."""
 
 
 class Attachment:
-    """A policy on every router of a model, from construction to `detach()` (or the end of a `with` block).
+    """A policy for every router of a model; it acts from `attach()` to `detach()`, or inside a `with` block.
 
     Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run:
     (experts `[T, K]`, weights `[T, K]`), in layer order, at no cost to the step.
@@ -42,32 +47,50 @@ class Attachment:
         for router in routers:
             if policy is not None:
                 policy.check(router.num_experts, router.top_k)
-        self.rows: Rows | None = None
+        self._rows: Rows | None = None
+        self._step: dict[str, Any] | None = None
         self.record: list[tuple[Tensor, Tensor]] | None = None
-        self._policy = (
-            Phased(policy, phases) if policy is not None and policy.name != "vanilla" and phases != "none" else None
-        )
-        self._removers = [router.intercept(partial(self._route, router)) for router in routers]
+        acts = policy is not None and policy.name != "vanilla" and phases != "none"
+        self._policy = policy if acts else None
+        self._phases = phases
+        self._routers = routers
+        self._removers: list[Callable[[], None]] = []
+
+    @property
+    def rows(self) -> Rows | None:
+        """Who the rows of the next forward pass are."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Rows) -> None:
+        self._rows = rows
+        live = rows.live
+        if self._phases in ("decode", "prefill") and self._phases != rows.phase:
+            live = live & (rows.decode if self._phases == "decode" else ~rows.decode)
+        self._step = {
+            "decode": rows.decode,
+            "lane": rows.lane,
+            "live": live,
+            "num_lanes": rows.num_lanes,
+            "key": rows.key,
+            "shared": {},
+        }
 
     def _route(self, router: Router, routing: Routing) -> Routing | None:
         new = None
         if self._policy is not None:
-            if self.rows is None:
+            if self._step is None:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
-            rows = self.rows
-            step = StepContext(
-                layer=router.layer,
-                decode=rows.decode,
-                lane=rows.lane,
-                live=rows.live,
-                num_lanes=rows.num_lanes,
-                key=rows.key,
-            )
-            new = self._policy(routing, step, router.rule)
+            new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
         if self.record is not None:
             used = new or routing
             self.record.append((used.experts, used.weights))
         return new
+
+    def attach(self) -> Attachment:
+        assert not self._removers, "already attached"
+        self._removers = [router.intercept(partial(self._route, router)) for router in self._routers]
+        return self
 
     def detach(self) -> None:
         for remove in self._removers:
@@ -75,7 +98,7 @@ class Attachment:
         self._removers = []
 
     def __enter__(self) -> Attachment:
-        return self
+        return self.attach()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,9 +9,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes, mask_of
+from lynx_exp.routing import native
+from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.remap import restrict
 from lynx_exp.routing.types import RouterRule, Routing, StepContext
 
@@ -57,9 +59,25 @@ class LanePolicy(Policy):
         """`[G, E]` bool, at least K experts a lane."""
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        large_G = lane_size(step) >= self.min_batch
-        allowed_TE = self.keep(routing, step, rule)[step.lane]
-        return restrict(routing, allowed_TE, step.live & large_G[step.lane], rule)
+        acts_T, somewhere = self._acts(step)
+        if not somewhere:
+            return routing
+        return restrict(routing, self.keep(routing, step, rule), step.lane, acts_T, rule)
+
+    def _acts(self, step: StepContext) -> tuple[Tensor, bool]:
+        """(live rows of large enough lanes `[T]` bool, False if there is surely none); once a forward pass.
+
+        Only on a CPU is it free to ask; elsewhere the answer would stall the device.
+        """
+        name = f"acts at {self.min_batch}"
+        if name not in step.shared:
+            if native.usable(step.live):
+                acts, somewhere = native.lane_rows(*native.arrays(step), step.num_lanes, self.min_batch)
+                step.shared[name] = torch.from_numpy(acts), somewhere
+            else:
+                acts_T = step.live & (lane_size(step) >= self.min_batch)[step.lane]
+                step.shared[name] = acts_T, acts_T.device.type != "cpu" or bool(acts_T.any())
+        return step.shared[name]
 
 
 @dataclass(frozen=True)
@@ -74,20 +92,34 @@ class Phased:
             return routing
         if self.phases != "both":
             acting_T = step.decode if self.phases == "decode" else ~step.decode
-            step = replace(step, live=step.live & acting_T)
+            step = replace(step, live=step.live & acting_T, shared={})
         return self.policy(routing, step, rule)
 
 
 def votes_then_probability(routing: Routing, step: StepContext, rule: RouterRule) -> tuple[Tensor, Tensor]:
     """(votes, summed scores), both `[G, E]`: how often an expert is in a top-K of the lane, and what breaks ties."""
     votes_GE = lane_votes(routing.experts, step.live, step, routing.num_experts)
-    return votes_GE, lane_sum(rule.scores(routing.logits), step)
+    return votes_GE, lane_sum(routing.scores(rule), step)
 
 
-def fill_up(keep_GE: Tensor, count: int, *keys: Tensor) -> Tensor:
-    """`keep_GE` with at least `count` experts a lane, the missing ones added best first by `keys`."""
-    first = best_first(keep_GE.long(), *keys)[:, :count]
-    return keep_GE | mask_of(first, keep_GE.shape[-1])
+def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
+    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed score, then by lower index."""
+    scores_TE = routing.scores(rule)
+    if native.usable(scores_TE):
+        mask = native.most_voted(
+            scores_TE.numpy(), routing.experts.numpy(), *native.arrays(step), step.num_lanes, count
+        )
+        return torch.from_numpy(mask)
+    return best_mask(*votes_then_probability(routing, step, rule), count)
+
+
+def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) -> Tensor:
+    """`keep_GE` with at least `count` experts a lane, the missing ones added best first by the two keys.
+
+    The first key must be a count of rows.
+    """
+    kept_first_GE = first_GE + keep_GE.long() * 2**40
+    return keep_GE | best_mask(kept_first_GE, second_GE, count)
 
 
 def at_least(policy: Policy, field: str, least: float) -> None:

@@ -1,7 +1,7 @@
 """The last of a batch-aware policy's three choices: send each token to its best experts among those that its lane
 keeps.
 
-T token rows, E experts, K top-k, G lanes.
+T token rows, E experts, K top-k, G lanes, X sets of experts.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lynx_exp.routing import native
 from lynx_exp.routing.types import RouterRule, Routing
 
 
@@ -22,18 +23,32 @@ def weigh(scores_TE: Tensor, experts_TK: Tensor, original: Routing, rule: Router
     return (weights_TK * (mass_T1 / total_T1)).to(original.weights.dtype)
 
 
-def restrict(routing: Routing, allowed_TE: Tensor, changes_T: Tensor, rule: RouterRule) -> Routing:
-    """Routing with the rows of `changes_T` sent to their K best experts among `allowed_TE`.
+def restrict(routing: Routing, sets_XE: Tensor, set_T: Tensor, changes_T: Tensor, rule: RouterRule) -> Routing:
+    """Routing with each row of `changes_T` sent to its K best experts within its set, `sets_XE[set_T]`.
 
-    At least K experts must be allowed in each row of `changes_T`. Rows whose own top-K is allowed stay bit for bit as
-    they are, so keeping every expert is exactly vanilla.
+    The set of such a row must hold at least K experts. Rows whose own top-K lies within stay bit for bit as they are,
+    so keeping every expert is exactly vanilla.
     """
+    logits, scores = routing.logits, routing.scores(rule)
+    if native.usable(logits, scores, routing.weights) and routing.weights.dtype == scores.dtype:
+        experts, weights = native.restrict(
+            logits.numpy(),
+            scores.numpy(),
+            routing.experts.numpy(),
+            routing.weights.numpy(),
+            sets_XE.numpy(),
+            set_T.numpy(),
+            changes_T.numpy(),
+            rule.renormalize,
+        )
+        return Routing(logits=logits, experts=torch.from_numpy(experts), weights=torch.from_numpy(weights))
+    allowed_TE = sets_XE[set_T]
     changes_T1 = (changes_T & ~allowed_TE.gather(-1, routing.experts).all(-1))[:, None]
-    masked_TE = routing.logits.masked_fill(~allowed_TE, -torch.inf)
+    masked_TE = logits.masked_fill(~allowed_TE, -torch.inf)
     experts_TK = masked_TE.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_k]
-    weights_TK = weigh(rule.scores(routing.logits), experts_TK, routing, rule)
+    weights_TK = weigh(scores, experts_TK, routing, rule)
     return Routing(
-        logits=routing.logits,
+        logits=logits,
         experts=torch.where(changes_T1, experts_TK, routing.experts),
         weights=torch.where(changes_T1, weights_TK, routing.weights),
     )

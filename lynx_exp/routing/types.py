@@ -5,8 +5,8 @@ T token rows of one forward pass, E experts, K top-k, G lanes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,14 @@ class Routing:
     """`[T, K]` int64, best first. A slot that runs nothing repeats the row's first expert with weight 0."""
     weights: Tensor
     """`[T, K]` combine weights."""
+
+    _scores: dict[RouterRule, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def scores(self, rule: RouterRule) -> Tensor:
+        """`[T, E]` fp32 scores of all experts, computed once."""
+        if rule not in self._scores:
+            self._scores[rule] = rule.scores(self.logits)
+        return self._scores[rule]
 
     @property
     def num_experts(self) -> int:
@@ -47,6 +55,8 @@ class StepContext:
     key: Tensor
     """`[G]` int64: a number of its own for every (lane, step), the same however lanes are packed. All randomness
     derives from it."""
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What layers of one forward pass may share: facts of the rows, computed once. Belongs to `live` and `lane`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ PACKAGES = (
     "pandas",
     "pyarrow",
     "triton",
+    "numba",
     "vllm",
 )
 NUMERIC_VARIABLES = (

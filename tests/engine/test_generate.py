@@ -163,3 +163,21 @@ def test_bad_calls_are_named(engine: Engine, prompts: list[list[int]], call: dic
 def test_text_needs_a_tokenizer(engine: Engine) -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         engine.generate(["hello"], batch_size=1)
+
+
+def test_the_model_is_free_between_two_lanes(engine: Engine, prompts: list[list[int]]) -> None:
+    """A consumer that runs something else while lanes are still to come changes neither."""
+    policy = build_policy("lynx_v1_latency", keep_experts=2)
+    requests = [Request(prompt_ids=tuple(p), max_new_tokens=8) for p in prompts[:12]]
+    plan = BatchPlan.in_order(12, 4)
+    engine.max_rows = 4
+    undisturbed = list(engine.run_lanes(requests, plan, policy))
+    disturbed = []
+    for lane in engine.run_lanes(requests, plan, policy):
+        disturbed.append(lane)
+        assert not torch.is_inference_mode_enabled()
+        vanilla = engine.generate(prompts[:4], batch_size=2, max_new_tokens=4)
+    engine.max_rows = 64
+    assert disturbed == undisturbed
+    assert vanilla.token_ids == engine.generate(prompts[:4], batch_size=2, max_new_tokens=4).token_ids
+    assert not any(module._forward_hooks for module in engine.model.modules())

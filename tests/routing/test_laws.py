@@ -103,7 +103,7 @@ def test_rows_of_other_phases_pass_through(policy: Policy, case: Case) -> None:
 @examples
 @given(case=cases())
 def test_mass(policy: Policy, case: Case) -> None:
-    """A token keeps its top-K mass (1 where the router renormalises), unless `top_k` runs fewer by their own weights."""
+    """A token keeps its top-K mass (1 if the router renormalises), unless `top_k` runs fewer by their own weights."""
     out = run(policy, case)
     before, after = case.routing.weights.sum(-1), out.weights.sum(-1)
     assert torch.all(out.weights >= 0)

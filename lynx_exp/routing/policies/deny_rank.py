@@ -40,4 +40,5 @@ class DenyRank(Policy):
             denied_K = torch.arange(routing.top_k, device=routing.experts.device) == self.rank
             return drop_slots(routing, denied_K & step.live[:, None], rule, keep_mass=True)
         allowed_TE = ~mask_of(routing.experts[:, self.rank : self.rank + 1], routing.num_experts)
-        return restrict(routing, allowed_TE, step.live, rule)
+        own_T = torch.arange(len(allowed_TE), device=allowed_TE.device)
+        return restrict(routing, allowed_TE, own_T, step.live, rule)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from lynx_exp.routing import native
 from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes
-from lynx_exp.routing.policy import LanePolicy, at_least, fill_up
+from lynx_exp.routing.policy import LanePolicy, at_least
 from lynx_exp.routing.types import RouterRule, Routing, StepContext
 
 
@@ -34,13 +36,16 @@ class Lynx(LanePolicy):
         at_least(self, "beta", 1)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        logits_TE = routing.logits
-        size_T1 = lane_size(step).clamp_min(1).double()[step.lane][:, None]
+        logits_TE, size_G = routing.logits, lane_size(step)
+        if native.usable(logits_TE):
+            votes = native.lynx_votes(
+                logits_TE.numpy(), *native.arrays(step), size_G.numpy(), self.alpha, self.beta, routing.top_k
+            )
+            return torch.from_numpy(votes) > 0
+        size_T1 = size_G.clamp_min(1).double()[step.lane][:, None]
         gap_TE = self.alpha * (logits_TE - logits_TE.amax(-1, keepdim=True))
         bin_TE = gap_TE.ceil().clamp_min(-self.beta).double()  # 0, -1, ... -beta
         affinity_TE = size_T1**bin_TE
         others_TE = lane_sum(affinity_TE, step)[step.lane] - affinity_TE
-        order_TE = best_first(bin_TE + others_TE / size_T1, logits_TE)
-        votes_GE = lane_votes(order_TE[:, : routing.top_k], step.live, step, routing.num_experts)
-        # A lane with a live row always has K experts with votes; this serves lanes without one.
-        return fill_up(votes_GE > 0, routing.top_k, votes_GE)
+        voted_TK = best_first(bin_TE + others_TE / size_T1, logits_TE, routing.top_k)
+        return lane_votes(voted_TK, step.live, step, routing.num_experts) > 0

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lynx_exp.routing.policy import LanePolicy, at_least, between, fill_up, votes_then_probability
+from lynx_exp.routing.policy import LanePolicy, at_least, between, most_voted
 from lynx_exp.routing.types import RouterRule, Routing, StepContext
 
 
@@ -29,6 +28,4 @@ class LynxV1Latency(LanePolicy):
         between(self, "keep_experts", top_k, num_experts)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        votes_GE, probability_GE = votes_then_probability(routing, step, rule)
-        none_GE = torch.zeros_like(votes_GE, dtype=torch.bool)
-        return fill_up(none_GE, self.keep_experts, votes_GE, probability_GE)
+        return most_voted(routing, step, rule, self.keep_experts)

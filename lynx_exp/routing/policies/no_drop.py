@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lynx_exp.routing.policy import LanePolicy, fill_up, votes_then_probability
+from lynx_exp.routing.policy import LanePolicy, most_voted
 from lynx_exp.routing.types import RouterRule, Routing, StepContext
 
 
@@ -20,6 +19,4 @@ class NoDrop(LanePolicy):
     """Keeps all experts, by the ranking that `lynx_v1_latency` uses."""
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        votes_GE, probability_GE = votes_then_probability(routing, step, rule)
-        none_GE = torch.zeros_like(votes_GE, dtype=torch.bool)
-        return fill_up(none_GE, routing.num_experts, votes_GE, probability_GE)
+        return most_voted(routing, step, rule, routing.num_experts)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.lanes import best_first, mask_of
+from lynx_exp.routing.lanes import best_mask
 from lynx_exp.routing.policy import LanePolicy, at_least, between
 from lynx_exp.routing.types import RouterRule, Routing, StepContext
 
 _LOW_32 = 0xFFFFFFFF
+_LAYERS_AT_ONCE = 16
+"""Layers whose draws are made together: one forward pass then pays for the hashing once, not in every layer."""
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -40,8 +42,16 @@ class RandomKeep(LanePolicy):
         between(self, "keep_experts", top_k, num_experts)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        expert_E = torch.arange(routing.num_experts, device=step.key.device)
-        lane_G1 = _mix(_mix(step.key & _LOW_32) ^ ((step.key >> 32) & _LOW_32))[:, None]
-        layer_G1 = _mix(lane_G1 ^ (self.seed * 1_000_003 + step.layer & _LOW_32))
-        draw_GE = _mix(layer_G1 ^ _mix(expert_E + 1))
-        return mask_of(best_first(draw_GE)[:, : self.keep_experts], routing.num_experts)
+        block, layer = divmod(step.layer, _LAYERS_AT_ONCE)
+        name = f"random {self.seed} {block}"
+        if name not in step.shared:
+            step.shared[name] = self._draws(step.key, block * _LAYERS_AT_ONCE, routing.num_experts)
+        draw_GE = step.shared[name][layer]
+        return best_mask(draw_GE, draw_GE, self.keep_experts)
+
+    def _draws(self, key_G: Tensor, first_layer: int, num_experts: int) -> Tensor:
+        """`[layers, G, E]` int64 hashes."""
+        layer_L11 = torch.arange(first_layer, first_layer + _LAYERS_AT_ONCE, device=key_G.device)[:, None, None]
+        lane_G1 = _mix(_mix(key_G & _LOW_32) ^ ((key_G >> 32) & _LOW_32))[:, None]
+        expert_E = _mix(torch.arange(1, num_experts + 1, device=key_G.device))
+        return _mix(_mix(lane_G1 ^ (self.seed * 1_000_003 + layer_L11 & _LOW_32)) ^ expert_E)
