@@ -38,7 +38,7 @@ def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> N
 _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane; a speed-up's over repeats. difference: to vanilla on\n"
     "the same documents, in points. TPOT: ms per decode step, median over repeats. speed-up: vanilla's\n"
-    "time over the policy's, paired by repeat. active: experts per layer and decode step of a full\n"
+    "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
     "batch. Policies act in decode unless a phase is named. -: not measured."
 )
 
