@@ -102,8 +102,11 @@ def _train(overrides: Sequence[str]) -> None:
     config, out = read_recipe(overrides)
     if (out / "recipe.json").exists():
         raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
+    from transformers.utils.logging import disable_progress_bar
+
     from lynx_exp.prepare.train import train
 
+    disable_progress_bar()  # this run has its own
     console = Console(soft_wrap=True)
     columns = (
         TextColumn("step"),
