@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.kv import new_cache, rewind, select_rows
 from lynx_exp.models import Rows
 
-_PREFILL_KEY = 2**31
+PREFILL_KEY = 2**31
 """The `step` of a lane's prefill in its random key; decode steps count from 0."""
 
 
@@ -68,7 +68,7 @@ class Batch:
         """Who the `R * N` token rows of the prefill are."""
         real_T = self.seen[:, : self.width].flatten()
         lane_T = self.lane.repeat_interleave(self.width)
-        key_G = self._key_G + _PREFILL_KEY
+        key_G = self._key_G + PREFILL_KEY
         return Rows(
             decode=torch.zeros_like(real_T),
             lane=lane_T,

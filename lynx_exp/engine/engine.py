@@ -159,9 +159,8 @@ class Engine:
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
         """Decode the plan's lanes (or only `lanes` of it), packed; each is handed over as it completes."""
-        self._check_lengths(requests)
         attachment = Attachment(self.routers, policy, phases)
-        for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
+        for pack in self._packs(requests, plan, lanes):
             yield from generate_pack(self.model, self.routers, attachment, self._stopper, requests, plan, pack, on_step)
 
     def score_lanes(
@@ -176,9 +175,8 @@ class Engine:
     ) -> Iterator[LaneResult]:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given."""
-        self._check_lengths(requests)
         attachment = Attachment(self.routers, policy, phases)
-        for pack in plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows):
+        for pack in self._packs(requests, plan, lanes):
             yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
 
     def measure(
@@ -200,6 +198,11 @@ class Engine:
             policy.check(self.num_experts, self.top_k)
         with torch.inference_mode():
             return measure(self.model, self.routers, encoded, policies, phases, new_tokens, repeats, on_step)
+
+    def _packs(self, requests: Sequence[Request], plan: BatchPlan, lanes: Iterable[int] | None) -> Iterator[list[int]]:
+        """Lanes that go through the model together; ValueError first if a request does not fit its context."""
+        self._check_lengths(requests)
+        return plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows)
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

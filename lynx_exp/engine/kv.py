@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -66,11 +65,3 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keep only `rows` of the physical batch."""
     for layer in cache.layers:
         layer.batch_select_indices(rows)
-
-
-def cache_bytes(config: PretrainedConfig, rows: int, capacity: int, dtype: torch.dtype) -> int:
-    """Bytes of a slot cache."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * rows * heads * capacity * head_dim * dtype.itemsize

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lynx_exp.engine.batch import _PREFILL_KEY, lane_keys, left_pad
+from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.models import Attachment, Router, Rows, count_active
@@ -99,7 +99,7 @@ def _rows(lane_R: Tensor, lanes: Sequence[int], real_RN: Tensor, given_RT: Tenso
         lane=torch.cat([lane_RN, lane_RT], 1).flatten(),
         live=torch.cat([real_RN, live_RT], 1).flatten(),
         num_lanes=num_lanes * (1 + num_steps),
-        key=torch.cat([base_G + _PREFILL_KEY, (base_G[:, None] + step_T).flatten()]),
+        key=torch.cat([base_G + PREFILL_KEY, (base_G[:, None] + step_T).flatten()]),
     )
 
 

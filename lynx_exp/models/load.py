@@ -81,10 +81,7 @@ def random_model(
     device: torch.device,
     experts_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A model of any transformers architecture with random weights, for latency work and tests.
-
-    Routers are widened so that tokens differ in what they choose, as trained ones do.
-    """
+    """A model of any transformers architecture with random weights, for latency work and tests."""
     try:
         resolved = AutoConfig.for_model(model_type, **config)
     except ValueError as error:
