@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ WANDB_MODES = ("offline", "online", "disabled")
 THEN = ("table", "figures")
 
 
-UNSHOWN = {"min_batch": 2, "seed": 0}
-"""Policy parameters that a label leaves out at these values, the defaults of every policy that has them."""
+UNSHOWN = (
+    *("min_batch", "seed", "calibration", "bins", "score", "warm_up", "warm_up_for", "utility", "power", "guarantee"),
+    *("metric", "first_rank", "weights", "oea.p"),
+)
+"""Policy parameters that a label leaves out where they have the value in conf/policy; one without a value (null) is
+always left out."""
 
 
 def did_you_mean(value: object, known: Collection[str]) -> str:
@@ -135,6 +140,8 @@ class Config:
     task: TaskConfig = MISSING
     phases: str = "decode"
     """In which phases the policy acts: decode, prefill, both, none."""
+    layers: str | None = None
+    """In which layers it acts: numbers and ranges such as 1: or 0,4:8; null is all."""
     batch_size: int = 16
     """Rows of one lane in decode: the requests that share a batch."""
     batching: str = "static"
@@ -148,6 +155,8 @@ class Config:
     device: str = "auto"
     threads: int | None = None
     """CPU threads of the model; null leaves the default."""
+    fidelity: bool = False
+    """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
     max_rows: int = 64
     """Rows of one physical batch: how many lanes run at once. Changes speed, not results."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
@@ -178,21 +187,54 @@ class Config:
             raise ValueError(
                 f"policy={self.policy}: must be one of the files in conf/policy, which give a name and parameters"
             )
+        target = self.match_active
+        if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or target <= 0):
+            raise ValueError(f"policy.match_active={target}: must be a number of experts above 0, or null")
 
     @property
     def policy_name(self) -> str:
         return self.policy["name"]
 
     @property
+    def match_active(self) -> float | None:
+        """Active experts that the policy's knob is to be set for."""
+        return None if self.policy_name == "vanilla" else self.policy.get("match_active")
+
+    @property
     def policy_params(self) -> dict[str, Any]:
-        return {key: value for key, value in self.policy.items() if key != "name"}
+        """As the policy is built with."""
+        return {key: value for key, value in self.policy.items() if key not in ("name", "match_active")}
 
     @property
     def policy_label(self) -> str:
-        """As tables and figures show it: `lynx(alpha=3, beta=2)`; a default `min_batch` or `seed` stays out."""
-        params = {key: value for key, value in self.policy_params.items() if UNSHOWN.get(key) != value}
-        shown = [f"{key}={_short(value)}" for key, value in params.items()]
+        """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what stays at its default (`UNSHOWN`); with
+        `match_active` in place of the knob that it turns; layers where they are not all."""
+        usual = _usual_parameters(self.policy_name)
+        turned = usual.get("knob") if self.match_active is not None else None
+        shown = []
+        for key, value in self.policy_params.items():
+            secondary = key in UNSHOWN or f"{self.policy_name}.{key}" in UNSHOWN
+            if value is not None and key != turned and not (secondary and usual.get(key) == value):
+                stem = Path(value).stem if key == "calibration" and isinstance(value, str) else _short(value)
+                shown.append(f"{key}={stem}")
+        if self.match_active is not None:
+            shown.append(f"match_active={_short(self.match_active)}")
+        if self.layers is not None:
+            shown.append(f"layers={self.layers}")
         return f"{self.policy_name}({', '.join(shown)})" if shown else self.policy_name
+
+
+@cache
+def _usual_parameters(policy: str) -> dict[str, Any]:
+    """What conf/policy says of a policy; empty where it has no file. `knob`: the parameter that match_active sets."""
+    file = config_folder() / "policy" / f"{policy}.yaml"
+    if not file.is_file():
+        return {}
+    text = file.read_text()
+    knob = re.search(r"^match_active: null\b.*#.*sets (\w+)", text, re.MULTILINE)
+    values = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()} | ({"knob": knob[1]} if knob else {})
 
 
 def _short(value: object) -> str:

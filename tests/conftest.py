@@ -9,3 +9,4 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for one another cost more than they save here
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run without a GPU

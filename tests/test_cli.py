@@ -17,7 +17,7 @@ RANDOM = "model=random"
 BAD = [
     (["policy=lynxx"], "policy=lynxx", "did you mean lynx?"),
     (["policy=lynx", "policy.alfa=2"], "policy.alfa=2", "policy.alpha"),
-    (["policy.alpha=2"], "policy.alpha=2", "no parameters"),
+    (["policy.alpha=2"], "policy.alpha=2", "known: policy.min_batch, policy.match_active"),
     (["policy=lynx", "policy.alpha=big"], "alpha=big", "must be a number"),
     (["policy=lynx", "policy.alpha=-1"], "alpha=-1", "above 0"),
     (["policy=deny_rank", "policy.mode=swap", RANDOM], "mode=swap", "replace, drop"),
@@ -117,7 +117,7 @@ def test_help_teaches_and_is_fast():
         [sys.executable, "-X", "importtime", "-c", code, "--help"], capture_output=True, text=True, check=True
     )
     for word in (
-        "policy: deny_rank",
+        "policy: coverage",
         "study: demo",
         "-m",
         "Exit codes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from lynx_exp.launch.model import inspect_model
 from lynx_exp.launch.plugin import job_grids, register
 from lynx_exp.prepare.cli import read_recipe
 from lynx_exp.prepare.train import TrainConfig
-from lynx_exp.routing import build_policy, policy_names
+from lynx_exp.routing import ModelShape, build_policy, policy_names
 from lynx_exp.tasks import known_tasks
 
 CONF, SWEEPS = config_folder(), config_folder("sweeps")
@@ -75,7 +75,16 @@ def test_the_demo_is_the_grid_that_its_readers_expect():
 @pytest.mark.parametrize("name", policy_names())
 def test_policy_files_hold_the_policys_own_defaults(name):
     config = to_config(composed(f"policy={name}"))
-    assert config.policy_params == asdict(build_policy(name))
+    policy = build_policy(name)
+    assert config.policy_params == {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
+    text = (CONF / "policy" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    if policy.knob is None:
+        assert "match_active" not in text or name == "vanilla"
+    else:
+        turned = to_config(composed(f"policy={name}", "policy.match_active=5"))
+        assert f" sets {policy.knob.parameter} so" in text and turned.match_active == 5
+        assert "match_active=5" in turned.policy_label and f"{policy.knob.parameter}=" not in turned.policy_label
 
 
 def test_task_files_name_known_tasks():
@@ -106,7 +115,7 @@ def test_the_random_preset_is_an_moe_that_any_policy_fits():
     facts = inspect_model(to_config(composed("model=random")).model)
     assert (facts.num_experts, facts.top_k, facts.num_layers) == (16, 2, 4)
     for name in policy_names():
-        build_policy(name).check(facts.num_experts, facts.top_k)
+        build_policy(name).check(ModelShape(num_experts=facts.num_experts, top_k=facts.top_k))
 
 
 def test_folders_of_cells_are_plain_names(tmp_path):

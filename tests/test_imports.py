@@ -19,7 +19,7 @@ ALLOWED = {
     "store": {"store", "config", "engine", "models", "routing"},
     "tracking": {"tracking", "store", "config"},
     "launch": {"launch", "tracking", "store", "tasks", "engine", "models", "routing", "config"},
-    "prepare": {"prepare", "launch", "tasks", "config", "explain"},
+    "prepare": {"prepare", "launch", "store", "tasks", "engine", "models", "routing", "config", "explain"},
     "config": set(),
     "explain": {"config"},
 }
@@ -70,6 +70,7 @@ def test_the_science_needs_only_torch_and_transformers(part):
             "lynx_exp",
             "torch",
             "transformers",
+            "safetensors",  # a dependency of transformers
             "triton",
             "__future__",
         }

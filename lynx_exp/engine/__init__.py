@@ -1,8 +1,10 @@
 """Prefill, decode, lanes, packs, plans and timing over transformers. torch and transformers only."""
 
 from lynx_exp.engine.engine import Engine
+from lynx_exp.engine.fidelity import Fidelity
+from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import ActiveRow, LaneResult, Run
 
-__all__ = ["ActiveRow", "BatchPlan", "Engine", "LaneResult", "Request", "Run", "Timing"]
+__all__ = ["ActiveRow", "BatchPlan", "Engine", "Fidelity", "LaneResult", "Matched", "Request", "Run", "Timing"]

@@ -31,6 +31,25 @@ def lane_keys(lanes: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(lanes, device=device).long() << 32
 
 
+POSITIONS = 2**32
+"""A row's number is its place in the lane times this, and for a token of a prompt its position on top."""
+
+
+def row_numbers(lane_of_row: Sequence[int], device: torch.device) -> Tensor:
+    """`[R]` int64: each row's number, from its place among the rows of its lane."""
+    seen: dict[int, int] = {}
+    places = []
+    for lane in lane_of_row:
+        places.append(seen.get(lane, 0))
+        seen[lane] = places[-1] + 1
+    return torch.tensor(places, device=device) * POSITIONS
+
+
+def prompt_rows(real_RN: Tensor, row_R: Tensor) -> Tensor:
+    """`[R, N]` int64: the numbers of the token rows of left-padded prompts."""
+    return row_R[:, None] + (real_RN.long().cumsum(-1) - 1).clamp_min(0)
+
+
 class Batch:
     """Rows that go through the model together. `prefill` once, then `step` until nothing is live."""
 
@@ -52,6 +71,7 @@ class Batch:
         self.lane = torch.tensor(lane_of_row, device=device)
         self.num_lanes = len(lanes)
         self._key_G = lane_keys(lanes, device)
+        self._row_R = row_numbers(lane_of_row, device)
         self.position = real_RN.sum(-1)  # of the next token
         self.cache, self.slots = new_cache(model.config, self.width + room)
         self.seen = torch.ones(len(prompts), self.width + room, dtype=torch.bool, device=device)
@@ -75,6 +95,7 @@ class Batch:
             live=real_T,
             num_lanes=self.num_lanes,
             key=key_G,
+            row=prompt_rows(self.seen[:, : self.width], self._row_R).flatten(),
             phase="prefill",
         )
 
@@ -94,7 +115,13 @@ class Batch:
         """Who the R token rows of the next decode step are."""
         key_G = self._key_G + self.steps
         return Rows(
-            decode=self._decode_R, lane=self.lane, live=live_R, num_lanes=self.num_lanes, key=key_G, phase="decode"
+            decode=self._decode_R,
+            lane=self.lane,
+            live=live_R,
+            num_lanes=self.num_lanes,
+            key=key_G,
+            row=self._row_R,
+            phase="decode",
         )
 
     def step(self, token_R: Tensor) -> Tensor:
@@ -125,4 +152,4 @@ class Batch:
         """Keep only `rows`; their lanes keep their numbers."""
         select_rows(self.cache, rows)
         self.lane, self.position, self.seen = self.lane[rows], self.position[rows], self.seen[rows]
-        self._decode_R = self._decode_R[rows]
+        self._decode_R, self._row_R = self._decode_R[rows], self._row_R[rows]

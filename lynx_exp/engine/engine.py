@@ -13,14 +13,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lynx_exp.engine.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.generate import generate_pack
+from lynx_exp.engine.match import Matched, match_active, mean_active
 from lynx_exp.engine.measure import Timing, measure
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult, Run
 from lynx_exp.engine.score import score_pack
+from lynx_exp.engine.selection import selection_time
 from lynx_exp.engine.stopping import Stopper
-from lynx_exp.models import Attachment, find_routers, load_model, random_model, resolve_device, resolve_dtype
-from lynx_exp.routing import Phases, Policy
+from lynx_exp.models import (
+    Attachment,
+    bind,
+    find_calibration,
+    find_routers,
+    load_model,
+    random_model,
+    resolve_device,
+    resolve_dtype,
+)
+from lynx_exp.routing import ModelShape, Phases, Policy
 
 OnStep = Callable[[int], None]
 """Called with the number of tokens just produced."""
@@ -44,6 +56,8 @@ class Engine:
             raise ValueError(f"max_rows={max_rows}: must be at least 1")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.routers = find_routers(model)
+        self.calibration: str | None = None
+        self._bound: dict[Policy, Policy] = {}
         self._stopper = Stopper(model, tokenizer)
 
     @classmethod
@@ -69,7 +83,9 @@ class Engine:
             experts_implementation=_experts(experts_implementation, where),
             trust_remote_code=trust_remote_code,
         )
-        return cls(loaded, tokenizer, max_rows=max_rows)
+        engine = cls(loaded, tokenizer, max_rows=max_rows)
+        engine.calibration = find_calibration(model)
+        return engine
 
     @classmethod
     def from_config(
@@ -116,6 +132,12 @@ class Engine:
     def top_k(self) -> int:
         return self.routers[0].top_k
 
+    def bind(self, policy: Policy) -> Policy:
+        """The policy as this model runs it, with its calibration; ValueError, with the reason, if it cannot."""
+        if policy not in self._bound:
+            self._bound[policy] = bind(policy, self.routers, self.calibration)
+        return self._bound[policy]
+
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids with the tokenizer's special tokens; ids pass through."""
         if not isinstance(prompt, str):
@@ -131,13 +153,17 @@ class Engine:
         batch_size: int,
         policy: Policy | None = None,
         phases: Phases = "decode",
+        layers: str | None = None,
         max_new_tokens: int = 64,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         seed: int | None = None,
         on_step: OnStep = _silent,
     ) -> Run:
-        """Decode greedily in lanes of `batch_size`, in the order given (or shuffled, with a `seed`)."""
+        """Decode greedily in lanes of `batch_size`, in the order given (or shuffled, with a `seed`).
+
+        The policy acts in `phases` and `layers`: numbers and ranges such as "1:" or "0,4:8"; None is all.
+        """
         requests = [
             Request(prompt_ids=self.encode(p), max_new_tokens=max_new_tokens, stop=tuple(stop), ignore_eos=ignore_eos)
             for p in prompts
@@ -146,7 +172,7 @@ class Engine:
             plan = BatchPlan.in_order(len(requests), batch_size)
         else:
             plan = BatchPlan.static(len(requests), batch_size, seed)
-        return Run(list(self.run_lanes(requests, plan, policy, phases, on_step=on_step)))
+        return Run(list(self.run_lanes(requests, plan, policy, phases, layers=layers, on_step=on_step)))
 
     def run_lanes(
         self,
@@ -155,11 +181,12 @@ class Engine:
         policy: Policy | None = None,
         phases: Phases = "decode",
         *,
+        layers: str | None = None,
         lanes: Iterable[int] | None = None,
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
         """Decode the plan's lanes (or only `lanes` of it), packed; each is handed over as it completes."""
-        attachment = Attachment(self.routers, policy, phases)
+        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
         for pack in self._packs(requests, plan, lanes):
             yield from generate_pack(self.model, self.routers, attachment, self._stopper, requests, plan, pack, on_step)
 
@@ -170,14 +197,59 @@ class Engine:
         policy: Policy | None = None,
         phases: Phases = "decode",
         *,
+        layers: str | None = None,
         lanes: Iterable[int] | None = None,
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given."""
-        attachment = Attachment(self.routers, policy, phases)
+        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
         for pack in self._packs(requests, plan, lanes):
             yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
+
+    def fidelity(
+        self,
+        requests: Sequence[Request],
+        plan: BatchPlan,
+        policy: Policy | None,
+        phases: Phases = "decode",
+        *,
+        layers: str | None = None,
+        on_step: OnStep = _silent,
+    ) -> Iterator[Fidelity]:
+        """How far the policy moves the next-token distributions from vanilla's on the requests' continuations."""
+        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
+        for pack in self._packs(requests, plan, None):
+            yield from compare_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
+
+    def match_active(
+        self,
+        policy: Policy,
+        target: float,
+        requests: Sequence[Request],
+        plan: BatchPlan,
+        phases: Phases = "decode",
+        *,
+        layers: str | None = None,
+        on_step: OnStep = _silent,
+    ) -> Matched:
+        """`policy` with its knob set so that `target` experts are active, mean over layers and full decode steps, on
+        the requests' continuations."""
+        if not self.top_k <= target <= self.num_experts:
+            raise ValueError(
+                f"match_active={target}: must lie in {self.top_k}..{self.num_experts}, K to E of this model"
+            )
+
+        def active(candidate: Policy) -> float:
+            lanes = self.score_lanes(requests, plan, candidate, phases, layers=layers, on_step=on_step)
+            return mean_active(lanes, max(map(len, plan.lanes)))
+
+        shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
+        return match_active(policy, target, shape, active)
+
+    def selection_time(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
+        """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
+        return selection_time(self.model, self.routers, self.bind(policy), prompts)
 
     def measure(
         self,
@@ -186,6 +258,7 @@ class Engine:
         batch_size: int,
         policies: Mapping[str, Policy],
         phases: Phases = "decode",
+        layers: str | None = None,
         new_tokens: int = 32,
         repeats: int = 5,
         on_step: OnStep = _silent,
@@ -194,10 +267,9 @@ class Engine:
         if len(prompts) < batch_size:
             raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
         encoded = [self.encode(prompt) for prompt in prompts[:batch_size]]
-        for policy in policies.values():
-            policy.check(self.num_experts, self.top_k)
+        bound = {name: self.bind(policy) for name, policy in policies.items()}
         with torch.inference_mode():
-            return measure(self.model, self.routers, encoded, policies, phases, new_tokens, repeats, on_step)
+            return measure(self.model, self.routers, encoded, bound, phases, layers, new_tokens, repeats, on_step)
 
     def _packs(self, requests: Sequence[Request], plan: BatchPlan, lanes: Iterable[int] | None) -> Iterator[list[int]]:
         """Lanes that go through the model together; ValueError first if a request does not fit its context."""

@@ -79,14 +79,25 @@ class _Subject:
     """One policy with a prefilled batch of its own lane."""
 
     def __init__(
-        self, model: PreTrainedModel, routers: Sequence[Router], policy: Policy | None, phases: Phases, batch: Batch
+        self,
+        model: PreTrainedModel,
+        routers: Sequence[Router],
+        policy: Policy | None,
+        phases: Phases,
+        layers: str | None,
+        batch: Batch,
     ) -> None:
         self.model, self.routers, self.policy, self.phases, self.batch = model, routers, policy, phases, batch
+        self.layers = layers
         self.live = torch.ones(batch.num_rows, dtype=torch.bool, device=batch.lane.device)
 
     def attach(self) -> Attachment | None:
         """None for vanilla: the plain model, without a hook on any router."""
-        return Attachment(self.routers, self.policy, self.phases).attach() if self.policy is not None else None
+        return (
+            Attachment(self.routers, self.policy, self.phases, self.layers).attach()
+            if self.policy is not None
+            else None
+        )
 
     def prefill(self) -> Tensor:
         attachment = self.attach()
@@ -127,7 +138,7 @@ class _Subject:
         """Distinct experts per layer and step."""
         self.batch.rewind()
         counts = []
-        with Attachment(self.routers, self.policy, self.phases) as attachment:
+        with Attachment(self.routers, self.policy, self.phases, self.layers) as attachment:
             for token_R in tokens_SR:
                 attachment.rows, attachment.record = self.batch.step_rows(self.live), []
                 self.batch.step(token_R)
@@ -148,6 +159,7 @@ def measure(
     prompts: Sequence[Sequence[int]],
     policies: Mapping[str, Policy],
     phases: Phases,
+    layers: str | None,
     new_tokens: int,
     repeats: int,
     on_step: Callable[[int], None],
@@ -165,7 +177,7 @@ def measure(
 
     def subject(policy: Policy | None) -> _Subject:
         batch = Batch(model, prompts, [0] * len(prompts), [0], room=new_tokens)
-        made = _Subject(model, routers, policy, phases, batch)
+        made = _Subject(model, routers, policy, phases, layers, batch)
         if not batch.slots:
             raise ValueError(
                 f"{type(model).__name__}: measure needs full attention in every layer (its cache cannot be rewound)"
@@ -179,7 +191,7 @@ def measure(
         subjects[name] = (
             subject(policy)
             if phases in ("prefill", "both")
-            else _Subject(model, routers, policy, phases, vanilla.batch)
+            else _Subject(model, routers, policy, phases, layers, vanilla.batch)
         )
         if subjects[name].batch is not vanilla.batch:
             subjects[name].prefill()

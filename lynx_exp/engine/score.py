@@ -11,33 +11,50 @@ R rows, N positions of the padded prompts, T tokens of the longest continuation,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad
+from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad, prompt_rows, row_numbers
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.models import Attachment, Router, Rows, count_active
 
 
-@torch.inference_mode()  # a generator leaves the mode at each yield
-def score_pack(
+@dataclass(frozen=True, kw_only=True)
+class Forced:
+    """What one pass over the prompts and continuations of some lanes gave."""
+
+    logits_RTV: Tensor
+    """fp32; position t predicts continuation token t."""
+    target_RT: Tensor
+    given_RT: Tensor
+    """False: past the end of the row's continuation."""
+    numbers: list[tuple[int, int]]
+    """For each row the index of its lane and the number of its request."""
+    active_GTL: Tensor
+    """Active experts of each lane, decode step and layer."""
+
+    def rows_of(self, index: int) -> list[int]:
+        """The rows of the lane with this index."""
+        return [row for row, (lane, _) in enumerate(self.numbers) if lane == index]
+
+
+def force_pack(
     model: PreTrainedModel,
     routers: Sequence[Router],
     attachment: Attachment,
     requests: Sequence[Request],
     plan: BatchPlan,
     lanes: Sequence[int],
-    on_step: Callable[[int], None],
-) -> Iterator[LaneResult]:
-    """Score the continuations of the lanes `lanes` together."""
+) -> Forced:
+    """Run the lanes `lanes` together through the model, continuations given."""
     numbers = [(index, r) for index, lane in enumerate(lanes) for r in plan.lanes[lane]]
-    continuations = [requests[r].continuation_ids for _, r in numbers]
     device = model.get_input_embeddings().weight.device
     prompt_RN, real_RN = left_pad([requests[r].prompt_ids for _, r in numbers], device)
-    target_RT, given_RT = _right_pad(continuations, device)
+    target_RT, given_RT = _right_pad([requests[r].continuation_ids for _, r in numbers], device)
     lane_R = torch.tensor([index for index, _ in numbers], device=device)
     num_steps = target_RT.shape[1] - 1  # the last token is scored but never fed
 
@@ -52,26 +69,47 @@ def score_pack(
             use_cache=False,
             logits_to_keep=num_steps + 1,
         ).logits.float()
+    return Forced(
+        logits_RTV=logits_RTV,
+        target_RT=target_RT,
+        given_RT=given_RT,
+        numbers=numbers,
+        active_GTL=_active(attachment, routers[0].num_experts, len(lanes), num_steps),
+    )
 
-    token_logprob_RT = logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
+
+@torch.inference_mode()  # a generator leaves the mode at each yield
+def score_pack(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    attachment: Attachment,
+    requests: Sequence[Request],
+    plan: BatchPlan,
+    lanes: Sequence[int],
+    on_step: Callable[[int], None],
+) -> Iterator[LaneResult]:
+    """Score the continuations of the lanes `lanes` together."""
+    forced = force_pack(model, routers, attachment, requests, plan, lanes)
+    target_RT, given_RT = forced.target_RT, forced.given_RT
+    token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
     logprob_R = token_logprob_RT.double().sum(-1)
-    greedy_R = ((logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
-    active_GTL = _active(attachment, routers[0].num_experts, len(lanes), num_steps)
+    greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
+    continuations = [requests[number].continuation_ids for _, number in forced.numbers]
     on_step(sum(map(len, continuations)))
 
     for index, lane in enumerate(lanes):
-        mine = [row for row, (at, _) in enumerate(numbers) if at == index]
+        mine = forced.rows_of(index)
         steps = max(len(continuations[row]) for row in mine) - 1
         yield LaneResult(
             lane=lane,
-            requests=tuple(numbers[row][1] for row in mine),
+            requests=tuple(forced.numbers[row][1] for row in mine),
             token_ids=[list(continuations[row]) for row in mine],
             texts=[""] * len(mine),
             finish_reasons=["scored"] * len(mine),
             logprobs=logprob_R[mine].tolist(),
             greedy=greedy_R[mine].tolist(),
             live_rows=[sum(len(continuations[row]) > t + 1 for row in mine) for t in range(steps)],
-            active_experts=active_GTL[index, :steps].tolist(),
+            active_experts=forced.active_GTL[index, :steps].tolist(),
         )
 
 
@@ -94,12 +132,14 @@ def _rows(lane_R: Tensor, lanes: Sequence[int], real_RN: Tensor, given_RT: Tenso
     lane_RT = num_lanes + lane_R[:, None] * num_steps + step_T
     live_RT = given_RT[:, 1:]
     base_G = lane_keys(lanes, device)
+    row_R = row_numbers(lane_R.tolist(), device)
     return Rows(
         decode=torch.cat([torch.zeros_like(real_RN), torch.ones_like(live_RT)], 1).flatten(),
         lane=torch.cat([lane_RN, lane_RT], 1).flatten(),
         live=torch.cat([real_RN, live_RT], 1).flatten(),
         num_lanes=num_lanes * (1 + num_steps),
         key=torch.cat([base_G + PREFILL_KEY, (base_G[:, None] + step_T).flatten()]),
+        row=torch.cat([prompt_rows(real_RN, row_R), row_R[:, None].expand_as(live_RT)], 1).flatten(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ class Cell:
             "top_k": self.model.top_k,
             "num_layers": self.model.num_layers,
             "policy": config.policy_name,
-            "policy_params": config.policy_params,
+            "policy_params": self._shown_params(),
+            "match_active": config.match_active,
+            "layers": None if self.policy is None else config.layers,
             "policy_label": config.policy_label,
             "phases": "none" if self.policy is None else config.phases,
             "task": config.task.name,
@@ -85,6 +88,15 @@ class Cell:
             "device": self.device,
         }
 
+    def _shown_params(self) -> dict[str, Any]:
+        """Parameters that were given a value; for `match_active` without the one that it sets."""
+        if self.policy is None:
+            return {}
+        config, knob = self.config, self.policy.knob
+        turned = knob.parameter if knob is not None and config.match_active is not None else None
+        params = config.policy_params | {"match_active": config.match_active}
+        return {key: value for key, value in params.items() if value is not None and key != turned}
+
     def config_yaml(self) -> str:
         return scrub(OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
 
@@ -95,7 +107,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
     `load(name, limit=...)` gives an EvalTask. Raises ValueError naming field, value and what is allowed.
     """
     from lynx_exp.models import resolve_device, resolve_dtype
-    from lynx_exp.routing import build_policy
+    from lynx_exp.routing import ModelShape, build_policy
 
     policies = []
     for config in configs:
@@ -111,16 +123,22 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
         if key not in facts:
             facts[key] = inspect_model(config.model)
         if config.policy_name != "vanilla":
+            shape = ModelShape(
+                num_experts=facts[key].num_experts, top_k=facts[key].top_k, calibration=_calibration(config)
+            )
             with _about_the_policy():
-                policy.check(facts[key].num_experts, facts[key].top_k)
+                policy.bind(shape)
 
+    content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
     for config, policy, tasks in zip(configs, policies, tasks_of, strict=True):
         model = facts[digest(asdict(config.model))]
         device = resolve_device(config.device)
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
         cell_id, pair_id = cell_ids(
-            asdict(config) | {"device": device.type, "dtype": dtype},
+            asdict(config)
+            | {"device": device.type, "dtype": dtype}
+            | {"policy": _with_calibration(config, policy, content)},
             model_digest=model.digest,
             data_digests={task.name: task.data_digest for task in tasks},
             code=code_digest(),
@@ -138,6 +156,24 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
             )
         )
     return cells
+
+
+def _calibration(config: Config) -> str | None:
+    """The file of `calibration=auto`, if the config's model has one."""
+    from lynx_exp.models import find_calibration
+
+    return None if config.model.kind == "random" else find_calibration(config.model.id)
+
+
+def _with_calibration(config: Config, policy: Policy, content: Callable[[str], str]) -> dict[str, Any]:
+    """The policy node, with what its calibration file holds in place of where it is."""
+    from lynx_exp.routing import Calibrated, PerLayer
+    from lynx_exp.routing.calibration import AUTO
+
+    parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
+    named = [part.calibration for part in parts if isinstance(part, Calibrated)]
+    held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
+    return config.policy | {"calibration": held[0] if len(set(held)) == 1 else held} if held else config.policy
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.metrics import cell_metrics
 from lynx_exp.launch.progress import Progress
+from lynx_exp.launch.references import References, fidelity_of
 from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
@@ -19,11 +20,11 @@ from lynx_exp.store.tables import LaneRecord
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Engine, LaneResult, Request
-    from lynx_exp.routing import Phases
+    from lynx_exp.routing import Phases, Policy
     from lynx_exp.tasks import EvalTask, Scores
 
 
-def execute(cell: Cell, engine: Engine, progress: Progress) -> None:
+def execute(cell: Cell, engine: Engine, progress: Progress, references: References) -> None:
     """Run what is missing of `cell` and write its record. An exception is noted in the status and raised again."""
     requests = {task.name: _requests(task, engine) for task in cell.tasks}
     plans = {task.name: _plan(cell, task) for task in cell.tasks}
@@ -39,20 +40,46 @@ def execute(cell: Cell, engine: Engine, progress: Progress) -> None:
         plan={name: _plan_json(cell, plan) for name, plan in plans.items()},
     )
     try:
+        policy = cell.policy
+        extra: dict[str, Any] = {}
+        if policy is not None and cell.config.match_active is not None:
+            found = references.matched(
+                cell, engine, lambda task: _requests(task, engine), lambda task: _plan(cell, task)
+            )
+            policy, extra["matched"] = found.policy, found.summary()
+            progress.advance(("match", cell.config.batch_size), 1)
         for task in cell.tasks:
-            _run_lanes(cell, task, engine, requests[task.name], plans[task.name], writer, progress)
-        timing_rows, timing_info = None, None
+            _run_lanes(cell, policy, task, engine, requests[task.name], plans[task.name], writer, progress)
+        timing_rows, timing_info, fidelity_rows = None, None, None
         if cell.config.measure.latency:
-            timing_rows, timing_info = _measure(cell, engine, requests, plans, progress)
+            timing_rows, timing_info = _measure(cell, policy, engine, requests, plans, progress)
+        if policy is not None and cell.config.fidelity:
+            fidelity_rows = []
+            for task in cell.tasks:
+                asked, plan = requests[task.name], plans[task.name]
+                continued = references.continued(cell, task, engine, asked, plan, "fidelity")
+                fidelity_rows += fidelity_of(cell, policy, task, engine, continued, plan)
+            first = cell.tasks[0].name
+            prompts = [requests[first][number].prompt_ids for number in plans[first].lanes[0]]
+            extra["selection_us"] = engine.selection_time(policy, prompts)
+            progress.advance(("fidelity", cell.config.batch_size), 1)
         scores = {task.name: task.score(_answers(task, writer.responses(task.name))) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],
             {task.name: writer.responses(task.name) for task in cell.tasks},
             list(writer.steps()),
             cell.config.batch_size,
+            fidelity_rows,
         )
+        metrics |= extra
         samples = [row for task in cell.tasks for row in _samples(task, scores[task.name], writer)]
-        writer.finish(samples=samples, metrics=metrics, timing_rows=timing_rows, timing_info=timing_info)
+        writer.finish(
+            samples=samples,
+            metrics=metrics,
+            timing_rows=timing_rows,
+            timing_info=timing_info,
+            fidelity_rows=fidelity_rows,
+        )
     except KeyboardInterrupt:
         writer.interrupt()
         raise
@@ -110,6 +137,7 @@ def _plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:
 
 def _run_lanes(
     cell: Cell,
+    policy: Policy | None,
     task: EvalTask,
     engine: Engine,
     requests: Sequence[Request],
@@ -124,7 +152,8 @@ def _run_lanes(
     if not missing:
         return
     run = engine.run_lanes if task.kind == "generate" else engine.score_lanes
-    results = run(requests, plan, cell.policy, phases=_phases(cell), lanes=missing, on_step=progress.tokens)
+    acts: dict[str, Any] = {"phases": _phases(cell), "layers": cell.config.layers}
+    results = run(requests, plan, policy, lanes=missing, on_step=progress.tokens, **acts)
     for result in results:
         writer.commit(_lane_record(task, requests, result))
         progress.advance(stage, len(result.requests))
@@ -186,6 +215,7 @@ def _samples(task: EvalTask, scores: Scores, writer: CellWriter) -> list[dict[st
 
 def _measure(
     cell: Cell,
+    policy: Policy | None,
     engine: Engine,
     requests: dict[str, list[Request]],
     plans: dict[str, BatchPlan],
@@ -201,8 +231,9 @@ def _measure(
     timing = engine.measure(
         [list(requests[task.name][number].prompt_ids) for number in chosen],
         batch_size=batch_size,
-        policies={} if cell.policy is None else {"policy": cell.policy},
+        policies={} if policy is None else {"policy": policy},
         phases=_phases(cell),
+        layers=cell.config.layers,
         new_tokens=measure.new_tokens,
         repeats=measure.repeats,
         on_step=progress.tokens,

@@ -41,6 +41,7 @@ def cell_metrics(
     responses: Mapping[str, Sequence[Mapping[str, Any]]],
     steps: Sequence[Mapping[str, Any]],
     batch_size: int,
+    fidelity: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json. `responses` by subtask. A metric that is not a finite number becomes null."""
     rows = [asdict(metric) for metric in metrics]
@@ -51,4 +52,18 @@ def cell_metrics(
         subtask: batch_summary(of_subtask, [step for step in steps if step["subtask"] == subtask], batch_size)
         for subtask, of_subtask in responses.items()
     }
-    return {"metrics": rows, **batch_summary(everything, steps, batch_size), "by_subtask": by_subtask}
+    whole = batch_summary(everything, steps, batch_size)
+    if fidelity is not None:
+        whole |= fidelity_summary(fidelity)
+        for subtask, summary in by_subtask.items():
+            summary |= fidelity_summary([row for row in fidelity if row["subtask"] == subtask])
+    return {"metrics": rows, **whole, "by_subtask": by_subtask}
+
+
+def fidelity_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Means over tokens: the KL divergence from vanilla (nats), and how often the most likely token is vanilla's."""
+    tokens = sum(row["tokens"] for row in rows)
+    return {
+        "kl": sum(row["kl"] for row in rows) / tokens if tokens else None,
+        "agreement": sum(row["agreeing"] for row in rows) / tokens if tokens else None,
+    }

@@ -13,7 +13,15 @@ from lynx_exp.store.identity import digest, folder_digest
 from lynx_exp.store.provenance import scrub
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "num_selected_experts")
+TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+    "num_selected_experts",
+)
 LAYERS = ("num_hidden_layers", "n_layers")
 NESTED = ("text_config", "ffn_config")
 

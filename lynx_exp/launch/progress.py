@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
 
 Stage = tuple[str, int]
-"""(subtask or `measure`, batch size): work whose units cost about the same."""
+"""(subtask, `measure`, `match` or `fidelity`; batch size): work whose units cost about the same."""
+
+_OTHER_UNITS = ("measure", "match", "fidelity")
+"""Stages whose unit is not a request."""
 
 
 class Estimate:
@@ -34,7 +37,7 @@ class Estimate:
         for like in (
             lambda other: other == stage,
             lambda other: other[0] == stage[0],
-            lambda other: other[0] != "measure" or stage[0] == "measure",
+            lambda other: (other[0] in _OTHER_UNITS) == (stage[0] in _OTHER_UNITS),
         ):
             units = sum(self._units[other] for other in self._units if like(other))
             if units:
@@ -50,11 +53,15 @@ class Estimate:
 
 
 def work_of(cell: Cell) -> dict[Stage, float]:
-    """Units of work of one cell: requests of each subtask, and one for measuring."""
+    """Units of work of one cell: requests of each subtask, and one for each other stage."""
     batch = cell.config.batch_size
     work: dict[Stage, float] = {(task.name, batch): float(len(task.requests)) for task in cell.tasks}
     if cell.config.measure.latency:
         work["measure", batch] = 1.0
+    if cell.policy is not None and cell.config.match_active is not None:
+        work["match", batch] = 1.0
+    if cell.policy is not None and cell.config.fidelity:
+        work["fidelity", batch] = 1.0
     return work
 
 

@@ -16,6 +16,7 @@ from lynx_exp.config import Config
 from lynx_exp.launch.cell import Cell, LoadTask, prepare_cells
 from lynx_exp.launch.execute import execute
 from lynx_exp.launch.progress import Progress
+from lynx_exp.launch.references import References
 from lynx_exp.store.identity import digest
 from lynx_exp.store.read import is_done, read_cell
 from lynx_exp.tasks.load import load_task
@@ -75,8 +76,9 @@ def open_engine(config: Config) -> Engine:
 class _Engines:
     """The engine that was used last; another model takes its place."""
 
-    def __init__(self, open_engine: OpenEngine) -> None:
-        self._open = open_engine
+    def __init__(self, open_engine: OpenEngine, load: LoadTask) -> None:
+        self._open, self._load = open_engine, load
+        self.references = References(load)
         self._key: str | None = None
         self._engine: Engine | None = None
 
@@ -89,6 +91,7 @@ class _Engines:
         if self._engine is None or self._key != self.key(config):
             self._engine = None  # free the old one first
             self._engine, self._key = self._open(config), self.key(config)
+            self.references = References(self._load)
         return self._engine
 
 
@@ -128,7 +131,7 @@ def run_cells(
     trackers: dict[str, Tracker] = {}
 
     with _stoppable(), Progress(todo, console) as progress:
-        engines = _Engines(open_engine)
+        engines = _Engines(open_engine, load)
         try:
             for cell in todo:
                 progress.begin(cell)
@@ -166,7 +169,7 @@ def _run_one(cell: Cell, engines: _Engines, progress: Progress, *, first: bool) 
             raise ValueError(f"model.id={cell.config.model.id}: {error}") from error
         return Outcome(state="failed", folder=cell.folder, error=str(error))
     try:
-        execute(cell, engine, progress)
+        execute(cell, engine, progress, engines.references)
     except Exception as error:  # recorded in the cell's status; the sweep goes on
         return Outcome(state="failed", folder=cell.folder, error=f"{type(error).__name__}: {error}")
     return Outcome(state="done", folder=cell.folder)

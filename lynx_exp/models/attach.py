@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lynx_exp.models.routers import Router
-from lynx_exp.routing import Phases, Policy, Routing, StepContext
-
-Phase = Literal["decode", "prefill"]
+from lynx_exp.models.routers import Router, fingerprint
+from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class Rows:
     live: Tensor
     num_lanes: int
     key: Tensor
+    row: Tensor
     phase: Phase | None = None
     """The phase of all rows, where they share one."""
 
@@ -43,15 +43,21 @@ class Attachment:
     Raises ValueError if the model cannot run the policy.
     """
 
-    def __init__(self, routers: Sequence[Router], policy: Policy | None, phases: Phases = "decode") -> None:
-        for router in routers:
-            if policy is not None:
-                policy.check(router.num_experts, router.top_k)
+    def __init__(
+        self,
+        routers: Sequence[Router],
+        policy: Policy | None,
+        phases: Phases = "decode",
+        layers: str | None = None,
+    ) -> None:
+        """`layers`: those where the policy acts, as in `layer_range`; None is all."""
+        self._policy = None
+        if policy is not None and policy.name != "vanilla" and phases != "none":
+            self._policy = bind(policy, routers)
+        self._layers = None if layers is None else layer_range(layers, len(routers))
         self._rows: Rows | None = None
         self._step: dict[str, Any] | None = None
         self.record: list[tuple[Tensor, Tensor]] | None = None
-        acts = policy is not None and policy.name != "vanilla" and phases != "none"
-        self._policy = policy if acts else None
         self._phases = phases
         self._routers = routers
         self._removers: list[Callable[[], None]] = []
@@ -73,12 +79,13 @@ class Attachment:
             "live": live,
             "num_lanes": rows.num_lanes,
             "key": rows.key,
+            "row": rows.row,
             "shared": {},
         }
 
     def _route(self, router: Router, routing: Routing) -> Routing | None:
         new = None
-        if self._policy is not None:
+        if self._policy is not None and (self._layers is None or router.layer in self._layers):
             if self._step is None:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
             new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
@@ -106,13 +113,43 @@ class Attachment:
         self.detach()
 
 
+def bind(policy: Policy, routers: Sequence[Router], calibration: str | None = None) -> Policy:
+    """The policy as this model runs it; ValueError, with the reason, if one of its routers cannot."""
+    shapes = [
+        ModelShape(
+            num_experts=router.num_experts,
+            top_k=router.top_k,
+            num_layers=len(routers),
+            rule=router.rule,
+            fingerprint=lambda: fingerprint(routers),
+            calibration=calibration,
+        )
+        for router in routers
+    ]
+    for shape in shapes[1:]:
+        policy.check(shape)
+    return policy.bind(shapes[0])
+
+
 def count_active(
     record: list[tuple[Tensor, Tensor]], lane: Tensor, live: Tensor, num_lanes: int, num_experts: int
 ) -> Tensor:
     """`[G, L]` int64: distinct experts that each lane's live rows run in each layer; slots of weight 0 run nothing."""
+    record = _equally_wide(record)
     experts_LTK = torch.stack([experts for experts, _ in record])
     runs_LTK = torch.stack([weights for _, weights in record]).ne(0) & live[:, None]
     slot_LTK = lane[:, None] * num_experts + experts_LTK
     hit = torch.zeros(len(record), num_lanes * num_experts, dtype=torch.int32, device=lane.device)
     hit.scatter_reduce_(1, slot_LTK.flatten(1), runs_LTK.flatten(1).int(), reduce="amax")
     return hit.view(len(record), num_lanes, num_experts).sum(-1).T
+
+
+def _equally_wide(record: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The record with empty slots where a policy gave some layers more slots than others."""
+    width = max(experts.shape[1] for experts, _ in record)
+    if all(experts.shape[1] == width for experts, _ in record):
+        return record
+    return [
+        (pad(experts, (0, width - experts.shape[1])), pad(weights, (0, width - weights.shape[1])))
+        for experts, weights in record
+    ]

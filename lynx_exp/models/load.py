@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lynx_exp.routing.calibration import FILE_NAME
 
 BUNDLED = {"lynx_tiny": Path(__file__).parent / "lynx_tiny"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -47,6 +51,20 @@ def locate(model: str) -> str:
             f"model={model}: no such folder; give a folder in save_pretrained form, a hub id, or {', '.join(BUNDLED)}"
         )
     return str(path) if path.is_dir() else model
+
+
+def calibration_path(model: str) -> Path:
+    """Where `lynx-prepare calibrate` writes the calibration of `model` by default: below the working directory."""
+    where = locate(model)
+    name = os.path.relpath(where) if model not in BUNDLED and Path(where).is_dir() else model
+    return Path("calibrations") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name).strip('._')}.safetensors"
+
+
+def find_calibration(model: str) -> str | None:
+    """The file of `calibration=auto`: in the model's folder, else where `lynx-prepare calibrate` writes it; None if
+    there is neither."""
+    candidates = (Path(locate(model)) / FILE_NAME, calibration_path(model))
+    return next((str(path) for path in candidates if path.is_file()), None)
 
 
 def load_model(

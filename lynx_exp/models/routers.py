@@ -1,28 +1,29 @@
-"""Find the routers of a transformers MoE, and prove for each how it scores.
+"""Find the routers of a transformers MoE, and put a policy between them and the experts.
 
-transformers names the routers of a model in `_can_record_outputs["router_logits"]`. Two forms are known: modules that
-return (logits, weights, experts), the common one, and modules that return logits only, whose parent turns them into a
-routing in `route_tokens_to_experts` (DBRX). How a router scores is not read from its configuration but probed: random
-hidden states must give exactly the experts and weights that one of the candidate rules predicts. A router that no
-rule predicts is refused.
+transformers names the routers of a model in `_can_record_outputs["router_logits"]`. In which form they hand over
+their routing `odd_routers` knows; how they score is proved (`prove`). A router of no known form or rule is refused by
+name.
+
+T token rows, K top-k, W slots of a token after a policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lynx_exp.models.odd_routers import PARENT, REFUSED, Form
+from lynx_exp.models.probe import UnknownRouter
+from lynx_exp.models.prove import LiveRule, prove
 from lynx_exp.routing import RouterRule, Routing
 
 Intercept = Callable[[Routing], Routing | None]
-"""Called with a router's routing; returns the routing to use instead, or None to leave it."""
-
-_RULES = [RouterRule(score=score, renormalize=norm) for score in ("softmax", "sigmoid") for norm in (True, False)]
-_PROBES = 64
+"""Called with a router's routing, best expert first; returns the routing to use instead, or None to leave it."""
 
 
 class UnsupportedModel(ValueError):
@@ -37,50 +38,106 @@ class Router:
     """Its number among the model's routers, from the first layer on."""
     name: str
     module: nn.Module
-    parent: nn.Module | None
-    """The module whose `route_tokens_to_experts` turns logits into a routing; None if the router does it itself."""
-    rule: RouterRule
+    parent: nn.Module
+    """The block that the router belongs to."""
+    form: Form
+    live_rule: LiveRule
+    ordered: bool
+    """Whether the experts of a token always come best first."""
     num_experts: int
     top_k: int
 
+    @property
+    def rule(self) -> RouterRule:
+        """How it scores, with the model's tensors as they are now."""
+        return self.live_rule()
+
     def intercept(self, function: Intercept) -> Callable[[], None]:
         """Put `function` between the router and the experts; returns what takes it out again."""
-        if self.parent is not None:
-            return _intercept_parent(self.parent, function)
+        if self.form is PARENT:
+            return self._intercept_parent(function)
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            logits, weights, experts = output
-            new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
-            return None if new is None else (logits, new.weights, new.experts)
+            new = self._apply(function, *self.form.read(output))
+            return None if new is None else self.form.write(output, *new)
 
         return self.module.register_forward_hook(hook).remove
 
+    def _intercept_parent(self, function: Intercept) -> Callable[[], None]:
+        parent: Any = self.parent
+        original = parent.route_tokens_to_experts
 
-def _intercept_parent(parent: Any, function: Intercept) -> Callable[[], None]:
-    original = parent.route_tokens_to_experts
+        def route(logits: Tensor) -> tuple[Tensor, Tensor]:
+            weights, experts = original(logits)
+            return self._apply(function, logits, weights, experts) or (weights, experts)
 
-    def route(logits: Tensor) -> tuple[Tensor, Tensor]:
-        weights, experts = original(logits)
-        new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
-        return (weights, experts) if new is None else (new.weights, new.experts)
+        parent.route_tokens_to_experts = route
+        return lambda: delattr(parent, "route_tokens_to_experts")
 
-    parent.route_tokens_to_experts = route
-    return lambda: delattr(parent, "route_tokens_to_experts")
+    def _apply(
+        self, function: Intercept, logits: Tensor, weights: Tensor, experts: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """(weights, experts) by `function`, in the slots that the router gave them; None to leave all as it is.
+
+        Experts sum over a token's slots in order, so that only an unmoved slot is bit for bit what it was.
+        """
+        if self.ordered:
+            new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
+            return None if new is None else (new.weights, new.experts)
+        order_TK = _wanted(self.rule, logits.float(), experts).argsort(dim=-1, descending=True, stable=True)
+        routing = Routing(
+            logits=logits.float(), experts=experts.gather(-1, order_TK), weights=weights.gather(-1, order_TK)
+        )
+        new = function(routing)
+        if new is None or new is routing:
+            return None
+        return _put_back(new.weights, order_TK), _put_back(new.experts, order_TK)
+
+
+def _wanted(rule: RouterRule, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
+    """`[T, K]` by which the router ranked the experts that it chose; their groups are open, so they do not matter."""
+    logits_TK = logits_TE.gather(-1, experts_TK)
+    if rule.bias is None:
+        return logits_TK
+    if rule.bias_on == "logits":
+        scores_TK = logits_TK
+    elif rule.score == "softmax":
+        scores_TK = rule.scores(logits_TE).gather(-1, experts_TK)
+    else:
+        scores_TK = rule.scores(logits_TK)
+    return scores_TK + rule.bias.float()[experts_TK]
+
+
+def _put_back(sorted_TW: Tensor, order_TK: Tensor) -> Tensor:
+    """`[T, W]`: the slots as the router had them; slots beyond K stay behind."""
+    top_k = order_TK.shape[-1]
+    first_TK = sorted_TW[:, :top_k]
+    return torch.cat([torch.empty_like(first_TK).scatter_(-1, order_TK, first_TK), sorted_TW[:, top_k:]], -1)
 
 
 def find_routers(model: nn.Module) -> list[Router]:
     """The routers of `model`, first layer first. UnsupportedModel names the model and what is supported."""
-    kind = type(model).__name__
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, _router_classes(model))]
+    kind, classes = type(model).__name__, router_classes(model)
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, classes)]
     if not found:
         raise UnsupportedModel(
-            f"{kind}: not a Mixture-of-Experts model with routers that transformers names; supported: causal language "
-            "models whose routers return (logits, weights, experts), such as Mixtral, Qwen3-MoE and OLMoE, and DBRX"
+            f"{kind}: not a Mixture-of-Experts model with routers that transformers names; supported: the causal "
+            "language models that `python -m lynx_exp.models.families` lists, such as Mixtral, Qwen3-MoE and OLMoE"
         )
     return [_describe(model, kind, layer, name, module) for layer, (name, module) in enumerate(found)]
 
 
-def _router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
+def fingerprint(routers: Sequence[Router]) -> str:
+    """Hash of the routers' weights, rounded to bfloat16 so that the same checkpoint has the same one in any dtype."""
+    total = hashlib.sha256()
+    for router in routers:
+        for name, parameter in sorted(router.module.named_parameters()):
+            total.update(f"{router.name}.{name} {tuple(parameter.shape)}".encode())
+            total.update(parameter.detach().bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
     """The router classes that any submodule's `_can_record_outputs` declares."""
     classes: set[type[nn.Module]] = set()
     for module in model.modules():
@@ -94,61 +151,21 @@ def _router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
 
 def _describe(model: nn.Module, kind: str, layer: int, name: str, module: nn.Module) -> Router:
     parent = model.get_submodule(name.rpartition(".")[0])
-    if not hasattr(parent, "route_tokens_to_experts"):
-        parent = None
+    where, router = f"{kind}: {name} ({type(module).__name__})", type(module).__name__
+    if router in REFUSED:
+        raise UnsupportedModel(f"{where}: {REFUSED[router]}")
     try:
-        logits, weights, experts = _probe(module, parent)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UnsupportedModel(
-            f"{kind}: {name} ({type(module).__name__}): not a router of a known form: {error}"
-        ) from error
-    for rule in _RULES:
-        if _predicts(rule, logits, weights, experts):
-            return Router(
-                layer=layer,
-                name=name,
-                module=module,
-                parent=parent,
-                rule=rule,
-                num_experts=logits.shape[-1],
-                top_k=experts.shape[-1],
-            )
-    raise UnsupportedModel(
-        f"{kind}: {name} ({type(module).__name__}): scores experts by none of the known rules (softmax or sigmoid "
-        "of the logits, renormalised or not); selecting experts for it would change more than the selection"
+        proof = prove(module, parent)
+    except UnknownRouter as error:
+        raise UnsupportedModel(f"{where}: {error}") from error
+    return Router(
+        layer=layer,
+        name=name,
+        module=module,
+        parent=parent,
+        form=proof.form,
+        live_rule=proof.rule,
+        ordered=proof.ordered,
+        num_experts=proof.num_experts,
+        top_k=proof.top_k,
     )
-
-
-@torch.no_grad()
-def _probe(module: nn.Module, parent: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits, weights, experts) of random hidden states."""
-    matrix = next(p for p in module.parameters() if p.dim() == 2)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(_PROBES, matrix.shape[-1], generator=generator).to(matrix.device, matrix.dtype)
-    hidden *= 2.0 / matrix.float().std().clamp_min(1e-3).item() / matrix.shape[-1] ** 0.5  # logits of a few units
-    out = module(hidden)
-    if parent is not None:
-        weights, experts = parent.route_tokens_to_experts(out)
-        return out.float(), weights.float(), experts
-    if not (isinstance(out, tuple) and len(out) == 3):
-        raise ValueError("it does not return (logits, weights, experts)")
-    logits, weights, experts = out
-    if experts.dtype.is_floating_point or logits.dim() != 2 or weights.shape != experts.shape:
-        raise ValueError("it does not return (logits [T, E], weights [T, K], experts [T, K])")
-    return logits.float(), weights.float(), experts
-
-
-def _predicts(rule: RouterRule, logits_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> bool:
-    predicted_TK = logits_TE.topk(experts_TK.shape[-1]).values
-    if not torch.equal(logits_TE.gather(-1, experts_TK), predicted_TK):
-        return False
-    scores_TK = rule.scores(logits_TE).gather(-1, experts_TK)
-    if rule.renormalize:
-        scores_TK = scores_TK / scores_TK.sum(-1, keepdim=True)
-    return torch.allclose(scores_TK, weights_TK, atol=_tolerance(weights_TK), rtol=0)
-
-
-def _tolerance(weights: Tensor) -> float:
-    """Half-precision routers round their weights; their float copies then lie on a coarse grid."""
-    exact = weights.bfloat16().float().equal(weights) or weights.half().float().equal(weights)
-    return 1e-2 if exact else 1e-5

@@ -1,22 +1,45 @@
-"""The command `lynx-prepare`: `train` makes the bundled model, or one like it."""
+"""The command `lynx-prepare`: `train` makes the bundled model, or one like it; `calibrate` measures any model for the
+policies that need it."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lynx_exp.prepare.train import TrainConfig
+    from omegaconf import DictConfig
 
+    from lynx_exp.prepare.calibrate import CalibrateConfig
+    from lynx_exp.prepare.train import TrainConfig
+    from lynx_exp.routing import Calibration
+
+CALIBRATE_HELP = """\
+Measure what some policies must know of a model before they run, and write it to one small file:
+
+  sere   how alike the outputs of any two experts are (similarity: cosine, frobenius, cka)
+  naee   how a router's scores fall off from rank to rank (the median ratio of each to the first)
+  lexi   what each layer loses by running fewer experts (on random hidden states)
+
+The texts of `data` go through the plain model once; on each layer's inputs every expert runs. The file goes to
+calibrations/MODEL.safetensors, where those policies find it (calibration=auto), or to out=FILE (calibration=FILE).
+Another model's file is refused, by a hash of its routers. lynx_tiny has its file in the package.
+
+  lynx-prepare calibrate model=mixtral_8x7b data=web.jsonl
+  lynx-prepare calibrate model=hub model.id=PATH_OR_HUB_ID data=web.txt sequences=200 dtype=bfloat16
+  lynx-exp model=mixtral_8x7b policy=sere
+
+Ctrl-C leaves what was there before. Equal commands write equal bytes."""
 BAD_INPUT = 2
 INTERRUPTED = 130
-LINE_EVERY = 100
-"""Steps between two lines where there is no terminal for a bar."""
+INTERRUPTED_LINE = {
+    "train": "interrupted; run the same command to continue from the last checkpoint",
+    "calibrate": "interrupted; nothing was written",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,32 +51,41 @@ def run(arguments: Sequence[str]) -> int:
     """Run `lynx-prepare ARGUMENTS`; the exit code."""
     from lynx_exp.config import config_folder
 
-    recipe = config_folder() / "train.yaml"
     parser = argparse.ArgumentParser(
         prog="lynx-prepare",
         description="What comes before a run.",
-        epilog="Examples:\n  lynx-prepare train\n  lynx-prepare train out=runs/mine steps=200 num_experts=8",
+        epilog="Examples:\n  lynx-prepare train\n  lynx-prepare train out=runs/mine steps=200 num_experts=8\n"
+        "  lynx-prepare calibrate model=olmoe_1b_7b data=web.jsonl\n\n"
+        "Exit codes: 0 done, 2 bad input, 130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="train")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="train|calibrate")
     train = verbs.add_parser(
         "train",
         help="train an MoE on the mini tasks; the defaults make lynx_tiny (about half an hour on 2 CPU cores)",
         description="Train an MoE on the mini tasks. The same command again continues from the last checkpoint.",
-        epilog=f"Fields and their defaults:\n\n{recipe.read_text()}",
+        epilog=f"Fields and their defaults:\n\n{(config_folder() / 'train.yaml').read_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the recipe")
+    calibrate = verbs.add_parser(
+        "calibrate",
+        help="measure a model's experts for the policies sere, naee and lexi (a minute for lynx_tiny)",
+        description=CALIBRATE_HELP,
+        epilog=f"Fields and their defaults:\n\n{(config_folder() / 'calibrate.yaml').read_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="the model, the data and how much of it")
     asked = parser.parse_args(list(arguments))
     try:
-        _train(asked.overrides)
+        {"train": _train, "calibrate": _calibrate}[asked.verb](asked.overrides)
     except KeyboardInterrupt:
-        print("lynx-prepare: interrupted; run the same command to continue from the last checkpoint", file=sys.stderr)
+        print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         from lynx_exp.explain import explain
 
-        line = explain(error, asked.overrides, config_name="train")
+        line = explain(error, asked.overrides, config_name=asked.verb)
         if line is None:
             raise
         print(f"lynx-prepare: error: {line}", file=sys.stderr)
@@ -61,18 +93,23 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
-    """(recipe, output folder) from `conf/train.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """`conf/NAME.yaml` with overrides. A Hydra error for a bad one."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     from lynx_exp.config import config_folder
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = compose("train", overrides=list(overrides))
-    values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return compose(name, overrides=list(overrides))
+
+
+def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
+    """(recipe, output folder) from `conf/train.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(_composed("train", overrides), resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     out = Path(str(values.pop("out"))).expanduser()
 
@@ -104,6 +141,7 @@ def _train(overrides: Sequence[str]) -> None:
         raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
     from transformers.utils.logging import disable_progress_bar
 
+    from lynx_exp.prepare.progress import train_callback
     from lynx_exp.prepare.train import train
 
     disable_progress_bar()  # this run has its own
@@ -118,28 +156,56 @@ def _train(overrides: Sequence[str]) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=config.steps, losses="")
         train(
-            config, out, _shown(console, config.steps, lambda step, text: bar.update(task, completed=step, losses=text))
+            config,
+            out,
+            train_callback(console, config.steps, lambda step, text: bar.update(task, completed=step, losses=text)),
         )
     console.print(f"{out}: model, tokenizer and recipe.json; run it with model=hub model.id={out}", highlight=False)
 
 
-def _shown(console: Any, steps: int, update: Callable[[int, str], None]) -> Callable[[int, dict[str, float]], None]:
-    """A callback for `train`: losses of each task in the bar, or a line now and then."""
-    from time import monotonic
+def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
+    """What to calibrate, from `conf/calibrate.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
-    from lynx_exp.launch.progress import clock
+    from lynx_exp.prepare.calibrate import CalibrateConfig
 
-    first: list[tuple[int, float]] = []
+    ConfigStore.instance().store("calibrate_schema", CalibrateConfig)
+    config = OmegaConf.to_object(_composed("calibrate", overrides))
+    assert isinstance(config, CalibrateConfig)
+    return config
 
-    def on_step(step: int, losses: dict[str, float]) -> None:
-        first.append((step, monotonic())) if not first else None
-        text = " ".join(
-            f"{task.removeprefix('mini_')} {loss:.3f}" for task, loss in losses.items() if not math.isnan(loss)
-        )
-        update(step, text)
-        if not console.is_terminal and (step % LINE_EVERY == 0 or step == steps):
-            begun, since = first[0]
-            left = (monotonic() - since) / (step - begun) * (steps - step) if step > begun else None
-            console.print(f"step {step}/{steps}: loss {text}, ETA {clock(left)}", highlight=False)
 
-    return on_step
+def _calibrate(overrides: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from lynx_exp.prepare.calibrate import calibrate
+    from lynx_exp.prepare.progress import calibrate_callback
+
+    config = read_calibration(overrides)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # this run has its own
+    console = Console(soft_wrap=True)
+    columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        update = partial(bar.update, bar.add_task("", total=None))
+        measured = calibrate(config, calibrate_callback(console, update))
+    out = config.file()
+    measured.save(out)
+    console.print(f"{out}: {_what(measured)}; {_use(config, out)}", highlight=False, markup=False)
+
+
+def _what(measured: Calibration) -> str:
+    layers, experts = measured.similarity["cosine"].shape[:2]
+    return f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens"
+
+
+def _use(config: CalibrateConfig, out: Path) -> str:
+    from lynx_exp.models import find_calibration
+
+    auto = None if config.model.kind == "random" else find_calibration(config.model.id)
+    if auto is not None and Path(auto).samefile(out):
+        return "sere, naee and lexi of this model take it from here on"
+    return f"use it with policy.calibration={out}"

@@ -1,11 +1,20 @@
 """The science: a policy maps the routing of a step to a new routing. torch only."""
 
 from lynx_exp.routing.build import build_policy, policy_names
-from lynx_exp.routing.policy import LanePolicy, Phased, Phases, Policy
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.calibration import Calibrated, Calibration
+from lynx_exp.routing.per_layer import PerLayer, layer_range
+from lynx_exp.routing.policy import Knob, LanePolicy, Phased, Policy
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Phase, Phases, Routing, StepContext
 
 __all__ = [
+    "Calibrated",
+    "Calibration",
+    "Knob",
     "LanePolicy",
+    "ModelShape",
+    "PerLayer",
+    "Phase",
     "Phased",
     "Phases",
     "Policy",
@@ -13,5 +22,6 @@ __all__ = [
     "Routing",
     "StepContext",
     "build_policy",
+    "layer_range",
     "policy_names",
 ]

@@ -7,9 +7,11 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lynx_exp.routing import policies
+from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
 
 
@@ -37,6 +39,10 @@ def policy_class(name: str) -> type[Policy]:
 
 def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
     where = f"{policy}: {parameter}={value}"
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = (part for part in get_args(kind) if part is not NoneType)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(kind)))}")
@@ -47,15 +53,24 @@ def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
 
 
 def build_policy(name: str, **parameters: Any) -> Policy:
-    """The policy `name`, its parameters typed and range-checked.
+    """The policy `name`, its parameters typed and range-checked. A list gives a parameter one value for each layer.
 
     Raises ValueError naming the policy, the parameter, its value and what is allowed.
     """
     cls = policy_class(name)
     kinds = get_type_hints(cls)
-    known = [field.name for field in fields(cls)]
+    known = [field.name for field in fields(cls) if field.init]
     for parameter in parameters:
         if parameter not in known:
             allowed = f"known: {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{name}: {parameter}: unknown parameter; {allowed}")
-    return cls(**{p: _checked(name, p, kinds[p], value) for p, value in parameters.items()})
+    by_layer = {p: value for p, value in parameters.items() if isinstance(value, list | tuple)}
+    if not by_layer:
+        return cls(**{p: _checked(name, p, kinds[p], value) for p, value in parameters.items()})
+    lengths = {len(value) for value in by_layer.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            f"{name}: {', '.join(by_layer)}: lists of one value a layer must be equally long, and not empty"
+        )
+    layers = [parameters | {p: value[n] for p, value in by_layer.items()} for n in range(lengths.pop())]
+    return PerLayer(policies=tuple(build_policy(name, **each) for each in layers))

@@ -104,19 +104,21 @@ def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def lynx_votes(logits_TE, live_T, lane_T, size_G, alpha, beta, top_k):  # type: ignore[no-untyped-def]
+def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, top_k):  # type: ignore[no-untyped-def]
     """`[G, E]` int64: AffinityBinning's votes, as `lynx_exp.routing.policies.lynx` has them in torch."""
-    rows, size = logits_TE.shape
+    rows, size = affinity_TE.shape
     bin_TE = np.empty((rows, size), np.float64)
-    affinity_TE = np.empty((rows, size), np.float64)
+    pull_TE = np.empty((rows, size), np.float64)
     for t in range(rows):
         if live_T[t]:
-            highest = logits_TE[t].max()
+            highest = affinity_TE[t].max()
             for e in range(size):
-                gap = np.float32(alpha) * (logits_TE[t, e] - highest)
-                bin_TE[t, e] = max(np.float64(np.ceil(gap)), -np.float64(beta))
-                affinity_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
-    column_GE = lane_sum(affinity_TE, live_T, lane_T, len(size_G))
+                gap = np.float64(np.float32(alpha) * (affinity_TE[t, e] - highest))
+                bin_TE[t, e] = max(np.ceil(gap) if whole_bins else gap, lowest)
+                pull_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
+                if affinity_TE[t, e] == -np.inf:
+                    pull_TE[t, e] = 0.0
+    column_GE = lane_sum(pull_TE, live_T, lane_T, len(size_G))
     votes_GE = np.zeros((len(size_G), size), np.int64)
     z_E = np.empty(size, np.float64)
     taken_E = np.empty(size, np.bool_)
@@ -125,32 +127,38 @@ def lynx_votes(logits_TE, live_T, lane_T, size_G, alpha, beta, top_k):  # type: 
             continue
         g = lane_T[t]
         for e in range(size):
-            z_E[e] = bin_TE[t, e] + (column_GE[g, e] - affinity_TE[t, e]) / size_G[g]
-        taken_E[:] = False
+            z_E[e] = bin_TE[t, e] + (column_GE[g, e] - pull_TE[t, e]) / size_G[g]
+            taken_E[e] = affinity_TE[t, e] == -np.inf
         for _ in range(top_k):
             best = -1
             for e in range(size):
                 if taken_E[e]:
                     continue
                 tied = best >= 0 and z_E[e] == z_E[best]
-                if best < 0 or z_E[e] > z_E[best] or (tied and logits_TE[t, e] > logits_TE[t, best]):
+                if best < 0 or z_E[e] > z_E[best] or (tied and affinity_TE[t, e] > affinity_TE[t, best]):
                     best = e
-            taken_E[best] = True
-            votes_GE[g, best] += 1
+            if best >= 0:
+                taken_E[best] = True
+                votes_GE[g, best] += 1
     return votes_GE
 
 
 @njit(cache=True)
-def restrict(logits_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize):  # type: ignore[no-untyped-def]
-    """(experts `[T, K]` int64, weights `[T, K]` of the scores' type)."""
+def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize, slots):  # type: ignore[no-untyped-def]
+    """(experts `[T, W]` int64, weights `[T, W]` of the scores' type) with W = max(K, slots)."""
     rows, top_k = experts_TK.shape
-    new_experts_TK, new_weights_TK = experts_TK.copy(), weights_TK.copy()
-    taken_E = np.empty(logits_TE.shape[1], np.bool_)
+    width = max(top_k, slots)
+    new_experts_TW = np.empty((rows, width), np.int64)
+    new_weights_TW = np.empty((rows, width), weights_TK.dtype)
+    taken_E = np.empty(choice_TE.shape[1], np.bool_)
     for t in range(rows):
+        for w in range(width):
+            new_experts_TW[t, w] = experts_TK[t, w] if w < top_k else experts_TK[t, 0]
+            new_weights_TW[t, w] = weights_TK[t, w] if w < top_k else 0.0
         if not changes_T[t]:
             continue
         allowed_E = sets_XE[set_T[t]]
-        inside = True
+        inside = slots == top_k
         for k in range(top_k):
             inside = inside and allowed_E[experts_TK[t, k]]
         if inside:
@@ -158,16 +166,167 @@ def restrict(logits_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, chang
         taken_E[:] = False
         total, mass = np.float32(0.0), np.float32(0.0)
         for k in range(top_k):
-            best = -1
-            for e in range(logits_TE.shape[1]):
-                if allowed_E[e] and not taken_E[e] and (best < 0 or logits_TE[t, e] > logits_TE[t, best]):
-                    best = e
-            taken_E[best] = True
-            new_experts_TK[t, k] = best
-            new_weights_TK[t, k] = scores_TE[t, best]
-            total += scores_TE[t, best]
             mass += weights_TK[t, k]
+        found = 0
+        for w in range(slots):
+            best = -1
+            for e in range(choice_TE.shape[1]):
+                free = allowed_E[e] and not taken_E[e] and choice_TE[t, e] > -np.inf
+                if free and (best < 0 or choice_TE[t, e] > choice_TE[t, best]):
+                    best = e
+            if best < 0:
+                break
+            taken_E[best] = True
+            new_experts_TW[t, w] = best
+            new_weights_TW[t, w] = scores_TE[t, best]
+            total += scores_TE[t, best]
+            found += 1
+        if found == 0:
+            continue
         factor = (np.float32(1.0) if renormalize else mass) / max(total, np.float32(1.1754943508222875e-38))
+        for w in range(width):
+            if w < found:
+                new_weights_TW[t, w] *= factor
+            else:
+                new_experts_TW[t, w] = new_experts_TW[t, 0]
+                new_weights_TW[t, w] = 0.0
+    return new_experts_TW, new_weights_TW
+
+
+@njit(cache=True)
+def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
+    """(experts, weights), both `[T, K]`: the slots left moved to the front, the others emptied."""
+    rows, top_k = experts_TK.shape
+    new_experts_TK, new_weights_TK = experts_TK.copy(), weights_TK.copy()
+    for t in range(rows):
+        left = 0
+        mass, total = np.float32(0.0), np.float32(0.0)
         for k in range(top_k):
-            new_weights_TK[t, k] *= factor
+            mass += weights_TK[t, k]
+            if not dropped_TK[t, k]:
+                new_experts_TK[t, left] = experts_TK[t, k]
+                new_weights_TK[t, left] = weights_TK[t, k]
+                total += weights_TK[t, k]
+                left += 1
+        if left == top_k:
+            continue
+        factor = mass / max(total, np.float32(1.1754943508222875e-38)) if keep_mass else np.float32(1.0)
+        for k in range(top_k):
+            if k < left:
+                new_weights_TK[t, k] *= factor
+            else:
+                new_experts_TK[t, k] = new_experts_TK[t, 0]
+                new_weights_TK[t, k] = 0.0
     return new_experts_TK, new_weights_TK
+
+
+@njit(cache=True)
+def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshold):  # type: ignore[no-untyped-def]
+    """`[T, K]` int64: SERE's experts; slots before `first` stay."""
+    lanes, size = primary_GE.shape
+    instead_GE = np.empty((lanes, size), np.int64)
+    for g in range(lanes):
+        for e in range(size):
+            best = -1
+            for v in range(size):
+                if primary_GE[g, v] and (best < 0 or alike_EE[e, v] > alike_EE[e, best]):
+                    best = v
+            stays = primary_GE[g, e] or best < 0 or alike_EE[e, best] < np.float32(threshold)
+            instead_GE[g, e] = e if stays else best
+    new_TK = experts_TK.copy()
+    for t in range(len(new_TK)):
+        if live_T[t]:
+            for k in range(first, new_TK.shape[1]):
+                new_TK[t, k] = instead_GE[lane_T[t], experts_TK[t, k]]
+    return new_TK
+
+
+@njit(cache=True)
+def _gain(share_TE, best_TK, covered_T, rows_R, e, floor, power):  # type: ignore[no-untyped-def]
+    """Fixed-point gain of expert `e` for the rows `rows_R`, as `lynx_exp.routing.policies.coverage` defines it."""
+    gain: np.int64 = np.int64(0)
+    last = best_TK.shape[1] - 1
+    for t in rows_R:
+        more = share_TE[t, e] - best_TK[t, last]
+        if more > 0.0:
+            if floor > 0.0:
+                more = np.log1p(more / (covered_T[t] + floor))
+            elif power != 1.0:
+                lost = max(1.0 - covered_T[t], 0.0)
+                more = lost**power - max(lost - more, 0.0) ** power
+            gain += np.int64(np.rint(more * _FIXED_POINT))
+    return gain
+
+
+@njit(cache=True)
+def _add(keep_E, e, share_TE, open_TE, best_TK, covered_T, found_T, rows_R):  # type: ignore[no-untyped-def]
+    """Keep expert `e`."""
+    keep_E[e] = True
+    top_k = best_TK.shape[1]
+    for t in rows_R:
+        found_T[t] += open_TE[t, e]
+        value = share_TE[t, e]
+        if value > best_TK[t, top_k - 1]:
+            covered_T[t] = 0.0
+            for k in range(top_k):
+                if value > best_TK[t, k]:
+                    best_TK[t, k], value = value, best_TK[t, k]
+                covered_T[t] += best_TK[t, k]
+
+
+@njit(cache=True)
+def coverage(mass_TE, open_TE, experts_TK, live_T, lane_T, num_lanes, budget, tolerance, floor, power, guarantee):  # type: ignore[no-untyped-def]
+    """`[G, E]` bool: `lynx_exp.routing.policies.coverage`, by lazy greedy: gains only shrink as the set grows, so an
+    old gain is an upper bound, and an expert whose fresh gain beats all bounds is the best."""
+    rows, size = mass_TE.shape
+    top_k = experts_TK.shape[1]
+    keep_GE = np.zeros((num_lanes, size), np.bool_)
+    share_TE = np.empty((rows, size), np.float64)
+    best_TK = np.zeros((rows, top_k), np.float64)
+    covered_T = np.zeros(rows, np.float64)
+    found_T = np.zeros(rows, np.int64)
+    total_GE = lane_sum(mass_TE, live_T, lane_T, num_lanes)
+    for t in range(rows):
+        if live_T[t]:
+            own = 0.0
+            for k in range(top_k):
+                own += np.float64(mass_TE[t, experts_TK[t, k]])
+            for e in range(size):
+                share_TE[t, e] = np.float64(mass_TE[t, e]) / own
+    gain_E = np.empty(size, np.int64)
+    fresh_E = np.empty(size, np.int64)
+    for g in range(num_lanes):
+        rows_R = np.nonzero(live_T & (lane_T == g))[0]
+        if len(rows_R) == 0:
+            continue
+        keep_E = keep_GE[g]
+        for r in rows_R:
+            for k in range(guarantee):
+                if not keep_E[experts_TK[r, k]]:
+                    _add(keep_E, experts_TK[r, k], share_TE, open_TE, best_TK, covered_T, found_T, rows_R)
+        kept = int(keep_E.sum())
+        least = tolerance * len(rows_R)
+        for e in range(size):
+            gain_E[e] = _gain(share_TE, best_TK, covered_T, rows_R, e, floor, power)
+            fresh_E[e] = kept
+        while kept < size:
+            best = -1
+            for e in range(size):
+                if keep_E[e]:
+                    continue
+                tied = best >= 0 and gain_E[e] == gain_E[best]
+                if best < 0 or gain_E[e] > gain_E[best] or (tied and total_GE[g, e] > total_GE[g, best]):
+                    best = e
+            if fresh_E[best] != kept:
+                gain_E[best] = _gain(share_TE, best_TK, covered_T, rows_R, best, floor, power)
+                fresh_E[best] = kept
+                continue
+            if kept >= budget or gain_E[best] / _FIXED_POINT < least:
+                full = True
+                for r in rows_R:
+                    full = full and found_T[r] >= top_k
+                if full:
+                    break
+            _add(keep_E, best, share_TE, open_TE, best_TK, covered_T, found_T, rows_R)
+            kept += 1
+    return keep_GE

@@ -7,17 +7,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native
+from lynx_exp.routing import kernels, native
 from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.remap import restrict
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Phases, Routing, StepContext
 
-Phases = Literal["decode", "prefill", "both", "none"]
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """The parameter that sets how many experts stay active, for `match_active` to turn."""
+
+    parameter: str
+    low: float | Literal["K", "E"]
+    """Smallest value to try; K: the model's top-k, E: its number of experts."""
+    high: float | Literal["K", "E"]
+    """Largest value to try."""
+    whole: bool = True
+    """Integers only."""
+    falling: bool = False
+    """A larger value leaves fewer experts active."""
+    logarithmic: bool = False
+    """Steps are ratios."""
+
+    def bounds(self, shape: ModelShape) -> tuple[float, float]:
+        """(smallest, largest) value for this model."""
+        sizes = {"K": float(shape.top_k), "E": float(shape.num_experts)}
+        low, high = (sizes[end] if isinstance(end, str) else end for end in (self.low, self.high))
+        return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +47,33 @@ class Policy(ABC):
     """A function from the routing of a step to a new routing. Its fields are its parameters, checked when it is
     built."""
 
-    @abstractmethod
-    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        """The new routing. Rows that are not live come back as they were."""
+    min_batch: int = 1
+    """Lanes with fewer live rows run vanilla."""
 
-    def check(self, num_experts: int, top_k: int) -> None:  # noqa: B027  # most policies run anywhere
-        """Raise ValueError, naming the parameter, if a model with E experts and top-K cannot run this policy."""
+    knob: ClassVar[Knob | None] = None
+
+    def __post_init__(self) -> None:
+        at_least(self, "min_batch", 1)
+
+    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        """The new routing. Rows that are not live, or whose lane is too small, come back as they were."""
+        acting, somewhere = _acting(step, self.min_batch)
+        if not somewhere:
+            return routing
+        fused = kernels.select(self, routing, acting, rule) if kernels.chosen(routing.logits) else None
+        return self.route(routing, acting, rule) if fused is None else fused
+
+    @abstractmethod
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        """The new routing of the live rows; the others must come back as they were. May have more than K slots."""
+
+    def check(self, shape: ModelShape) -> None:  # noqa: B027  # most policies run anywhere
+        """Raise ValueError, naming the parameter, if a model of this shape cannot run this policy."""
+
+    def bind(self, shape: ModelShape) -> Policy:
+        """The policy as this model runs it, checked; ValueError if it cannot."""
+        self.check(shape)
+        return self
 
     @property
     def name(self) -> str:
@@ -38,9 +81,12 @@ class Policy(ABC):
 
     @property
     def label(self) -> str:
-        """The policy with its parameters, such as `lynx(alpha=3.0, beta=2, min_batch=2)`."""
-        parameters = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
-        return f"{self.name}({parameters})" if parameters else self.name
+        """The policy with its parameters, such as `lynx(alpha=3.0, beta=2)`; a default `min_batch` stays out."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        if self.min_batch == type(self).min_batch:
+            del own["min_batch"]
+        shown = ", ".join(f"{name}={value}" for name, value in own.items())
+        return f"{self.name}({shown})" if shown else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,35 +95,45 @@ class LanePolicy(Policy):
     into that set."""
 
     min_batch: int = 2
-    """Lanes with fewer live rows run vanilla: with one row there is no union of experts to shrink."""
+    """With one row there is no union of experts to shrink."""
 
-    def __post_init__(self) -> None:
-        at_least(self, "min_batch", 1)
+    serves_groups: ClassVar[bool] = False
+    """Whether a router that limits each token to some groups of experts still finds enough in every kept set."""
 
     @abstractmethod
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        """`[G, E]` bool, at least K experts a lane."""
+        """`[G, E]` bool: for each lane with live rows at least K experts."""
 
-    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        acts_T, somewhere = self._acts(step)
-        if not somewhere:
-            return routing
-        return restrict(routing, self.keep(routing, step, rule), step.lane, acts_T, rule)
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        return restrict(routing, self.keep(routing, step, rule), step.lane, step.live, rule)
 
-    def _acts(self, step: StepContext) -> tuple[Tensor, bool]:
-        """(live rows of large enough lanes `[T]` bool, False if there is surely none); once a forward pass.
+    def check(self, shape: ModelShape) -> None:
+        rule = shape.rule
+        if rule is not None and rule.grouped and not self.serves_groups:
+            raise ValueError(
+                f"{self.name}: this model's routers let a token use {rule.top_groups} of {rule.groups} groups of "
+                f"experts, and the set that this policy keeps may hold fewer than {shape.top_k} of those; "
+                "lynx, oea and coverage are made for such routers"
+            )
 
-        Only on a CPU is it free to ask; elsewhere the answer would stall the device.
-        """
-        name = f"acts at {self.min_batch}"
-        if name not in step.shared:
-            if native.usable(step.live):
-                acts, somewhere = native.lane_rows(*native.arrays(step), step.num_lanes, self.min_batch)
-                step.shared[name] = torch.from_numpy(acts), somewhere
-            else:
-                acts_T = step.live & (lane_size(step) >= self.min_batch)[step.lane]
-                step.shared[name] = acts_T, acts_T.device.type != "cpu" or bool(acts_T.any())
-        return step.shared[name]
+
+def _acting(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
+    """(the step with only the live rows of lanes of at least `min_batch`, False if there is surely none); found once a
+    forward pass.
+
+    Only on a CPU is it free to ask; elsewhere the answer would stall the device.
+    """
+    name = f"acting at {min_batch}"
+    if name not in step.shared:
+        if native.usable(step.live):
+            acts, somewhere = native.lane_rows(*native.arrays(step), step.num_lanes, min_batch)
+            acts_T = torch.from_numpy(acts)
+        else:
+            acts_T = step.live & (lane_size(step) >= min_batch)[step.lane]
+            somewhere = acts_T.device.type != "cpu" or bool(acts_T.any())
+        step.shared[name] = acts_T, somewhere, {}
+    acts_T, somewhere, shared = step.shared[name]
+    return replace(step, live=acts_T, shared=shared), somewhere
 
 
 @dataclass(frozen=True)
@@ -96,30 +152,33 @@ class Phased:
         return self.policy(routing, step, rule)
 
 
-def votes_then_probability(routing: Routing, step: StepContext, rule: RouterRule) -> tuple[Tensor, Tensor]:
-    """(votes, summed scores), both `[G, E]`: how often an expert is in a top-K of the lane, and what breaks ties."""
+def votes_then_mass(routing: Routing, step: StepContext, rule: RouterRule) -> tuple[Tensor, Tensor]:
+    """(votes, summed mass), both `[G, E]`: how often an expert is in a top-K of the lane, and what breaks ties."""
     votes_GE = lane_votes(routing.experts, step.live, step, routing.num_experts)
-    return votes_GE, lane_sum(routing.scores(rule), step)
+    return votes_GE, lane_sum(routing.mass(rule), step)
 
 
 def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
-    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed score, then by lower index."""
-    scores_TE = routing.scores(rule)
-    if native.usable(scores_TE):
-        mask = native.most_voted(
-            scores_TE.numpy(), routing.experts.numpy(), *native.arrays(step), step.num_lanes, count
-        )
+    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed mass, then by lower index."""
+    mass_TE = routing.mass(rule)
+    if native.usable(mass_TE):
+        mask = native.most_voted(mass_TE.numpy(), routing.experts.numpy(), *native.arrays(step), step.num_lanes, count)
         return torch.from_numpy(mask)
-    return best_mask(*votes_then_probability(routing, step, rule), count)
+    return best_mask(*votes_then_mass(routing, step, rule), count)
 
 
 def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) -> Tensor:
     """`keep_GE` with at least `count` experts a lane, the missing ones added best first by the two keys.
 
-    The first key must be a count of rows.
+    A lane that keeps `count` or more already stays as it is.
     """
-    kept_first_GE = first_GE + keep_GE.long() * 2**40
-    return keep_GE | best_mask(kept_first_GE, second_GE, count)
+    order_GE = torch.where(keep_GE, torch.inf, first_GE.double())
+    return keep_GE | best_mask(order_GE, second_GE, count)
+
+
+def top_choices(routing: Routing, step: StepContext, count: int) -> Tensor:
+    """`[G, E]` bool: the experts among the first `count` of any live row of the lane, `count` at most K."""
+    return lane_votes(routing.experts[:, :count], step.live, step, routing.num_experts) > 0
 
 
 def at_least(policy: Policy, field: str, least: float) -> None:
@@ -132,3 +191,9 @@ def between(policy: Policy, field: str, least: float, most: float) -> None:
     value = getattr(policy, field)
     if not least <= value <= most:
         raise ValueError(f"{policy.name}: {field}={value}: must lie in {least}..{most}")
+
+
+def above(policy: Policy, field: str, limit: float) -> None:
+    value = getattr(policy, field)
+    if not value > limit:
+        raise ValueError(f"{policy.name}: {field}={value}: must be above {limit}")

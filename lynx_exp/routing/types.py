@@ -5,16 +5,25 @@ T token rows of one forward pass, E experts, K top-k, G lanes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
+
+from lynx_exp.routing.rule import RouterRule
+
+Phase = Literal["decode", "prefill"]
+Phases = Literal["decode", "prefill", "both", "none"]
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where one layer sends the token rows of one forward pass."""
+    """Where one layer sends the token rows of one forward pass.
+
+    `choice`, `mass` and `affinity` are three views of one order: how much the router wants each expert for each token,
+    as it ranks, as a share, and in units of logits. What a rule computes from the logits is computed once.
+    """
 
     logits: Tensor
     """`[T, E]` fp32 router logits, before any policy."""
@@ -23,13 +32,28 @@ class Routing:
     weights: Tensor
     """`[T, K]` combine weights."""
 
-    _scores: dict[RouterRule, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[tuple[str, RouterRule], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def scores(self, rule: RouterRule) -> Tensor:
-        """`[T, E]` fp32 scores of all experts, computed once."""
-        if rule not in self._scores:
-            self._scores[rule] = rule.scores(self.logits)
-        return self._scores[rule]
+        """`[T, E]` fp32 scores of all experts, from which combine weights are made."""
+        return self._once("scores", rule, lambda: rule.scores(self.logits))
+
+    def choice(self, rule: RouterRule) -> Tensor:
+        """`[T, E]` by which the router ranks experts; -inf for those outside the token's groups."""
+        return self._once("choice", rule, lambda: rule.choice(self.logits, self.scores(rule)))
+
+    def mass(self, rule: RouterRule) -> Tensor:
+        """`[T, E]`, at least 0, in the order of `choice`: the scores, with the router's bias."""
+        return self._once("mass", rule, lambda: rule.mass(self.logits, self.scores(rule), self.choice(rule)))
+
+    def affinity(self, rule: RouterRule) -> Tensor:
+        """`[T, E]` in the order of `choice`, in units of logits: the logits, with the router's bias."""
+        return self._once("affinity", rule, lambda: rule.affinity(self.logits, self.mass(rule), self.choice(rule)))
+
+    def _once(self, view: str, rule: RouterRule, compute: Callable[[], Tensor]) -> Tensor:
+        if (view, rule) not in self._known:
+            self._known[view, rule] = compute()
+        return self._known[view, rule]
 
     @property
     def num_experts(self) -> int:
@@ -53,21 +77,24 @@ class StepContext:
     """`[T]` bool: False for padding and finished rows, which neither vote nor change."""
     num_lanes: int
     key: Tensor
-    """`[G]` int64: a number of its own for every (lane, step), the same however lanes are packed. All randomness
-    derives from it."""
+    """`[G]` int64: a number of its own for every (lane, step), the same however lanes are packed."""
+    row: Tensor
+    """`[T]` int64: a number of its own for every row of a lane and step, the same however lanes are packed. All
+    randomness derives from `key` and `row`."""
     shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What layers of one forward pass may share: facts of the rows, computed once. Belongs to `live` and `lane`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterRule:
-    """How a model turns logits into combine weights, so that a policy can do the same for other experts."""
+class ModelShape:
+    """What a policy may need to know of a model to say whether it can run there. None: not known yet."""
 
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    renormalize: bool = True
-    """True: the K weights sum to 1. False: they are the raw scores."""
-
-    def scores(self, logits_TE: Tensor) -> Tensor:
-        """`[T, E]` fp32 scores of all experts."""
-        logits_TE = logits_TE.float()
-        return torch.softmax(logits_TE, -1) if self.score == "softmax" else torch.sigmoid(logits_TE)
+    num_experts: int
+    top_k: int
+    num_layers: int | None = None
+    """Layers with a router."""
+    rule: RouterRule | None = None
+    fingerprint: Callable[[], str] | None = None
+    """Of the routers' weights: what a calibration belongs to."""
+    calibration: str | None = None
+    """Where the model's calibration is, if it has one."""

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
-from lynx_exp.store.tables import RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
+from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
 
 FINISHED_FILES = (
     "cell.json",
@@ -107,6 +107,7 @@ class CellWriter:
         metrics: Mapping[str, Any],
         timing_rows: Sequence[Mapping[str, Any]] | None = None,
         timing_info: Mapping[str, Any] | None = None,
+        fidelity_rows: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Fold the journal into the tables, write the rest, then DONE, then drop the journal."""
         responses = [row for subtask in self.plan for row in self.responses(subtask)]
@@ -121,6 +122,10 @@ class CellWriter:
             )
             write_json(self.folder / "timing.json", timing_info)
             files += TIMING_FILES
+        if fidelity_rows is not None:
+            table = pa.Table.from_pylist([dict(r) for r in fidelity_rows], schema=FIDELITY)
+            write_parquet(self.folder / "fidelity.parquet", table)
+            files += ("fidelity.parquet",)
         self._status("done")
         write_json(self.folder / "DONE", {"files": {name: sha256_of(self.folder / name) for name in files}})
         shutil.rmtree(self.folder / "lanes")

@@ -18,6 +18,8 @@ SCHEMA = 1
 SCIENTIFIC = (
     "policy",
     "phases",
+    "layers",
+    "fidelity",
     "task.subtasks",
     "batch_size",
     "batching",
@@ -52,7 +54,7 @@ COSMETIC = (
 )
 """Not in the hash. `max_rows` packs lanes that never see each other."""
 
-NOT_PAIRED = ("policy", "phases")
+NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
 """What may differ between a cell and its baseline."""
 
 CODE = ("routing", "models", "engine", "tasks")
@@ -85,7 +87,7 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{', '.join(unknown)}: neither scientific nor cosmetic; add it to a list in {__name__}")
     fields = {name: flat[name] for name in SCIENTIFIC}
     if fields["policy"]["name"] == "vanilla":
-        fields["phases"] = "none"
+        fields |= {"policy": {"name": "vanilla"}, "phases": "none", "layers": None, "fidelity": False}
     if not fields["measure.latency"]:
         fields |= {name: None for name in fields if name.startswith("measure.") and name != "measure.latency"}
     return fields
@@ -133,7 +135,8 @@ def folder_digest(folder: Path) -> str:
     Of a file above 512 MiB only the size and 64 samples of 1 MiB are read: enough to tell models apart.
     """
     kinds = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".py")
-    files = (p for p in folder.iterdir() if p.suffix in kinds and p.name not in ("recipe.json", "README.md"))
+    beside = ("recipe.json", "README.md", "lynx_calibration.safetensors")
+    files = (p for p in folder.iterdir() if p.suffix in kinds and p.name not in beside)
     return _hash_files(folder, files)
 
 

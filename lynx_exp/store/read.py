@@ -50,6 +50,11 @@ class CellRecord:
         path = self.path / "timing.parquet"
         return pq.read_table(path) if path.exists() else None
 
+    def fidelity(self) -> pa.Table | None:
+        """None if the cell did not compare distributions."""
+        path = self.path / "fidelity.parquet"
+        return pq.read_table(path) if path.exists() else None
+
 
 def read_cell(folder: Path) -> CellRecord:
     """The record in `folder`, finished or not. ValueError if there is none."""

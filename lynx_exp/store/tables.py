@@ -52,6 +52,20 @@ SAMPLES = pa.schema(
 TIMING = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("step", pa.int32()), ("ms", pa.float64())])
 """One row a (name, repeat, step); name is `vanilla` or `policy`, paired by (repeat, step)."""
 
+FIDELITY = pa.schema(
+    [
+        ("subtask", pa.string()),
+        ("request", pa.int64()),
+        ("doc_id", pa.int64()),
+        ("lane", pa.int32()),
+        ("tokens", pa.int32()),
+        ("kl", pa.float64()),
+        ("agreeing", pa.int32()),
+    ]
+)
+"""One row a request: over the tokens of vanilla's response, the summed KL divergence of the policy's next-token
+distributions from vanilla's (nats), and the number of tokens where both have the same most likely one."""
+
 _JOURNAL = RESPONSES.append(pa.field("live_rows", pa.list_(pa.int32()))).append(
     pa.field("active_experts", pa.list_(pa.list_(pa.int32())))
 )

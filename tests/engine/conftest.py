@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lynx_exp import Engine
+from lynx_exp.routing import ModelShape
 
 VOCAB = 300
 CONFIG = {
@@ -39,3 +40,7 @@ def engine() -> Engine:
 def prompts() -> list[list[int]]:
     rng = Random(0)
     return [[rng.randrange(3, VOCAB) for _ in range(rng.randint(3, 20))] for _ in range(32)]
+
+
+def shape_of(engine: Engine) -> ModelShape:
+    return ModelShape(num_experts=engine.num_experts, top_k=engine.top_k, num_layers=engine.num_layers)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.routing import Policy, policy_names
-from tests.routing.laws import POLICIES
+from lynx_exp.routing import Policy
+from tests.engine.conftest import shape_of
+from tests.routing.laws import REPRESENTATIVES, bound
 
 NEW_TOKENS = 16
 
@@ -48,8 +49,9 @@ def test_vanilla_equals_transformers_generate(engine: Engine, prompts: list[list
 
 
 @pytest.mark.parametrize("phases", ["decode", "both"])
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@pytest.mark.parametrize("policy", REPRESENTATIVES, ids=lambda policy: policy.label)
 def test_packed_lanes_equal_lanes_run_alone(engine: Engine, prompts: list, policy: Policy, phases: str) -> None:
+    policy = bound(policy, shape_of(engine))
     packed = tokens(engine, prompts, 4, policy, phases, max_rows=64)
     alone = tokens(engine, prompts, 4, policy, phases, max_rows=1)
     assert packed.token_ids == alone.token_ids
@@ -85,8 +87,9 @@ def test_no_drop_equals_vanilla(engine: Engine, prompts: list[list[int]]) -> Non
 
 def test_phases_none_is_vanilla_for_every_policy(engine: Engine, prompts: list[list[int]]) -> None:
     vanilla = engine.generate(prompts[:8], batch_size=4, max_new_tokens=4)
-    for name in policy_names():
-        run = engine.generate(prompts[:8], batch_size=4, policy=build_policy(name), phases="none", max_new_tokens=4)
+    for policy in REPRESENTATIVES:
+        policy = bound(policy, shape_of(engine))
+        run = engine.generate(prompts[:8], batch_size=4, policy=policy, phases="none", max_new_tokens=4)
         assert run.token_ids == vanilla.token_ids
 
 

@@ -10,7 +10,8 @@ from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.batch import Batch
 from lynx_exp.models import Attachment
 from lynx_exp.routing import Policy
-from tests.routing.laws import POLICIES
+from tests.engine.conftest import shape_of
+from tests.routing.laws import REPRESENTATIVES, bound
 
 
 @torch.inference_mode()
@@ -44,9 +45,10 @@ def requests(prompts: list[list[int]]) -> list[Request]:
 
 
 @pytest.mark.parametrize("phases", ["decode", "prefill", "both"])
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@pytest.mark.parametrize("policy", REPRESENTATIVES, ids=lambda policy: policy.label)
 def test_teacher_forced_equals_stepwise(engine: Engine, requests: list, policy: Policy, phases: str) -> None:
     plan = BatchPlan.static(24, 5, seed=3)
+    policy = bound(policy, shape_of(engine))
     for result in engine.score_lanes(requests, plan, policy, phases):
         expected = stepwise(engine, requests, plan.lanes[result.lane], result.lane, policy, phases)
         assert result.logprobs == pytest.approx(expected, abs=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
-from lynx_exp.engine import LaneResult
+from lynx_exp.engine import Fidelity, LaneResult, Matched
 from lynx_exp.launch.run import Report, run_cells
 from lynx_exp.tasks import Metric, SampleScore, Scores, TaskRequest
 
@@ -71,6 +71,10 @@ class FakeEngine:
     opened: int = 0
     measured: int = 0
     fail: Callable[[int], BaseException | None] = lambda lanes_run: None
+    acted: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    """(policy, where it acts) of every call."""
+    calibrated: list[list[str]] = field(default_factory=list)
+    """Prompts of every call to match_active."""
     num_layers: int = 2
     num_experts: int = 4
     top_k: int = 2
@@ -99,12 +103,41 @@ class FakeEngine:
                 active_experts=[[4, 3], [2, 2]],
             )
 
-    def run_lanes(self, requests: Any, plan: Any, policy: Any, phases: str, *, lanes: Any, on_step: Any) -> Any:
-        return self._lanes("run", plan, lanes, on_step)
+    def run_lanes(
+        self,
+        requests: Any,
+        plan: Any,
+        policy: Any = None,
+        *,
+        lanes: Any = None,
+        on_step: Any = lambda _: None,
+        **acts: Any,
+    ) -> Any:
+        self.acted.append((policy, acts))
+        return self._lanes("run", plan, range(len(plan.lanes)) if lanes is None else lanes, on_step)
 
-    def score_lanes(self, requests: Any, plan: Any, policy: Any, phases: str, *, lanes: Any, on_step: Any) -> Any:
+    def score_lanes(self, requests: Any, plan: Any, policy: Any, *, lanes: Any, on_step: Any, **acts: Any) -> Any:
         assert all(request.continuation_ids for request in requests)
+        self.acted.append((policy, acts))
         return self._lanes("score", plan, lanes, on_step)
+
+    def match_active(
+        self, policy: Any, target: float, requests: Any, plan: Any, phases: str, *, layers: Any
+    ) -> Matched:
+        assert all(request.continuation_ids for request in requests)
+        self.calibrated.append([bytes(request.prompt_ids[1:]).decode() for request in requests])
+        found = replace(policy, **{policy.knob.parameter: 3})
+        return Matched(policy=found, parameter=policy.knob.parameter, value=3, active=target + 0.1, target=target)
+
+    def fidelity(self, requests: Any, plan: Any, policy: Any, phases: str, *, layers: Any) -> Any:
+        assert all(request.continuation_ids for request in requests)
+        for lane, numbers in enumerate(plan.lanes):
+            for number in numbers:
+                tokens = len(requests[number].continuation_ids)
+                yield Fidelity(lane=lane, request=number, tokens=tokens, kl=0.1 * tokens, agreeing=tokens - 1)
+
+    def selection_time(self, policy: Any, prompts: Any) -> float:
+        return 12.5
 
     def measure(self, prompts: Any, *, batch_size: int, policies: Any, new_tokens: int, repeats: int, **_: Any) -> Any:
         assert len(prompts) == batch_size

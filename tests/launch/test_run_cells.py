@@ -168,3 +168,44 @@ def test_nothing_in_a_record_names_the_home_folder(bench, config, monkeypatch, t
     folder = bench.run([config()]).outcomes[0].folder
     for name, content in files_of(folder, leave=()).items():
         assert str(tmp_path).encode() not in content, name
+
+
+def test_match_active_sets_the_knob_on_documents_that_are_not_scored(bench, config):
+    policy = {"name": "lynx_v1_latency", "keep_experts": 4, "min_batch": 2, "match_active": 2.5}
+    report = bench.run([config(policy, limit=4), config(policy | {"match_active": 3}, limit=4)])
+    first, second = read_cells(report.outcomes[0].folder)[0], read_cells(report.outcomes[1].folder)[0]
+    assert first.info["policy_label"] == "lynx_v1_latency(match_active=2.5)"
+    assert first.info["policy_params"] == {"min_batch": 2, "match_active": 2.5}
+    assert first.metrics["matched"] == {"parameter": "keep_experts", "value": 3, "active": 2.6, "target": 2.5}
+    assert first.info["cell_id"] != second.info["cell_id"] and first.info["pair_id"] == second.info["pair_id"]
+    assert bench.engine.calibrated == [[f"question {n}" for n in range(4, 36)]] * 2
+    assert {policy.keep_experts for policy, _ in bench.engine.acted if policy is not None} == {3}
+    vanillas = [policy for policy, _ in bench.engine.acted if policy is None]
+    assert len(vanillas) == 1, "vanilla's responses are made once for both"
+
+
+def test_match_active_with_all_documents_scored_takes_the_first(bench, config):
+    bench.run([config({"name": "oea", "k0": 1, "match_active": 3.0})])
+    (prompts,) = bench.engine.calibrated
+    assert prompts[:2] == ["question 0", "question 1"]
+
+
+def test_fidelity_is_recorded(bench, config):
+    report = bench.run([config(LYNX, ("gen", "choice"), fidelity=True)])
+    (cell,) = read_cells(report.outcomes[0].folder)
+    rows = cell.fidelity().to_pylist()
+    assert len(rows) == 5 + 10 and {row["subtask"] for row in rows} == {"gen", "choice"}
+    assert cell.metrics["kl"] == pytest.approx(0.1) and cell.metrics["selection_us"] == 12.5
+    tokens = sum(row["tokens"] for row in rows)
+    assert cell.metrics["agreement"] == pytest.approx(1 - len(rows) / tokens)
+    assert cell.metrics["by_subtask"]["gen"]["agreement"] == pytest.approx(2 / 3)
+    (cell.path / "fidelity.parquet").unlink()
+    assert bench.run([config(LYNX, ("gen", "choice"), fidelity=True)]).outcomes[0].state == "done"
+
+
+def test_layers_reach_the_engine_and_tell_cells_apart(bench, config):
+    report = bench.run([config(LYNX), config(LYNX, layers="1:")])
+    assert [acts["layers"] for _, acts in bench.engine.acted] == [None, "1:"]
+    infos = [read_cells(outcome.folder)[0].info for outcome in report.outcomes]
+    assert infos[1]["policy_label"] == "lynx(alpha=3, beta=2, layers=1:)"
+    assert infos[0]["cell_id"] != infos[1]["cell_id"] and infos[0]["pair_id"] == infos[1]["pair_id"]

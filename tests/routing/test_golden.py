@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lynx_exp.routing import RouterRule, Routing, StepContext, build_policy
+from lynx_exp.routing import Calibrated, Calibration, ModelShape, RouterRule, Routing, StepContext, build_policy
 
 LOGITS = torch.tensor(
     [
@@ -25,6 +25,7 @@ STEP = StepContext(
     live=torch.ones(4, dtype=torch.bool),
     num_lanes=1,
     key=torch.tensor([7]),
+    row=torch.arange(4) << 32,
 )
 
 
@@ -40,6 +41,31 @@ def test_the_fixture_is_what_it_says() -> None:
 
 
 ONLY_FIRST = [1.0, 0.0]
+KEPT_015 = [[0, 1], [0, 1], [1, 5], [5, 0]]
+WEIGHTS_015 = {1: [0.8699, 0.1301], 2: [0.8176, 0.1824]}
+
+
+def alike(rows: dict[int, dict[int, float]]) -> torch.Tensor:
+    """`[1, E, E]`: similarities, 0 where not named."""
+    matrix = torch.eye(6)
+    for e, others in rows.items():
+        for v, value in others.items():
+            matrix[e, v] = value
+    return matrix[None]
+
+
+FACTS = Calibration(
+    fingerprint="",
+    similarity={
+        "frobenius": alike({2: {0: 0.3, 1: 0.6, 5: 0.5}, 3: {0: 0.2, 1: 0.1, 5: 0.15}}),
+        "cosine": alike({}),
+        "cka": alike({2: {0: 0.9}, 3: {1: 0.9}}),
+    },
+    ratio=torch.tensor([[1.0, 0.9]]),
+    divergence=torch.tensor([[0.5, 0.0]]),
+    provenance={},
+)
+SHAPE = ModelShape(num_experts=6, top_k=2, num_layers=1)
 GOLDEN = {
     # name, parameters: ids, and the weights of the rows that change
     ("vanilla",): (VANILLA_IDS, {}),
@@ -80,6 +106,63 @@ GOLDEN = {
         [[0, 0], [0, 0], [1, 1], [5, 5]],
         dict.fromkeys(range(4), ONLY_FIRST),
     ),
+    # algorithm 1: the four first choices are {0, 1, 5}
+    ("oea", ("k0", 1)): (KEPT_015, WEIGHTS_015),
+    ("oea", ("k0", 2)): (VANILLA_IDS, {}),
+    # tokens 0 (.544) and 3 (.625) reach p with one expert, 1 and 2 insist on both: {0, 1, 2, 3, 5}
+    ("oea", ("k0", 2), ("p", 0.5)): (VANILLA_IDS, {}),
+    # a second expert only from the first three ranks: token 1 ranks 0, 2, 3, so it runs one
+    ("oea", ("k0", 1), ("max_rank", 3)): ([[0, 1], [0, 0], [1, 5], [5, 0]], {1: ONLY_FIRST, 2: [0.8176, 0.1824]}),
+    ("oea", ("k0", 1), ("k_max", 3)): (
+        [[0, 1, 5], [0, 1, 5], [1, 5, 0], [5, 0, 1]],
+        {
+            0: [0.5963, 0.3997, 0.0040],
+            1: [0.8648, 0.1294, 0.0058],
+            2: [0.7662, 0.1710, 0.0629],
+            3: [0.7399, 0.1494, 0.1107],
+        },
+    ),
+    # summed probability [1.1163, .9725, .4788, .4894, .2105, .7326]
+    ("xshare", ("budget", 3)): (KEPT_015, WEIGHTS_015),
+    ("xshare", ("budget", 3), ("warm_up", 0)): (KEPT_015, WEIGHTS_015),
+    ("xshare", ("budget", 4)): ([[0, 1], [0, 3], [1, 3], [5, 0]], {1: [0.8320, 0.1680]}),
+    # summed logits [6.2, 6.1, 1.7, 2.8, -.2, -1.2], as in the pull request: token 3 loses its first choice
+    ("xshare", ("budget", 3), ("score", "logit"), ("warm_up", 0)): (
+        [[0, 1], [0, 3], [1, 3], [0, 1]],
+        {1: [0.8320, 0.1680], 3: [0.5744, 0.4256]},
+    ),
+    # and keeps it, for itself alone, with a warm-up
+    ("xshare", ("budget", 3), ("score", "logit"), ("warm_up_for", "token")): (
+        [[0, 1], [0, 3], [1, 3], [5, 0]],
+        {1: [0.8320, 0.1680]},
+    ),
+    ("xshare", ("budget", 2), ("max_batch", 3)): (VANILLA_IDS, {}),
+    # gains per token: 0 .335, 1 .295, 5 .197, 2 .099
+    ("coverage", ("power", 1.0), ("tolerance", 0.15)): (KEPT_015, WEIGHTS_015),
+    ("coverage", ("power", 1.0), ("tolerance", 0.25)): (
+        [[0, 1], [0, 1], [1, 0], [0, 1]],
+        {1: [0.8699, 0.1301], 2: [0.9241, 0.0759], 3: [0.5744, 0.4256]},
+    ),
+    ("coverage", ("tolerance", None), ("budget", 3)): (KEPT_015, WEIGHTS_015),
+    # log gains per token: 0 2.547, 1 .850, 5 .326, 2 .123, 3 .086
+    ("coverage", ("utility", "log"), ("tolerance", 0.2)): (KEPT_015, WEIGHTS_015),
+    ("coverage", ("utility", "log"), ("tolerance", 0.1)): ([[0, 1], [0, 2], [1, 5], [5, 0]], {2: [0.8176, 0.1824]}),
+    ("coverage", ("utility", "log"), ("tolerance", 0.1), ("budget", 3)): (KEPT_015, WEIGHTS_015),
+    ("coverage", ("utility", "log"), ("tolerance", 0.9), ("guarantee", 1)): (KEPT_015, WEIGHTS_015),
+    # the first choices have probabilities .544, .409, .453, .625
+    ("top_p", ("p", 0.5)): ([[0, 0], [0, 2], [1, 3], [5, 5]], {0: ONLY_FIRST, 3: ONLY_FIRST}),
+    # the ratios of second to first are .670, .905, .741, .202
+    ("min_p", ("ratio", 0.7)): ([[0, 0], [0, 2], [1, 3], [5, 5]], {0: ONLY_FIRST, 3: ONLY_FIRST}),
+    ("keep_ranks", ("ranks", 1)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
+    # a calibrated ratio of .9 for the second expert; 2 is most like 1, 3 most like 0 (FACTS)
+    ("naee",): ([[0, 0], [0, 2], [1, 1], [5, 5]], dict.fromkeys((0, 2, 3), ONLY_FIRST)),
+    ("naee", ("strength", 1 / 3)): ([[0, 1], [0, 2], [1, 3], [5, 5]], {3: ONLY_FIRST}),
+    ("sere", ("primary", 1)): ([[0, 1], [0, 1], [1, 0], [5, 0]], {}),
+    ("sere", ("primary", 1), ("threshold", 0.25)): ([[0, 1], [0, 1], [1, 3], [5, 0]], {}),
+    ("sere", ("primary", 1), ("metric", "cka")): ([[0, 1], [0, 0], [1, 1], [5, 0]], {}),
+    ("sere", ("primary", 2)): (VANILLA_IDS, {}),
+    ("lexi", ("mean_k", 1.0)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
+    ("lexi", ("mean_k", 2.0)): (VANILLA_IDS, {}),
 }
 
 
@@ -87,7 +170,10 @@ GOLDEN = {
 def test_policy(case: tuple) -> None:
     name, *parameters = case
     ids, changed = GOLDEN[case]
-    out = build_policy(name, **dict(parameters))(vanilla(), STEP, RULE)
+    policy = build_policy(name, **dict(parameters))
+    if isinstance(policy, Calibrated):
+        policy = policy.calibrated(FACTS)
+    out = policy.bind(SHAPE)(vanilla(), STEP, RULE)
     assert out.experts.tolist() == ids
     for row in range(4):
         assert out.weights[row].tolist() == pytest.approx(changed.get(row, VANILLA_WEIGHTS[row]), abs=1e-4)
@@ -115,6 +201,7 @@ def test_lynx_bins_decide_before_the_batch() -> None:
         live=torch.ones(3, dtype=torch.bool),
         num_lanes=1,
         key=torch.tensor([0]),
+        row=torch.arange(3) << 32,
     )
     top_two = Routing(logits=logits, experts=logits.topk(2).indices, weights=logits.softmax(-1).topk(2).values)
     out = build_policy("lynx", alpha=1.0, beta=2)(top_two, step, RULE)

@@ -1,14 +1,17 @@
-"""What is particular to single policies: budgets, randomness, lynx against a loop-written reference."""
+"""What is particular to single policies: budgets, randomness, bad parameters."""
 
 from __future__ import annotations
 
 import math
-from random import Random
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lynx_exp.routing import RouterRule, StepContext, build_policy, policy_names
+from lynx_exp.routing import ModelShape, RouterRule, StepContext, build_policy, layer_range, policy_names
+from lynx_exp.routing.policies.coverage import FLOOR
 from tests.routing.laws import route
 
 RULE = RouterRule(score="softmax", renormalize=True)
@@ -17,37 +20,15 @@ RULE = RouterRule(score="softmax", renormalize=True)
 def one_lane(num_rows: int, layer: int = 0, key: int = 0) -> StepContext:
     ones = torch.ones(num_rows, dtype=torch.bool)
     lane = torch.zeros(num_rows, dtype=torch.long)
-    return StepContext(layer=layer, decode=ones, lane=lane, live=ones, num_lanes=1, key=torch.tensor([key]))
-
-
-def lynx_by_loops(logits: list[list[float]], alpha: float, beta: int, k: int) -> set[int]:
-    """AffinityBinning's kept set, one token and expert at a time; ties by logit, then by index."""
-    batch, experts = len(logits), len(logits[0])
-    bins = [[max(-beta, math.ceil(alpha * (x - max(row)))) for x in row] for row in logits]
-    affinity = [[float(batch) ** b for b in row] for row in bins]
-    column = [sum(affinity[t][e] for t in range(batch)) for e in range(experts)]
-    kept: set[int] = set()
-    for t in range(batch):
-        z = [bins[t][e] + (column[e] - affinity[t][e]) / batch for e in range(experts)]
-        order = sorted(range(experts), key=lambda e: (-z[e], -logits[t][e], e))
-        kept.update(order[:k])
-    return kept
-
-
-@pytest.mark.parametrize("alpha,beta", [(3.0, 2), (1.0, 1), (0.75, 1), (2.0, 4)])
-def test_lynx_equals_a_loop_written_reference(alpha: float, beta: int) -> None:
-    rng = Random(f"{alpha}-{beta}")
-    shrunk = 0
-    for _ in range(100):
-        batch, experts, k = rng.choice([2, 4, 8, 16]), rng.choice([8, 16, 32]), rng.choice([1, 2, 4])
-        # Eighths are exact in binary, so no rounding decides which bin a gap falls into; they also make ties.
-        logits = [[rng.randint(-24, 24) / 8 for _ in range(experts)] for _ in range(batch)]
-        expected = lynx_by_loops(logits, alpha, beta, k)
-        routing = route(torch.tensor(logits), RULE, top_k=k)
-        kept = build_policy("lynx", alpha=alpha, beta=beta).keep(routing, one_lane(batch), RULE)
-        assert set(torch.nonzero(kept[0])[:, 0].tolist()) == expected
-        shrunk += len(expected) < len(set(routing.experts.flatten().tolist()))
-    assert shrunk > 50, "the reference cases must exercise pruning"
+    return StepContext(
+        layer=layer,
+        decode=ones,
+        lane=lane,
+        live=ones,
+        num_lanes=1,
+        key=torch.tensor([key]),
+        row=torch.arange(num_rows) << 32,
+    )
 
 
 @pytest.mark.parametrize("name", ["lynx_v1_latency", "random_keep"])
@@ -88,8 +69,8 @@ def test_lynx_at_batch_one_is_vanilla() -> None:
 
 BAD = [
     ("lnyx", {}, "did you mean lynx"),
-    ("lynx", {"gamma": 1}, "known: min_batch, alpha, beta"),
-    ("vanilla", {"k": 1}, "it has none"),
+    ("lynx", {"gamma": 1}, "known: min_batch, alpha, beta, bins"),
+    ("vanilla", {"k": 1}, "known: min_batch"),
     ("lynx", {"alpha": 0}, "must be above 0"),
     ("lynx", {"alpha": float("nan")}, "must be above 0"),
     ("lynx", {"alpha": "3"}, "must be a number"),
@@ -101,6 +82,23 @@ BAD = [
     ("deny_rank", {"mode": "swap"}, "must be one of replace, drop"),
     ("deny_rank", {"rank": -1}, "must be at least 0"),
     ("top_k", {"k": 0}, "must be at least 1"),
+    ("oea", {"k0": 0}, "must be at least 1"),
+    ("oea", {"p": 0.0}, "must be above 0"),
+    ("oea", {"k_max": 0}, "must be at least 1"),
+    ("xshare", {"score": "logits"}, "must be one of prob, logit"),
+    ("xshare", {"warm_up": -1}, "must be at least 0"),
+    ("xshare", {"max_batch": 1}, "must be at least 2"),
+    ("coverage", {"tolerance": None}, "give a tolerance, a budget, or both"),
+    ("coverage", {"tolerance": 0}, "must be above 0"),
+    ("sere", {"threshold": 1.1}, "must lie in 0.0..1.0"),
+    ("sere", {"calibration": 3}, "must be of type str"),
+    ("naee", {"strength": -1}, "must be at least 0"),
+    ("lexi", {"mean_k": 0.5}, "must be at least 1"),
+    ("top_p", {"p": 1.5}, "must lie in 0.0..1.0"),
+    ("min_p", {"ratio": 2}, "must lie in 0.0..1.0"),
+    ("keep_ranks", {"ranks": 0}, "must be at least 1"),
+    ("reassign", {"gate": "both"}, "must be one of none, high, low"),
+    ("reassign", {"fraction": 1.2}, "must lie in 0.0..1.0"),
 ]
 
 
@@ -117,18 +115,30 @@ UNFIT = [
     ("lynx_v1_latency", {"keep_experts": 9}, (8, 2), "keep_experts=9: must lie in 2..8"),
     ("random_keep", {"keep_experts": 1}, (8, 2), "keep_experts=1: must lie in 2..8"),
     ("lynx_v1_accuracy", {"min_experts": 9}, (8, 2), "min_experts=9: must lie in 1..8"),
-    ("lynx_v1_accuracy", {}, (8, 1), "top-k of at least 2"),
+    ("lynx_v1_accuracy", {}, (8, 1), "it needs 2"),
     ("top_k", {"k": 3}, (8, 2), "k=3: must lie in 1..2"),
     ("deny_rank", {"rank": 2}, (8, 2), "rank=2: must lie in 0..1"),
     ("deny_rank", {"rank": 0}, (2, 2), "all 2 experts are already used"),
     ("deny_rank", {"rank": 0, "mode": "drop"}, (8, 1), "nothing would be left"),
+    ("oea", {"k0": 3}, (8, 2), "k0=3: must lie in 1..2"),
+    ("oea", {"k_max": 9}, (8, 2), "k_max=9: must lie in 1..8"),
+    ("xshare", {"budget": 1}, (8, 2), "budget=1: must lie in 2..8"),
+    ("xshare", {"warm_up": 3}, (8, 2), "warm_up=3: must lie in 0..2"),
+    ("coverage", {"budget": 9}, (8, 2), "budget=9: must lie in 2..8"),
+    ("coverage", {"guarantee": 3}, (8, 2), "guarantee=3: must lie in 0..2"),
+    ("sere", {"primary": 3}, (8, 2), "primary=3: must lie in 1..2"),
+    ("naee", {}, (8, 1), "top-k of at least 2"),
+    ("lexi", {"mean_k": 2.5}, (8, 2), "mean_k=2.5: must lie in 1.0..2"),
+    ("keep_ranks", {"ranks": 3}, (8, 2), "ranks=3: must lie in 1..2"),
+    ("reassign", {"first_rank": 2}, (8, 2), "first_rank=2: must lie in 0..1"),
+    ("reassign", {}, (3, 2), "needs 2 experts beside a token's own"),
 ]
 
 
 @pytest.mark.parametrize("name,parameters,shape,message", UNFIT)
 def test_parameters_that_a_model_cannot_run_are_named(name: str, parameters: dict, shape: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_policy(name, **parameters).check(*shape)
+        build_policy(name, **parameters).check(ModelShape(num_experts=shape[0], top_k=shape[1]))
 
 
 def test_every_policy_builds_from_its_defaults_and_has_a_label() -> None:
@@ -136,3 +146,120 @@ def test_every_policy_builds_from_its_defaults_and_has_a_label() -> None:
     for name in policy_names():
         assert build_policy(name).label.startswith(name)
         assert build_policy(name).name == name
+
+
+def test_oea_and_lynx_serve_routers_with_groups_and_budgets_are_refused() -> None:
+    grouped = ModelShape(num_experts=8, top_k=2, rule=RouterRule(groups=4, top_groups=2))
+    for name in ("lynx", "oea", "coverage", "no_drop"):
+        build_policy(name).check(grouped)
+    for name in ("xshare", "lynx_v1_latency", "lynx_v1_accuracy", "random_keep"):
+        with pytest.raises(ValueError, match=f"{name}: .* 2 of 4 groups"):
+            build_policy(name).check(grouped)
+    build_policy("xshare").check(ModelShape(num_experts=8, top_k=2, rule=RouterRule(groups=4, top_groups=4)))
+
+
+def test_a_list_gives_each_layer_its_own_value() -> None:
+    policy = build_policy("top_k", k=[2, 1], min_batch=1)
+    routing = route(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), RULE)
+    assert policy(routing, one_lane(3, layer=0), RULE).weights[:, 1].all()
+    assert not policy(routing, one_lane(3, layer=1), RULE).weights[:, 1].any()
+    policy.bind(ModelShape(num_experts=8, top_k=2, num_layers=2))
+    with pytest.raises(ValueError, match="parameters for 2 layers; this model has 3"):
+        policy.bind(ModelShape(num_experts=8, top_k=2, num_layers=3))
+    with pytest.raises(ValueError, match="k, min_batch: lists of one value a layer must be equally long"):
+        build_policy("top_k", k=[2, 1], min_batch=[1])
+    with pytest.raises(ValueError, match="k=0: must be at least 1"):
+        build_policy("top_k", k=[2, 0])
+
+
+def test_min_batch_leaves_small_lanes_alone_for_every_policy() -> None:
+    routing = route(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), RULE)
+    for name in policy_names():
+        if name in ("sere", "naee", "lexi"):
+            continue
+        out = build_policy(name, min_batch=4)(routing, one_lane(3), RULE)
+        assert torch.equal(out.experts, routing.experts)
+        assert torch.equal(out.weights, routing.weights)
+
+
+@pytest.mark.parametrize(
+    "text,chosen",
+    [("1:", {1, 2, 3}), (":2", {0, 1}), (":-1", {0, 1, 2}), ("0,2:", {0, 2, 3}), ("-1", {3}), ("::", None), ("4", None)]
+    + [("a", None), ("", None), ("3:2", None), ("1:3,0", {0, 1, 2}), ("-5", None)],
+)
+def test_layer_ranges(text: str, chosen: set[int] | None) -> None:
+    if chosen is not None:
+        assert layer_range(text, 4) == chosen
+        return
+    with pytest.raises(ValueError, match=f"layers={text}: "):
+        layer_range(text, 4)
+
+
+def reassigned(**parameters) -> tuple[torch.Tensor, torch.Tensor]:
+    """(which slots changed, confidence of each token) on 2,000 tokens of 16 experts."""
+    routing = route(torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)) * 2, RULE)
+    out = build_policy("reassign", **parameters)(routing, one_lane(2000), RULE)
+    assert not (out.experts[:, :, None] == routing.experts[:, None, :]).any(-1)[out.experts != routing.experts].any()
+    return out.experts != routing.experts, routing.scores(RULE).var(-1, correction=0)
+
+
+def test_reassign_replaces_the_fraction_asked_for() -> None:
+    for fraction in (0.0, 0.3, 1.0):
+        changed, _ = reassigned(fraction=fraction)
+        assert abs(changed.double().mean() - fraction) < 5 * math.sqrt(0.25 / 4000)
+    changed, _ = reassigned(fraction=1.0, first_rank=1)
+    assert not changed[:, 0].any() and changed[:, 1].all()
+
+
+def test_reassign_gates_by_confidence() -> None:
+    for gate in ("high", "low"):
+        changed, confidence = reassigned(fraction=1.0, gate=gate, threshold=0.02)
+        high = confidence > 0.02
+        assert high.any() and not high.all()
+        assert torch.equal(changed.all(-1), high if gate == "high" else ~high)
+
+
+def test_reassign_gives_a_new_expert_its_own_weight_or_the_slots() -> None:
+    routing = route(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)), RULE)
+    own = build_policy("reassign", fraction=1.0)(routing, one_lane(5), RULE)
+    slot = build_policy("reassign", fraction=1.0, weights="slot")(routing, one_lane(5), RULE)
+    assert torch.equal(own.experts, slot.experts) and torch.equal(slot.weights, routing.weights)
+    score = routing.scores(RULE).gather(-1, own.experts)
+    assert torch.allclose(own.weights, score / score.sum(-1, keepdim=True))
+
+
+@given(seed=st.integers(0, 2**31 - 1), power=st.sampled_from([0.0, 1.0, 2.5, 4.0]), rows=st.integers(2, 12))
+@settings(max_examples=100, deadline=None)
+def test_coverage_is_greedy_and_its_gains_only_shrink(seed: int, power: float, rows: int) -> None:
+    """Against the utility itself (power 0: the log), recomputed for every candidate set: each expert added is the best
+    one then, and the growth of the utility never rises."""
+    size, k = 8, 2
+    routing = route(torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * 2, RULE, top_k=k)
+    share = routing.scores(RULE).double()
+    share = share / share.gather(-1, routing.experts).sum(-1, keepdim=True)
+    parameters = {"power": power} if power else {"utility": "log"}
+
+    def utility(kept: set[int]) -> float:
+        inside = share[:, sorted(kept)].topk(min(k, len(kept)), -1).values.sum(-1)
+        return float(-((1 - inside).clamp_min(0) ** power).sum() if power else (inside + FLOOR).log().sum())
+
+    sets: list[set[int]] = []
+    for budget in range(k, size + 1):
+        policy = build_policy("coverage", tolerance=None, budget=budget, **parameters)
+        sets.append(set(torch.nonzero(policy.keep(routing, one_lane(rows), RULE)[0])[:, 0].tolist()))
+    gains = []
+    for before, after in pairwise(sets):
+        assert before < after
+        gains.append(utility(after) - utility(before))
+        best = max(utility(before | {e}) for e in range(size) if e not in before)
+        assert utility(after) == pytest.approx(best, abs=1e-6)
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(gains))
+
+
+def test_coverage_stops_by_tolerance() -> None:
+    """Two tokens, each with one expert of its own: the second is worth half of a token's loss on average."""
+    logits = torch.tensor([[9.0, -9.0, 0.0, -9.0], [-9.0, 9.0, 0.0, -9.0]])
+    for power, tolerance, kept in ((1.0, 0.49, 2), (1.0, 0.51, 1), (4.0, 0.83, 2), (4.0, 0.85, 1)):
+        routing = route(logits, RULE, top_k=1)
+        policy = build_policy("coverage", tolerance=tolerance, power=power)
+        assert policy.keep(routing, one_lane(2), RULE).sum() == kept, (power, tolerance)

@@ -14,6 +14,7 @@ from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.store.identity import (
     COSMETIC,
     DIGESTED,
+    NOT_PAIRED,
     SCIENTIFIC,
     cell_ids,
     code_digest,
@@ -49,6 +50,8 @@ def changed(name: str) -> dict[str, Any]:
         if not isinstance(node[last], list)
         else ["another"]
     )
+    if name in ("layers", "fidelity"):  # of no effect on vanilla
+        config["policy"] = {"name": "top_k", "k": 1}
     if name.startswith("measure.") and last != "latency":
         config["measure"]["latency"] = True
     return config
@@ -78,12 +81,14 @@ def test_a_field_in_no_list_is_refused():
 @pytest.mark.parametrize("name", SCIENTIFIC)
 def test_scientific_fields_make_another_cell(name):
     reference = base()
+    if name in ("layers", "fidelity"):
+        reference["policy"] = {"name": "top_k", "k": 1}
     if name.startswith("measure.") and not name.endswith("latency"):
         reference["measure"]["latency"] = True
     cell, pair = cell_ids(reference, **AROUND)
     other_cell, other_pair = cell_ids(changed(name), **AROUND)
     assert cell != other_cell
-    assert (pair == other_pair) == (name in ("policy", "phases"))
+    assert (pair == other_pair) == (name in NOT_PAIRED)
 
 
 @pytest.mark.parametrize("name", [*COSMETIC, *DIGESTED])

@@ -14,7 +14,8 @@ import torch
 from lynx_exp.routing.lanes import mask_of
 from lynx_exp.routing.policy import Policy, at_least, between
 from lynx_exp.routing.remap import drop_slots, restrict
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +25,22 @@ class DenyRank(Policy):
     mode: Literal["replace", "drop"] = "replace"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, "rank", 0)
 
-    def check(self, num_experts: int, top_k: int) -> None:
-        between(self, "rank", 0, top_k - 1)
-        if self.mode == "replace" and num_experts == top_k:
-            raise ValueError(f"{self.name}: mode=replace: all {num_experts} experts are already used; use mode=drop")
-        if self.mode == "drop" and top_k == 1:
+    def check(self, shape: ModelShape) -> None:
+        between(self, "rank", 0, shape.top_k - 1)
+        usable, rule = shape.num_experts, shape.rule
+        if rule is not None and rule.grouped:
+            usable = usable // rule.groups * rule.top_groups
+        if self.mode == "replace" and usable == shape.top_k:
+            raise ValueError(f"{self.name}: mode=replace: all {usable} experts are already used; use mode=drop")
+        if self.mode == "drop" and shape.top_k == 1:
             raise ValueError(
                 f"{self.name}: mode=drop: the model has top-k 1, so nothing would be left; use mode=replace"
             )
 
-    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         if self.mode == "drop":
             denied_K = torch.arange(routing.top_k, device=routing.experts.device) == self.rank
             return drop_slots(routing, denied_K & step.live[:, None], rule, keep_mass=True)

@@ -5,47 +5,64 @@ Each token bins its logit gaps; each expert collects the lane's bins as a score;
 own bin plus the affinity of the other tokens, which can only reorder experts within a bin; the experts with a vote
 are kept.
 
-Two departures from the released code, both needed for sound results: ties between experts of a token break by logit
-(there: by expert index, which at batch 1 drops most of the true top-K), and small lanes are bypassed (`min_batch`).
+The released variants: bins `ceil` with a clamp (`quant_optimized`), `ceil` without (`quant`, also its sigmoid form for
+Llama-4, whose gaps are those of the logits before the sigmoid), `continuous` without (`quant_alpha*_optimized`).
+
+Departures from the released code, needed for sound results: ties between experts of a token break by logit (there: by
+expert index, which at batch 1 drops most of the true top-K); small lanes are bypassed (`min_batch`); under grouped
+routing a token votes within its own groups (there: anywhere, so that too few of the kept experts may be open to it);
+routers with a correction bias, which the release refuses, are read in units of logits with the bias in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lynx_exp.routing import native
 from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes
-from lynx_exp.routing.policy import LanePolicy, at_least
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lynx(LanePolicy):
     alpha: float = 3.0
     """Bins per unit of logit; the released setting for Qwen3-30B-A3B is (3, 2), for Mixtral-8x7B (0.7, 1)."""
-    beta: int = 2
-    """Index of the last bin: experts further than beta / alpha below the token's best are one class."""
+    beta: int | None = 2
+    """Index of the last bin: experts further than beta / alpha below the token's best are one class. None: no last
+    bin."""
+    bins: Literal["ceil", "continuous"] = "ceil"
+
+    serves_groups = True
+    # Below about 0.7 the first bin takes in all experts that matter, ties decide, and it nears vanilla again.
+    knob = Knob(parameter="alpha", low=0.7, high=8.0, whole=False, logarithmic=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alpha > 0:
-            raise ValueError(f"{self.name}: alpha={self.alpha}: must be above 0")
-        at_least(self, "beta", 1)
+        above(self, "alpha", 0.0)
+        if self.beta is not None:
+            at_least(self, "beta", 1)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        logits_TE, size_G = routing.logits, lane_size(step)
-        if native.usable(logits_TE):
+        affinity_TE, size_G = routing.affinity(rule), lane_size(step)
+        lowest, whole = (-inf if self.beta is None else -float(self.beta)), self.bins == "ceil"
+        if native.usable(affinity_TE):
             votes = native.lynx_votes(
-                logits_TE.numpy(), *native.arrays(step), size_G.numpy(), self.alpha, self.beta, routing.top_k
+                affinity_TE.numpy(), *native.arrays(step), size_G.numpy(), self.alpha, lowest, whole, routing.top_k
             )
             return torch.from_numpy(votes) > 0
+        open_TE = affinity_TE > -torch.inf
         size_T1 = size_G.clamp_min(1).double()[step.lane][:, None]
-        gap_TE = self.alpha * (logits_TE - logits_TE.amax(-1, keepdim=True))
-        bin_TE = gap_TE.ceil().clamp_min(-self.beta).double()  # 0, -1, ... -beta
-        affinity_TE = size_T1**bin_TE
-        others_TE = lane_sum(affinity_TE, step)[step.lane] - affinity_TE
-        voted_TK = best_first(bin_TE + others_TE / size_T1, logits_TE, routing.top_k)
+        gap_TE = (self.alpha * (affinity_TE - affinity_TE.amax(-1, keepdim=True))).double()
+        bin_TE = (gap_TE.ceil() if whole else gap_TE).clamp_min(lowest)  # 0, -1, ... -beta
+        pull_TE = torch.where(open_TE, size_T1**bin_TE, 0.0)
+        others_TE = lane_sum(pull_TE, step)[step.lane] - pull_TE
+        z_TE = torch.where(open_TE, bin_TE + others_TE / size_T1, -torch.inf)
+        voted_TK = best_first(z_TE, affinity_TE, routing.top_k)
         return lane_votes(voted_TK, step.live, step, routing.num_experts) > 0

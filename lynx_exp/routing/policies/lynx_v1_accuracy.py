@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lynx_exp.routing.lanes import lane_votes
-from lynx_exp.routing.policy import LanePolicy, at_least, between, fill_up, votes_then_probability
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between, fill_up, votes_then_mass
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +25,24 @@ class LynxV1Accuracy(LanePolicy):
     min_experts: int = 2
     """Floor on the experts that a lane keeps; K where that is more."""
 
+    knob = Knob(parameter="confidence", low=0.0, high=1.0, whole=False, falling=True)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, "confidence", 0.0, 1.0)
         at_least(self, "min_experts", 1)
 
-    def check(self, num_experts: int, top_k: int) -> None:
-        if top_k < 2:
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        if shape.top_k < 2:
             raise ValueError(
-                f"{self.name}: needs a model with top-k of at least 2 to compare two weights; this one has {top_k}"
+                f"{self.name}: compares a token's two best experts; this model has top-k {shape.top_k}, it needs 2"
             )
-        between(self, "min_experts", 1, num_experts)
+        between(self, "min_experts", 1, shape.num_experts)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         weights_TK = routing.weights.float()
         confident_T = (weights_TK[:, 0] - weights_TK[:, 1]) / (weights_TK[:, 0] + 1e-8) > self.confidence
         protected_GE = lane_votes(routing.experts[:, :1], confident_T, step, routing.num_experts) > 0
-        votes_GE, probability_GE = votes_then_probability(routing, step, rule)
-        return fill_up(protected_GE, max(routing.top_k, self.min_experts), votes_GE, probability_GE)
+        votes_GE, mass_GE = votes_then_mass(routing, step, rule)
+        return fill_up(protected_GE, max(routing.top_k, self.min_experts), votes_GE, mass_GE)

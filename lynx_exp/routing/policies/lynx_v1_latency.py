@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lynx_exp.routing.policy import LanePolicy, at_least, between, most_voted
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between, most_voted
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,15 @@ class LynxV1Latency(LanePolicy):
     keep_experts: int = 4
     """Experts that each lane keeps in each layer and step: K..E."""
 
+    knob = Knob(parameter="keep_experts", low="K", high="E")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "keep_experts", 1)
 
-    def check(self, num_experts: int, top_k: int) -> None:
-        between(self, "keep_experts", top_k, num_experts)
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        between(self, "keep_experts", shape.top_k, shape.num_experts)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         return most_voted(routing, step, rule, self.keep_experts)

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lynx_exp.routing.policy import LanePolicy, most_voted
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoDrop(LanePolicy):
     """Keeps all experts, by the ranking that `lynx_v1_latency` uses."""
+
+    serves_groups = True
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         return most_voted(routing, step, rule, routing.num_experts)

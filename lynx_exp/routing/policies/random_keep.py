@@ -11,20 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lynx_exp.routing.draws import LOW_32, mix, mix_64
 from lynx_exp.routing.lanes import best_mask
-from lynx_exp.routing.policy import LanePolicy, at_least, between
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
-_LOW_32 = 0xFFFFFFFF
 _LAYERS_AT_ONCE = 16
 """Layers whose draws are made together: one forward pass then pays for the hashing once, not in every layer."""
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A 32-bit integer hash on int64 tensors; products stay below 2^63."""
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _LOW_32
-    return x ^ (x >> 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +27,16 @@ class RandomKeep(LanePolicy):
     """Experts that each lane keeps in each layer and step: K..E."""
     seed: int = 0
 
+    knob = Knob(parameter="keep_experts", low="K", high="E")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "keep_experts", 1)
         between(self, "seed", 0, 2**31 - 1)
 
-    def check(self, num_experts: int, top_k: int) -> None:
-        between(self, "keep_experts", top_k, num_experts)
+    def check(self, shape: ModelShape) -> None:
+        super().check(shape)
+        between(self, "keep_experts", shape.top_k, shape.num_experts)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         block, layer = divmod(step.layer, _LAYERS_AT_ONCE)
@@ -52,6 +49,5 @@ class RandomKeep(LanePolicy):
     def _draws(self, key_G: Tensor, first_layer: int, num_experts: int) -> Tensor:
         """`[layers, G, E]` int64 hashes."""
         layer_L11 = torch.arange(first_layer, first_layer + _LAYERS_AT_ONCE, device=key_G.device)[:, None, None]
-        lane_G1 = _mix(_mix(key_G & _LOW_32) ^ ((key_G >> 32) & _LOW_32))[:, None]
-        expert_E = _mix(torch.arange(1, num_experts + 1, device=key_G.device))
-        return _mix(_mix(lane_G1 ^ (self.seed * 1_000_003 + layer_L11 & _LOW_32)) ^ expert_E)
+        expert_E = mix(torch.arange(1, num_experts + 1, device=key_G.device))
+        return mix(mix(mix_64(key_G)[:, None] ^ (self.seed * 1_000_003 + layer_L11 & LOW_32)) ^ expert_E)

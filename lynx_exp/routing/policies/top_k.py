@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lynx_exp.routing.policy import Policy, at_least, between
+from lynx_exp.routing.policy import Knob, Policy, at_least, between
 from lynx_exp.routing.remap import drop_slots
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,15 @@ class TopK(Policy):
     k: int = 1
     """Experts of each token: 1..K."""
 
+    knob = Knob(parameter="k", low=1, high="K")
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, "k", 1)
 
-    def check(self, num_experts: int, top_k: int) -> None:
-        between(self, "k", 1, top_k)
+    def check(self, shape: ModelShape) -> None:
+        between(self, "k", 1, shape.top_k)
 
-    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         beyond_K = torch.arange(routing.top_k, device=routing.experts.device) >= self.k
         return drop_slots(routing, beyond_K & step.live[:, None], rule, keep_mass=False)

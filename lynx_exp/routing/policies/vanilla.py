@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lynx_exp.routing.policy import Policy
-from lynx_exp.routing.types import RouterRule, Routing, StepContext
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import Routing, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vanilla(Policy):
     """The baseline. An engine attaches nothing for it."""
 
-    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         return routing

@@ -1,0 +1,90 @@
+"""Vanilla's own responses, against which policies are compared and their knobs set. Made once for all cells of a
+pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from lynx_exp.launch.cell import Cell
+
+if TYPE_CHECKING:
+    from lynx_exp.engine import BatchPlan, Engine, Matched, Request
+    from lynx_exp.routing import Phases, Policy
+    from lynx_exp.tasks import EvalTask
+
+CALIBRATION_REQUESTS = 32
+"""Requests, at least, on which a knob is set; two lanes where those are more."""
+
+Encode = Callable[["EvalTask"], list["Request"]]
+Plan = Callable[["EvalTask"], "BatchPlan"]
+
+
+class References:
+    """Belongs to one engine."""
+
+    def __init__(self, load: Callable[..., EvalTask]) -> None:
+        self._load = load
+        self._continued: dict[tuple[str, str, str], list[Request]] = {}
+        self._matched: dict[tuple[str, str], Matched] = {}
+
+    def continued(
+        self, cell: Cell, task: EvalTask, engine: Engine, requests: Sequence[Request], plan: BatchPlan, use: str
+    ) -> list[Request]:
+        """The requests with vanilla's responses as continuations (those of choices already have theirs)."""
+        key = (use, cell.pair_id, task.name)
+        if key not in self._continued:
+            found = list(requests)
+            if task.kind == "generate":
+                for lane in engine.run_lanes(requests, plan):
+                    for number, tokens in zip(lane.requests, lane.token_ids, strict=True):
+                        found[number] = replace(requests[number], continuation_ids=tuple(tokens))
+            self._continued[key] = found
+        return self._continued[key]
+
+    def matched(self, cell: Cell, engine: Engine, encode: Encode, plan_of: Plan) -> Matched:
+        """The cell's policy with its knob set for `match_active`, on documents that the cell does not score, where
+        there are more than it does; else on its first. No score is looked at."""
+        target, policy = cell.config.match_active, cell.policy
+        assert target is not None and policy is not None
+        key = (cell.pair_id, f"{cell.config.policy} {cell.config.phases} {cell.config.layers}")
+        if key not in self._matched:
+            task = next((task for task in cell.tasks if task.kind == "generate"), cell.tasks[0])
+            calibration = self._calibration(cell, task)
+            requests, plan = encode(calibration), plan_of(calibration)
+            continued = self.continued(cell, calibration, engine, requests, plan, "match")
+            phases = cast("Phases", cell.config.phases)
+            self._matched[key] = engine.match_active(policy, target, continued, plan, phases, layers=cell.config.layers)
+        return self._matched[key]
+
+    def _calibration(self, cell: Cell, task: EvalTask) -> EvalTask:
+        wanted = max(CALIBRATION_REQUESTS, 2 * cell.config.batch_size)
+        scored = cell.config.limit or 0
+        longer = self._load(task.name, limit=scored + wanted)
+        if len(longer.requests) == len(task.requests):
+            return longer
+        others = copy(longer)  # only its requests are used
+        others.requests = tuple(request for request in longer.requests if request.doc_id >= scored)
+        return others
+
+
+def fidelity_of(
+    cell: Cell, policy: Policy, task: EvalTask, engine: Engine, continued: Sequence[Request], plan: BatchPlan
+) -> list[dict[str, Any]]:
+    """Rows of fidelity.parquet: one a request."""
+    phases = cast("Phases", cell.config.phases)
+    found = engine.fidelity(continued, plan, policy, phases, layers=cell.config.layers)
+    return [
+        {
+            "subtask": task.name,
+            "request": each.request,
+            "doc_id": task.requests[each.request].doc_id,
+            "lane": each.lane,
+            "tokens": each.tokens,
+            "kl": each.kl,
+            "agreeing": each.agreeing,
+        }
+        for each in found
+    ]

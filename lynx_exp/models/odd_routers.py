@@ -1,0 +1,79 @@
+"""The forms in which routers hand over their routing, and the routers that no policy can serve exactly.
+
+T token rows, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a routing is read from what a router returns, and written back."""
+
+    read: Callable[[Any], tuple[Tensor, Tensor, Tensor]]
+    """Output -> logits `[T, E]`, weights `[T, K]`, experts `[T, K]`."""
+    write: Callable[[Any, Tensor, Tensor], Any]
+    """Output, new weights, new experts -> what the experts are given instead."""
+
+
+TRIPLE = Form(read=lambda out: out, write=lambda out, weights, experts: (out[0], weights, experts))
+"""(logits, weights, experts), as nearly all routers return them."""
+
+PROBABILITIES = Form(read=lambda out: (out[0].float().clamp_min(_TINY).log(), *out[1:]), write=TRIPLE.write)
+"""(softmax of the logits, weights, experts): Gemma 4. The logarithm of a softmax is the logits up to an offset."""
+
+PARENT = Form(read=lambda out: out, write=lambda out, weights, experts: (weights, experts))
+"""The router returns logits only; its parent turns them into (weights, experts) in `route_tokens_to_experts`: DBRX."""
+
+
+def scattered(top_k: int) -> Form:
+    """(weights `[T, E]` with zeros outside the top-k, logits): Llama 4, whose experts read their weight from there."""
+
+    def read(out: Any) -> tuple[Tensor, Tensor, Tensor]:
+        weights_TE, logits_TE = out
+        experts_TK = logits_TE.topk(top_k, -1).indices
+        return logits_TE, weights_TE.gather(-1, experts_TK), experts_TK
+
+    def write(out: Any, weights: Tensor, experts: Tensor) -> Any:
+        return torch.zeros_like(out[0]).scatter_add_(-1, experts, weights), out[1]
+
+    return Form(read=read, write=write)
+
+
+def form_of(module: nn.Module, out: Any) -> Form | None:
+    """The form of what a router returned; None if it is not known."""
+    if not isinstance(out, tuple) or not all(isinstance(part, Tensor) and part.dim() == 2 for part in out):
+        return None
+    if len(out) == 3 and not out[2].is_floating_point() and out[1].shape == out[2].shape:
+        sums_T = out[0].float().sum(-1)
+        shares = bool((out[0] >= 0).all()) and torch.allclose(sums_T, torch.ones_like(sums_T), atol=1e-2)
+        return PROBABILITIES if shares else TRIPLE
+    top_k = getattr(module, "top_k", None)
+    if len(out) == 2 and out[0].shape == out[1].shape and isinstance(top_k, int):
+        return scattered(top_k) if bool((out[0].count_nonzero(-1) <= top_k).all()) else None
+    return None
+
+
+_JETMOE = "routes attention heads too, and hands its experts a list sorted by expert instead of a token's experts"
+_JETMOE = "routes attention heads too, and hands its experts a list sorted by expert instead of a token's experts"
+REFUSED = {
+    "DogeCDMoE": "picks from a product key, by the sum of two logits, among experts of one column each",
+    "InklingTopkRouter": "its experts share one denominator with the shared experts: other experts for a token would "
+    "also change how much the shared ones weigh",
+    "JetMoeAttention": _JETMOE,
+    "JetMoeTopKGating": _JETMOE,
+    "LongcatFlashTopkRouter": "some of its experts are the identity and read no weights: active experts would count "
+    "what costs nothing",
+    "PhimoeTopKRouter": "weighs an expert against those within a margin of it (sparsemixer), not by a score of its own",
+    "ZayaRouter": "may choose to skip the experts, and hands its state on to the next layer's router",
+}
+"""Router class: why it is refused by name."""

@@ -1,0 +1,149 @@
+"""What some policies must know of a model before they run: measured once by `lynx-prepare calibrate`, kept in one file.
+
+L layers with a router, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from lynx_exp.routing.policy import Policy
+from lynx_exp.routing.types import ModelShape
+
+AUTO = "auto"
+FILE_NAME = "lynx_calibration.safetensors"
+"""In a model's folder, where `calibration=auto` looks first."""
+SIMILARITIES = ("cosine", "frobenius", "cka")
+_FORMAT = 1
+_KEY = "lynx_exp_calibration"
+"""The file's only metadata key: safetensors writes several in random order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Facts of one model, measured on sample tokens."""
+
+    fingerprint: str
+    """Of the routers' weights: says which model this belongs to."""
+    similarity: dict[str, Tensor] = field(repr=False)
+    """By metric, `[L, E, E]` in 0..1: how alike two experts' outputs are for the same input, 1 on the diagonal."""
+    ratio: Tensor = field(repr=False)
+    """`[L, K]`: median over tokens of the weight of each rank over that of the first; 1 for the first."""
+    divergence: Tensor = field(repr=False)
+    """`[L, K]`: mean Frobenius distance of the layer's output with its first 1..K experts from that with all K; 0 for
+    the last."""
+    provenance: dict[str, str]
+    """What it was measured on: model, data, tokens, seed, versions."""
+
+    def save(self, path: Path) -> None:
+        """Written in one step; the same facts give the same bytes."""
+        tensors = {f"similarity.{metric}": matrix.contiguous() for metric, matrix in self.similarity.items()}
+        tensors |= {"ratio": self.ratio.contiguous(), "divergence": self.divergence.contiguous()}
+        about = {"format": _FORMAT, "fingerprint": self.fingerprint, "provenance": self.provenance}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(serialize(tensors, metadata={_KEY: json.dumps(about, sort_keys=True)}))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """ValueError, in one line, if there is no such file or it is something else."""
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ValueError(f"calibration={path}: no such file; `lynx-prepare calibrate` makes one")
+        return _load(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, _changed: int) -> Calibration:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise ValueError(
+            f"calibration={path}: cannot be read ({error}); make it again with `lynx-prepare calibrate`"
+        ) from error
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"calibration={path}: not a file of `lynx-prepare calibrate` of this version; make it again")
+    return Calibration(
+        fingerprint=about["fingerprint"],
+        similarity={metric: tensors[f"similarity.{metric}"] for metric in SIMILARITIES},
+        ratio=tensors["ratio"],
+        divergence=tensors["divergence"],
+        provenance=about["provenance"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated(Policy):
+    """A policy that needs the model's calibration; `bind` loads it and checks that it is this model's."""
+
+    calibration: str = AUTO
+    """The file that `lynx-prepare calibrate` wrote. `auto`: the model's own, in its folder or under `calibrations/`."""
+
+    _facts: Calibration | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def facts(self) -> Calibration:
+        if self._facts is None:
+            raise RuntimeError(f"{self.name}: `bind` the policy to a model first")
+        return self._facts
+
+    def calibrated(self, facts: Calibration) -> Self:
+        """The policy with these facts, whatever model they are of."""
+        bound = replace(self)
+        object.__setattr__(bound, "_facts", facts)
+        return bound
+
+    def bind(self, shape: ModelShape) -> Policy:
+        self.check(shape)
+        if self._facts is not None:
+            return self
+        facts = self._loaded(shape)
+        layers, experts = facts.similarity[SIMILARITIES[0]].shape[:2]
+        here = (shape.num_layers or layers, shape.num_experts, shape.top_k)
+        if (layers, experts, facts.ratio.shape[1]) != here:
+            raise ValueError(
+                f"{self.name}: calibration={self.calibration}: made for a model of {layers} layers, {experts} experts, "
+                f"top-{facts.ratio.shape[1]}; this one has {here[0]}, {here[1]}, top-{here[2]}"
+            )
+        if shape.fingerprint is not None and shape.fingerprint() != facts.fingerprint:
+            raise ValueError(
+                f"{self.name}: calibration={self.calibration}: made for another model (its routers hash to "
+                f"{facts.fingerprint[:12]}, this model's to {shape.fingerprint()[:12]}); run `lynx-prepare calibrate` "
+                "for this one"
+            )
+        return self.calibrated(facts)
+
+    def _loaded(self, shape: ModelShape) -> Calibration:
+        if self.calibration != AUTO:
+            where = self.calibration
+        elif shape.calibration is not None:
+            where = shape.calibration
+        else:
+            raise ValueError(
+                f"{self.name}: calibration=auto: this model has none; run `lynx-prepare calibrate` for it, or give "
+                "calibration=FILE"
+            )
+        try:
+            return Calibration.load(where)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def table(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """A tensor of the calibration on `device`, moved there once."""
+        kept = self.__dict__.setdefault("_moved", {})
+        key = (id(tensor), device)
+        if key not in kept:
+            kept[key] = tensor.to(device)
+        return kept[key]

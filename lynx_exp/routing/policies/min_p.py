@@ -1,0 +1,31 @@
+"""min_p: each token drops the experts whose weight is below `ratio` times that of its first (gate threshold, as in
+llama.cpp issue 4470; NAEE's skipping with one ratio for all layers and ranks).
+
+Blind to the batch. The first expert is never dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lynx_exp.routing.policy import Knob, Policy, between
+from lynx_exp.routing.remap import drop_slots
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinP(Policy):
+    ratio: float = 0.3
+    """0 drops nothing, 1 all that is weaker than the first."""
+
+    knob = Knob(parameter="ratio", low=0.0, high=1.0, whole=False, falling=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "ratio", 0.0, 1.0)
+
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        mass_TK = routing.mass(rule).gather(-1, routing.experts)
+        weak_TK = mass_TK < self.ratio * mass_TK[:, :1]
+        return drop_slots(routing, weak_TK & step.live[:, None], rule, keep_mass=True)

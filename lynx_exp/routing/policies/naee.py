@@ -1,0 +1,43 @@
+"""naee: dynamic expert skipping (Lu et al., "Not All Experts are Equal", arXiv 2402.14800; official source).
+
+A token drops its second expert if its weight is below the layer's median ratio times that of the first, and runs the
+first alone. By construction about half of the tokens do. For K > 2 the rank-wise form: each rank has its own median
+(arXiv 2512.21911, read as a summary only; that a rank is compared with the first, not with the one before, is
+inferred).
+
+Blind to the batch: an expert is saved only where every token of the lane skips it. The paper skips in prefill too
+(`phases=both`). Ratios come from `lynx-prepare calibrate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lynx_exp.routing.calibration import Calibrated
+from lynx_exp.routing.policy import Knob, at_least
+from lynx_exp.routing.remap import drop_slots
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naee(Calibrated):
+    strength: float = 1.0
+    """Factor on the calibrated ratios; 1 is the paper's rule, 0 skips nothing."""
+
+    knob = Knob(parameter="strength", low=0.0, high=20.0, whole=False, falling=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "strength", 0.0)
+
+    def check(self, shape: ModelShape) -> None:
+        if shape.top_k < 2:
+            raise ValueError(f"{self.name}: needs a model with top-k of at least 2; this one has {shape.top_k}")
+
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        ratio_K = self.table(self.facts.ratio, routing.experts.device)[step.layer] * self.strength
+        mass_TK = routing.mass(rule).gather(-1, routing.experts)
+        skipped_TK = mass_TK < ratio_K * mass_TK[:, :1]
+        skipped_TK[:, 0] = False
+        return drop_slots(routing, skipped_TK & step.live[:, None], rule, keep_mass=True)

@@ -1,0 +1,90 @@
+"""reassign: some of the tokens' experts are replaced by random ones, for sensitivity studies (arXiv 2411.08982v3,
+figures 4 and 6).
+
+Each slot of a token is replaced with probability `fraction` by an expert drawn uniformly from those that the token did
+not choose. With `gate`, only tokens on one side of a confidence threshold are touched; confidence is the variance of
+the router's normalised probabilities over all experts, as in figure 6. What weight a new expert gets there is unknown:
+here the router's own for it, so that it is as if the router had chosen it (`weights=own`), or that of the expert
+replaced (`weights=slot`), a much stronger disturbance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lynx_exp.routing.draws import LOW_32, mix, mix_64
+from lynx_exp.routing.lanes import mask_of
+from lynx_exp.routing.policy import Policy, at_least, between
+from lynx_exp.routing.remap import reweigh
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import ModelShape, Routing, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reassign(Policy):
+    fraction: float = 0.5
+    """Probability of each slot: 0..1."""
+    first_rank: int = 0
+    """Ranks before this one are never replaced: 1 spares each token's best expert."""
+    gate: Literal["none", "high", "low"] = "none"
+    """Which tokens: all, those with confidence above the threshold, those with confidence at most that."""
+    threshold: float = 0.01
+    """Of the variance of the normalised probabilities, which lies in 0..(E-1)/E^2."""
+    weights: Literal["own", "slot"] = "own"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "fraction", 0.0, 1.0)
+        at_least(self, "first_rank", 0)
+        at_least(self, "threshold", 0.0)
+        between(self, "seed", 0, 2**31 - 1)
+
+    def check(self, shape: ModelShape) -> None:
+        between(self, "first_rank", 0, shape.top_k - 1)
+        if shape.rule is not None and shape.rule.grouped:
+            raise ValueError(f"{self.name}: this model's routers limit a token to some groups of experts; not defined")
+        if shape.num_experts < 2 * shape.top_k:
+            raise ValueError(
+                f"{self.name}: needs {shape.top_k} experts beside a token's own; this model has {shape.num_experts}"
+            )
+
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        row_T1 = self._row_hash(step)[:, None]
+        rank_K = torch.arange(routing.top_k, device=row_T1.device)
+        expert_E = torch.arange(routing.num_experts, device=row_T1.device)
+        draw_TK = mix(row_T1 ^ mix(rank_K + 1)).double() / 2**32
+        replaced_TK = (
+            (draw_TK < self.fraction) & (rank_K >= self.first_rank) & self._touched(routing, step, rule)[:, None]
+        )
+        order_TE = mix(row_T1 ^ mix(expert_E + 0x10000))
+        order_TE = order_TE.masked_fill(mask_of(routing.experts, routing.num_experts), -1)
+        others_TK = order_TE.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_k]
+        experts_TK = torch.where(replaced_TK, others_TK, routing.experts)
+        weights_TK = reweigh(routing, experts_TK, rule) if self.weights == "own" else routing.weights
+        changed_T1 = replaced_TK.any(-1, keepdim=True)
+        return Routing(
+            logits=routing.logits,
+            experts=experts_TK,
+            weights=torch.where(changed_T1, weights_TK, routing.weights),
+        )
+
+    def _row_hash(self, step: StepContext) -> Tensor:
+        """`[T]`."""
+        name = f"reassign {self.seed}"
+        if name not in step.shared:
+            step.shared[name] = mix_64(step.key)[step.lane] ^ mix(mix_64(step.row) ^ (self.seed & LOW_32))
+        return mix(step.shared[name] ^ (step.layer * 1_000_003 & LOW_32))
+
+    def _touched(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
+        """`[T]` bool."""
+        if self.gate == "none":
+            return step.live
+        mass_TE = routing.mass(rule)
+        confidence_T = (mass_TE / mass_TE.sum(-1, keepdim=True)).var(-1, correction=0)
+        high_T = confidence_T > self.threshold
+        return step.live & (high_T if self.gate == "high" else ~high_T)
