@@ -28,13 +28,15 @@ def results(records: Records) -> pd.DataFrame:
     Names as in the records, plus `setting`, `series` (policy label, with the phases unless decode), `unit` of the score
     (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
     columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
-    points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla) and
-    `active_experts` (per layer and step). Missing numbers are NaN.
+    points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla), `active_experts`
+    (per layer and step), `kl` (divergence from vanilla, millinats per token) and `agreement` (% of tokens). Missing
+    numbers are NaN.
     """
     samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     headlines = _headlines(records)
     active = _active_experts(records)
+    fidelity = _fidelity(records)
     settings = _settings(records.cells)
     labels = _series(records.cells)
     units = _units(records)
@@ -72,6 +74,7 @@ def results(records: Records) -> pd.DataFrame:
                 | flat("difference", difference)
                 | times
                 | flat("active_experts", active.get(key, NO_ESTIMATE))
+                | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))
             )
     frame = pd.DataFrame(rows)
     order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
@@ -81,6 +84,7 @@ def results(records: Records) -> pd.DataFrame:
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "batch_size", "batching", "limit", "seed", "backend", "dtype"),
     *("device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "timed_active_experts"),
+    *("match_active", "selection_us"),
 )
 
 
@@ -137,6 +141,18 @@ def _active_experts(records: Records) -> dict[tuple[str, str], Estimate]:
     lanes = used.groupby([*keys, "lane"], observed=True)["active_experts"].agg(["sum", "count"]).reset_index()
     cells = lanes.groupby(keys, observed=True)
     return {key: statistics.ratio_of_sums(part["sum"], part["count"]) for key, part in cells}
+
+
+def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
+    """KL divergence and agreement of each (cell, subtask), over tokens, clustered by lane."""
+    found = {}
+    keys = ["cell_id", "subtask"]
+    lanes = records.fidelity.groupby([*keys, "lane"], observed=True)[["kl", "agreeing", "tokens"]].sum().reset_index()
+    for key, part in lanes.groupby(keys, observed=True):
+        kl = statistics.ratio_of_sums(part["kl"], part["tokens"]).scaled(1000)
+        agreement = statistics.ratio_of_sums(part["agreeing"], part["tokens"]).scaled(100)
+        found[key] = flat("kl", kl) | flat("agreement", agreement)
+    return found
 
 
 def _times(timing: pd.DataFrame | None, policy: str) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from lynx_exp.store.read import CellRecord, read_cells
 
 log = logging.getLogger("analysis")
 
-_NUMBERS_OF_A_CELL = ("active_experts", "active_experts_all", "mean_live_rows", "new_tokens_mean", "length_stop_share")
+_NUMBERS_OF_A_CELL = (
+    "selection_us",
+    "active_experts",
+    "active_experts_all",
+    "mean_live_rows",
+    "new_tokens_mean",
+    "length_stop_share",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +41,8 @@ class Records:
     """One row per (cell, subtask, lane, decode step, layer)."""
     timing: pd.DataFrame
     """One row per timed step; empty when no cell measured latency."""
+    fidelity: pd.DataFrame
+    """One row per (cell, subtask, request); empty when no cell compared distributions with vanilla's."""
     unfinished: tuple[str, ...] = ()
     """Cells that were left out: folder and state."""
 
@@ -67,6 +76,7 @@ def load(root: str | Path) -> Records:
         samples=_stack("samples", ids, cells, lambda cell: cell.samples()),
         steps=_stack("steps", ids, cells, lambda cell: cell.steps()),
         timing=_stack("timing", ids, cells, lambda cell: cell.timing()),
+        fidelity=_stack("fidelity", ids, cells, lambda cell: cell.fidelity()),
         unfinished=unfinished,
     )
 
@@ -76,6 +86,7 @@ def _cell_row(cell: CellRecord) -> dict[str, Any]:
     params = info.get("policy_params") or {}
     row = {name: info.get(name) for name in schema.names("cells")}
     row |= {name: metrics.get(name) for name in _NUMBERS_OF_A_CELL}
+    row["matched"] = json.dumps(metrics["matched"]) if "matched" in metrics else None
     row["policy_params"] = json.dumps(params, sort_keys=True)
     row["timed_active_experts"] = _timed_active_experts(cell)
     row["seconds"] = cell.status.get("seconds")

@@ -20,10 +20,10 @@ log = logging.getLogger("analysis")
 def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     """Macro means over subtasks, one row per (setting, batch size, series), in the order of `results`.
 
-    `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several
-    cells of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`
-    likewise. `speedup` and `tpot_ms` are geometric means over the cells. `subtasks` counts what was averaged and
-    `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree.
+    `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
+    of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
+    and `agreement` likewise. `speedup` and `tpot_ms` are geometric means over the cells. `subtasks` counts what was
+    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree.
     """
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
@@ -37,14 +37,15 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row |= {"setting": setting, "batch_size": batch, "series": name, "cells": part["cell_id"].nunique()}
             row |= {"subtasks": part["subtask"].nunique(), "all_subtasks": group["subtask"].nunique()}
             row["paired"] = bool(part["paired"].all())
-            for quantity in ("score", "difference", "active_experts"):
+            for quantity in ("score", "difference", "active_experts", "kl", "agreement"):
                 row |= flat(quantity, _macro(part, quantity))
+            row["selection_us"] = float(part["selection_us"].astype(float).median())
             row |= _macro_times(part, timings)
             averaged.append(row)
     return pd.DataFrame(averaged)
 
 
-_SERIES_FIELDS = ("model", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k")
+_SERIES_FIELDS = ("model", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "match_active")
 
 
 def _macro(part: pd.DataFrame, quantity: str) -> Estimate:

@@ -34,6 +34,22 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("policy_params", "-", "its parameters, as JSON with sorted keys"),
         ("policy_label", "-", "policy and parameters as people read them"),
         ("phases", "-", "where the policy acts: decode, prefill, both or none"),
+        ("layers", "-", "in which layers the policy acts; missing = all"),
+        (
+            "match_active",
+            "experts, or share",
+            "what the policy's knob was set for; missing = its parameters are as given",
+        ),
+        (
+            "matched",
+            "-",
+            "as JSON: the parameter set for match_active, its value, and the active experts on calibration",
+        ),
+        (
+            "selection_us",
+            "µs per layer",
+            "what the policy's selection alone takes in a decode step; missing = not timed",
+        ),
         ("limit", "documents", "documents per subtask; missing = all"),
         ("seed", "-", "seed of the batch plan"),
         ("backend", "-", "what ran the model"),
@@ -87,6 +103,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("repeat", "-", "repeat of the measurement, from 0"),
         ("step", "-", "timed decode step, from 0"),
         ("ms", "ms", "duration of the step for the whole batch"),
+    ),
+    "fidelity": _columns(
+        _CELL_ID,
+        _SUBTASK,
+        ("request", "-", "number of the request in the plan"),
+        ("doc_id", "-", "document of the subtask"),
+        _LANE,
+        ("tokens", "tokens", "length of vanilla's response (or of the choice)"),
+        ("kl", "nats", "KL(vanilla || policy) of the next-token distributions, summed over the tokens"),
+        ("agreeing", "tokens", "tokens where the most likely one is the same"),
     ),
 }
 

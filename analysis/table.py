@@ -32,8 +32,17 @@ def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> N
         title = _title("mean over subtasks", f"batch size {batch}", setting)
         console.print(_table(group, title=title, about=f"{group['all_subtasks'].max()} subtasks", unit="points"))
         console.print()
-    console.print(Text(_LEGEND, style="dim"))
+    compared = summary[summary["kl"].notna()] if len(summary) else summary
+    for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True) if len(compared) else ():
+        console.print(_fidelity_table(group, _title("distance from vanilla", f"batch size {batch}", setting)))
+        console.print()
+    console.print(Text(_LEGEND + (_FIDELITY_LEGEND if len(compared) else ""), style="dim"))
 
+
+_FIDELITY_LEGEND = (
+    "\nKL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
+    "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer."
+)
 
 _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane; a speed-up's over repeats. difference: to vanilla on\n"
@@ -68,6 +77,29 @@ def _table(group: pd.DataFrame, *, title: str, about: str, unit: str) -> Table:
     table.add_column("active\nexp.", width=_ACTIVE, justify="right")
     for row in group.to_dict("records"):
         table.add_row(*_cells(row))
+    return table
+
+
+def _fidelity_table(group: pd.DataFrame, title: str) -> Table:
+    """Sorted by what the policy keeps active, fewest first."""
+    about = f"mean over {group['all_subtasks'].max()} subtasks"
+    heading = Text.assemble((title, "bold"), (f"   {about}", "dim"))
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
+    table.add_column("policy", width=_LABEL + 1, overflow="fold")
+    table.add_column("active\nexp.", width=_ACTIVE, justify="right")
+    table.add_column("difference", width=_DIFFERENCE)
+    table.add_column("KL, mnat/token", width=_DIFFERENCE)
+    table.add_column("agree\n%", width=6, justify="right")
+    table.add_column("select\nµs", width=6, justify="right")
+    for row in group.sort_values("active_experts", kind="stable").to_dict("records"):
+        table.add_row(
+            Text(row["series"]),
+            _number(row["active_experts"], "{:.2f}"),
+            _interval(row, "difference", "{:+.1f}"),
+            _interval(row, "kl", "{:.3g}"),
+            _number(row["agreement"], "{:.2f}"),
+            _number(row["selection_us"], "{:.0f}"),
+        )
     return table
 
 

@@ -22,6 +22,7 @@ BATCHINGS = ("static",)
 BACKENDS = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "batched_mm", "grouped_mm")
+KERNELS = ("auto", "torch", "triton")
 MODEL_KINDS = ("bundled", "hub", "random")
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
@@ -153,6 +154,8 @@ class Config:
     backend: str = "transformers"
     dtype: str = "auto"
     device: str = "auto"
+    kernel: str = "auto"
+    """What selects experts: auto (Triton on CUDA, where installed), torch or triton."""
     threads: int | None = None
     """CPU threads of the model; null leaves the default."""
     fidelity: bool = False
@@ -177,6 +180,7 @@ class Config:
         one_of("batching", self.batching, BATCHINGS, " (continuous batching comes later)")
         one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
         one_of("dtype", self.dtype, DTYPES)
+        one_of("kernel", self.kernel, KERNELS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
@@ -189,7 +193,9 @@ class Config:
             )
         target = self.match_active
         if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or target <= 0):
-            raise ValueError(f"policy.match_active={target}: must be a number of experts above 0, or null")
+            raise ValueError(
+                f"policy.match_active={target}: must be a number of experts, a share of vanilla's (below 1), or null"
+            )
 
     @property
     def policy_name(self) -> str:
@@ -197,7 +203,7 @@ class Config:
 
     @property
     def match_active(self) -> float | None:
-        """Active experts that the policy's knob is to be set for."""
+        """Active experts that the policy's knob is to be set for; below 1, as a share of vanilla's."""
         return None if self.policy_name == "vanilla" else self.policy.get("match_active")
 
     @property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = ("pareto", "active_vs_batch", "tpot_vs_active")
+NAMES = ("pareto", "active_vs_batch", "tpot_vs_active", "matched_active")
 """The modules; a new figure is one more, with a `draw` of the same form."""
 
 

@@ -64,6 +64,13 @@ _FAMILIES = {
     "top_k": ("#009E73", "^"),
     "deny_rank": ("#CC79A7", "v"),
     "random_keep": ("#56B4E9", "D"),
+    "coverage": ("#000000", "o"),
+    "oea": ("#CC79A7", "p"),
+    "xshare": ("#009E73", "h"),
+    "sere": ("#E69F00", "d"),
+    "naee": ("#8c8c8c", "<"),
+    "lexi": ("#8c8c8c", ">"),
+    "top_p": ("#8c8c8c", "v"),
 }
 _OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
 _SIZES = {"*": 5.5, "X": 7.0}
@@ -141,12 +148,13 @@ def figure(height_in: float) -> Figure:
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 1) -> None:
     """One legend below all panels, where it can cover no point."""
     fig.legend(
         handles,
         labels,
         loc="outside lower center",
+        ncols=columns,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},
         handlelength=2.6,
         labelspacing=0.35,

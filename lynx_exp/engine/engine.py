@@ -234,16 +234,18 @@ class Engine:
         on_step: OnStep = _silent,
     ) -> Matched:
         """`policy` with its knob set so that `target` experts are active, mean over layers and full decode steps, on
-        the requests' continuations."""
-        if not self.top_k <= target <= self.num_experts:
-            raise ValueError(
-                f"match_active={target}: must lie in {self.top_k}..{self.num_experts}, K to E of this model"
-            )
+        the requests' continuations. A target below 1 is that share of what vanilla activates there."""
 
-        def active(candidate: Policy) -> float:
+        def active(candidate: Policy | None) -> float:
             lanes = self.score_lanes(requests, plan, candidate, phases, layers=layers, on_step=on_step)
             return mean_active(lanes, max(map(len, plan.lanes)))
 
+        if policy.knob is not None and target < 1:
+            target = max(target * active(None), float(self.top_k))
+        if not self.top_k <= target <= self.num_experts:
+            raise ValueError(
+                f"match_active={target:g}: must lie in {self.top_k}..{self.num_experts}, this model's K..E"
+            )
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)
 

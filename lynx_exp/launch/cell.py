@@ -107,7 +107,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
     `load(name, limit=...)` gives an EvalTask. Raises ValueError naming field, value and what is allowed.
     """
     from lynx_exp.models import resolve_device, resolve_dtype
-    from lynx_exp.routing import ModelShape, build_policy
+    from lynx_exp.routing import ModelShape, build_policy, layer_range
 
     policies = []
     for config in configs:
@@ -128,12 +128,16 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
             )
             with _about_the_policy():
                 policy.bind(shape)
+            if config.layers is not None:
+                layer_range(config.layers, facts[key].num_layers)
 
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
     for config, policy, tasks in zip(configs, policies, tasks_of, strict=True):
         model = facts[digest(asdict(config.model))]
         device = resolve_device(config.device)
+        if config.kernel == "triton" and device.type != "cuda":
+            raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
         cell_id, pair_id = cell_ids(
             asdict(config)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from lynx_exp.tracking import Tracker, open_tracker
 
 if TYPE_CHECKING:
     from lynx_exp.engine import Engine
+    from lynx_exp.routing.kernels import Kernel
 
 OpenEngine = Callable[[Config], "Engine"]
 
@@ -87,7 +88,10 @@ class _Engines:
         return digest([asdict(config.model), config.dtype, config.device, config.max_rows])
 
     def get(self, config: Config) -> Engine:
+        from lynx_exp.routing.kernels import set_kernel
+
         _set_threads(config.threads)
+        set_kernel(cast("Kernel", config.kernel))  # Config has checked it
         if self._engine is None or self._key != self.key(config):
             self._engine = None  # free the old one first
             self._engine, self._key = self._open(config), self.key(config)

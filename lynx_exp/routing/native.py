@@ -27,6 +27,7 @@ else:
     AVAILABLE = True
 
 _FIXED_POINT = 2.0**32
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def arrays(step: Any) -> tuple[Any, Any]:
@@ -38,7 +39,7 @@ def arrays(step: Any) -> tuple[Any, Any]:
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the loops may run on these: numba is here, and so are the tensors, in types that numpy knows."""
-    return AVAILABLE and all(t.device.type == "cpu" and t.dtype != torch.bfloat16 for t in tensors)
+    return AVAILABLE and all(t.device.type == "cpu" and t.dtype not in _HALVES for t in tensors)
 
 
 @njit(cache=True)

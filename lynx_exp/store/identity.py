@@ -28,13 +28,14 @@ SCIENTIFIC = (
     "backend",
     "dtype",
     "device",
+    "kernel",
     "threads",
     "model.experts_implementation",
     "measure.latency",
     "measure.new_tokens",
     "measure.repeats",
 )
-"""In the hash. `threads` changes the order of sums and the latency; a cell without `measure` lacks that record."""
+"""In the hash. `threads` and `kernel` change latency and last bits; a cell without `measure` lacks that record."""
 
 DIGESTED = ("model.kind", "model.id", "model.revision", "model.config", "model.seed")
 """In the hash by what they lead to: the digest of the weights, so that a model may move."""

@@ -68,9 +68,11 @@ def write_cell(
     repeats: int = 5,
     study: str = "demo",
     state: str = "done",
+    kl: float | None = None,
     **info: Any,
 ) -> Path:
-    """One cell's folder; `repeats=0` leaves timing out, a state other than done leaves the cell unfinished.
+    """One cell's folder; `repeats=0` leaves timing out, a state other than done leaves the cell unfinished; with `kl`
+    (nats a token, in each lane more than in the one before) the cell compared distributions.
 
     Vanilla's answers depend on the task only, a policy spoils some of them, so that pairs are realistic.
     """
@@ -106,6 +108,8 @@ def write_cell(
     pq.write_table(pa.table({"subtask": pa.array([], pa.string())}), folder / "responses.parquet")
     if repeats:
         _write_timing(folder, policy, batch_size, repeats, rng)
+    if kl is not None:
+        _write_fidelity(folder, SUBTASKS[task], batch_size, documents, kl)
     if state == "done":
         hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
         _json(folder / "DONE", {"files": hashes})
@@ -176,6 +180,19 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     timing = {"new_tokens": 8, "repeats": repeats, "warmup": 1, "batch_size": batch_size, "threads": 2}
     vanilla = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
     _json(folder / "timing.json", timing | vanilla)
+
+
+def _write_fidelity(folder: Path, subtasks: Sequence[str], batch_size: int, documents: int, kl: float) -> None:
+    """Responses of 1, 2, 3 ... tokens, one of them differing where there are at least two."""
+    rows = []
+    for subtask in subtasks:
+        for doc in range(documents):
+            lane, tokens = doc // batch_size, 1 + doc % 5
+            row = {"subtask": subtask, "request": doc, "doc_id": doc, "lane": lane, "tokens": tokens}
+            rows.append(row | {"kl": kl * (lane + 1) * tokens, "agreeing": tokens - (tokens > 1)})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "fidelity.parquet")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    _json(folder / "metrics.json", metrics | {"selection_us": 40.0, "kl": kl, "agreement": 0.5})
 
 
 def _json(file: Path, content: dict[str, Any]) -> None:

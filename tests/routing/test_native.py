@@ -35,4 +35,5 @@ def test_torch_and_loops_agree(policy: Policy, case: Case) -> None:
 def test_half_precision_and_other_devices_take_the_torch_path() -> None:
     assert native.usable(torch.zeros(2))
     assert not native.usable(torch.zeros(2, dtype=torch.bfloat16))
+    assert not native.usable(torch.zeros(2, dtype=torch.float16))
     assert not native.usable(torch.zeros(2, device="meta"))
