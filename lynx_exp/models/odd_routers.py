@@ -64,7 +64,6 @@ def form_of(module: nn.Module, out: Any) -> Form | None:
 
 
 _JETMOE = "routes attention heads too, and hands its experts a list sorted by expert instead of a token's experts"
-_JETMOE = "routes attention heads too, and hands its experts a list sorted by expert instead of a token's experts"
 REFUSED = {
     "DogeCDMoE": "picks from a product key, by the sum of two logits, among experts of one column each",
     "InklingTopkRouter": "its experts share one denominator with the shared experts: other experts for a token would "
