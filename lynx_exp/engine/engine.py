@@ -37,6 +37,9 @@ from lynx_exp.routing import ModelShape, Phases, Policy
 OnStep = Callable[[int], None]
 """Called with the number of tokens just produced."""
 
+LOGITS_BYTES = 2**31
+"""fp32 logits of one scoring pass, unless a single lane has more."""
+
 
 def _silent(tokens: int) -> None:
     """Progress that nobody watches."""
@@ -204,7 +207,7 @@ class Engine:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given."""
         attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
-        for pack in self._packs(requests, plan, lanes):
+        for pack in self._packs(requests, plan, lanes, self._scored_rows(requests)):
             yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
 
     def fidelity(
@@ -219,7 +222,7 @@ class Engine:
     ) -> Iterator[Fidelity]:
         """How far the policy moves the next-token distributions from vanilla's on the requests' continuations."""
         attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
-        for pack in self._packs(requests, plan, None):
+        for pack in self._packs(requests, plan, None, self._scored_rows(requests)):
             yield from compare_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
 
     def match_active(
@@ -273,10 +276,18 @@ class Engine:
         with torch.inference_mode():
             return measure(self.model, self.routers, encoded, bound, phases, layers, new_tokens, repeats, on_step)
 
-    def _packs(self, requests: Sequence[Request], plan: BatchPlan, lanes: Iterable[int] | None) -> Iterator[list[int]]:
+    def _packs(
+        self, requests: Sequence[Request], plan: BatchPlan, lanes: Iterable[int] | None, max_rows: int | None = None
+    ) -> Iterator[list[int]]:
         """Lanes that go through the model together; ValueError first if a request does not fit its context."""
         self._check_lengths(requests)
-        return plan.packs(range(len(plan.lanes)) if lanes is None else lanes, self.max_rows)
+        return plan.packs(range(len(plan.lanes)) if lanes is None else lanes, max_rows or self.max_rows)
+
+    def _scored_rows(self, requests: Sequence[Request]) -> int:
+        """Rows of a pack whose logits are all kept: with a large vocabulary those are most of the memory."""
+        longest = max((len(request.continuation_ids) for request in requests), default=1)
+        row_bytes = 4 * longest * self.model.get_input_embeddings().num_embeddings
+        return max(1, min(self.max_rows, LOGITS_BYTES // max(row_bytes, 1)))
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lynx_exp.routing import Calibrated, Calibration, ModelShape, RouterRule, Routing, StepContext, build_policy
+from lynx_exp.routing import (
+    Calibrated,
+    Calibration,
+    ModelShape,
+    RouterRule,
+    Routing,
+    StepContext,
+    build_policy,
+    policy_names,
+)
 
 LOGITS = torch.tensor(
     [
@@ -73,6 +82,13 @@ GOLDEN = {
     ("lynx", ("alpha", 3.0), ("beta", 2)): (VANILLA_IDS, {}),
     ("lynx", ("alpha", 1.0), ("beta", 1)): (VANILLA_IDS, {}),
     ("lynx", ("alpha", 0.7), ("beta", 1)): (VANILLA_IDS, {}),
+    # bins [0 0 -1 -1 -2 -2], [0 0 0 0 0 -2], [-1 0 -1 0 -1 0], [0 0 -1 -1 0 0], affinities summed [3.25, 4, 1.75, 2.5,
+    # 2.3125, 2.125]: tokens 0, 1 and 3 vote for 1 and 0, token 2 for 1 and 3
+    ("lynx", ("alpha", 0.5), ("beta", None)): (
+        [[0, 1], [0, 3], [1, 3], [0, 1]],
+        {1: [0.8320, 0.1680], 3: [0.5744, 0.4256]},
+    ),
+    ("lynx", ("alpha", 1.0), ("bins", "continuous")): (VANILLA_IDS, {}),
     # votes [3, 2, 1, 1, 0, 1]: 5 and 3 win the tie by summed probability .7326, .4894 against .4788
     ("lynx_v1_latency", ("keep_experts", 4)): ([[0, 1], [0, 3], [1, 3], [5, 0]], {1: [0.8320, 0.1680]}),
     ("lynx_v1_latency", ("keep_experts", 2)): (
@@ -161,6 +177,28 @@ GOLDEN = {
     ("sere", ("primary", 1), ("threshold", 0.25)): ([[0, 1], [0, 1], [1, 3], [5, 0]], {}),
     ("sere", ("primary", 1), ("metric", "cka")): ([[0, 1], [0, 0], [1, 1], [5, 0]], {}),
     ("sere", ("primary", 2)): (VANILLA_IDS, {}),
+    # draws as recorded once: a hash, so the same on every machine
+    ("random_keep", ("keep_experts", 3)): (
+        [[0, 3], [0, 3], [3, 5], [5, 0]],
+        {0: [0.9427, 0.0573], 1: [0.8320, 0.1680], 2: [0.7685, 0.2315]},
+    ),
+    ("random_keep", ("keep_experts", 3), ("seed", 1)): (
+        [[2, 3], [2, 3], [3, 5], [5, 3]],
+        {0: [0.5744, 0.4256], 1: [0.8176, 0.1824], 2: [0.7685, 0.2315], 3: [0.9427, 0.0573]},
+    ),
+    ("reassign", ("fraction", 1.0)): (
+        [[5, 2], [1, 3], [2, 4], [3, 4]],
+        {0: [0.0759, 0.9241], 1: [0.4256, 0.5744], 2: [0.6900, 0.3100], 3: [0.2689, 0.7311]},
+    ),
+    # variances of the probabilities .0442, .0256, .0277, .0435
+    ("reassign", ("fraction", 1.0), ("gate", "high"), ("threshold", 0.03)): (
+        [[5, 2], [0, 2], [1, 3], [3, 4]],
+        {0: [0.0759, 0.9241], 3: [0.2689, 0.7311]},
+    ),
+    ("reassign", ("fraction", 1.0), ("gate", "low"), ("threshold", 0.03), ("weights", "slot")): (
+        [[0, 1], [1, 3], [2, 4], [5, 0]],
+        {},
+    ),
     ("lexi", ("mean_k", 1.0)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
     ("lexi", ("mean_k", 2.0)): (VANILLA_IDS, {}),
 }
@@ -208,3 +246,7 @@ def test_lynx_bins_decide_before_the_batch() -> None:
     assert out.experts[0].tolist() == [0, 2]
     one = build_policy("lynx", alpha=1.0, beta=2)(Routing(logits=logits, experts=experts, weights=weights), step, RULE)
     assert one.experts.tolist() == [[0], [3], [3]]
+
+
+def test_every_policy_has_a_golden_trace() -> None:
+    assert {name for name, *_ in GOLDEN} == set(policy_names())
