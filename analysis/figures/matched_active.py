@@ -18,8 +18,7 @@ NAME = "matched_active"
 def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
     """One line per policy through its settings, means over the subtasks; one figure per batch size.
 
-    Needs cells with `fidelity`. A policy that differs in a parameter other than the one that was matched gets its own
-    line.
+    Needs cells with `fidelity`.
     """
     name = f"{NAME}{suffix}"
     known = summary[summary["kl"].notna()] if len(summary) else summary
@@ -38,23 +37,30 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
     return written
 
 
+_USUAL = {
+    "power": 4.0,
+    "utility": "mass",
+    "guarantee": 0,
+    "warm_up": 1,
+    "score": "prob",
+    "primary": 1,
+    "metric": "frobenius",
+}
+"""Parameters that make another policy of it rather than a stronger or weaker setting of the same, at their defaults."""
+
+
 def _line(policy: str, params: str) -> str:
-    """The policy with what does not set how many experts run."""
-    usual = {"min_batch", "match_active", "calibration", "seed", "bins", "beta", "metric", "warm_up_for", "score"}
-    secondary = {"power": 4.0, "utility": "mass", "guarantee": 0, "warm_up": 1, "primary": 1, "p": 1.0}
-    shown = {
-        key: value
-        for key, value in json.loads(params).items()
-        if key not in usual and secondary.get(key) != value and (key in secondary or "match_active" not in params)
-    }
+    """The policy, with what does not merely set how many experts run."""
+    given = json.loads(params)
+    shown = {name: given[name] for name, usual in _USUAL.items() if given.get(name, usual) != usual}
     inside = ", ".join(
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown.items()
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
     )
     return f"{policy}({inside})" if inside else policy
 
 
 def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    lines = part[["line", "policy"]].drop_duplicates().rename(columns={"line": "series"})
+    lines = part[["line", "policy"]].drop_duplicates().rename(columns={"line": "series"}).sort_values("series")
     look = style.looks(lines)
     fig = style.figure(4.4 + style.LEGEND_ROW_IN * ((len(look) + 1) // 2))
     above, below = fig.subplots(2, 1, sharex=True)

@@ -71,6 +71,7 @@ _FAMILIES = {
     "naee": ("#8c8c8c", "<"),
     "lexi": ("#8c8c8c", ">"),
     "top_p": ("#8c8c8c", "v"),
+    "min_p": ("#8c8c8c", "^"),
 }
 _OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
 _SIZES = {"*": 5.5, "X": 7.0}

@@ -40,8 +40,8 @@ class Lynx(LanePolicy):
     bins: Literal["ceil", "continuous"] = "ceil"
 
     serves_groups = True
-    # Below about 0.7 the first bin takes in all experts that matter, ties decide, and it nears vanilla again.
-    knob = Knob(parameter="alpha", low=0.7, high=8.0, whole=False, logarithmic=True)
+    # Wider bins than of one logit drop even first choices: worse, and hardly fewer experts. Wider still, ties decide.
+    knob = Knob(parameter="alpha", low=1.0, high=8.0, whole=False, logarithmic=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
