@@ -43,11 +43,14 @@ class LiveRule:
     """A router's rule whose tensors are the model's own: it follows them when the model moves or loads others."""
 
     def __init__(self, rule: RouterRule, bias: Live | None, expert_scale: Live | None) -> None:
-        self._rule, self._sources = rule, {"bias": bias, "expert_scale": expert_scale}
+        named = {"bias": bias, "expert_scale": expert_scale}
+        self._rule, self._sources = rule, {field: source for field, source in named.items() if source is not None}
         self._seen: list[tuple[Any, ...]] = []
 
     def __call__(self) -> RouterRule:
-        now = {field: source() for field, source in self._sources.items() if source is not None}
+        if not self._sources:
+            return self._rule
+        now = {field: source() for field, source in self._sources.items()}
         where = [(tensor.data_ptr(), tensor.device, tensor.dtype) for tensor in now.values()]
         if where != self._seen:
             self._rule, self._seen = replace(self._rule, **now), where

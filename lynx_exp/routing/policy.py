@@ -128,12 +128,14 @@ def _acting(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
         if native.usable(step.live):
             acts, somewhere = native.lane_rows(*native.arrays(step), step.num_lanes, min_batch)
             acts_T = torch.from_numpy(acts)
+            all_act = bool((acts == native.arrays(step)[0]).all())
         else:
             acts_T = step.live & (lane_size(step) >= min_batch)[step.lane]
             somewhere = acts_T.device.type != "cpu" or bool(acts_T.any())
-        step.shared[name] = acts_T, somewhere, {}
-    acts_T, somewhere, shared = step.shared[name]
-    return replace(step, live=acts_T, shared=shared), somewhere
+            all_act = min_batch == 1
+        step.shared[name] = acts_T, somewhere, all_act, {}
+    acts_T, somewhere, all_act, shared = step.shared[name]
+    return (step if all_act else replace(step, live=acts_T, shared=shared)), somewhere
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ def _active_by_step(record: CellRecord) -> list[float]:
 def _summary(record: CellRecord) -> dict[str, Any]:
     metrics = record.metrics
     summary = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    if "matched" in metrics:
+        summary |= {f"matched/{key}": value for key, value in metrics["matched"].items()}
     for row in metrics["metrics"]:
         name = f"{row['subtask']}/{row['metric']}" + ("" if row["headline"] else f",{row['filter']}")
         summary[name] = row["value"]
