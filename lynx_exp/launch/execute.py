@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lynx_exp.routing import Phases, Policy
     from lynx_exp.tasks import EvalTask, Scores
 
+_NEAR = 0.1
+"""Relative: a knob that comes no nearer to the active experts asked for is worth a line."""
+
 
 def execute(cell: Cell, engine: Engine, progress: Progress, references: References) -> None:
     """Run what is missing of `cell` and write its record. An exception is noted in the status and raised again."""
@@ -47,6 +50,9 @@ def execute(cell: Cell, engine: Engine, progress: Progress, references: Referenc
                 cell, engine, lambda task: _requests(task, engine), lambda task: _plan(cell, task)
             )
             policy, extra["matched"] = found.policy, found.summary()
+            if abs(found.active - found.target) > _NEAR * found.target:
+                nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
+                progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
             progress.advance(("match", cell.config.batch_size), 1)
         for task in cell.tasks:
             _run_lanes(cell, policy, task, engine, requests[task.name], plans[task.name], writer, progress)

@@ -120,6 +120,10 @@ class Progress:
         current[stage] = max(0.0, current[stage] - units)
         self._draw()
 
+    def note(self, text: str) -> None:
+        """Something about the current cell that its user should know."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def tokens(self, count: int) -> None:
         self._tokens += count
         if monotonic() - self._drawn > 0.2:

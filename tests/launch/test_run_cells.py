@@ -184,6 +184,13 @@ def test_match_active_sets_the_knob_on_documents_that_are_not_scored(bench, conf
     assert len(vanillas) == 1, "vanilla's responses are made once for both"
 
 
+def test_a_match_that_comes_not_near_is_said(bench, config):
+    bench.run([config({"name": "oea", "k0": 1, "match_active": 3.0})])
+    assert "wanted" not in bench.text()
+    bench.run([config({"name": "oea", "k0": 1, "match_active": 0.9})])
+    assert "0.90 active experts wanted; the nearest that k0 allows is 1.00 (3)" in bench.text()
+
+
 def test_match_active_with_all_documents_scored_takes_the_first(bench, config):
     bench.run([config({"name": "oea", "k0": 1, "match_active": 3.0})])
     (prompts,) = bench.engine.calibrated
