@@ -1,4 +1,4 @@
-"""The science: a policy maps the routing of a step to a new routing. torch and safetensors; numba and triton where they are."""
+"""The science: a policy maps the routing of a step to a new routing. Needs torch and safetensors only."""
 
 from lynx_exp.routing.build import build_policy, policy_names
 from lynx_exp.routing.calibration import Calibrated, Calibration
