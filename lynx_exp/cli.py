@@ -16,7 +16,17 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`lynx-exp`: exits with 0 (all done), 1 (a cell failed), 2 (bad input, nothing was run) or 130 (interrupted)."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    from lynx_exp.launch import ranks
+
+    if not ranks.is_first_rank():
+        from lynx_exp.launch.run import follow
+
+        follow()
+        sys.exit(0)
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code != INTERRUPTED:
+        ranks.dismiss()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -18,11 +18,14 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 PHASES = ("decode", "prefill", "both", "none")
-BATCHINGS = ("static",)
+BATCHINGS = ("static", "continuous")
+SCORINGS = ("decode", "prefill")
+TRUNCATES = ("error", "left")
 BACKENDS = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "batched_mm", "grouped_mm")
+EXPERTS_IMPLEMENTATIONS = ("auto", "per_expert", "per_expert_exact", "eager", "batched_mm", "grouped_mm")
 KERNELS = ("auto", "torch", "triton")
+PARALLEL = ("tp", "ep")
 MODEL_KINDS = ("bundled", "hub", "random")
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
@@ -58,6 +61,15 @@ def at_least(name: str, value: int | None, low: int, *, optional: bool = False) 
         raise ValueError(f"{name}={shown}: must be at least {low}{', or null for no bound' if optional else ''}")
 
 
+def _check_device_map(value: object) -> None:
+    if isinstance(value, dict):
+        fits = bool(value) and all(isinstance(k, str) and isinstance(v, int | str) for k, v in value.items())
+    else:
+        fits = value is None or (isinstance(value, str) and value != "")
+    if not fits:
+        raise ValueError(f"model.device_map={value}: must be null, auto, a device, or a map from modules to devices")
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """Which weights, and how their experts are computed."""
@@ -72,6 +84,11 @@ class ModelConfig:
     """Run modelling code that comes with the weights."""
     experts_implementation: str = "auto"
     """How transformers multiplies by the experts; auto takes the fastest one for the device."""
+    device_map: Any = None
+    """Layers over the GPUs of one process, as transformers takes it: auto, a device, or {module: device}; null: all on
+    `device`."""
+    parallel: str | None = None
+    """Over the ranks of torchrun: tp (every layer in slices), ep (whole experts); null: one process."""
     config: dict[str, Any] = field(default_factory=dict)
     """random: fields of the architecture's configuration."""
     seed: int = 0
@@ -82,6 +99,17 @@ class ModelConfig:
         one_of("model.experts_implementation", self.experts_implementation, EXPERTS_IMPLEMENTATIONS)
         if self.id == MISSING:
             raise ValueError("model.id is missing: give a folder or a hub id, as in model=hub model.id=PATH_OR_HUB_ID")
+        if self.parallel is not None:
+            one_of("model.parallel", self.parallel, PARALLEL)
+        _check_device_map(self.device_map)
+        if self.device_map is not None and self.parallel is not None:
+            raise ValueError(f"model.parallel={self.parallel}: not with model.device_map; one process or many ranks")
+        if self.kind == "random" and (self.parallel or self.device_map) is not None:
+            field = "parallel" if self.parallel else "device_map"
+            raise ValueError(
+                f"model.{field}={getattr(self, field)}: random weights are made, not loaded, on one device; for more "
+                "save them with save_pretrained and give model=hub model.id=FOLDER"
+            )
         if self.config and self.kind != "random":
             raise ValueError(f"model.config={self.config}: only model=random takes one, not model.kind={self.kind}")
 
@@ -108,12 +136,40 @@ class MeasureConfig:
     latency: bool = False
     new_tokens: int = 16
     """Decode steps of one repeat; EOS is ignored."""
-    repeats: int = 7
-    """Intervals need at least 2."""
+    repeats: int = 9
+    """At least, after a warm-up of 2 to 10 rounds. Intervals need 2; with few they cover less than 95 % (7: 87 %,
+    9: 96 %)."""
+    max_repeats: int = 25
+    """At most, where `precision` is not reached before; a vanilla cell never needs more than `repeats`."""
+    precision: float = 0.02
+    """What the repeats go on for: half the width of the speed-up's 95 % interval, relative to its median. A policy's
+    own code costs a few percent; coarser than this could not show it."""
 
     def __post_init__(self) -> None:
         for name in ("new_tokens", "repeats"):
             at_least(f"measure.{name}", getattr(self, name), 1)
+        if self.max_repeats < self.repeats:
+            raise ValueError(f"measure.max_repeats={self.max_repeats}: must be at least measure.repeats={self.repeats}")
+        if not 0 < self.precision < 1:
+            raise ValueError(f"measure.precision={self.precision:g}: must be above 0 and below 1")
+
+
+@dataclass(kw_only=True)
+class PackConfig:
+    """How many lanes, of how many cells, are decoded side by side. Changes speed, not results."""
+
+    max_rows: int = 256
+    """Rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
+    memory_gib: float | None = None
+    """For keys, values and prefilled prompts; null: half of a CPU's available memory, 80 % of what a GPU has free."""
+    max_cells: int = 48
+    """Cells of one pack: all of them are finished at about the same time."""
+
+    def __post_init__(self) -> None:
+        at_least("pack.max_rows", self.max_rows, 1)
+        at_least("pack.max_cells", self.max_cells, 1)
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise ValueError(f"pack.memory_gib={self.memory_gib:g}: must be above 0, or null")
 
 
 @dataclass(kw_only=True)
@@ -146,7 +202,9 @@ class Config:
     batch_size: int = 16
     """Rows of one lane in decode: the requests that share a batch."""
     batching: str = "static"
-    """static: a lane of batch_size prompts that drains."""
+    """static: a lane of batch_size prompts that drains; continuous: of batch_size slots, refilled from its queue."""
+    waves: int = 4
+    """Continuous batching: requests of a lane's queue, in batch sizes. One wave is static batching."""
     limit: int | None = None
     """First N documents of every subtask; null takes all."""
     seed: int = 0
@@ -160,8 +218,11 @@ class Config:
     """CPU threads of the model; null leaves the default."""
     fidelity: bool = False
     """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
-    max_rows: int = 64
-    """Rows of one physical batch: how many lanes run at once. Changes speed, not results."""
+    scoring: str = "decode"
+    """Choices: decode, as if their tokens were decoded in the cell's lanes; prefill, in one pass as lm-eval does."""
+    truncate: str = "error"
+    """Prompts that exceed the model's context: error refuses them, left cuts their beginning."""
+    pack: PackConfig = field(default_factory=PackConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     tracker: TrackerConfig = MISSING
     results: str = "results"
@@ -175,14 +236,20 @@ class Config:
         at_least("batch_size", self.batch_size, 1)
         at_least("limit", self.limit, 1, optional=True)
         at_least("threads", self.threads, 1, optional=True)
-        at_least("max_rows", self.max_rows, 1)
+        at_least("waves", self.waves, 1)
         one_of("phases", self.phases, PHASES)
-        one_of("batching", self.batching, BATCHINGS, " (continuous batching comes later)")
+        one_of("batching", self.batching, BATCHINGS)
+        one_of("scoring", self.scoring, SCORINGS)
+        one_of("truncate", self.truncate, TRUNCATES)
         one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N")
+        if self.model.device_map is not None and self.device != "auto":
+            raise ValueError(f"device={self.device}: model.device_map says where the layers go; leave device=auto")
+        if self.model.parallel is not None and ":" in self.device:
+            raise ValueError(f"device={self.device}: model.parallel takes one device a rank; give auto, cpu or cuda")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
             raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
         for name in self.then:

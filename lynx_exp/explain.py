@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from lynx_exp.config import config_folder, did_you_mean
 
-GROUPS = ("model", "policy", "task", "tracker")
+GROUPS = ("model", "policy", "task", "tracker", "hydra/launcher")
 
 
 def explain(error: Exception, arguments: Sequence[str], config_name: str = "config") -> str | None:

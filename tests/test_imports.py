@@ -71,11 +71,12 @@ def test_the_science_needs_only_torch_and_transformers(part):
             "torch",
             "transformers",
             "safetensors",  # a dependency of transformers
+            "numpy",  # the same
             "triton",
             "__future__",
         }
         if path.name == "native.py":  # the optional compiled loops; without numba the torch definitions run
-            outside -= {"numba", "numpy"}
+            outside -= {"numba"}
         assert outside <= sys.stdlib_module_names, f"{path.relative_to(ROOT)} imports {sorted(outside)}"
 
 

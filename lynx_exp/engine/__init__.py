@@ -2,9 +2,23 @@
 
 from lynx_exp.engine.engine import Engine
 from lynx_exp.engine.fidelity import Fidelity
+from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import ActiveRow, LaneResult, Run
+from lynx_exp.engine.score import Scoring
 
-__all__ = ["ActiveRow", "BatchPlan", "Engine", "Fidelity", "LaneResult", "Matched", "Request", "Run", "Timing"]
+__all__ = [
+    "ActiveRow",
+    "BatchPlan",
+    "Engine",
+    "Fidelity",
+    "Job",
+    "LaneResult",
+    "Matched",
+    "Request",
+    "Run",
+    "Scoring",
+    "Timing",
+]

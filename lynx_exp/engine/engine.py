@@ -7,41 +7,58 @@ timing = engine.measure(prompts, batch_size=16, policies={"quarter": build_polic
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.decoder import Decoder, choose_decoder
+from lynx_exp.engine.fastest import fastest_experts, using_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
-from lynx_exp.engine.generate import generate_pack
+from lynx_exp.engine.generate import run_padded
+from lynx_exp.engine.graph import cuda_capture
+from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched, match_active, mean_active
 from lynx_exp.engine.measure import Timing, measure
-from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.memory import memory_budget
+from lynx_exp.engine.opening import from_config, from_pretrained
+from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
+from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.results import LaneResult, Run
-from lynx_exp.engine.score import score_pack
+from lynx_exp.engine.score import Scoring, score_pack
+from lynx_exp.engine.sections import Act
 from lynx_exp.engine.selection import selection_time
+from lynx_exp.engine.slot_batch import SlotBatch
+from lynx_exp.engine.slots import has_slots
 from lynx_exp.engine.stopping import Stopper
+from lynx_exp.engine.stream import MakeDecoder, run_stream
+from lynx_exp.engine.stream import OnStep as OnRows
 from lynx_exp.models import (
     Attachment,
     bind,
-    find_calibration,
     find_routers,
-    load_model,
-    random_model,
-    resolve_device,
-    resolve_dtype,
+    from_first,
 )
+from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.routing import ModelShape, Phases, Policy
 
 OnStep = Callable[[int], None]
 """Called with the number of tokens just produced."""
 
+SCORED_ROWS = 64
+"""Rows of a scoring pass at most."""
+
 LOGITS_BYTES = 2**31
 """fp32 logits of one scoring pass, unless a single lane has more."""
 
+KEPT_STORES = 2
+"""Sets of prefilled prompts that stay in memory between calls."""
 
-def _silent(tokens: int) -> None:
+
+def _silent(*_said: object) -> None:
     """Progress that nobody watches."""
 
 
@@ -49,70 +66,39 @@ class Engine:
     """A loaded model with its routers found. Policies are attached for the length of a call only."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, *, max_rows: int = 64
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        max_rows: int = 256,
+        memory_gib: float | None = None,
     ) -> None:
-        """`max_rows`: rows of a physical batch at most; a larger lane runs alone. It changes speed, never tokens.
+        """`max_rows`: rows of a physical batch at most, unless a lane is wider; `memory_gib`: for keys and values
+        (None: half of a CPU's available memory, 80 % of a GPU's). They change speed, never tokens.
 
         Raises UnsupportedModel (a ValueError) for a model without routers of a known form.
         """
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows}: must be at least 1")
-        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        if memory_gib is not None and not memory_gib > 0:
+            raise ValueError(f"memory_gib={memory_gib}: must be above 0")
+        self.model, self.tokenizer, self.max_rows, self.memory_gib = model, tokenizer, max_rows, memory_gib
         self.routers = find_routers(model)
         self.calibration: str | None = None
         self._bound: dict[Policy, Policy] = {}
         self._stopper = Stopper(model, tokenizer)
+        self._stores: OrderedDict[tuple[Prompt, ...], PromptStore] = OrderedDict()
+        self._decoder: type[Decoder] | None = None
+        self.auto_experts = False
+        """Whether `measure` may choose how experts are computed."""
+        self.graphs = True
+        """Whether `measure` replays steps as graphs, on a GPU."""
+        self._fastest: dict[int, Mapping[str, float]] = {}
+        self.has_slots = has_slots(model.config.get_text_config())
+        """Whether rows may enter and leave at any time: full attention in every layer."""
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str,
-        *,
-        dtype: str = "auto",
-        device: str = "auto",
-        revision: str | None = None,
-        experts_implementation: str = "auto",
-        trust_remote_code: bool = False,
-        max_rows: int = 64,
-    ) -> Engine:
-        """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
-        cannot be."""
-        where = resolve_device(device)
-        loaded, tokenizer = load_model(
-            model,
-            dtype=resolve_dtype(dtype, where),
-            device=where,
-            revision=revision,
-            experts_implementation=_experts(experts_implementation, where),
-            trust_remote_code=trust_remote_code,
-        )
-        engine = cls(loaded, tokenizer, max_rows=max_rows)
-        engine.calibration = find_calibration(model)
-        return engine
-
-    @classmethod
-    def from_config(
-        cls,
-        model_type: str,
-        config: Mapping[str, Any],
-        *,
-        seed: int = 0,
-        dtype: str = "auto",
-        device: str = "auto",
-        experts_implementation: str = "auto",
-        max_rows: int = 64,
-    ) -> Engine:
-        """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
-        where = resolve_device(device)
-        built = random_model(
-            model_type,
-            dict(config),
-            seed=seed,
-            dtype=resolve_dtype(dtype, where),
-            device=where,
-            experts_implementation=_experts(experts_implementation, where),
-        )
-        return cls(built, None, max_rows=max_rows)
+    from_pretrained = classmethod(from_pretrained)
+    from_config = classmethod(from_config)
 
     @property
     def device(self) -> torch.device:
@@ -140,6 +126,20 @@ class Engine:
         if policy not in self._bound:
             self._bound[policy] = bind(policy, self.routers, self.calibration)
         return self._bound[policy]
+
+    def act(self, policy: Policy | None, phases: Phases = "decode", layers: str | None = None) -> Act:
+        """The policy, bound, and where it acts."""
+        return Act(policy=policy and self.bind(policy), phases=phases, layers=layers)
+
+    @property
+    def experts_implementation(self) -> str | None:
+        """How the model computes its experts."""
+        return self.model.config.get_text_config()._experts_implementation
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions of the model; None: it names no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids with the tokenizer's special tokens; ids pass through."""
@@ -189,9 +189,49 @@ class Engine:
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
         """Decode the plan's lanes (or only `lanes` of it), packed; each is handed over as it completes."""
-        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
-        for pack in self._packs(requests, plan, lanes):
-            yield from generate_pack(self.model, self.routers, attachment, self._stopper, requests, plan, pack, on_step)
+        job = self.job(requests, plan, policy, phases, layers=layers, lanes=lanes)
+        yield from (lane for _, lane in self.run_jobs([job], on_step=lambda tokens, rows: on_step(tokens)))
+
+    def job(
+        self,
+        requests: Sequence[Request],
+        plan: BatchPlan,
+        policy: Policy | None = None,
+        phases: Phases = "decode",
+        *,
+        layers: str | None = None,
+        lanes: Iterable[int] | None = None,
+    ) -> Job:
+        """Lanes of a plan (None: all) under a policy, for `run_jobs`."""
+        act = self.act(policy, phases, layers)
+        chosen = range(len(plan.lanes)) if lanes is None else lanes
+        return Job(requests=requests, plan=plan, act=act, lanes=tuple(chosen))
+
+    def run_jobs(
+        self, jobs: Sequence[Job], *, on_step: OnRows = _silent, on_note: Callable[[str], None] = _silent
+    ) -> Iterator[tuple[int, LaneResult]]:
+        """Decode the lanes of all jobs, of any policies and batch sizes, side by side; (number of the job, lane) as
+        each completes. What a lane gives does not depend on the others. Out of memory, it goes on with half the rows
+        and says so to `on_note`."""
+        for job in jobs:
+            check_lengths(job.requests, self.context_length)
+        if self.has_slots:
+            exact = self.experts_implementation == PER_EXPERT_EXACT
+            yield from run_stream(
+                self.model,
+                self.routers,
+                self._make_decoder(),
+                self._stopper,
+                jobs,
+                [self._store(plan_order(job.requests, job.plan)) for job in jobs],
+                max_rows=self.max_rows,
+                budget=self._budget() * 3 // 4,
+                least_rows=EXACT_ROWS if exact else 1,
+                on_step=on_step,
+                on_note=on_note,
+            )
+            return
+        yield from run_padded(self.model, self.routers, self._stopper, jobs, max_rows=self.max_rows, on_step=on_step)
 
     def score_lanes(
         self,
@@ -202,13 +242,22 @@ class Engine:
         *,
         layers: str | None = None,
         lanes: Iterable[int] | None = None,
+        scoring: Scoring = "decode",
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
-        have given."""
-        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
-        for pack in self._packs(requests, plan, lanes, self._scored_rows(requests)):
-            yield from score_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
+        have given; or, with `scoring="prefill"`, what one pass over prompts and continuations gives, all of their
+        tokens being prefill rows."""
+        check_lengths(requests, self.context_length)
+        act = self.act(policy, phases, layers)
+        attachment = Attachment(self.routers, act.policy, phases, layers)
+        store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
+        wanted = set(range(len(plan.lanes)) if lanes is None else lanes)
+        # A pack is always run whole, so that a lane's bits do not depend on which others were asked for.
+        for pack in plan.packs(range(len(plan.lanes)), self._scored_rows(requests)):
+            if wanted.intersection(pack):
+                found = score_pack(self.model, self.routers, attachment, requests, plan, pack, store, scoring, on_step)
+                yield from (lane for lane in found if lane.lane in wanted)
 
     def fidelity(
         self,
@@ -221,9 +270,16 @@ class Engine:
         on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
         """How far the policy moves the next-token distributions from vanilla's on the requests' continuations."""
-        attachment = Attachment(self.routers, policy and self.bind(policy), phases, layers)
-        for pack in self._packs(requests, plan, None, self._scored_rows(requests)):
-            yield from compare_pack(self.model, self.routers, attachment, requests, plan, pack, on_step)
+        yield from self.fidelity_of(requests, plan, [self.act(policy, phases, layers)], on_step=on_step)
+
+    def fidelity_of(
+        self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act], *, on_step: OnStep = _silent
+    ) -> Iterator[Fidelity]:
+        """`fidelity` of several policies (bound), for which vanilla goes through the model once."""
+        check_lengths(requests, self.context_length)
+        store = self._scoring_store(requests, plan, acts)
+        for pack in plan.packs(range(len(plan.lanes)), self._scored_rows(requests)):
+            yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step)
 
     def match_active(
         self,
@@ -241,14 +297,8 @@ class Engine:
 
         def active(candidate: Policy | None) -> float:
             lanes = self.score_lanes(requests, plan, candidate, phases, layers=layers, on_step=on_step)
-            return mean_active(lanes, max(map(len, plan.lanes)))
+            return mean_active(lanes, plan.widest)
 
-        if policy.knob is not None and target < 1:
-            target = max(target * active(None), float(self.top_k))
-        if not self.top_k <= target <= self.num_experts:
-            raise ValueError(
-                f"match_active={target:g}: must lie in {self.top_k}..{self.num_experts}, this model's K..E"
-            )
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)
 
@@ -266,42 +316,86 @@ class Engine:
         layers: str | None = None,
         new_tokens: int = 32,
         repeats: int = 5,
+        max_repeats: int | None = None,
+        precision: float = 0.02,
         on_step: OnStep = _silent,
     ) -> Timing:
-        """Time decode steps of one lane, the first `batch_size` prompts, under vanilla and each policy, interleaved."""
+        """Time decode steps of one lane, the first `batch_size` prompts, under vanilla and each policy, interleaved.
+
+        After a warm-up until steps are stable, `repeats` times; and on up to `max_repeats` (None: no more) while the
+        95 % interval of a speed-up is wider than +- `precision`, relative to its median.
+        """
         if len(prompts) < batch_size:
             raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
         encoded = [self.encode(prompt) for prompt in prompts[:batch_size]]
         bound = {name: self.bind(policy) for name, policy in policies.items()}
-        with torch.inference_mode():
-            return measure(self.model, self.routers, encoded, bound, phases, layers, new_tokens, repeats, on_step)
+        chosen, candidates = self._fastest_experts(encoded)
+        with torch.inference_mode(), using_experts(self.model, chosen):
+            timing = measure(
+                self.model,
+                self.routers,
+                encoded,
+                self._lane_alone,
+                bound,
+                phases,
+                layers,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                max_repeats=repeats if max_repeats is None else max_repeats,
+                precision=precision,
+                on_step=on_step,
+                capture=cuda_capture if self.graphs and self.device.type == "cuda" and self.has_slots else None,
+            )
+        return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
 
-    def _packs(
-        self, requests: Sequence[Request], plan: BatchPlan, lanes: Iterable[int] | None, max_rows: int | None = None
-    ) -> Iterator[list[int]]:
-        """Lanes that go through the model together; ValueError first if a request does not fit its context."""
-        self._check_lengths(requests)
-        return plan.packs(range(len(plan.lanes)) if lanes is None else lanes, max_rows or self.max_rows)
+    def _lane_alone(self, prompts: Sequence[Sequence[int]], room: int) -> Batch | SlotBatch:
+        if self.has_slots:
+            return SlotBatch(self.model, self._make_decoder(), prompts, room)
+        return Batch(self.model, prompts, [0] * len(prompts), [0], room=room)
+
+    def _fastest_experts(self, prompts: Sequence[Sequence[int]]) -> tuple[str | None, Mapping[str, float]]:
+        """(how experts are computed fastest in a vanilla step of so many rows, milliseconds of each way); tried once
+        for each number of rows, unless the way was given at load."""
+        if not self.auto_experts:
+            return self.experts_implementation, {}
+        rows = len(prompts)
+        if rows not in self._fastest:
+            times = fastest_experts(self.model, self._lane_alone, prompts)
+            self._fastest[rows] = from_first(times, self.routers)
+        times = self._fastest[rows]
+        return min(times, key=times.__getitem__), times
+
+    def _budget(self) -> int:
+        """Bytes for keys and values, the same on every rank."""
+        return from_first(memory_budget(self.device, self.memory_gib), self.routers)
+
+    def _make_decoder(self) -> MakeDecoder:
+        if self._decoder is None:
+            self._decoder = choose_decoder(self.model)
+        return self._decoder
+
+    def _store(self, order: tuple[Prompt, ...]) -> PromptStore:
+        """Of these prompts in this order; the last few are kept for the next cell."""
+        if order not in self._stores:
+            while len(self._stores) >= KEPT_STORES:
+                self._stores.popitem(last=False)
+            self._stores[order] = PromptStore(self.model, order, self._budget() // 4)
+        self._stores.move_to_end(order)
+        return self._stores[order]
+
+    def _scoring_store(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> PromptStore | None:
+        """None where prompts must go through the model with their continuations."""
+        if self.has_slots and not all(act.prefills for act in acts):
+            return self._store(plan_order(requests, plan))
+        if plan.slots is not None:
+            raise ValueError(
+                "batching=continuous: choices are scored so only where the policy acts in decode alone and the model "
+                "attends to all positions in every layer; use batching=static"
+            )
+        return None
 
     def _scored_rows(self, requests: Sequence[Request]) -> int:
         """Rows of a pack whose logits are all kept: with a large vocabulary those are most of the memory."""
         longest = max((len(request.continuation_ids) for request in requests), default=1)
         row_bytes = 4 * longest * self.model.get_input_embeddings().num_embeddings
-        return max(1, min(self.max_rows, LOGITS_BYTES // max(row_bytes, 1)))
-
-    def _check_lengths(self, requests: Sequence[Request]) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for number, request in enumerate(requests):
-            length = len(request.prompt_ids) + max(request.max_new_tokens, len(request.continuation_ids))
-            if limit is not None and length > limit:
-                raise ValueError(
-                    f"request {number}: prompt and response need {length} positions; the model has {limit}"
-                )
-
-
-def _experts(name: str, device: torch.device) -> str | None:
-    """How experts are computed. `auto`: transformers' per-expert loop on a CPU, where it reads only active experts,
-    else its choice."""
-    if name == "auto":
-        return "eager" if device.type == "cpu" else None
-    return name
+        return max(1, min(self.max_rows, SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))

@@ -1,4 +1,5 @@
-"""Greedy decoding of packs: lanes of a plan side by side in one physical batch, each handed over as it completes.
+"""Greedy decoding of models without slots (sliding windows, recurrent layers): lanes of one plan start together, padded
+on the left, and finished rows leave when they are many.
 
 R rows, G lanes, L layers.
 """
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.lane import Job, Row
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.stopping import Stopper
@@ -21,23 +23,33 @@ COMPACT_BELOW = 0.75
 free."""
 
 
-class _Row:
-    """One request on its way."""
+MOST_ROWS = 64
+"""Of a pack: its rows start together, and their lengths differ."""
 
-    def __init__(self, request: Request, number: int, lane: int, stopper: Stopper) -> None:
-        self.request, self.number, self.lane = request, number, lane
-        self.tokens: list[int] = []
-        self.finish: str | None = None
-        self._stopper = stopper
 
-    def take(self, token: int) -> None:
-        self.tokens.append(token)
-        if token in self._stopper.eos_ids and not self.request.ignore_eos:
-            self.finish = "eos"
-        elif self._stopper.hit(self.tokens, self.request.stop):
-            self.finish = "stop"
-        elif len(self.tokens) == self.request.max_new_tokens:
-            self.finish = "length"
+def run_padded(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    stopper: Stopper,
+    jobs: Sequence[Job],
+    *,
+    max_rows: int,
+    on_step: Callable[[int, int], None],
+) -> Iterator[tuple[int, LaneResult]]:
+    """One job after the other; (number of the job, lane) for each lane as it completes."""
+    for job in jobs:
+        if job.plan.slots is not None:
+            raise ValueError(
+                f"batching=continuous: {type(model).__name__} does not attend to all positions in every layer, so its "
+                "rows cannot enter at any time; use batching=static"
+            )
+    for number, job in enumerate(jobs):
+        attachment = Attachment(routers, job.act.policy, job.act.phases, job.act.layers)
+        for pack in job.plan.packs(job.lanes, min(max_rows, MOST_ROWS)):
+            for lane in generate_pack(
+                model, routers, attachment, stopper, job.requests, job.plan, pack, lambda rows: on_step(rows, rows)
+            ):
+                yield number, lane
 
 
 @torch.inference_mode()  # a generator leaves the mode at each yield
@@ -52,15 +64,16 @@ def generate_pack(
     on_step: Callable[[int], None],
 ) -> Iterator[LaneResult]:
     """Decode the lanes `lanes` of the plan together; yields each as its last row finishes."""
-    rows = [_Row(requests[r], r, index, stopper) for index, lane in enumerate(lanes) for r in plan.lanes[lane]]
+    seats = [(index, r, slot) for index, lane in enumerate(lanes) for slot, r in enumerate(plan.lanes[lane])]
+    rows = [Row(requests[r], r, slot, stopper) for _, r, slot in seats]
     batch = Batch(
         model,
         [row.request.prompt_ids for row in rows],
-        [row.lane for row in rows],
+        [index for index, _, _ in seats],
         lanes,
         room=max(row.request.max_new_tokens for row in rows),
     )
-    of_lane = [[row for row in rows if row.lane == index] for index in range(len(lanes))]
+    of_lane = [[row for row, (at, _, _) in zip(rows, seats, strict=True) if at == index] for index in range(len(lanes))]
     open_lanes = set(range(len(lanes)))
     live_rows: list[list[int]] = [[] for _ in lanes]
     active_steps: list[torch.Tensor] = []
@@ -98,7 +111,7 @@ def generate_pack(
 
 
 def _result(
-    lane: int, rows: list[_Row], stopper: Stopper, live_rows: list[int], active_steps: list[torch.Tensor], index: int
+    lane: int, rows: list[Row], stopper: Stopper, live_rows: list[int], active_steps: list[torch.Tensor], index: int
 ) -> LaneResult:
     active = [step[index] for step in active_steps[: len(live_rows)]]
     return LaneResult(

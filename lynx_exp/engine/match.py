@@ -33,18 +33,22 @@ class Matched:
         return {"parameter": self.parameter, "value": self.value, "active": self.active, "target": self.target}
 
 
-def match_active(policy: Policy, target: float, shape: ModelShape, active: Callable[[Policy], float]) -> Matched:
+def match_active(policy: Policy, target: float, shape: ModelShape, active: Callable[[Policy | None], float]) -> Matched:
     """`policy` with its knob set so that `active(policy)` is nearest to `target`; bisection, since the knob is
     monotone.
 
-    A target beyond the knob's range gets its end, and `Matched.active` says so. Raises ValueError for a policy without
-    a knob.
+    `active(None)` is vanilla's; a target below 1 is that share of it. A target beyond the knob's range gets its end,
+    and `Matched.active` says so. Raises ValueError for a policy without a knob.
     """
     knob = policy.knob
     if knob is None:
         raise ValueError(
             f"{policy.name}: match_active={target}: this policy has no parameter that sets how many experts run"
         )
+    if target < 1:
+        target = max(target * active(None), float(shape.top_k))
+    if not shape.top_k <= target <= shape.num_experts:
+        raise ValueError(f"match_active={target:g}: must lie in {shape.top_k}..{shape.num_experts}, this model's K..E")
     low, high = knob.bounds(shape)
     seen: dict[float, float] = {}
 

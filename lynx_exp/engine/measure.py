@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -18,61 +19,75 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
-from lynx_exp.models import Attachment, Router, count_active
+from lynx_exp.engine.graph import Capture, Graphs
+from lynx_exp.engine.repeats import Interval, Times, median_interval, paired_ratios, repeat, warm_up
+from lynx_exp.engine.slot_batch import SlotBatch
+from lynx_exp.models import Attachment, Router, count_active, from_first
 from lynx_exp.routing import Phases, Policy
 
 VANILLA = "vanilla"
-_RESAMPLES = 2000
 
-Interval = tuple[float, float | None, float | None]
-"""(median, low, high) at 95 %; the bounds are None with a single repeat."""
+MakeBatch = Callable[[Sequence[Sequence[int]], int], Batch | SlotBatch]
+"""From prompts and decode steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """Times of single decode steps."""
 
-    step_ms: dict[str, list[list[float]]]
+    step_ms: Times
     """name -> repeat -> step -> milliseconds. `vanilla` first."""
+    warmup_ms: Times
+    """The same of the rounds before the first repeat; part of no figure."""
+    stable: bool
+    """Whether the warm-up settled before it was cut off."""
+    precision_reached: bool
+    """Whether every policy's speed-up is known as well as was asked; True if there is none."""
     active_experts: dict[str, float]
     """name -> distinct experts per layer and step, mean."""
     batch_size: int
     new_tokens: int
+    graphed: bool = False
+    """Whether steps were replayed as CUDA graphs."""
+    experts_implementation: str | None = None
+    """How experts were computed, for vanilla and policies alike."""
+    candidates_ms: Mapping[str, float] = field(default_factory=dict)
+    """Ways to compute experts that were tried -> vanilla's median step in milliseconds. Empty: it was given."""
 
     @property
     def names(self) -> list[str]:
         return list(self.step_ms)
 
+    @property
+    def repeats(self) -> int:
+        """Repeats done."""
+        return len(self.step_ms[VANILLA])
+
+    @property
+    def warmup_rounds(self) -> int:
+        return len(self.warmup_ms[VANILLA])
+
+    @property
+    def warmup_round_ms(self) -> dict[str, list[float]]:
+        """name -> round of the warm-up -> median step in milliseconds: what `stable` was decided on."""
+        return {name: [median(steps) for steps in rounds] for name, rounds in self.warmup_ms.items()}
+
     def tpot_ms(self, name: str) -> Interval:
         """Time per output token: mean over the steps of a repeat; median over repeats with a bootstrap interval."""
-        return _median_interval(self._repeat_means(name))
+        return median_interval([sum(steps) / len(steps) for steps in self._repeats_of(name)])
 
     def speedup(self, name: str) -> Interval:
         """Vanilla's time over `name`'s, paired step by step; above 1 is faster than vanilla.
 
-        Median over the steps of a repeat, since a step that the machine disturbed says nothing about the policy; then
-        median over repeats with a bootstrap interval.
+        Median over the steps of a repeat; then median over repeats with a bootstrap interval, the one whose width
+        decided how many repeats there are.
         """
-        self._repeat_means(name)
-        ratios = []
-        for vanilla_steps, own_steps in zip(self.step_ms[VANILLA], self.step_ms[name], strict=True):
-            ratios.append(median(v / own for v, own in zip(vanilla_steps, own_steps, strict=True)))
-        return _median_interval(ratios)
+        return median_interval(paired_ratios(self.step_ms[VANILLA], self._repeats_of(name)))
 
-    def _repeat_means(self, name: str) -> list[float]:
+    def _repeats_of(self, name: str) -> list[list[float]]:
         if name not in self.step_ms:
             raise ValueError(f"name={name}: not measured; measured: {', '.join(self.step_ms)}")
-        return [sum(steps) / len(steps) for steps in self.step_ms[name]]
-
-
-def _median_interval(values: Sequence[float]) -> Interval:
-    sample = torch.tensor(values, dtype=torch.float64)
-    centre = float(sample.quantile(0.5))
-    if len(values) < 2:
-        return centre, None, None
-    draws = torch.randint(len(values), (_RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
-    medians = sample[draws].quantile(0.5, dim=1)
-    return centre, float(medians.quantile(0.025)), float(medians.quantile(0.975))
+        return self.step_ms[name]
 
 
 class _Subject:
@@ -85,11 +100,14 @@ class _Subject:
         policy: Policy | None,
         phases: Phases,
         layers: str | None,
-        batch: Batch,
+        batch: Batch | SlotBatch,
+        clock: Callable[[], float],
     ) -> None:
         self.model, self.routers, self.policy, self.phases, self.batch = model, routers, policy, phases, batch
-        self.layers = layers
+        self.layers, self.clock = layers, clock
         self.live = torch.ones(batch.num_rows, dtype=torch.bool, device=batch.lane.device)
+        self.graphs: Graphs | None = None
+        """Of its steps; None: each is launched from Python."""
 
     def attach(self) -> Attachment | None:
         """None for vanilla: the plain model, without a hook on any router."""
@@ -117,14 +135,26 @@ class _Subject:
         try:
             for token_R in tokens_SR:
                 start = self._clock()
-                if attachment is not None:
-                    attachment.rows = self.batch.step_rows(self.live)
-                self.batch.step(token_R).argmax(-1)
+                self._step(attachment, token_R).argmax(-1)
                 times.append((self._clock() - start) * 1e3)
         finally:
             if attachment is not None:
                 attachment.detach()
         return times
+
+    def _step(self, attachment: Attachment | None, token_R: Tensor) -> Tensor:
+        if self.graphs is not None:
+            assert isinstance(self.batch, SlotBatch)
+            rows = replace(self.batch.step_rows(self.live), key=self.graphs.key_G)
+
+            def announce() -> None:
+                if attachment is not None:
+                    attachment.rows = rows
+
+            return self.batch.graphed_step(token_R, self.graphs, announce)
+        if attachment is not None:
+            attachment.rows = self.batch.step_rows(self.live)
+        return self.batch.step(token_R)
 
     def greedy(self, token_R: Tensor, steps: int) -> Tensor:
         """`[S, R]`: the tokens fed when the model goes its own way."""
@@ -150,34 +180,45 @@ class _Subject:
     def _clock(self) -> float:
         if self.live.device.type == "cuda":
             torch.cuda.synchronize(self.live.device)
-        return time.perf_counter()
+        return self.clock()
 
 
 def measure(
     model: PreTrainedModel,
     routers: Sequence[Router],
     prompts: Sequence[Sequence[int]],
+    make_batch: MakeBatch,
     policies: Mapping[str, Policy],
     phases: Phases,
     layers: str | None,
+    *,
     new_tokens: int,
     repeats: int,
+    max_repeats: int,
+    precision: float,
     on_step: Callable[[int], None],
+    clock: Callable[[], float] = time.perf_counter,
+    capture: Capture | None = None,
 ) -> Timing:
-    """Time `new_tokens` decode steps of one lane holding all `prompts`, under vanilla and each policy, `repeats`
-    times over.
+    """Time `new_tokens` decode steps of one lane holding all `prompts`, under vanilla and each policy in turn.
 
-    Warm-up: each subject decodes once unmeasured. Within a repeat the order of subjects rotates.
+    First rounds that do not count, until they are stable (`repeats.warm_up`); then from `repeats` to `max_repeats` that
+    do, until every speed-up's 95 % interval is at most +- `precision`, relative (`repeats.repeat`). `clock`: seconds.
+    `capture`: makes graphs of the steps; None: they are launched from Python.
     """
     if VANILLA in policies:
         raise ValueError(f"policies: the name {VANILLA} is taken; vanilla is always measured")
-    for field, value in (("new_tokens", new_tokens), ("repeats", repeats)):
+    for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
         if value < 1:
-            raise ValueError(f"{field}={value}: must be at least 1")
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if max_repeats < repeats:
+        raise ValueError(f"max_repeats={max_repeats}: must be at least repeats={repeats}")
+    if not 0 < precision < 1:
+        raise ValueError(f"precision={precision}: must be above 0 and below 1")
 
     def subject(policy: Policy | None) -> _Subject:
-        batch = Batch(model, prompts, [0] * len(prompts), [0], room=new_tokens)
-        made = _Subject(model, routers, policy, phases, layers, batch)
+        batch = make_batch(prompts, new_tokens)
+        made = _Subject(model, routers, policy, phases, layers, batch, clock)
         if not batch.slots:
             raise ValueError(
                 f"{type(model).__name__}: measure needs full attention in every layer (its cache cannot be rewound)"
@@ -191,24 +232,49 @@ def measure(
         subjects[name] = (
             subject(policy)
             if phases in ("prefill", "both")
-            else _Subject(model, routers, policy, phases, layers, vanilla.batch)
+            else _Subject(model, routers, policy, phases, layers, vanilla.batch, clock)
         )
         if subjects[name].batch is not vanilla.batch:
             subjects[name].prefill()
 
-    active = {name: each.mean_active(tokens_SR) for name, each in subjects.items()}  # the warm-up as well
-    names = list(subjects)
-    step_ms: dict[str, list[list[float]]] = {name: [] for name in names}
+    def turn(each: _Subject) -> list[float]:
+        times = from_first(each.run(tokens_SR), routers)  # ranks must stop at the same repeat
+        on_step(len(prompts) * new_tokens)
+        return times
+
+    active = {name: each.mean_active(tokens_SR) for name, each in subjects.items()}
+    graphed = capture is not None and _capture(subjects.values(), capture, tokens_SR)
+    turns = {name: partial(turn, each) for name, each in subjects.items()}
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for repeat in range(repeats):
-            for turn in range(len(names)):
-                name = names[(repeat + turn) % len(names)]
-                step_ms[name].append(subjects[name].run(tokens_SR))
-                on_step(len(prompts) * new_tokens)
+        warmup_ms, stable = warm_up(turns)
+        step_ms, reached = repeat(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
     finally:
         if enabled:
             gc.enable()
-    return Timing(step_ms=step_ms, active_experts=active, batch_size=len(prompts), new_tokens=new_tokens)
+    return Timing(
+        step_ms=step_ms,
+        warmup_ms=warmup_ms,
+        stable=stable,
+        precision_reached=reached,
+        active_experts=active,
+        batch_size=len(prompts),
+        new_tokens=new_tokens,
+        graphed=graphed,
+    )
+
+
+def _capture(subjects: Iterable[_Subject], capture: Capture, tokens_SR: Tensor) -> bool:
+    """Steps of all subjects as graphs; if one cannot be captured, of none, so that they stay comparable."""
+    subjects = list(subjects)
+    try:
+        for each in subjects:
+            each.graphs = Graphs(capture, each.batch.num_rows, each.live.device)
+            each.run(tokens_SR)
+    except RuntimeError:
+        for each in subjects:
+            each.graphs = None
+        return False
+    return True

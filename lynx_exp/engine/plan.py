@@ -30,11 +30,21 @@ class Request:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
 
+def check_lengths(requests: Sequence[Request], limit: int | None) -> None:
+    """ValueError for the first request that needs more than `limit` positions (None: there is no limit)."""
+    for number, request in enumerate(requests):
+        length = len(request.prompt_ids) + max(request.max_new_tokens, len(request.continuation_ids))
+        if limit is not None and length > limit:
+            raise ValueError(f"request {number}: prompt and response need {length} positions; the model has {limit}")
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """Lanes of request numbers. The requests of a lane decode together and see only one another in the policy."""
 
     lanes: tuple[tuple[int, ...], ...]
+    slots: int | None = None
+    """Continuous batching: requests of a lane that decode at once; the others wait in order. None: all do."""
 
     @classmethod
     def in_order(cls, num_requests: int, batch_size: int) -> BatchPlan:
@@ -62,9 +72,26 @@ class BatchPlan:
         Random(seed).shuffle(order)
         return cls._cut([request for group in order for request in group], batch_size)
 
+    @classmethod
+    def continuous(
+        cls, num_requests: int, batch_size: int, seed: int = 0, groups: Sequence[int] | None = None, waves: int = 4
+    ) -> BatchPlan:
+        """Lanes of `batch_size` slots with a queue of `waves` times as many requests, in the order of `static`."""
+        if waves < 1:
+            raise ValueError(f"waves={waves}: must be at least 1")
+        lanes = cls.static(num_requests, batch_size * waves, seed, groups).lanes
+        return cls(lanes, slots=batch_size)
+
+    @property
+    def widest(self) -> int:
+        """Rows that decode at once in the largest lane."""
+        longest = max(map(len, self.lanes), default=0)
+        return min(longest, self.slots or longest)
+
     def digest(self) -> str:
         """SHA-256 of the plan."""
-        return hashlib.sha256(json.dumps(self.lanes).encode()).hexdigest()
+        whole = self.lanes if self.slots is None else [self.lanes, self.slots]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def packs(self, lanes: Iterable[int], max_rows: int) -> Iterator[list[int]]:
         """`lanes` in order, grouped so that a group holds at most `max_rows` rows (a larger lane stands alone)."""

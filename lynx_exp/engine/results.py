@@ -22,6 +22,8 @@ class LaneResult:
 
     lane: int
     requests: tuple[int, ...]
+    slots: tuple[int, ...] = ()
+    """Of the lane, in which each request decoded; empty: as many as there are requests, in their order."""
     token_ids: list[list[int]]
     """New tokens, EOS included; for scoring, the given continuation."""
     texts: list[str]

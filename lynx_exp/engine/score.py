@@ -3,7 +3,7 @@
 With the tokens given, decode step t of a lane is known before it runs: it is the t-th continuation token of each row.
 So all steps go through the model in one forward pass, and the policy is told that the rows of (lane, step t) are a
 batch of their own. Equal to stepwise decoding up to rounding, since attention is causal and experts act on each row
-alone.
+alone. Prompts that no policy changes come from the store, where they went through the model once for everybody.
 
 R rows, N positions of the padded prompts, T tokens of the longest continuation, G lanes, L layers, V vocabulary.
 """
@@ -11,16 +11,22 @@ R rows, N positions of the padded prompts, T tokens of the longest continuation,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad, prompt_rows, row_numbers
+from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad, prompt_rows
+from lynx_exp.engine.forced_plan import ForcedPlan
 from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.prompts import PromptStore, gather
 from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.slots import round_up
 from lynx_exp.models import Attachment, Router, Rows, count_active
+
+Scoring = Literal["decode", "prefill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +38,9 @@ class Forced:
     target_RT: Tensor
     given_RT: Tensor
     """False: past the end of the row's continuation."""
-    numbers: list[tuple[int, int]]
-    """For each row the index of its lane and the number of its request."""
+    plan: ForcedPlan
     active_GTL: Tensor
     """Active experts of each lane, decode step and layer."""
-
-    def rows_of(self, index: int) -> list[int]:
-        """The rows of the lane with this index."""
-        return [row for row, (lane, _) in enumerate(self.numbers) if lane == index]
 
 
 def force_pack(
@@ -49,33 +50,89 @@ def force_pack(
     requests: Sequence[Request],
     plan: BatchPlan,
     lanes: Sequence[int],
+    store: PromptStore | None,
+    scoring: Scoring = "decode",
 ) -> Forced:
-    """Run the lanes `lanes` together through the model, continuations given."""
-    numbers = [(index, r) for index, lane in enumerate(lanes) for r in plan.lanes[lane]]
+    """Run the lanes `lanes` together through the model, continuations given. `store`: of prompts, for policies that
+    leave these alone; None: prompts and continuations go through in one pass."""
+    steps = ForcedPlan.of(requests, plan, lanes)
     device = model.get_input_embeddings().weight.device
-    prompt_RN, real_RN = left_pad([requests[r].prompt_ids for _, r in numbers], device)
-    target_RT, given_RT = _right_pad([requests[r].continuation_ids for _, r in numbers], device)
-    lane_R = torch.tensor([index for index, _ in numbers], device=device)
-    num_steps = target_RT.shape[1] - 1  # the last token is scored but never fed
-
-    real = torch.cat([real_RN, given_RT[:, 1:]], 1)
-    attachment.rows = _rows(lane_R, lanes, real_RN, given_RT, num_steps)
+    asked = [requests[number] for number in steps.numbers]
+    target_RT, given_RT = _right_pad([request.continuation_ids for request in asked], device)
     attachment.record = []
-    with attachment:
-        logits_RTV = model(
-            input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
-            attention_mask=real.long(),
-            position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=num_steps + 1,
-        ).logits.float()
+    if store is None:
+        logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
+    else:
+        logits_RTV = _from_store(model, attachment, asked, steps, target_RT, given_RT, store)
     return Forced(
         logits_RTV=logits_RTV,
         target_RT=target_RT,
         given_RT=given_RT,
-        numbers=numbers,
-        active_GTL=_active(attachment, routers[0].num_experts, len(lanes), num_steps),
+        plan=steps,
+        active_GTL=_active(attachment, routers, len(lanes), 0 if scoring == "prefill" else steps.num_steps),
     )
+
+
+def _whole(
+    model: PreTrainedModel,
+    attachment: Attachment,
+    asked: Sequence[Request],
+    steps: ForcedPlan,
+    target_RT: Tensor,
+    given_RT: Tensor,
+    scoring: Scoring,
+) -> Tensor:
+    """`[R, T, V]`: one pass, prompts padded on the left."""
+    device = target_RT.device
+    prompt_RN, real_RN = left_pad([request.prompt_ids for request in asked], device)
+    width = target_RT.shape[1] - 1  # the last token is scored but never fed
+    real = torch.cat([real_RN, given_RT[:, 1:]], 1)
+    if scoring == "prefill":
+        attachment.rows = _flat(_prefill_rows(steps, real))
+    else:
+        attachment.rows = _flat(_prefill_rows(steps, real_RN), steps.rows(given_RT))
+    with attachment:
+        return model(
+            input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
+            attention_mask=real.long(),
+            position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=width + 1,
+        ).logits.float()
+
+
+def _from_store(
+    model: PreTrainedModel,
+    attachment: Attachment,
+    asked: Sequence[Request],
+    steps: ForcedPlan,
+    target_RT: Tensor,
+    given_RT: Tensor,
+    store: PromptStore,
+) -> Tensor:
+    """`[R, T, V]`: the continuations alone, after keys and values of the store."""
+    device = target_RT.device
+    places = [store.get(request.prompt_ids) for request in asked]
+    first_RV = torch.stack([prefilled.logits[row] for prefilled, row in places])[:, None].float()
+    width = target_RT.shape[1] - 1
+    if not width:
+        return first_RV
+    length_R = torch.tensor([prefilled.lengths[row] for prefilled, row in places], device=device)
+    columns = round_up(int(length_R.max()))
+    cache = gather(model.config, places, columns)
+    past = torch.arange(columns, device=device) < length_R[:, None]
+    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    mask = torch.cat([past[:, None].expand(-1, width, -1), causal.expand(len(asked), -1, -1)], -1)
+    attachment.rows = replace(_flat(steps.rows(given_RT)), phase="decode")
+    with attachment:
+        rest_RTV = model(
+            input_ids=target_RT[:, :-1],
+            attention_mask=mask[:, None],
+            position_ids=length_R[:, None] + torch.arange(width, device=device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits.float()
+    return torch.cat([first_RV, rest_RTV], 1)
 
 
 @torch.inference_mode()  # a generator leaves the mode at each yield
@@ -86,31 +143,60 @@ def score_pack(
     requests: Sequence[Request],
     plan: BatchPlan,
     lanes: Sequence[int],
+    store: PromptStore | None,
+    scoring: Scoring,
     on_step: Callable[[int], None],
 ) -> Iterator[LaneResult]:
     """Score the continuations of the lanes `lanes` together."""
-    forced = force_pack(model, routers, attachment, requests, plan, lanes)
+    forced = force_pack(model, routers, attachment, requests, plan, lanes, store, scoring)
     target_RT, given_RT = forced.target_RT, forced.given_RT
     token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
     logprob_R = token_logprob_RT.double().sum(-1)
     greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
-    continuations = [requests[number].continuation_ids for _, number in forced.numbers]
+    continuations = [requests[number].continuation_ids for number in forced.plan.numbers]
     on_step(sum(map(len, continuations)))
 
     for index, lane in enumerate(lanes):
-        mine = forced.rows_of(index)
-        steps = max(len(continuations[row]) for row in mine) - 1
+        mine = forced.plan.rows_of(index)
+        live_rows = forced.plan.live_rows(index) if scoring == "decode" else []
         yield LaneResult(
             lane=lane,
-            requests=tuple(forced.numbers[row][1] for row in mine),
+            requests=tuple(forced.plan.numbers[row] for row in mine),
+            slots=tuple(forced.plan.slots[row] for row in mine),
             token_ids=[list(continuations[row]) for row in mine],
             texts=[""] * len(mine),
             finish_reasons=["scored"] * len(mine),
             logprobs=logprob_R[mine].tolist(),
             greedy=greedy_R[mine].tolist(),
-            live_rows=[sum(len(continuations[row]) > t + 1 for row in mine) for t in range(steps)],
-            active_experts=forced.active_GTL[index, :steps].tolist(),
+            live_rows=live_rows,
+            active_experts=forced.active_GTL[index, : len(live_rows)].tolist(),
         )
+
+
+def _prefill_rows(steps: ForcedPlan, real_RN: Tensor) -> Rows:
+    """`[R, N]` tokens, left-padded, that form one prefill a lane."""
+    device = real_RN.device
+    return Rows(
+        decode=torch.zeros_like(real_RN),
+        lane=steps.lane(device)[:, None].expand_as(real_RN),
+        live=real_RN,
+        num_lanes=len(steps.lanes),
+        key=lane_keys(steps.lanes, device) + PREFILL_KEY,
+        row=prompt_rows(real_RN, steps.row(device)),
+    )
+
+
+def _flat(*parts: Rows) -> Rows:
+    """Rows `[R, N]` side by side, as the model sees them; the batches of a part are numbered after those before it."""
+    starts = [sum(part.num_lanes for part in parts[:at]) for at in range(len(parts))]
+    return Rows(
+        decode=torch.cat([part.decode for part in parts], 1).flatten(),
+        lane=torch.cat([part.lane + start for part, start in zip(parts, starts, strict=True)], 1).flatten(),
+        live=torch.cat([part.live for part in parts], 1).flatten(),
+        num_lanes=sum(part.num_lanes for part in parts),
+        key=torch.cat([part.key for part in parts]),
+        row=torch.cat([part.row for part in parts], 1).flatten(),
+    )
 
 
 def _right_pad(continuations: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -123,29 +209,11 @@ def _right_pad(continuations: Sequence[Sequence[int]], device: torch.device) -> 
     return ids, torch.arange(width, device=device) < lengths[:, None]
 
 
-def _rows(lane_R: Tensor, lanes: Sequence[int], real_RN: Tensor, given_RT: Tensor, num_steps: int) -> Rows:
-    """Prompt tokens form one batch a lane (numbers 0..G-1), continuation tokens one a lane and step (G + lane * steps
-    + t)."""
-    device, num_lanes = lane_R.device, len(lanes)
-    step_T = torch.arange(num_steps, device=device)
-    lane_RN = lane_R[:, None].expand_as(real_RN)
-    lane_RT = num_lanes + lane_R[:, None] * num_steps + step_T
-    live_RT = given_RT[:, 1:]
-    base_G = lane_keys(lanes, device)
-    row_R = row_numbers(lane_R.tolist(), device)
-    return Rows(
-        decode=torch.cat([torch.zeros_like(real_RN), torch.ones_like(live_RT)], 1).flatten(),
-        lane=torch.cat([lane_RN, lane_RT], 1).flatten(),
-        live=torch.cat([real_RN, live_RT], 1).flatten(),
-        num_lanes=num_lanes * (1 + num_steps),
-        key=torch.cat([base_G + PREFILL_KEY, (base_G[:, None] + step_T).flatten()]),
-        row=torch.cat([prompt_rows(real_RN, row_R), row_R[:, None].expand_as(live_RT)], 1).flatten(),
-    )
-
-
-def _active(attachment: Attachment, num_experts: int, num_lanes: int, num_steps: int) -> Tensor:
-    """`[G, T-1, L]`: active experts of each lane, decode step and layer."""
+def _active(attachment: Attachment, routers: Sequence[Router], num_lanes: int, num_steps: int) -> Tensor:
+    """`[G, S, L]`: active experts of each lane, decode step and layer; the batches of decode steps come last."""
     rows, record = attachment.rows, attachment.record
-    assert rows is not None and record is not None
-    counts = count_active(record, rows.lane, rows.live, rows.num_lanes, num_experts)
-    return counts[num_lanes:].view(num_lanes, num_steps, -1)
+    if not record or not num_steps:
+        return torch.zeros(num_lanes, 0, len(routers), dtype=torch.long)
+    assert rows is not None
+    counts = count_active(record, rows.lane, rows.live, rows.num_lanes, routers[0].num_experts)
+    return counts[-num_lanes * num_steps :].view(num_lanes, num_steps, -1)

@@ -101,11 +101,14 @@ class Cell:
         return scrub(OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
 
 
-def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
+def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = True) -> list[Cell]:
     """Check every config against policies, tasks and models; load tasks; compute ids. A cell a config, in order.
 
-    `load(name, limit=...)` gives an EvalTask. Raises ValueError naming field, value and what is allowed.
+    `load(name, limit=...)` gives an EvalTask. Not `here`: devices are those of other machines, named and not looked
+    for. Raises ValueError naming field, value and what is allowed.
     """
+    import torch
+
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
 
@@ -135,7 +138,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask) -> list[Cell]:
     cells = []
     for config, policy, tasks in zip(configs, policies, tasks_of, strict=True):
         model = facts[digest(asdict(config.model))]
-        device = resolve_device(config.device)
+        device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
         if config.kernel == "triton" and device.type != "cuda":
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")

@@ -1,263 +1,267 @@
-"""One cell on a loaded engine: requests -> lanes, each committed -> scores -> metrics -> latency -> DONE."""
+"""A pack of cells on a loaded engine: requests -> lanes of all cells side by side, each committed to its cell -> per
+cell latency, fidelity, scores, metrics, DONE."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import traceback
-from collections.abc import Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.latency import measure_cell
 from lynx_exp.launch.metrics import cell_metrics
 from lynx_exp.launch.progress import Progress
-from lynx_exp.launch.references import References, fidelity_of
+from lynx_exp.launch.records import answers, lane_record, sample_rows
+from lynx_exp.launch.references import References, fidelity_rows
+from lynx_exp.launch.requests import encode_requests, plan_json, plan_of
 from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
-from lynx_exp.store.tables import LaneRecord
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, LaneResult, Request
+    from lynx_exp.engine import BatchPlan, Engine, Job, Request, Scoring
     from lynx_exp.routing import Phases, Policy
-    from lynx_exp.tasks import EvalTask, Scores
+    from lynx_exp.tasks import EvalTask
 
 _NEAR = 0.1
 """Relative: a knob that comes no nearer to the active experts asked for is worth a line."""
 
+Encoded = dict[str, "list[Request]"]
+"""Requests of a subtask. The cells of a pack have the same ones, once."""
 
-def execute(cell: Cell, engine: Engine, progress: Progress, references: References) -> None:
-    """Run what is missing of `cell` and write its record. An exception is noted in the status and raised again."""
-    requests = {task.name: _requests(task, engine) for task in cell.tasks}
-    plans = {task.name: _plan(cell, task) for task in cell.tasks}
-    writer = CellWriter.open(
-        cell.folder,
-        info=cell.info() | {"num_layers": engine.num_layers},
-        config_yaml=cell.config_yaml(),
-        provenance=provenance(
-            code_digest(),
-            {"id": cell.model.name, "digest": scrub(cell.model.digest), "dtype": cell.dtype, "device": cell.device},
-            {task.name: task.data_digest for task in cell.tasks},
-        ),
-        plan={name: _plan_json(cell, plan) for name, plan in plans.items()},
-    )
-    try:
-        policy = cell.policy
-        extra: dict[str, Any] = {}
-        if policy is not None and cell.config.match_active is not None:
-            found = references.matched(
-                cell, engine, lambda task: _requests(task, engine), lambda task: _plan(cell, task)
-            )
-            policy, extra["matched"] = found.policy, found.summary()
-            if abs(found.active - found.target) > _NEAR * found.target:
-                nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
-                progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
-            progress.advance(("match", cell.config.batch_size), 1)
-        for task in cell.tasks:
-            _run_lanes(cell, policy, task, engine, requests[task.name], plans[task.name], writer, progress)
-        timing_rows, timing_info, fidelity_rows = None, None, None
-        if cell.config.measure.latency:
-            timing_rows, timing_info = _measure(cell, policy, engine, requests, plans, progress)
-        if policy is not None and cell.config.fidelity:
-            fidelity_rows = []
+
+@dataclass(kw_only=True, eq=False)
+class Attempt:
+    """One cell of a pack, begun."""
+
+    cell: Cell
+    requests: Encoded
+    plans: dict[str, BatchPlan]
+    writer: CellWriter
+    policy: Policy | None
+    """With its knob set, where `match_active` asks for that."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More metrics."""
+    fidelity: list[dict[str, Any]] | None = None
+
+    @property
+    def phases(self) -> Phases:
+        return cast("Phases", self.cell.config.phases)  # one of PHASES: Config has checked it
+
+    @property
+    def acts(self) -> dict[str, Any]:
+        return {"phases": self.phases, "layers": self.cell.config.layers}
+
+    def job(self, task: EvalTask, engine: Engine) -> Job:
+        """Its missing lanes of a task that generates."""
+        missing = self.writer.missing(task.name)
+        return engine.job(self.requests[task.name], self.plans[task.name], self.policy, lanes=missing, **self.acts)
+
+
+Failed = Callable[[Cell, Exception], None]
+
+
+class Pack:
+    """Cells that differ in policy and batch size only, on one engine. `run` yields each cell as it is done."""
+
+    def __init__(self, engine: Engine, progress: Progress, references: References, failed: Failed) -> None:
+        """`failed` is told of a cell that an exception ended; the others go on."""
+        self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
+        self._open: list[Attempt] = []
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
+        """What is missing of `cells`. KeyboardInterrupt leaves what is committed, and is raised again."""
+        try:
+            encoded: Encoded = {}
+            for cell in cells:
+                self._begin(cell, encoded)
+            for task in cells[0].tasks:
+                if task.kind == "generate":
+                    self._generate(task)
+                else:
+                    for attempt in list(self._open):
+                        self._guard(attempt, lambda: self._score(task, attempt))  # noqa: B023  # called at once
+            self._progress.packed()
+            self._compare()
+            for attempt in list(self._open):
+                if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
+                    self._open.remove(attempt)
+                    yield attempt.cell
+        except KeyboardInterrupt:
+            for attempt in self._open:
+                attempt.writer.interrupt()
+            raise
+
+    def _guard(self, attempt: Attempt, work: Callable[[], None]) -> bool:
+        """Do it; False if it failed, which ends the attempt."""
+        try:
+            work()
+        except Exception as error:
+            self._open.remove(attempt)
+            attempt.writer.fail(error, scrub(traceback.format_exc()))
+            self._failed(attempt.cell, error)
+            return False
+        return True
+
+    def _begin(self, cell: Cell, encoded: Encoded) -> None:
+        try:
             for task in cell.tasks:
-                asked, plan = requests[task.name], plans[task.name]
-                continued = references.continued(cell, task, engine, asked, plan, "fidelity")
-                fidelity_rows += fidelity_of(cell, policy, task, engine, continued, plan)
-            first = cell.tasks[0].name
-            prompts = [requests[first][number].prompt_ids for number in plans[first].lanes[0]]
-            extra["selection_us"] = engine.selection_time(policy, prompts)
-            progress.advance(("fidelity", cell.config.batch_size), 1)
-        scores = {task.name: task.score(_answers(task, writer.responses(task.name))) for task in cell.tasks}
+                if task.name not in encoded:
+                    encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate)
+            plans = {task.name: plan_of(cell, task) for task in cell.tasks}
+            writer = CellWriter.open(
+                cell.folder,
+                info=cell.info() | {"num_layers": self._engine.num_layers},
+                config_yaml=cell.config_yaml(),
+                provenance=provenance(
+                    code_digest(),
+                    {
+                        "id": cell.model.name,
+                        "digest": scrub(cell.model.digest),
+                        "dtype": cell.dtype,
+                        "device": cell.device,
+                        "experts_implementation": self._engine.experts_implementation,
+                    },
+                    {task.name: task.data_digest for task in cell.tasks},
+                ),
+                plan={name: plan_json(cell, plan) for name, plan in plans.items()},
+            )
+        except Exception as error:
+            self._failed(cell, error)
+            return
+        attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
+        self._open.append(attempt)
+        for task in cell.tasks:
+            found = sum(len(plans[task.name].lanes[lane]) for lane in writer.lanes[task.name])
+            self._progress.advance(cell, (task.name, cell.config.batch_size), found, run=False)
+        if cell.policy is not None and cell.config.match_active is not None:
+            self._guard(attempt, lambda: self._match(attempt))
+
+    def _match(self, attempt: Attempt) -> None:
+        cell, truncate = attempt.cell, attempt.cell.config.truncate
+        found = self._references.matched(
+            cell,
+            self._engine,
+            lambda task: encode_requests(task, self._engine, truncate),
+            lambda task: plan_of(cell, task),
+        )
+        attempt.policy, attempt.extra["matched"] = found.policy, found.summary()
+        if abs(found.active - found.target) > _NEAR * found.target:
+            nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
+            self._progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
+        self._progress.advance(cell, ("match", cell.config.batch_size), 1)
+
+    def _generate(self, task: EvalTask) -> None:
+        """All attempts together; if that fails, one by one, so that only those fail that must."""
+        if len(self._open) > 1:
+            try:
+                return self._decode(task, self._open)
+            except Exception as error:
+                self._progress.note(f"pack of {len(self._open)} cells: {_line(error)}; running them one by one")
+        for attempt in list(self._open):  # not while the error holds what the pack had in memory
+            self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
+
+    def _decode(self, task: EvalTask, attempts: Sequence[Attempt]) -> None:
+        attempts = [attempt for attempt in attempts if attempt.writer.missing(task.name)]
+        if not attempts:
+            return
+        jobs = [attempt.job(task, self._engine) for attempt in attempts]
+        lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
+        for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
+            attempt = attempts[number]
+            attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
+            lanes.done()
+            stage = (task.name, attempt.cell.config.batch_size)
+            self._progress.advance(attempt.cell, stage, len(result.requests))
+
+    def _score(self, task: EvalTask, attempt: Attempt) -> None:
+        missing, config = attempt.writer.missing(task.name), attempt.cell.config
+        if not missing:
+            return
+        requests, plan = attempt.requests[task.name], attempt.plans[task.name]
+        if config.scoring == "prefill" and attempt.policy is not None and attempt.phases == "decode":
+            self._progress.note(
+                f"{attempt.cell.name}: scoring=prefill has no decode step, and with phases=decode the policy never "
+                f"acts: its {task.name} is vanilla's; use scoring=decode or phases=both"
+            )
+        results = self._engine.score_lanes(
+            requests,
+            plan,
+            attempt.policy,
+            lanes=missing,
+            scoring=cast("Scoring", config.scoring),
+            on_step=self._progress.tokens,
+            **attempt.acts,
+        )
+        for result in results:
+            attempt.writer.commit(lane_record(task, requests, result))
+            self._progress.advance(attempt.cell, (task.name, config.batch_size), len(result.requests))
+
+    def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:
+        def note(text: str) -> None:
+            self._progress.note(text)
+            for attempt in attempts:
+                attempt.writer.notes.append(text)
+
+        return note
+
+    def _compare(self) -> None:
+        """Fidelity of all policies of one batch size at once: vanilla goes through the model once for them."""
+        by_plan: dict[int, list[Attempt]] = {}
+        for attempt in self._open:
+            if attempt.policy is not None and attempt.cell.config.fidelity:
+                by_plan.setdefault(attempt.cell.config.batch_size, []).append(attempt)
+        for together in by_plan.values():
+            try:
+                self._compare_some(together)
+            except Exception:
+                for attempt in together:
+                    self._guard(attempt, lambda: self._compare_some([attempt]))  # noqa: B023  # called at once
+
+    def _compare_some(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            attempt.fidelity = []
+        first = attempts[0]
+        policies = [(attempt.policy, attempt.phases, attempt.cell.config.layers) for attempt in attempts]
+        for task in first.cell.tasks:
+            requests, plan = first.requests[task.name], first.plans[task.name]
+            continued = self._references.continued(first.cell, task, self._engine, requests, plan, "fidelity")
+            for number, row in fidelity_rows(self._engine, policies, task, continued, plan):
+                rows = attempts[number].fidelity
+                assert rows is not None
+                rows.append(row)
+        for attempt in attempts:
+            assert attempt.policy is not None
+            first_task = attempt.cell.tasks[0].name
+            plan = attempt.plans[first_task]
+            prompts = [attempt.requests[first_task][number].prompt_ids for number in plan.lanes[0][: plan.widest]]
+            attempt.extra["selection_us"] = self._engine.selection_time(attempt.policy, prompts)
+            self._progress.advance(attempt.cell, ("fidelity", attempt.cell.config.batch_size), 1)
+
+    def _finish(self, attempt: Attempt) -> None:
+        cell, writer = attempt.cell, attempt.writer
+        timing_rows, timing_info = None, None
+        if cell.config.measure.latency:
+            timing_rows, timing_info = measure_cell(
+                cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
+            )
+        scores = {task.name: task.score(answers(task, writer.responses(task.name))) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],
             {task.name: writer.responses(task.name) for task in cell.tasks},
             list(writer.steps()),
             cell.config.batch_size,
-            fidelity_rows,
+            attempt.fidelity,
         )
-        metrics |= extra
-        samples = [row for task in cell.tasks for row in _samples(task, scores[task.name], writer)]
         writer.finish(
-            samples=samples,
-            metrics=metrics,
+            samples=[row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer)],
+            metrics=metrics | attempt.extra,
             timing_rows=timing_rows,
             timing_info=timing_info,
-            fidelity_rows=fidelity_rows,
+            fidelity_rows=attempt.fidelity,
         )
-    except KeyboardInterrupt:
-        writer.interrupt()
-        raise
-    except Exception as error:
-        writer.fail(error, scrub(traceback.format_exc()))
-        raise
 
 
-def _requests(task: EvalTask, engine: Engine) -> list[Request]:
-    """Token ids of the task's requests: prompts with their special tokens, continuations without."""
-    from lynx_exp.engine import Request
-
-    prompts = _encode(engine, [request.prompt for request in task.requests], special=True)
-    if task.kind == "generate":
-        readable = engine.tokenizer is not None  # else no stop string can be found
-        return [
-            Request(
-                prompt_ids=tuple(ids),
-                max_new_tokens=request.max_new_tokens,
-                stop=tuple(request.until) if readable else (),
-            )
-            for ids, request in zip(prompts, task.requests, strict=True)
-        ]
-    texts = [request.continuation or "" for request in task.requests]
-    continuations = _encode(engine, texts, special=False)
-    return [
-        Request(prompt_ids=tuple(ids), continuation_ids=tuple(more))
-        for ids, more in zip(prompts, continuations, strict=True)
-    ]
-
-
-def _phases(cell: Cell) -> Phases:
-    return cast("Phases", cell.config.phases)  # one of PHASES: Config has checked it
-
-
-def _encode(engine: Engine, texts: list[str], *, special: bool) -> list[list[int]]:
-    """Token ids. A model without a tokenizer (random weights) gets the text's bytes: as good as any for its latency."""
-    if engine.tokenizer is not None:
-        return engine.tokenizer(texts, add_special_tokens=special).input_ids
-    vocabulary = engine.model.get_input_embeddings().num_embeddings
-    return [[byte % vocabulary for byte in text.encode()] for text in texts]
-
-
-def _plan(cell: Cell, task: EvalTask) -> BatchPlan:
-    from lynx_exp.engine import BatchPlan
-
-    groups = [request.doc_id for request in task.requests] if task.kind == "choice" else None
-    return BatchPlan.static(len(task.requests), cell.config.batch_size, cell.config.seed, groups)
-
-
-def _plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:
-    lanes = [list(lane) for lane in plan.lanes]
-    return {"batch_size": cell.config.batch_size, "seed": cell.config.seed, "digest": plan.digest(), "lanes": lanes}
-
-
-def _run_lanes(
-    cell: Cell,
-    policy: Policy | None,
-    task: EvalTask,
-    engine: Engine,
-    requests: Sequence[Request],
-    plan: BatchPlan,
-    writer: CellWriter,
-    progress: Progress,
-) -> None:
-    missing = writer.missing(task.name)
-    stage = (task.name, cell.config.batch_size)
-    found = len(requests) - sum(len(plan.lanes[lane]) for lane in missing)
-    progress.advance(stage, found, run=False)
-    if not missing:
-        return
-    run = engine.run_lanes if task.kind == "generate" else engine.score_lanes
-    acts: dict[str, Any] = {"phases": _phases(cell), "layers": cell.config.layers}
-    results = run(requests, plan, policy, lanes=missing, on_step=progress.tokens, **acts)
-    for result in results:
-        writer.commit(_lane_record(task, requests, result))
-        progress.advance(stage, len(result.requests))
-
-
-def _lane_record(task: EvalTask, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
-    rows = []
-    for slot, number in enumerate(result.requests):
-        asked = task.requests[number]
-        scored = result.logprobs is not None
-        rows.append(
-            {
-                "subtask": task.name,
-                "request": number,
-                "doc_id": asked.doc_id,
-                "lane": result.lane,
-                "slot": slot,
-                "prompt_hash": hashlib.sha256(asked.prompt.encode()).hexdigest()[:16],
-                "prompt_tokens": len(requests[number].prompt_ids),
-                "new_tokens": len(result.token_ids[slot]),
-                "finish_reason": result.finish_reasons[slot],
-                "response": asked.continuation if scored else result.texts[slot],
-                "logprob": result.logprobs[slot] if result.logprobs is not None else None,
-                "greedy": result.greedy[slot] if result.greedy is not None else None,
-            }
-        )
-    return LaneRecord(
-        subtask=task.name,
-        lane=result.lane,
-        rows=rows,
-        live_rows=result.live_rows,
-        active_experts=result.active_experts,
-    )
-
-
-def _answers(task: EvalTask, rows: Sequence[dict[str, Any]]) -> list[Any]:
-    if task.kind == "generate":
-        return [row["response"] for row in rows]
-    return [(row["logprob"], row["greedy"]) for row in rows]
-
-
-def _samples(task: EvalTask, scores: Scores, writer: CellWriter) -> list[dict[str, Any]]:
-    lanes: dict[int, int] = {}
-    for row in writer.responses(task.name):
-        lanes.setdefault(row["doc_id"], row["lane"])
-    return [
-        {
-            "subtask": task.name,
-            "doc_id": sample.doc_id,
-            "lane": lanes[sample.doc_id],
-            "score": sample.score,
-            "scores": json.dumps(sample.scores),
-            "target": sample.target,
-            "filtered": sample.filtered,
-        }
-        for sample in scores.samples
-    ]
-
-
-def _measure(
-    cell: Cell,
-    policy: Policy | None,
-    engine: Engine,
-    requests: dict[str, list[Request]],
-    plans: dict[str, BatchPlan],
-    progress: Progress,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(rows of timing.parquet, timing.json). Prompts are the first in plan order, repeated if there are too few."""
-    import torch
-
-    measure, batch_size = cell.config.measure, cell.config.batch_size
-    task = next((task for task in cell.tasks if task.kind == "generate"), cell.tasks[0])
-    order = [number for lane in plans[task.name].lanes for number in lane]
-    chosen = islice(cycle(order), batch_size)
-    timing = engine.measure(
-        [list(requests[task.name][number].prompt_ids) for number in chosen],
-        batch_size=batch_size,
-        policies={} if policy is None else {"policy": policy},
-        phases=_phases(cell),
-        layers=cell.config.layers,
-        new_tokens=measure.new_tokens,
-        repeats=measure.repeats,
-        on_step=progress.tokens,
-    )
-    progress.advance(("measure", batch_size), 1)
-    rows = [
-        {"name": name, "repeat": repeat, "step": step, "ms": ms}
-        for name in timing.names
-        for repeat, steps in enumerate(timing.step_ms[name])
-        for step, ms in enumerate(steps)
-    ]
-    info = {
-        "new_tokens": measure.new_tokens,
-        "repeats": measure.repeats,
-        "warmup": getattr(timing, "warmup", None),
-        "batch_size": batch_size,
-        "vanilla_active_experts": timing.active_experts["vanilla"],
-        "policy_active_experts": timing.active_experts.get("policy"),
-        "threads": torch.get_num_threads(),
-    }
-    return rows, info
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -93,16 +93,17 @@ class LynxLauncher(Launcher):
     report: ClassVar[Report | None] = None
     """Of the latest launch: Hydra keeps what a multirun returns to itself."""
 
+    def __init__(self, packed: bool = True) -> None:
+        self.packed = packed
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from lynx_exp.launch.run import run_cells
-
         with Console(stderr=True).status(f"composing {len(job_overrides)} cells"):  # seen on a terminal only
             composed = [self._compose(list(words), initial_job_idx + i) for i, words in enumerate(job_overrides)]
-        report = LynxLauncher.report = run_cells([to_config(config) for config in composed])
+        report = LynxLauncher.report = self.run([to_config(config) for config in composed])
         returns = []
         for overrides, config, outcome in zip(job_overrides, composed, report.outcomes, strict=True):
             failed = outcome.state == "failed"
@@ -110,6 +111,12 @@ class LynxLauncher(Launcher):
             value = RuntimeError(outcome.error) if failed else outcome
             returns.append(JobReturn(overrides=overrides, cfg=config, status=status, _return_value=value))
         return returns
+
+    def run(self, configs: list[Config]) -> Report:
+        """Where and how: here, in packs. Other launchers do otherwise."""
+        from lynx_exp.launch.run import run_cells
+
+        return run_cells(configs, packed=self.packed)
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -129,7 +136,11 @@ class SweepsSearchPath(SearchPathPlugin):
 
 @dataclass
 class LauncherConf:
+    """Runs all cells in this process."""
+
     _target_: str = f"{PLUGIN_MODULE}.LynxLauncher"
+    packed: bool = True
+    """Cells that differ in policy, phases or batch size only are decoded side by side, with the same results."""
 
 
 @dataclass
@@ -143,9 +154,17 @@ class SweeperConf:
 
 def register() -> None:
     """Make the schema and the plugins known to Hydra. Harmless when called again."""
+    from lynx_exp.launch.on_ray import RayConf, RayLauncher  # launchers are made of this module's
+    from lynx_exp.launch.slurm import SlurmConf, SlurmLauncher
+
     store = ConfigStore.instance()
     store.store(name="schema", node=Config, provider="lynx")
-    store.store(group="hydra/launcher", name="lynx", node=LauncherConf, provider="lynx")
+    store.store(group="hydra/launcher", name="packed", node=LauncherConf, provider="lynx")
+    store.store(group="hydra/launcher", name="one_by_one", node=LauncherConf(packed=False), provider="lynx")
+    for conf_name, conf in (("slurm", SlurmConf), ("ray", RayConf)):
+        # conf/config.yaml says hydra/launcher=packed, which a file of sweeps/cluster cannot override, only extend
+        for group in ("hydra/launcher", "hydra/cluster"):
+            store.store(group=group, name=conf_name, node=conf, provider="lynx")
     store.store(group="hydra/sweeper", name="lynx", node=SweeperConf, provider="lynx")
     package, _, name = PLUGIN_MODULE.rpartition(".")
     try:
@@ -155,8 +174,9 @@ def register() -> None:
         parent.__path__ = []  # Hydra walks the package
     module = sys.modules[PLUGIN_MODULE] = ModuleType(PLUGIN_MODULE)
     setattr(parent, name, module)
-    for cls in (LynxLauncher, LynxSweeper):
+    launchers = (LynxLauncher, SlurmLauncher, RayLauncher)
+    for cls in (*launchers, LynxSweeper):
         cls.__module__ = PLUGIN_MODULE
         setattr(module, cls.__name__, cls)
-    for plugin in (SweepsSearchPath, LynxLauncher, LynxSweeper):
+    for plugin in (SweepsSearchPath, *launchers, LynxSweeper):
         Plugins.instance().register(plugin)

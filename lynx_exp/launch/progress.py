@@ -1,9 +1,10 @@
-"""One progress for a whole run: cells done, current cell, tokens a second, time left. Or plain lines."""
+"""One progress for a whole run: cells done, the current pack (rows, lanes, tokens a second), time left. Or plain
+lines."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -73,30 +74,42 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+class Lanes:
+    """Lanes of one pack, for its live line."""
+
+    def __init__(self, total: int, draw: Callable[[], None]) -> None:
+        self.total, self.finished, self._draw = total, 0, draw
+
+    def done(self) -> None:
+        self.finished += 1
+        self._draw()
+
+
 class Progress:
-    """Use as a context. Per cell: `begin`, then `advance` and `tokens` as they come, then `end`."""
+    """Use as a context. Per pack: `begin`, then `advance`, `step` and `tokens` as they come, `end` for each cell."""
 
     def __init__(self, cells: Sequence[Cell], console: Console) -> None:
         self._console = console
         self._live = console.is_terminal
-        self._pending = [work_of(cell) for cell in cells]
+        self._pending = {cell.folder: work_of(cell) for cell in cells}
         self._total = len(cells)
         self._done = 0
         self._estimate = Estimate()
         self._started = self._stage_started = monotonic()
-        self._tokens = 0
+        self._tokens = self._rows = 0
+        self._lanes: Lanes | None = None
         self._drawn = 0.0
         self._bar = RichProgress(
             MofNCompleteColumn(),
             TextColumn("cells"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[cell]}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[what]}", markup=False),
             TextColumn("{task.fields[rate]}"),
             TextColumn("ETA {task.fields[eta]}"),
             console=console,
             disable=not self._live,
         )
-        self._task = self._bar.add_task("", total=self._total, cell="", rate="", eta="?")
+        self._task = self._bar.add_task("", total=self._total, what="", rate="", eta="?")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -105,50 +118,74 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, pack: Sequence[Cell]) -> None:
         self._started = self._stage_started = monotonic()
-        self._tokens = 0
-        self._bar.update(self._task, cell=cell.name)
+        self._tokens = self._rows = 0
+        self._lanes = None
+        self._what = pack[0].name if len(pack) == 1 else f"pack of {len(pack)}: {pack[0].config.task.name}"
+        self._cells = len(pack)
+        self._draw()
 
-    def advance(self, stage: Stage, units: float, *, run: bool = True) -> None:
+    def lanes(self, total: int) -> Lanes:
+        """The pack decodes so many lanes now."""
+        self._lanes = Lanes(total, self._draw)
+        return self._lanes
+
+    def advance(self, cell: Cell, stage: Stage, units: float, *, run: bool = True) -> None:
         """`units` of a stage are done; `run=False` if they were found done (an earlier attempt's lanes)."""
         now = monotonic()
         if run:
             self._estimate.add(stage, now - self._stage_started, units)
         self._stage_started = now
-        current = self._pending[0]
+        current = self._pending[cell.folder]
         current[stage] = max(0.0, current[stage] - units)
         self._draw()
 
     def note(self, text: str) -> None:
-        """Something about the current cell that its user should know."""
+        """Something about what runs that its user should know."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def tokens(self, count: int) -> None:
-        self._tokens += count
+        self.step(count, 0)
+
+    def step(self, tokens: int, rows: int) -> None:
+        """A step gave `tokens`; `rows` are live."""
+        self._tokens += tokens
+        self._rows = rows
         if monotonic() - self._drawn > 0.2:
             self._draw()
 
     def _draw(self) -> None:
         self._drawn = monotonic()
-        self._bar.update(self._task, completed=self._done, rate=self._speed(), eta=clock(self.eta()))
+        what = self._what
+        if self._lanes is not None and self._rows:
+            what += f", {self._rows} rows, {self._lanes.finished}/{self._lanes.total} lanes"
+        self._bar.update(self._task, completed=self._done, what=what, rate=self._speed(), eta=clock(self.eta()))
 
     def _speed(self) -> str:
         seconds = monotonic() - self._started
         return f"{self._tokens / seconds:.0f} tok/s" if self._tokens and seconds > 0 else ""
 
     def eta(self) -> float | None:
-        return self._estimate.left([item for work in self._pending for item in work.items()])
+        return self._estimate.left([item for work in self._pending.values() for item in work.items()])
+
+    def packed(self) -> None:
+        """The lanes of a pack of several cells are all decoded; says so in one line."""
+        if self._cells > 1 and self._lanes is not None and self._lanes.total:
+            speed = f" ({self._speed()})" if self._speed() else ""
+            seconds = monotonic() - self._started
+            self.note(f"{self._what}: {self._lanes.finished} lanes, {self._tokens} tokens in {seconds:.1f} s{speed}")
+        self._lanes = None
 
     def end(self, cell: Cell, state: str) -> None:
-        """The current cell is over; says so in one line."""
-        seconds = monotonic() - self._started
-        speed = self._speed()
-        self._pending.pop(0)
+        """A cell is over; says so in one line."""
+        self._pending.pop(cell.folder)
         self._done += 1
         left = f", ETA {clock(self.eta())}" if self._pending else ""
+        alone = ""
+        if self._cells == 1:
+            speed = f", {self._speed()}" if self._speed() else ""
+            alone = f" in {monotonic() - self._started:.1f} s{speed}"
         width = len(str(self._total))
-        speed = f", {speed}" if speed else ""
-        line = f"{self._done:>{width}}/{self._total} {cell.name}: {state} in {seconds:.1f} s{speed}{left}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.note(f"{self._done:>{width}}/{self._total} {cell.name}: {state}{alone}{left}")
         self._draw()

@@ -3,7 +3,7 @@ pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -70,21 +70,25 @@ class References:
         return others
 
 
-def fidelity_of(
-    cell: Cell, policy: Policy, task: EvalTask, engine: Engine, continued: Sequence[Request], plan: BatchPlan
-) -> list[dict[str, Any]]:
-    """Rows of fidelity.parquet: one a request."""
-    phases = cast("Phases", cell.config.phases)
-    found = engine.fidelity(continued, plan, policy, phases, layers=cell.config.layers)
-    return [
-        {
-            "subtask": task.name,
-            "request": each.request,
-            "doc_id": task.requests[each.request].doc_id,
-            "lane": each.lane,
-            "tokens": each.tokens,
-            "kl": each.kl,
-            "agreeing": each.agreeing,
-        }
-        for each in found
-    ]
+def fidelity_rows(
+    engine: Engine,
+    policies: Sequence[tuple[Policy | None, Phases, str | None]],
+    task: EvalTask,
+    continued: Sequence[Request],
+    plan: BatchPlan,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the policy, row of its fidelity.parquet) for each request."""
+    acts = [engine.act(policy, phases, layers) for policy, phases, layers in policies]
+    for each in engine.fidelity_of(continued, plan, acts):
+        yield (
+            each.act,
+            {
+                "subtask": task.name,
+                "request": each.request,
+                "doc_id": task.requests[each.request].doc_id,
+                "lane": each.lane,
+                "tokens": each.tokens,
+                "kl": each.kl,
+                "agreeing": each.agreeing,
+            },
+        )

@@ -1,4 +1,4 @@
-"""Run cells in this process: checked first, one model loaded at a time, a failure stopping no other."""
+"""Run cells in this process: checked first, one model loaded at a time, in packs, a failure stopping no other."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.console import Console
 
 from lynx_exp.config import Config
+from lynx_exp.launch import ranks
 from lynx_exp.launch.cell import Cell, LoadTask, prepare_cells
-from lynx_exp.launch.execute import execute
+from lynx_exp.launch.execute import Pack
+from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.references import References
 from lynx_exp.store.identity import digest
@@ -65,10 +67,12 @@ def open_engine(config: Config) -> Engine:
         "dtype": config.dtype,
         "device": config.device,
         "experts_implementation": model.experts_implementation,
-        "max_rows": config.max_rows,
+        "max_rows": config.pack.max_rows,
+        "memory_gib": config.pack.memory_gib,
     }
     if model.kind == "random":
         return Engine.from_config(model.id, model.config, seed=model.seed, **common)
+    common |= {name: getattr(model, name) for name in ("device_map", "parallel") if getattr(model, name) is not None}
     if model.trust_remote_code:
         common["trust_remote_code"] = True
     return Engine.from_pretrained(model.id, revision=model.revision, **common)
@@ -85,7 +89,7 @@ class _Engines:
 
     @staticmethod
     def key(config: Config) -> str:
-        return digest([asdict(config.model), config.dtype, config.device, config.max_rows])
+        return digest([asdict(config.model), config.dtype, config.device, asdict(config.pack)])
 
     def get(self, config: Config) -> Engine:
         from lynx_exp.routing.kernels import set_kernel
@@ -115,11 +119,13 @@ def _set_threads(threads: int | None) -> None:
 def run_cells(
     configs: Sequence[Config],
     *,
+    packed: bool = True,
     console: Console | None = None,
     open_engine: OpenEngine = open_engine,
     load: LoadTask = load_task,
 ) -> Report:
-    """Run every config's cell that is not done yet; print progress, a closing line, and what `then` asks for.
+    """Run every config's cell that is not done yet, in packs (or one by one); print progress, a closing line, and what
+    `then` asks for.
 
     Raises ValueError, before any model is loaded, if any config is wrong; Interrupted on Ctrl-C or SIGTERM.
     """
@@ -134,15 +140,16 @@ def run_cells(
     outcomes = {folder: Outcome(state="skipped", folder=folder) for folder in done}
     trackers: dict[str, Tracker] = {}
 
-    with _stoppable(), Progress(todo, console) as progress:
-        engines = _Engines(open_engine, load)
+    with stoppable(), Progress(todo, console) as progress:
+        engines = ranks.lead(_Engines(open_engine, load))
         try:
-            for cell in todo:
-                progress.begin(cell)
-                outcomes[cell.folder] = _run_one(cell, engines, progress, first=len(outcomes) == len(done))
-                progress.end(cell, outcomes[cell.folder].state)
-                if outcomes[cell.folder].state == "done":
-                    _track(cell, trackers)
+            for pack in pack_groups(todo) if packed else [[cell] for cell in todo]:
+                progress.begin(pack)
+                for cell, outcome in _run_pack(pack, engines, progress, first=len(outcomes) == len(done)):
+                    outcomes[cell.folder] = outcome
+                    progress.end(cell, outcome.state)
+                    if outcome.state == "done":
+                        _track(cell, trackers)
         except KeyboardInterrupt:
             finished = sum(outcome.state == "done" for outcome in outcomes.values())
             raise Interrupted(
@@ -151,12 +158,17 @@ def run_cells(
             ) from None
 
     report = Report(outcomes=[outcomes[cell.folder] for cell in cells])
-    _close(report, unique, console)
+    print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
-        _then(unique, console, trackers)
+        run_then(unique, console, trackers)
     for tracker in trackers.values():
         tracker.close()
     return report
+
+
+def follow() -> None:
+    """What every rank of torchrun but the first does: the same calls of the engine."""
+    ranks.follow(_Engines(open_engine, load_task))
 
 
 def _by_model(cells: Sequence[Cell]) -> list[Cell]:
@@ -165,18 +177,28 @@ def _by_model(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: order.index(_Engines.key(cell.config)))
 
 
-def _run_one(cell: Cell, engines: _Engines, progress: Progress, *, first: bool) -> Outcome:
+def _run_pack(
+    cells: Sequence[Cell], engines: ranks.Engines, progress: Progress, *, first: bool
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Each cell as it is done or has failed."""
     try:
-        engine = engines.get(cell.config)
+        engine = engines.get(cells[0].config)
     except (ValueError, OSError, ImportError) as error:
         if first:  # nothing has run: bad input rather than a failed cell
-            raise ValueError(f"model.id={cell.config.model.id}: {error}") from error
-        return Outcome(state="failed", folder=cell.folder, error=str(error))
-    try:
-        execute(cell, engine, progress, engines.references)
-    except Exception as error:  # recorded in the cell's status; the sweep goes on
-        return Outcome(state="failed", folder=cell.folder, error=f"{type(error).__name__}: {error}")
-    return Outcome(state="done", folder=cell.folder)
+            raise ValueError(f"model.id={cells[0].config.model.id}: {error}") from error
+        yield from ((cell, Outcome(state="failed", folder=cell.folder, error=str(error))) for cell in cells)
+        return
+    failed: list[tuple[Cell, Outcome]] = []
+
+    def note_failure(cell: Cell, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        failed.append((cell, Outcome(state="failed", folder=cell.folder, error=text)))
+
+    for cell in Pack(engine, progress, engines.references, note_failure).run(cells):
+        yield cell, Outcome(state="done", folder=cell.folder)
+        while failed:
+            yield failed.pop(0)
+    yield from failed
 
 
 def _track(cell: Cell, trackers: dict[str, Tracker]) -> None:
@@ -189,7 +211,7 @@ def _track(cell: Cell, trackers: dict[str, Tracker]) -> None:
     trackers[key].log_cell(read_cell(cell.folder), asdict(cell.config))
 
 
-def _close(report: Report, cells: Sequence[Cell], console: Console) -> None:
+def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> None:
     states = {outcome.folder: outcome.state for outcome in report.outcomes}
     counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "skipped", "failed"))
     where = ", ".join(str(study) for study in dict.fromkeys(cell.study for cell in cells))
@@ -200,7 +222,7 @@ def _close(report: Report, cells: Sequence[Cell], console: Console) -> None:
         console.print(f"failed: {folder}: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracker]) -> None:
+def run_then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracker]) -> None:
     """Tables and figures of every study, as its configs ask. What goes wrong here is said, and costs no cell."""
     wanted = dict.fromkeys((cell.study, what) for cell in cells for what in cell.config.then)
     for study, what in wanted:
@@ -219,8 +241,12 @@ def _then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracker])
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does. Only the main thread may set handlers; elsewhere nothing changes."""
+def stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, unless somebody handles it already, as submitit does in its jobs. Only the main
+    thread may set handlers; elsewhere nothing changes."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
 
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

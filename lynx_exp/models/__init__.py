@@ -11,11 +11,14 @@ from lynx_exp.models.load import (
     resolve_device,
     resolve_dtype,
 )
+from lynx_exp.models.placement import DeviceMap
+from lynx_exp.models.ranks import from_first
 from lynx_exp.models.routers import Router, UnsupportedModel, find_routers, fingerprint
 
 __all__ = [
     "BUNDLED",
     "Attachment",
+    "DeviceMap",
     "Router",
     "Rows",
     "UnsupportedModel",
@@ -25,6 +28,7 @@ __all__ = [
     "find_calibration",
     "find_routers",
     "fingerprint",
+    "from_first",
     "load_model",
     "locate",
     "random_model",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lynx_exp.models.ranks import Agreement
 from lynx_exp.models.routers import Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
 
@@ -40,7 +41,8 @@ class Attachment:
     Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run:
     (experts `[T, K]`, weights `[T, K]`), in layer order, at no cost to the step.
 
-    Raises ValueError if the model cannot run the policy.
+    Raises ValueError if the model cannot run the policy. On ranks that choose different experts the forward pass raises
+    RuntimeError: the first that records, and the first prefill; others may be timed.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Attachment:
         self.record: list[tuple[Tensor, Tensor]] | None = None
         self._phases = phases
         self._routers = routers
+        self._agreement = Agreement(routers)
         self._removers: list[Callable[[], None]] = []
 
     @property
@@ -89,9 +92,12 @@ class Attachment:
             if self._step is None:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
             new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
+        used = new or routing
         if self.record is not None:
-            used = new or routing
             self.record.append((used.experts, used.weights))
+        rows = self._rows
+        if self._agreement.sought and rows is not None and (self.record is not None or rows.phase == "prefill"):
+            self._agreement.check(router.layer, used.experts, rows.live, rows.phase)
         return new
 
     def attach(self) -> Attachment:

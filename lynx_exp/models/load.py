@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lynx_exp.models.placement import DeviceMap, placement, refuse_offloading
 from lynx_exp.routing.calibration import FILE_NAME
 
 BUNDLED = {"lynx_tiny": Path(__file__).parent / "lynx_tiny"}
@@ -75,19 +76,34 @@ def load_model(
     revision: str | None = None,
     experts_implementation: str | None = None,
     trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    parallel: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model in eval mode, tokenizer). ValueError, in one line, if it cannot be found."""
+    """(model in eval mode, tokenizer). ValueError, in one line, if it cannot be found, or not be spread as asked.
+
+    `device_map`: as transformers takes it, instead of `device`. `parallel`: tp or ep, over the ranks of torchrun.
+    """
     where = locate(model)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        spread = {}
+        if device_map is not None or parallel is not None:
+            config = AutoConfig.from_pretrained(where, **common)
+            spread = placement(config, device=device, device_map=device_map, parallel=parallel)
         loaded = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, attn_implementation="sdpa", experts_implementation=experts_implementation, **common
+            where,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            experts_implementation=experts_implementation,
+            **spread,
+            **common,
         )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model={model}: cannot be loaded: {reason}") from error
-    return loaded.to(device).eval(), tokenizer
+    refuse_offloading(device_map, getattr(loaded, "hf_device_map", None) or {})
+    return (loaded if spread else loaded.to(device)).eval(), tokenizer
 
 
 def random_model(

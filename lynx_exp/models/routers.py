@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,11 +46,13 @@ class Router:
     """Whether the experts of a token always come best first."""
     num_experts: int
     top_k: int
+    home: torch.device | None = None
+    """Where policies decide in a model on several devices: where its inputs are. None: where the router is."""
 
     @property
     def rule(self) -> RouterRule:
         """How it scores, with the model's tensors as they are now."""
-        return self.live_rule()
+        return self.live_rule() if self.home is None else _moved(self.live_rule(), self.home)
 
     def intercept(self, function: Intercept) -> Callable[[], None]:
         """Put `function` between the router and the experts; returns what takes it out again."""
@@ -81,6 +83,9 @@ class Router:
 
         Experts sum over a token's slots in order, so that only an unmoved slot is bit for bit what it was.
         """
+        if self.home is not None and self.home != logits.device:
+            there = self._apply(function, logits.to(self.home), weights.to(self.home), experts.to(self.home))
+            return there and (there[0].to(weights.device), there[1].to(experts.device))
         if self.ordered:
             new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
             return None if new is None else (new.weights, new.experts)
@@ -92,6 +97,11 @@ class Router:
         if new is None or new is routing:
             return None
         return _put_back(new.weights, order_TK), _put_back(new.experts, order_TK)
+
+
+def _moved(rule: RouterRule, device: torch.device) -> RouterRule:
+    tensors = {name: value.to(device) for name, value in vars(rule).items() if isinstance(value, Tensor)}
+    return replace(rule, **tensors) if tensors else rule
 
 
 def _wanted(rule: RouterRule, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
@@ -124,7 +134,9 @@ def find_routers(model: nn.Module) -> list[Router]:
             f"{kind}: not a Mixture-of-Experts model with routers that transformers names; supported: the causal "
             "language models that `python -m lynx_exp.models.families` lists, such as Mixtral, Qwen3-MoE and OLMoE"
         )
-    return [_describe(model, kind, layer, name, module) for layer, (name, module) in enumerate(found)]
+    places = set((getattr(model, "hf_device_map", None) or {}).values())
+    home = model.get_input_embeddings().weight.device if len(places) > 1 else None
+    return [_describe(model, kind, layer, name, module, home) for layer, (name, module) in enumerate(found)]
 
 
 def fingerprint(routers: Sequence[Router]) -> str:
@@ -149,7 +161,9 @@ def router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
     return tuple(classes)
 
 
-def _describe(model: nn.Module, kind: str, layer: int, name: str, module: nn.Module) -> Router:
+def _describe(
+    model: nn.Module, kind: str, layer: int, name: str, module: nn.Module, home: torch.device | None
+) -> Router:
     parent = model.get_submodule(name.rpartition(".")[0])
     where, router = f"{kind}: {name} ({type(module).__name__})", type(module).__name__
     if router in REFUSED:
@@ -168,4 +182,5 @@ def _describe(model: nn.Module, kind: str, layer: int, name: str, module: nn.Mod
         ordered=proof.ordered,
         num_experts=proof.num_experts,
         top_k=proof.top_k,
+        home=home,
     )

@@ -39,6 +39,8 @@ class CellWriter:
     started: str
     lanes: dict[str, dict[int, LaneRecord]] = field(default_factory=dict)
     """Committed lanes of a subtask."""
+    notes: list[str] = field(default_factory=list)
+    """What its reader should know of how it ran, for the status."""
     _clock: float = field(default_factory=monotonic)
 
     @classmethod
@@ -144,6 +146,7 @@ class CellWriter:
         status = {
             "state": state,
             "error": error,
+            "notes": self.notes,
             "attempt": self.attempt,
             "started": self.started,
             "finished": _now() if over else None,

@@ -23,6 +23,9 @@ SCIENTIFIC = (
     "task.subtasks",
     "batch_size",
     "batching",
+    "waves",
+    "scoring",
+    "truncate",
     "limit",
     "seed",
     "backend",
@@ -31,11 +34,16 @@ SCIENTIFIC = (
     "kernel",
     "threads",
     "model.experts_implementation",
+    "model.device_map",
+    "model.parallel",
     "measure.latency",
     "measure.new_tokens",
     "measure.repeats",
+    "measure.max_repeats",
+    "measure.precision",
 )
-"""In the hash. `threads` and `kernel` change latency and last bits; a cell without `measure` lacks that record."""
+"""In the hash. `threads`, `kernel` and where the model lies change latency and last bits; a cell without `measure`
+lacks that record."""
 
 DIGESTED = ("model.kind", "model.id", "model.revision", "model.config", "model.seed")
 """In the hash by what they lead to: the digest of the weights, so that a model may move."""
@@ -43,7 +51,9 @@ DIGESTED = ("model.kind", "model.id", "model.revision", "model.config", "model.s
 COSMETIC = (
     "model.trust_remote_code",
     "task.name",
-    "max_rows",
+    "pack.max_rows",
+    "pack.memory_gib",
+    "pack.max_cells",
     "tracker.name",
     "tracker.project",
     "tracker.entity",
@@ -53,7 +63,7 @@ COSMETIC = (
     "study_name",
     "then",
 )
-"""Not in the hash. `max_rows` packs lanes that never see each other."""
+"""Not in the hash. `pack` sets lanes side by side that never see each other."""
 
 NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
 """What may differ between a cell and its baseline."""
@@ -66,11 +76,11 @@ _SAMPLE = 2**20
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted field names of a nested config; open nodes (`policy`, `model.config`) stay whole."""
+    """Dotted field names of a nested config; open nodes (`policy`, `model.config`, `model.device_map`) stay whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in ("policy", "model.config"):
+        if isinstance(value, Mapping) and name not in ("policy", "model.config", "model.device_map"):
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -89,6 +99,8 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: flat[name] for name in SCIENTIFIC}
     if fields["policy"]["name"] == "vanilla":
         fields |= {"policy": {"name": "vanilla"}, "phases": "none", "layers": None, "fidelity": False}
+    if fields["batching"] == "static":
+        fields["waves"] = None
     if not fields["measure.latency"]:
         fields |= {name: None for name in fields if name.startswith("measure.") and name != "measure.latency"}
     return fields

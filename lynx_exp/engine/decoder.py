@@ -1,0 +1,141 @@
+"""One decode step of rows that stand in slots: through the model's own forward pass, or a shorter equal one.
+
+Half of a small step of a transformers model goes into what surrounds the matrices. For the families below the same
+operations are called directly: their structure is looked for, and the outcome proved against the model's own forward
+pass at load. Routers and MoE blocks are always the model's own modules, so policies act there in both.
+
+R rows, H heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.prompts import prefill
+from lynx_exp.engine.slots import Cursor, Slots, slot_cache
+
+DIRECT = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+"""Model types whose decoder layer is a pre-norm attention and a pre-norm MoE with plain residuals."""
+
+
+class Decoder(Protocol):
+    """Feeds one token a row."""
+
+    def step(self, token_R: Tensor) -> Tensor:
+        """`[R, V]` logits of the next tokens; rows and positions are the cursor's."""
+        ...
+
+
+class PlainDecoder:
+    """The model's own forward pass."""
+
+    def __init__(self, model: PreTrainedModel, slots: Slots, cursor: Cursor) -> None:
+        self._model, self._cursor = model, cursor
+        self._cache = slot_cache(model.config, slots, cursor)
+
+    def step(self, token_R: Tensor) -> Tensor:
+        return self._model(
+            input_ids=token_R[:, None],
+            attention_mask=self._cursor.mask(),
+            position_ids=self._cursor.position[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
+class DirectDecoder:
+    """The same operations without what surrounds them."""
+
+    def __init__(self, model: Any, slots: Slots, cursor: Cursor) -> None:
+        self._model, self._slots, self._cursor = model, slots, cursor
+        body = model.model
+        device, dtype = body.embed_tokens.weight.device, body.embed_tokens.weight.dtype
+        positions = torch.arange(slots.capacity, device=device)[None]
+        cos, sin = body.rotary_emb(torch.empty(0, dtype=dtype, device=device), positions)
+        half = cos.shape[-1] // 2
+        self._cos_CD, self._sin_CD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+    def step(self, token_R: Tensor) -> Tensor:
+        cursor, body = self._cursor, self._model.model
+        mask = cursor.mask()
+        cos, sin = self._cos_CD[cursor.position][:, None], self._sin_CD[cursor.position][:, None]
+        hidden = body.embed_tokens(token_R)
+        for number, layer in enumerate(body.layers):
+            attended = self._attend(number, layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, mask)
+            hidden = hidden + attended
+            hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden)[:, None])[:, 0]
+        return self._model.lm_head(_norm(body.norm, hidden))
+
+    def _attend(self, number: int, attention: Any, given: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        cursor, rows, size = self._cursor, given.shape[0], attention.head_dim
+        query = _heads(attention, "q", given)
+        key = _heads(attention, "k", given)
+        value = attention.v_proj(given).view(rows, -1, size)
+        keys, values = self._slots.keys[number], self._slots.values[number]
+        keys[cursor.rows, :, cursor.position] = key * cos + key.roll(size // 2, -1) * sin
+        values[cursor.rows, :, cursor.position] = value
+        out = scaled_dot_product_attention(
+            (query * cos + query.roll(size // 2, -1) * sin)[:, :, None],
+            keys[:rows, :, : cursor.width],
+            values[:rows, :, : cursor.width],
+            attn_mask=mask,
+            scale=attention.scaling,
+            enable_gqa=query.shape[1] != value.shape[1],
+        )
+        return attention.o_proj(out.view(rows, -1))
+
+
+def _heads(attention: Any, which: str, given: Tensor) -> Tensor:
+    """`[R, H, D]`: queries or keys, normalised as the model does."""
+    made = getattr(attention, f"{which}_proj")(given)
+    norm = getattr(attention, f"{which}_norm", None)
+    if norm is not None and norm.weight.shape[0] == made.shape[-1]:
+        made = _norm(norm, made)
+    made = made.view(given.shape[0], -1, attention.head_dim)
+    return _norm(norm, made) if norm is not None and norm.weight.shape[0] == attention.head_dim else made
+
+
+def _norm(norm: Any, hidden: Tensor) -> Tensor:
+    return rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def choose_decoder(model: PreTrainedModel) -> type[PlainDecoder] | type[DirectDecoder]:
+    """The direct one where it is known to apply and proves equal on this model; else the model's own."""
+    config = model.config
+    clipped = getattr(config, "clip_qkv", None) is not None
+    spread = len(getattr(model, "hf_device_map", {}) or {}) > 1 or getattr(model, "_tp_size", None) is not None
+    if config.model_type not in DIRECT or clipped or spread:
+        return PlainDecoder
+    return DirectDecoder if _agree(model) else PlainDecoder
+
+
+@torch.inference_mode()
+def _agree(model: PreTrainedModel) -> bool:
+    """Whether two steps of three rows at different positions give the same logits, up to rounding."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    draw = torch.Generator().manual_seed(0)
+    prompts = [tuple(torch.randint(vocabulary, (n,), generator=draw).tolist()) for n in (3, 17, 40)]
+    made = prefill(model, prompts)
+    device = made.logits.device
+    tokens = torch.randint(vocabulary, (2, 3), generator=draw).to(device)
+    found = []
+    for kind in (PlainDecoder, DirectDecoder):
+        slots = Slots(made, 3, 64)
+        slots.load([0, 1, 2], made, [0, 1, 2])
+        cursor = Cursor(torch.arange(3, device=device), torch.tensor(made.lengths, device=device), 64)
+        try:
+            decoder = kind(model, slots, cursor)
+            for token_R in tokens:
+                logits = decoder.step(token_R)
+                cursor.position = cursor.position + 1
+        except (AttributeError, TypeError, RuntimeError):
+            return False
+        found.append(logits.float())
+    spread = found[0].std().clamp_min(1e-6)
+    allowed = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool(((found[0] - found[1]).abs().max() / spread) <= allowed)

@@ -1,0 +1,115 @@
+"""A lane on its way: a queue of requests and the slots that they pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.sections import Act
+from lynx_exp.engine.stopping import Stopper
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """Lanes of one plan under one policy: what a cell asks of the engine."""
+
+    requests: Sequence[Request]
+    plan: BatchPlan
+    act: Act
+    lanes: Sequence[int]
+    """Numbers of the plan's lanes to run."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Rows of each of its lanes."""
+        chosen = (len(self.plan.lanes[number]) for number in self.lanes)
+        return [min(self.plan.slots or length, length) for length in chosen]
+
+    def without(self, lane: int) -> Job:
+        """The same but for one lane."""
+        return replace(self, lanes=tuple(number for number in self.lanes if number != lane))
+
+
+class Row:
+    """One request being decoded."""
+
+    def __init__(self, request: Request, number: int, slot: int, stopper: Stopper) -> None:
+        self.request, self.number, self.slot = request, number, slot
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+        self._stopper = stopper
+
+    def take(self, token: int) -> None:
+        self.tokens.append(token)
+        if token in self._stopper.eos_ids and not self.request.ignore_eos:
+            self.finish = "eos"
+        elif self.request.stop and self._stopper.hit(self.tokens, self.request.stop):
+            self.finish = "stop"
+        elif len(self.tokens) == self.request.max_new_tokens:
+            self.finish = "length"
+
+
+@dataclass(eq=False)
+class Lane:
+    """`width` slots; requests enter them in the order of the queue, as soon as one is free."""
+
+    job: int
+    number: int
+    act: int
+    queue: list[int]
+    width: int
+    place: int = -1
+    """Among the lanes that are being decoded."""
+    began: int = 0
+    """The step before which it entered."""
+    admissions: int = 0
+    """Times that requests have entered."""
+    free: list[int] = field(init=False)
+    """Slots, lowest first."""
+    rows: list[Row] = field(default_factory=list)
+    """In the order in which they entered."""
+    live_rows: list[int] = field(default_factory=list)
+    """A decode step."""
+
+    def __post_init__(self) -> None:
+        self.free = list(range(self.width))
+
+    @property
+    def live(self) -> int:
+        return self.width - len(self.free)
+
+    @property
+    def reserved(self) -> int:
+        """Rows of the physical batch that it holds or will need again."""
+        return self.width if self.queue else self.live
+
+    def result(self, stopper: Stopper, active_experts: list[list[int]]) -> LaneResult:
+        return LaneResult(
+            lane=self.number,
+            requests=tuple(row.number for row in self.rows),
+            slots=tuple(row.slot for row in self.rows),
+            token_ids=[row.tokens for row in self.rows],
+            texts=[stopper.text(row.tokens, row.request.stop) for row in self.rows],
+            finish_reasons=[str(row.finish) for row in self.rows],
+            live_rows=self.live_rows,
+            active_experts=active_experts,
+        )
+
+
+def lanes_of(jobs: Sequence[Job], acts: Sequence[Act]) -> Iterator[Lane]:
+    """The lanes of all jobs, those first whose first request comes first in their plan: jobs over the same requests
+    then ask for the same prompts at about the same time."""
+    found = []
+    for number, job in enumerate(jobs):
+        starts, start = [], 0
+        for members in job.plan.lanes:
+            starts.append(start)
+            start += len(members)
+        for lane_number in job.lanes:
+            queue = list(job.plan.lanes[lane_number])
+            width = min(job.plan.slots or len(queue), len(queue))
+            lane = Lane(job=number, number=lane_number, act=acts.index(job.act), queue=queue, width=width)
+            found.append((starts[lane_number], number, lane))
+    yield from (lane for _, _, lane in sorted(found, key=lambda item: item[:2]))

@@ -1,0 +1,85 @@
+"""Engines of models that are loaded or built: `Engine.from_pretrained` and `Engine.from_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lynx_exp.models import DeviceMap, find_calibration, load_model, random_model, resolve_device, resolve_dtype
+from lynx_exp.models.experts import PER_EXPERT_EXACT
+
+if TYPE_CHECKING:
+    from lynx_exp.engine.engine import Engine
+
+
+def from_pretrained(
+    cls: type[Engine],
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    experts_implementation: str = "auto",
+    trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    parallel: str | None = None,
+    max_rows: int = 256,
+    memory_gib: float | None = None,
+) -> Engine:
+    """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
+    cannot be.
+
+    `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep, over the
+    ranks of torchrun, which must then all make the same calls.
+    """
+    where = resolve_device(device)
+    loaded, tokenizer = load_model(
+        model,
+        dtype=resolve_dtype(dtype, where),
+        device=where,
+        revision=revision,
+        experts_implementation=_experts(experts_implementation, where),
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        parallel=parallel,
+    )
+    engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib)
+    engine.calibration = find_calibration(model)
+    engine.auto_experts = experts_implementation == "auto"
+    return engine
+
+
+def from_config(
+    cls: type[Engine],
+    model_type: str,
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    experts_implementation: str = "auto",
+    max_rows: int = 256,
+    memory_gib: float | None = None,
+) -> Engine:
+    """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
+    where = resolve_device(device)
+    built = random_model(
+        model_type,
+        dict(config),
+        seed=seed,
+        dtype=resolve_dtype(dtype, where),
+        device=where,
+        experts_implementation=_experts(experts_implementation, where),
+    )
+    engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib)
+    engine.auto_experts = experts_implementation == "auto"
+    return engine
+
+
+def _experts(name: str, device: torch.device) -> str | None:
+    """How experts are computed. `auto`: `lynx_exp.models.experts` on a CPU, else transformers' choice."""
+    if name == "auto":
+        return PER_EXPERT_EXACT if device.type == "cpu" else None
+    return name

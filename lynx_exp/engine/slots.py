@@ -1,0 +1,136 @@
+"""Key-value slots: one physical row each, in which column c holds position c. Rows start and end at any time.
+
+S slots, R rows in use (the first R slots), H key-value heads, C capacity in positions, D head size, n rows of a
+prefill, N positions of its longest prompt, P positions of the prefix that all its prompts share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+WIDTH = 64
+"""Attention reads a multiple of this many columns: on a CPU a row's bits depend on the number modulo 8 or 16."""
+
+
+def round_up(positions: int) -> int:
+    return -(-positions // WIDTH) * WIDTH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefilled:
+    """Prompts that have gone through the model, right-padded."""
+
+    keys: list[Tensor]
+    """A layer: `[n, H, N, D]`, without the prefix."""
+    values: list[Tensor]
+    prefix: tuple[list[Tensor], list[Tensor]] | None
+    """A layer: keys and values `[1, H, P, D]`."""
+    lengths: list[int]
+    """Positions of each prompt, prefix included."""
+    logits: Tensor
+    """`[n, V]` of the token after each prompt."""
+
+    @cached_property
+    def first_tokens(self) -> list[int]:
+        """The most likely token after each prompt."""
+        return self.logits.argmax(-1).tolist()
+
+    @property
+    def prefix_length(self) -> int:
+        return self.prefix[0][0].shape[2] if self.prefix else 0
+
+    @property
+    def position_bytes(self) -> int:
+        """Of keys and values, one row, all layers."""
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values, self.logits))
+
+
+class Slots:
+    """Keys and values of S rows."""
+
+    def __init__(self, like: Prefilled, slots: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.keys = [k.new_zeros(slots, k.shape[1], capacity, k.shape[3]) for k in like.keys]
+        self.values = [v.new_zeros(slots, v.shape[1], capacity, v.shape[3]) for v in like.values]
+
+    def load(self, slots: list[int], source: Prefilled, rows: list[int]) -> None:
+        """Copy rows of a prefill into slots; columns beyond the capacity are padding for longer prompts."""
+        to, of, start = torch.tensor(slots), torch.tensor(rows), source.prefix_length
+        for into, made in ((self.keys, source.keys), (self.values, source.values)):
+            for target, layer in zip(into, made, strict=True):
+                to, of = to.to(layer.device), of.to(layer.device)  # layers may be on several devices
+                held = target[:, :, start : start + layer.shape[2]]
+                held[to] = layer[of, :, : held.shape[2]]
+        if source.prefix is not None:
+            for into, made in zip((self.keys, self.values), source.prefix, strict=True):
+                for target, layer in zip(into, made, strict=True):
+                    target[to.to(layer.device), :, :start] = layer
+
+    def move(self, sources: list[int], targets: list[int], width: int) -> None:
+        """Copy the first `width` positions of slots to other slots."""
+        of, to = torch.tensor(sources), torch.tensor(targets)
+        for buffer in (*self.keys, *self.values):
+            of, to = of.to(buffer.device), to.to(buffer.device)
+            buffer[to, :, :width] = buffer[of, :, :width]
+
+
+@dataclass
+class Cursor:
+    """Where the next decode step writes."""
+
+    rows: Tensor
+    """`[R]`: 0..R-1."""
+    position: Tensor
+    """`[R]`: of the token that is fed."""
+    width: int
+    """Columns that attention reads; more than every position."""
+
+    def mask(self) -> Tensor:
+        """`[R, 1, 1, width]` bool: the columns that each row sees."""
+        return (torch.arange(self.width, device=self.position.device) <= self.position[:, None])[:, None, None]
+
+
+class SlotLayer(DynamicLayer):
+    """A layer of slots as transformers' attention modules use a cache: written at the cursor, read up to its width."""
+
+    def __init__(self, slots: Slots, layer: int, cursor: Cursor) -> None:
+        super().__init__()
+        self.key_buffer, self.value_buffer, self.cursor = slots.keys[layer], slots.values[layer], cursor
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        cursor = self.cursor
+        rows = cursor.rows.shape[0]
+        where = cursor.rows.to(key_states.device), slice(None), cursor.position.to(key_states.device)
+        self.key_buffer[where] = key_states[:, :, 0]
+        self.value_buffer[where] = value_states[:, :, 0]
+        return self.key_buffer[:rows, :, : cursor.width], self.value_buffer[:rows, :, : cursor.width]
+
+    def get_seq_length(self) -> int:
+        return self.cursor.width - 1
+
+
+def slot_cache(config: PretrainedConfig, slots: Slots, cursor: Cursor) -> DynamicCache:
+    """A cache whose layers read and write the slots."""
+    cache = DynamicCache(config=config)
+    cache.layers = [SlotLayer(slots, layer, cursor) for layer in range(len(slots.keys))]
+    return cache
+
+
+def has_slots(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all positions, masked as we say: what slots can hold."""
+    layers = DynamicCache(config=config).layers
+    return (
+        bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and config._attn_implementation == "sdpa"
+    )

@@ -1,0 +1,262 @@
+"""Decoding of many lanes at once: lanes of any policy and batch size enter the physical batch as rows become free,
+and are handed over as they complete.
+
+R rows in use, S slots, T rows of a step (R and dead ones), G lane places, L layers.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.batch import PREFILL_KEY
+from lynx_exp.engine.decoder import Decoder
+from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
+from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
+from lynx_exp.engine.prompts import PromptStore, prefill, prompt_rows_of
+from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.sections import Sections
+from lynx_exp.engine.slots import Cursor, Prefilled, Slots, round_up
+from lynx_exp.engine.stopping import Stopper
+from lynx_exp.models import Attachment, Router
+from lynx_exp.models.ranks import group_of
+
+OnStep = Callable[[int, int], None]
+"""Called after each step with the tokens that it gave and the rows that are live."""
+
+ROW_BLOCK = 8
+"""Where steps have a least number of rows, they have a multiple of this: a CPU's product with a matrix of one column,
+such as a shared expert's gate, treats the last rows otherwise."""
+
+MakeDecoder = Callable[[PreTrainedModel, Slots, Cursor], Decoder]
+
+
+class Stream:
+    """One decoding of jobs; `run` it once. What it says of a request depends on the request's own lane alone."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        routers: Sequence[Router],
+        make_decoder: MakeDecoder,
+        stopper: Stopper,
+        jobs: Sequence[Job],
+        stores: Sequence[PromptStore],
+        *,
+        max_rows: int,
+        budget: int,
+        least_rows: int,
+        on_step: OnStep,
+    ) -> None:
+        """`stores`: of each job's prompts; `max_rows`: slots, unless a lane is wider; `budget`: bytes of their
+        keys and values; `least_rows`: rows of a step at least, with dead ones (1: none). ValueError if a lane does
+        not fit."""
+        self._model, self._routers, self._stopper = model, routers, stopper
+        self._jobs, self._least_rows, self._on_step = jobs, least_rows, on_step
+        self._device = model.get_input_embeddings().weight.device
+        acts = list(dict.fromkeys(job.act for job in jobs))
+        self._waiting = list(lanes_of(jobs, acts))[::-1]
+        self._sections = Sections(routers, acts, self._device)
+        self._stores = stores
+        self._rows: list[tuple[Row, Lane]] = []
+        self._lanes: list[Lane] = []
+        self._history: list[Tensor] = []
+        self._forgotten = 0
+        """Steps at the beginning that are no longer in the history."""
+        if self._waiting:
+            self._make_slots(make_decoder, max_rows, budget)
+
+    def _make_slots(self, make_decoder: MakeDecoder, max_rows: int, budget: int) -> None:
+        asked = [self._jobs[lane.job].requests[number] for lane in self._waiting for number in lane.queue]
+        capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
+        widths = [lane.width for lane in self._waiting]
+        wanted = min(max(max_rows, max(widths)), sum(widths))
+        like, _ = self._stores[self._waiting[-1].job].get(asked[-1].prompt_ids)
+        self._most_rows = slots_that_fit(wanted, max(widths), capacity * like.position_bytes, budget)
+        slots = self._rows_of_step(self._most_rows)
+        self._slots = Slots(like, slots, capacity)
+        self._cursor = Cursor(torch.arange(slots, device=self._device), torch.zeros(0), 0)
+        self._decoder = make_decoder(self._model, self._slots, self._cursor)
+        self._position = np.zeros(slots, np.int64)
+        self._key_G = np.zeros(self._most_rows, np.int64)
+        self._free_places = list(range(self._most_rows))[::-1]
+
+    @torch.inference_mode()  # a generator leaves the mode at each yield
+    def run(self) -> Iterator[tuple[int, LaneResult]]:
+        """(number of the job, lane) for each lane as it completes."""
+        moved = True
+        while self._waiting or self._lanes:
+            entered = self._admit()
+            yield from self._complete()
+            if not self._rows:
+                continue
+            if moved or entered:
+                self._arrange()
+            self._step()
+            moved = self._leave()
+            yield from self._complete()
+
+    def _admit(self) -> bool:
+        """Let requests in wherever there is room; whether any came."""
+        loads: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
+        before = len(self._rows)
+        for lane in self._lanes:
+            if lane.queue and lane.free:
+                self._enter(lane, loads)
+        reserved = sum(lane.reserved for lane in self._lanes)
+        while self._waiting and self._free_places and reserved + self._waiting[-1].width <= self._most_rows:
+            lane = self._waiting.pop()
+            lane.place, lane.began = self._free_places.pop(), self._forgotten + len(self._history)
+            self._key_G[lane.place] = lane.number << 32
+            self._lanes.append(lane)
+            self._enter(lane, loads)
+            reserved += lane.reserved
+        for prefilled, slots, rows in loads.values():
+            self._slots.load(slots, prefilled, rows)
+        return len(self._rows) > before
+
+    def _enter(self, lane: Lane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
+        """Fill the lane's free slots from its queue. A request whose first token is its last leaves at once."""
+        requests, entered = self._jobs[lane.job].requests, 0
+        while lane.queue and lane.free:
+            count = min(len(lane.queue), len(lane.free))
+            numbers, lane.queue = lane.queue[:count], lane.queue[count:]
+            slots, lane.free = lane.free[:count], lane.free[count:]
+            places = self._prefilled(lane, numbers, slots)
+            lane.admissions += 1
+            for number, slot, (prefilled, at) in zip(numbers, slots, places, strict=True):
+                row = Row(requests[number], number, slot, self._stopper)
+                lane.rows.append(row)
+                row.take(prefilled.first_tokens[at])
+                entered += 1
+                if row.finish is not None:
+                    insort(lane.free, slot)
+                    continue
+                _, into, of = loads.setdefault(id(prefilled), (prefilled, [], []))
+                into.append(len(self._rows))
+                of.append(at)
+                self._position[len(self._rows)] = prefilled.lengths[at]
+                self._rows.append((row, lane))
+        self._on_step(entered, len(self._rows))
+
+    def _prefilled(self, lane: Lane, numbers: list[int], slots: list[int]) -> list[tuple[Prefilled, int]]:
+        """For each request the prefill that holds it and its row there."""
+        job = self._jobs[lane.job]
+        prompts = [job.requests[number].prompt_ids for number in numbers]
+        if not job.act.prefills:
+            return [self._stores[lane.job].get(prompt) for prompt in prompts]
+        with Attachment(self._routers, job.act.policy, job.act.phases, job.act.layers) as attachment:
+            key = (lane.number << 32) + PREFILL_KEY + lane.admissions
+            attachment.rows = prompt_rows_of(prompts, slots, key, self._device)
+            own = prefill(self._model, prompts)
+        return [(own, row) for row in range(len(prompts))]
+
+    def _arrange(self) -> None:
+        rows = len(self._rows)
+        self._sections.arrange(
+            [lane.act for _, lane in self._rows],
+            [lane.place for _, lane in self._rows],
+            [row.slot for row, _ in self._rows],
+            dead=self._rows_of_step(rows) - rows,
+        )
+        self._cursor.rows = torch.arange(self._rows_of_step(rows), device=self._device)
+
+    def _rows_of_step(self, rows: int) -> int:
+        """With dead ones."""
+        return rows if self._least_rows == 1 else max(self._least_rows, -(-rows // ROW_BLOCK) * ROW_BLOCK)
+
+    def _step(self) -> None:
+        """One token for every row."""
+        rows, total = len(self._rows), self._cursor.rows.shape[0]
+        self._position[rows:total] = 0
+        tokens = [row.tokens[-1] for row, _ in self._rows] + [0] * (total - rows)
+        self._cursor.position = torch.from_numpy(self._position[:total].copy()).to(self._device)
+        self._cursor.width = round_up(int(self._position[:rows].max()) + 1)
+        self._sections.begin(self._key_G)
+        with self._sections:  # whoever holds the generator may use the model between two lanes
+            logits = self._decoder.step(torch.tensor(tokens, device=self._device))
+        self._history.append(self._sections.active())
+        for lane in self._lanes:
+            lane.live_rows.append(lane.live)
+        chosen = logits[:rows].argmax(-1).tolist()
+        for (row, _), token in zip(self._rows, chosen, strict=True):
+            row.take(token)
+        self._position[:rows] += 1
+        self._key_G += 1
+        self._on_step(rows, rows)
+
+    def _leave(self) -> bool:
+        """Take finished rows out, the last ones moving into their places; whether there were any."""
+        gone = [at for at, (row, _) in enumerate(self._rows) if row.finish is not None]
+        for at in gone:
+            row, lane = self._rows[at]
+            insort(lane.free, row.slot)
+        left = len(self._rows) - len(gone)
+        holes = [at for at in gone if at < left]
+        if holes:
+            last = [at for at in range(left, len(self._rows)) if self._rows[at][0].finish is None]
+            self._slots.move(last, holes, self._cursor.width)
+            self._position[holes] = self._position[last]
+            for hole, at in zip(holes, last, strict=True):
+                self._rows[hole] = self._rows[at]
+        del self._rows[left:]
+        return bool(gone)
+
+    def _complete(self) -> list[tuple[int, LaneResult]]:
+        """The lanes that have nothing left to do, taken out."""
+        over = [lane for lane in self._lanes if not lane.live and not lane.queue]
+        if not over:
+            return []
+        self._lanes = [lane for lane in self._lanes if lane.live or lane.queue]
+        self._free_places += [lane.place for lane in over]
+        results = [(lane.job, self._result(lane)) for lane in over]
+        oldest = min((lane.began for lane in self._lanes), default=self._forgotten + len(self._history))
+        del self._history[: oldest - self._forgotten]
+        self._forgotten = oldest
+        return results
+
+    def _result(self, lane: Lane) -> LaneResult:
+        start = lane.began - self._forgotten
+        steps = [active[lane.place] for active in self._history[start : start + len(lane.live_rows)]]
+        return lane.result(self._stopper, torch.stack(steps).tolist() if steps else [])
+
+
+def run_stream(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    make_decoder: MakeDecoder,
+    stopper: Stopper,
+    jobs: Sequence[Job],
+    stores: Sequence[PromptStore],
+    *,
+    max_rows: int,
+    on_step: OnStep,
+    on_note: Callable[[str], None],
+    **limits: int,
+) -> Iterator[tuple[int, LaneResult]]:
+    """A stream that, out of memory, starts what it had not finished again with half the rows."""
+    while True:
+        stream: Stream | None = None  # the slots of one that failed go before others are made
+        try:
+            stream = Stream(
+                model, routers, make_decoder, stopper, jobs, stores, max_rows=max_rows, on_step=on_step, **limits
+            )
+            for number, lane in stream.run():
+                jobs = [job.without(lane.lane) if at == number else job for at, job in enumerate(jobs)]
+                yield number, lane
+            return
+        except Exception as error:
+            if not is_out_of_memory(error) or group_of(routers) is not None:  # other ranks would not know
+                raise
+            widths = [width for job in jobs for width in job.widths]
+            widest = max(widths, default=0)
+            rows = min(max(max_rows, widest), sum(widths))
+            if rows == widest:
+                raise OutOfMemory(widest, rows) from error
+            max_rows = max(rows // 2, widest)
+            on_note(f"out of memory; going on with {max_rows} rows at a time")

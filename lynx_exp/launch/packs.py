@@ -1,0 +1,40 @@
+"""Which cells one loaded model runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from lynx_exp.launch.cell import Cell
+from lynx_exp.store.identity import digest
+
+SHARED = (
+    "model",
+    "task",
+    "batching",
+    "waves",
+    "limit",
+    "seed",
+    "dtype",
+    "device",
+    "kernel",
+    "threads",
+    "scoring",
+    "truncate",
+)
+"""Fields that the cells of a pack have in common: what the engine is, and which requests come in which order."""
+
+
+def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in packs, in the order of their first cells: those of one pack differ in policy, phases, layers and
+    batch size, and in what is done beside decoding; at most `pack.max_cells` of them."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        config = asdict(cell.config)
+        key = digest({name: config[name] for name in SHARED} | {"pack": config["pack"]})
+        groups.setdefault(key, []).append(cell)
+    return [
+        group[start : start + group[0].config.pack.max_cells]
+        for group in groups.values()
+        for start in range(0, len(group), group[0].config.pack.max_cells)
+    ]

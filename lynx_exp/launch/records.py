@@ -1,0 +1,69 @@
+"""From what the engine hands back to the rows of a cell's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lynx_exp.store.cell import CellWriter
+from lynx_exp.store.tables import LaneRecord
+
+if TYPE_CHECKING:
+    from lynx_exp.engine import LaneResult, Request
+    from lynx_exp.tasks import EvalTask, Scores
+
+
+def lane_record(task: EvalTask, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
+    rows = []
+    for at, number in enumerate(result.requests):
+        asked = task.requests[number]
+        scored = result.logprobs is not None
+        rows.append(
+            {
+                "subtask": task.name,
+                "request": number,
+                "doc_id": asked.doc_id,
+                "lane": result.lane,
+                "slot": result.slots[at] if result.slots else at,
+                "prompt_hash": hashlib.sha256(asked.prompt.encode()).hexdigest()[:16],
+                "prompt_tokens": len(requests[number].prompt_ids),
+                "new_tokens": len(result.token_ids[at]),
+                "finish_reason": result.finish_reasons[at],
+                "response": asked.continuation if scored else result.texts[at],
+                "logprob": result.logprobs[at] if result.logprobs is not None else None,
+                "greedy": result.greedy[at] if result.greedy is not None else None,
+            }
+        )
+    return LaneRecord(
+        subtask=task.name,
+        lane=result.lane,
+        rows=rows,
+        live_rows=result.live_rows,
+        active_experts=result.active_experts,
+    )
+
+
+def answers(task: EvalTask, rows: Sequence[dict[str, Any]]) -> list[Any]:
+    if task.kind == "generate":
+        return [row["response"] for row in rows]
+    return [(row["logprob"], row["greedy"]) for row in rows]
+
+
+def sample_rows(task: EvalTask, scores: Scores, writer: CellWriter) -> list[dict[str, Any]]:
+    lanes: dict[int, int] = {}
+    for row in writer.responses(task.name):
+        lanes.setdefault(row["doc_id"], row["lane"])
+    return [
+        {
+            "subtask": task.name,
+            "doc_id": sample.doc_id,
+            "lane": lanes[sample.doc_id],
+            "score": sample.score,
+            "scores": json.dumps(sample.scores),
+            "target": sample.target,
+            "filtered": sample.filtered,
+        }
+        for sample in scores.samples
+    ]

@@ -1,0 +1,74 @@
+"""Where a model's weights go when one device cannot hold them: transformers' own device maps and parallel plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig
+from transformers.utils import is_accelerate_available
+
+DeviceMap = str | Mapping[str, int | str]
+
+PARALLEL = {"tp": "base_model_tp_plan", "ep": "base_model_ep_plan"}
+"""How a model is spread over ranks: the plan of transformers that says how."""
+
+OLDEST_EP = (5, 20)
+"""transformers: before it, a router hands on its own rank's numbers of experts, which no policy may see (5.17, 5.18),
+or cannot be asked (5.19)."""
+
+
+def placement(
+    config: PreTrainedConfig, *, device: torch.device, device_map: DeviceMap | None, parallel: str | None
+) -> dict[str, Any]:
+    """What `from_pretrained` is given; empty for a model on one device.
+
+    tp gives each rank a slice of every matrix of the plan; ep the same, but whole experts.
+    ValueError, before any weight is read, for what this model, this machine or this installation cannot do.
+    """
+    if device_map is None and parallel is None:
+        return {}
+    asked = f"parallel={parallel}" if device_map is None else f"device_map={device_map}"
+    if device_map is not None and parallel is not None:
+        raise ValueError(f"{asked}, parallel={parallel}: one place for each weight; give one of the two")
+    if not is_accelerate_available():
+        raise ValueError(f"{asked}: needs accelerate; pip install 'lynx-exp[multi]'")
+    if device_map is not None:
+        return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    if parallel not in PARALLEL:
+        raise ValueError(f"{asked}: must be one of {', '.join(PARALLEL)}, or None")
+    if "WORLD_SIZE" not in os.environ:
+        raise ValueError(f"{asked}: start it with `torchrun --nproc-per-node GPUS ...`; this is a single process")
+    accelerator = torch.accelerator.current_accelerator()
+    found = accelerator.type if accelerator is not None else "cpu"
+    if device.type != found:
+        raise ValueError(f"{asked}: transformers spreads a model over {found} devices here, not device={device.type}")
+    plan = getattr(config.get_text_config(), PARALLEL[parallel], None) or {}
+    if not any("expert" in module for module in plan):
+        raise ValueError(
+            f"{asked}: transformers has no {parallel} plan for the experts of {config.model_type}; use device_map=auto"
+        )
+    if parallel == "ep" and _version() < OLDEST_EP:
+        raise ValueError(f"{asked}: needs transformers {'.'.join(map(str, OLDEST_EP))} or newer; use parallel=tp")
+    from transformers.distributed import DistributedConfig
+
+    ranks = int(os.environ["WORLD_SIZE"])
+    more = {"ep_size": ranks} if parallel == "ep" else {}
+    return {"distributed_config": DistributedConfig(tp_size=ranks, tp_plan="auto", **more)}
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+
+def refuse_offloading(device_map: DeviceMap | None, places: Mapping[str, Any]) -> None:
+    """ValueError if some of the model is kept off the devices that run it: every step would fetch it again."""
+    kept = sorted({str(place) for place in places.values()} & {"cpu", "disk"})
+    if kept and len(set(places.values())) > 1:
+        raise ValueError(
+            f"device_map={device_map}: the model does not fit on the devices, {' and '.join(kept)} would hold the "
+            "rest; give more or larger ones"
+        )
