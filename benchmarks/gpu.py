@@ -4,7 +4,9 @@
 
 1. The fused kernels against the torch definitions on this GPU: experts equal, weights within rounding.
 2. The kernels without host synchronisation, and replayed from a CUDA graph over new logits.
-3. benchmarks/selection.py and benchmarks/decode.py.
+3. The benchmarks of `runs`: selection, decode, teacher-forced decode, what policies cost and how much of the ideal
+   speed-up they realise, on the bundled model and on layers of Qwen3-30B-A3B and Mixtral-8x7B (as many as fit), batch
+   1 to 256, steps replayed as CUDA graphs and launched from Python.
 
 Writes benchmarks/results/<the GPU's name>.json, and exits with 1 if a check failed.
 """
@@ -137,6 +139,28 @@ def run_benchmark(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+def runs(quick: bool) -> list[tuple[str, str, list[str]]]:
+    """(name, script, options) of each benchmark."""
+    free = 0.7 * torch.cuda.mem_get_info()[0]
+    found = [
+        ("selection", "selection.py", ["--quick"] if quick else []),
+        ("decode", "decode.py", ["--large", "--layers", "4", "--repeats", "3" if quick else "7"]),
+        ("teacher_forced", "teacher_forced.py", ["--repeats", "3"]),
+        ("policy_cost lynx_tiny", "policy_cost.py", ["--repeats", "9"]),
+    ]
+    for shape, layer_gib, most in (("qwen3_30b_a3b", 1.13, 48), ("mixtral_8x7b", 2.7, 32)):
+        layers = 2 if quick else max(1, min(most, int(free / 2**30 / layer_gib)))
+        common = ["--shape", shape, "--layers", str(layers), "--repeats", "5" if quick else "9"]
+        batches = ["16"] if quick else ["1", "4", "16", "64", "256"]
+        for graphs in ([], ["--no-graphs"]):
+            kind = f"{shape} {'launched' if graphs else 'graphs'}"
+            found.append((f"policy_cost {kind}", "policy_cost.py", [*common, *graphs, "--batches", *batches]))
+            for batch in batches[1:] or batches:
+                realised = [*common, *graphs, "--batch", batch]
+                found.append((f"realised_speedup {kind} batch {batch}", "realised_speedup.py", realised))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer shapes and repeats")
@@ -155,12 +179,13 @@ def main() -> None:
         failures = result[name]["failures"]
         print(f"{name}: {result[name]['compared']} comparisons, {len(failures)} failures", *failures[:20], sep="\n  ")
         failed = failed or bool(failures)
-    quick = ["--quick"] if arguments.quick else []
-    result["selection"] = run_benchmark("selection.py", quick)
-    result["decode"] = run_benchmark("decode.py", ["--repeats", "3"] if arguments.quick else [])
     where = HERE / "results" / (re.sub(r"\W+", "_", gpu.lower()) + ".json")
     where.parent.mkdir(exist_ok=True)
-    where.write_text(json.dumps(result, indent=1) + "\n")
+    for name, script, options in runs(arguments.quick):
+        print(f"--- {name}: {script} {' '.join(options)}", flush=True)
+        result[name] = run_benchmark(script, options)
+        failed = failed or "error" in result[name]
+        where.write_text(json.dumps(result, indent=1) + "\n")  # what is done is kept if the rest is cut off
     print(f"written: {where}")
     sys.exit(failed)
 

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--no-graphs", action="store_true", help="on a GPU: launch each step from Python")
     arguments = parser.parse_args()
     if arguments.shape:
         engine, name = large_engine(arguments.shape, arguments.layers), arguments.shape
@@ -73,6 +74,7 @@ def main() -> None:
     else:
         engine, name = Engine.from_pretrained(arguments.model), arguments.model
         prompts = [item.prompt for item in held_out("mini_gsm8k")]
+    engine.graphs = not arguments.no_graphs
     print(f"{name}, {gib(engine):.2f} GiB, {engine.dtype} on {engine.device}, {torch.get_num_threads()} threads")
     print(f"{'batch':>5} {'policy':>16} {'step ms':>8} {'vanilla ms':>10} {'cost %':>7} {'95 %':>15} {'us/layer':>9}")
     cases = []
@@ -90,7 +92,9 @@ def main() -> None:
             low, high = low or ratio, high or ratio
             cost_us = (1 / ratio - 1) * vanilla * 1e3 / engine.num_layers
             case = {"batch": batch, "policy": policy, "ratio": ratio, "low": low, "high": high, "us_per_layer": cost_us}
-            cases.append(case | {"vanilla_ms": vanilla, "experts": timing.experts_implementation})
+            cases.append(
+                case | {"vanilla_ms": vanilla, "experts": timing.experts_implementation, "graphed": timing.graphed}
+            )
             percent, least, most = ((1 / value - 1) * 100 for value in (ratio, high, low))
             print(
                 f"{batch:>5} {policy:>16} {timing.tpot_ms(policy)[0]:>8.2f} {vanilla:>10.2f} "

@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-graphs", action="store_true", help="on a GPU: launch each step from Python")
     arguments = parser.parse_args()
     engine = large_engine(arguments.shape, arguments.layers)
+    engine.graphs = not arguments.no_graphs
     draw = random.Random(0)
     prompts = [[draw.randrange(VOCABULARY) for _ in range(arguments.prompt)] for _ in range(arguments.batch)]
     positions = arguments.prompt + arguments.new_tokens // 2

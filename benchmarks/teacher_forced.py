@@ -45,17 +45,24 @@ def answered(engine: Engine, count: int) -> list[Request]:
     ]
 
 
+def right_padded(engine: Engine, requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(continuations `[R, T]`, their lengths `[R]`)."""
+    longest = max(len(request.continuation_ids) for request in requests)
+    rows = [[*r.continuation_ids, *[0] * (longest - len(r.continuation_ids))] for r in requests]
+    lengths = [len(request.continuation_ids) for request in requests]
+    return torch.tensor(rows, device=engine.device), torch.tensor(lengths, device=engine.device)
+
+
 @torch.inference_mode()
 def stepwise(engine: Engine, requests: list[Request], plan: BatchPlan, policy: Policy) -> list[float]:
     totals = [0.0] * len(requests)
-    with using_experts(engine.model, "per_expert"):
+    with using_experts(engine.model, "per_expert" if engine.device.type == "cpu" else None):
         for lane in plan.lanes:
             mine = [requests[number] for number in lane]
             longest = max(len(request.continuation_ids) for request in mine)
-            padded = torch.tensor([[*r.continuation_ids, *[0] * (longest - len(r.continuation_ids))] for r in mine])
-            lengths = torch.tensor([len(request.continuation_ids) for request in mine])
+            padded, lengths = right_padded(engine, mine)
             batch = SlotBatch(engine.model, engine._make_decoder(), [request.prompt_ids for request in mine], longest)
-            logits, logprob = batch.prefill(), torch.zeros(len(mine))
+            logits, logprob = batch.prefill(), torch.zeros(len(mine), device=engine.device)
             with Attachment(engine.routers, policy) as attachment:
                 for step in range(longest):
                     chosen = logits.log_softmax(-1).gather(-1, padded[:, step : step + 1])[:, 0]
@@ -75,9 +82,11 @@ def floor(engine: Engine, requests: list[Request], plan: BatchPlan) -> None:
         mine = [requests[number] for number in order[start : start + ROWS]]
         whole = [[*request.prompt_ids, *request.continuation_ids[:-1]] for request in mine]
         width, kept = max(map(len, whole)), max(len(request.continuation_ids) for request in mine)
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in whole])
-        mask = torch.arange(width) >= width - torch.tensor([len(row) for row in whole])[:, None]
-        targets = torch.tensor([[0] * (kept - len(r.continuation_ids)) + list(r.continuation_ids) for r in mine])
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in whole], device=engine.device)
+        lengths = torch.tensor([len(row) for row in whole], device=engine.device)
+        mask = torch.arange(width, device=engine.device) >= width - lengths[:, None]
+        given = [[0] * (kept - len(r.continuation_ids)) + list(r.continuation_ids) for r in mine]
+        targets = torch.tensor(given, device=engine.device)
         logits = engine.model(
             input_ids=ids,
             attention_mask=mask.long(),

@@ -109,7 +109,9 @@ def choose_decoder(model: PreTrainedModel) -> type[PlainDecoder] | type[DirectDe
     config = model.config
     clipped = getattr(config, "clip_qkv", None) is not None
     spread = len(getattr(model, "hf_device_map", {}) or {}) > 1 or getattr(model, "_tp_size", None) is not None
-    if config.model_type not in DIRECT or clipped or spread:
+    rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
+    growing = getattr(rotary, "rope_type", None) in ("dynamic", "longrope")  # a table that changes with its length
+    if config.model_type not in DIRECT or clipped or spread or growing:
         return PlainDecoder
     return DirectDecoder if _agree(model) else PlainDecoder
 

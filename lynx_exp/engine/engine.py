@@ -398,4 +398,4 @@ class Engine:
         """Rows of a pack whose logits are all kept: with a large vocabulary those are most of the memory."""
         longest = max((len(request.continuation_ids) for request in requests), default=1)
         row_bytes = 4 * longest * self.model.get_input_embeddings().num_embeddings
-        return max(1, min(self.max_rows, SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))
+        return max(1, min(SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))

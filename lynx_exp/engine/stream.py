@@ -29,9 +29,9 @@ from lynx_exp.models.ranks import group_of
 OnStep = Callable[[int, int], None]
 """Called after each step with the tokens that it gave and the rows that are live."""
 
-ROW_BLOCK = 8
-"""Where steps have a least number of rows, they have a multiple of this: a CPU's product with a matrix of one column,
-such as a shared expert's gate, treats the last rows otherwise."""
+GATE_ROWS = 32
+"""Of a step, a multiple where experts are exact and a layer has one output, such as the gate of a shared expert: on a
+CPU a product with one column, and a sigmoid of few numbers, treat their last rows otherwise."""
 
 MakeDecoder = Callable[[PreTrainedModel, Slots, Cursor], Decoder]
 
@@ -59,6 +59,8 @@ class Stream:
         self._model, self._routers, self._stopper = model, routers, stopper
         self._jobs, self._least_rows, self._on_step = jobs, least_rows, on_step
         self._device = model.get_input_embeddings().weight.device
+        gated = any(getattr(module, "out_features", None) == 1 for module in model.modules())
+        self._block = GATE_ROWS if gated and least_rows > 1 else 1
         acts = list(dict.fromkeys(job.act for job in jobs))
         self._waiting = list(lanes_of(jobs, acts))[::-1]
         self._sections = Sections(routers, acts, self._device)
@@ -168,7 +170,7 @@ class Stream:
 
     def _rows_of_step(self, rows: int) -> int:
         """With dead ones."""
-        return rows if self._least_rows == 1 else max(self._least_rows, -(-rows // ROW_BLOCK) * ROW_BLOCK)
+        return -(-max(rows, self._least_rows) // self._block) * self._block
 
     def _step(self) -> None:
         """One token for every row."""
@@ -242,6 +244,8 @@ def run_stream(
     """A stream that, out of memory, starts what it had not finished again with half the rows."""
     while True:
         stream: Stream | None = None  # the slots of one that failed go before others are made
+        widths = [width for job in jobs for width in job.widths]
+        rows = min(max(max_rows, *widths), sum(widths)) if widths else 0
         try:
             stream = Stream(
                 model, routers, make_decoder, stopper, jobs, stores, max_rows=max_rows, on_step=on_step, **limits
@@ -253,10 +257,8 @@ def run_stream(
         except Exception as error:
             if not is_out_of_memory(error) or group_of(routers) is not None:  # other ranks would not know
                 raise
-            widths = [width for job in jobs for width in job.widths]
-            widest = max(widths, default=0)
-            rows = min(max(max_rows, widest), sum(widths))
-            if rows == widest:
+            widest = max((width for job in jobs for width in job.widths), default=0)
+            if rows <= widest:
                 raise OutOfMemory(widest, rows) from error
             max_rows = max(rows // 2, widest)
             on_note(f"out of memory; going on with {max_rows} rows at a time")

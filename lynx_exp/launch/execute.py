@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,7 +89,7 @@ class Pack:
                 if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
                     self._open.remove(attempt)
                     yield attempt.cell
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # the latter: one came to whom this yields
             for attempt in self._open:
                 attempt.writer.interrupt()
             raise
@@ -207,17 +208,20 @@ class Pack:
         return note
 
     def _compare(self) -> None:
-        """Fidelity of all policies of one batch size at once: vanilla goes through the model once for them."""
-        by_plan: dict[int, list[Attempt]] = {}
+        """Fidelity of all policies of one batch size at once: vanilla goes through the model once for them. Those that
+        act on prompts have theirs in one pass with the responses, which may change last bits: vanilla then too."""
+        by_plan: dict[tuple[int, bool], list[Attempt]] = {}
         for attempt in self._open:
             if attempt.policy is not None and attempt.cell.config.fidelity:
-                by_plan.setdefault(attempt.cell.config.batch_size, []).append(attempt)
+                prefills = attempt.phases in ("prefill", "both")
+                by_plan.setdefault((attempt.cell.config.batch_size, prefills), []).append(attempt)
         for together in by_plan.values():
-            try:
-                self._compare_some(together)
-            except Exception:
-                for attempt in together:
-                    self._guard(attempt, lambda: self._compare_some([attempt]))  # noqa: B023  # called at once
+            with suppress(Exception):
+                if len(together) > 1:
+                    self._compare_some(together)
+                    continue
+            for attempt in together:
+                self._guard(attempt, lambda: self._compare_some([attempt]))  # noqa: B023  # called at once
 
     def _compare_some(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:

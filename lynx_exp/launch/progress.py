@@ -9,8 +9,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
@@ -74,11 +76,20 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+class _What(TextColumn):
+    """What runs: of a line that is too long, all that is cut."""
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class Lanes:
     """Lanes of one pack, for its live line."""
 
-    def __init__(self, total: int, draw: Callable[[], None]) -> None:
-        self.total, self.finished, self._draw = total, 0, draw
+    def __init__(self, finished: int, more: int, draw: Callable[[], None]) -> None:
+        self.total, self.finished, self._draw = finished + more, finished, draw
 
     def done(self) -> None:
         self.finished += 1
@@ -100,16 +111,17 @@ class Progress:
         self._lanes: Lanes | None = None
         self._drawn = 0.0
         self._bar = RichProgress(
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("cells"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.fields[what]}", markup=False),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+            _What("{task.fields[what]}", markup=False, table_column=Column(no_wrap=False)),
+            TextColumn("{task.fields[rows]}"),
             TextColumn("{task.fields[rate]}"),
             TextColumn("ETA {task.fields[eta]}"),
             console=console,
             disable=not self._live,
         )
-        self._task = self._bar.add_task("", total=self._total, what="", rate="", eta="?")
+        self._task = self._bar.add_task("", total=self._total, what="", rows="", rate="", eta="?")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -126,9 +138,9 @@ class Progress:
         self._cells = len(pack)
         self._draw()
 
-    def lanes(self, total: int) -> Lanes:
-        """The pack decodes so many lanes now."""
-        self._lanes = Lanes(total, self._draw)
+    def lanes(self, more: int) -> Lanes:
+        """The pack decodes so many lanes now, after those that it has already done."""
+        self._lanes = Lanes(self._lanes.finished if self._lanes is not None else 0, more, self._draw)
         return self._lanes
 
     def advance(self, cell: Cell, stage: Stage, units: float, *, run: bool = True) -> None:
@@ -157,10 +169,11 @@ class Progress:
 
     def _draw(self) -> None:
         self._drawn = monotonic()
-        what = self._what
+        rows = ""
         if self._lanes is not None and self._rows:
-            what += f", {self._rows} rows, {self._lanes.finished}/{self._lanes.total} lanes"
-        self._bar.update(self._task, completed=self._done, what=what, rate=self._speed(), eta=clock(self.eta()))
+            rows = f"{self._rows} rows, {self._lanes.finished}/{self._lanes.total} lanes"
+        rate, eta = self._speed(), clock(self.eta())
+        self._bar.update(self._task, completed=self._done, what=self._what, rows=rows, rate=rate, eta=eta)
 
     def _speed(self) -> str:
         seconds = monotonic() - self._started

@@ -68,9 +68,9 @@ def _fit(ids: list[int], room: int, context: int | None, truncate: str, what: st
         return ids
     if truncate == "left" and room < context:
         return ids[len(ids) + room - context :]
+    hint = "" if truncate == "left" else "; truncate=left cuts such prompts at their beginning"
     raise ValueError(
-        f"{what}: a prompt of {len(ids)} tokens and {room} more do not fit the model's {context} positions; "
-        "truncate=left cuts such prompts at their beginning"
+        f"{what}: a prompt of {len(ids)} tokens and {room} more do not fit the model's {context} positions{hint}"
     )
 
 

@@ -85,6 +85,7 @@ def write_cell(
         **{"model": "lynx_tiny", "policy": policy.name, "policy_params": policy.params, "policy_label": policy.label},
         **{"phases": "decode", "task": task, "batch_size": batch_size, "batching": "static", "limit": documents},
         **{"seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
+        **{"match_active": None, "layers": None},
         **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS},
         **info,
     }
@@ -101,7 +102,8 @@ def write_cell(
     _json(folder / "cell.json", cell)
     _json(folder / "metrics.json", {"metrics": metrics, **activity, "by_subtask": {}})
     error = {"class": "MemoryError", "message": "too big"} if state == "failed" else None
-    _json(folder / "status.json", {"state": state, "error": error, "attempt": 1, "seconds": 3.5})
+    times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:04+00:00", "seconds": 3.5}
+    _json(folder / "status.json", {"state": state, "error": error, "notes": [], "attempt": 1, **times})
     _json(folder / "provenance.json", {})
     pq.write_table(pa.Table.from_pylist(samples), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
@@ -177,9 +179,12 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
                 rows.append({"name": name, "repeat": repeat, "step": step, "ms": ms})
     pq.write_table(pa.Table.from_pylist(rows), folder / "timing.parquet")
     own = None if policy.name == "vanilla" else _active(batch_size, policy.keep)
-    timing = {"new_tokens": 8, "repeats": repeats, "warmup": 1, "batch_size": batch_size, "threads": 2}
-    vanilla = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
-    _json(folder / "timing.json", timing | vanilla)
+    active = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
+    warmup = {"warmup_rounds": 2, "stable": True, "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows}}
+    experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
+    experts |= {"graphed": False}
+    timing = {"new_tokens": 8, "repeats": repeats, "precision_reached": True, "batch_size": batch_size, "threads": 2}
+    _json(folder / "timing.json", timing | warmup | experts | active)
 
 
 def _write_fidelity(folder: Path, subtasks: Sequence[str], batch_size: int, documents: int, kl: float) -> None:

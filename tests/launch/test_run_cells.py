@@ -8,11 +8,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from lynx_exp.config import MeasureConfig
+from lynx_exp.config import MeasureConfig, PackConfig
 from lynx_exp.launch.run import Interrupted
 from lynx_exp.store.read import read_cells
+from tests.analysis.fake_study import POLICIES, write_cell
 
 LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}
 
@@ -75,7 +77,7 @@ def test_a_cell_that_lost_a_file_runs_again(bench, config):
 
 
 def test_identical_cells_run_once_and_one_model_serves_all(bench, config):
-    report = bench.run([config(), config(LYNX), config(phases="both"), config(max_rows=7)])
+    report = bench.run([config(), config(LYNX), config(phases="both"), config(pack=PackConfig(max_rows=7))])
     first = report.outcomes[0].folder
     assert [outcome.folder == first for outcome in report.outcomes] == [True, False, True, True]
     assert bench.engine.opened == 1 and len(bench.engine.ran) == 6
@@ -110,16 +112,30 @@ def test_a_killed_cell_resumes_and_ends_with_the_same_bytes(bench, config, kille
     assert files_of(folder) == whole
 
 
+def sigterm_at(lanes_run):
+    return lambda run: os.kill(os.getpid(), signal.SIGTERM) if run == lanes_run else None
+
+
 def test_sigterm_stops_as_ctrl_c_does_and_leaves_nothing_half_written(bench, config):
     before = signal.getsignal(signal.SIGTERM)
-    bench.engine.fail = lambda run: os.kill(os.getpid(), signal.SIGTERM) if run == 4 else None
+    bench.engine.fail = sigterm_at(4)
     with pytest.raises(Interrupted, match="1 of 2 cells are done"):
-        bench.run([config(), config(LYNX)])
+        bench.run([config(), config(LYNX)], packed=False)
     assert signal.getsignal(signal.SIGTERM) is before
     done, stopped = sorted(read_cells(config().results), key=lambda cell: not cell.done)
     assert done.done and stopped.status["state"] == "interrupted"
     assert len(list((stopped.path / "lanes").iterdir())) == 1
     assert not list(stopped.path.rglob("*.tmp"))
+
+
+def test_sigterm_in_a_pack_leaves_the_lanes_of_all_its_cells(bench, config):
+    bench.engine.fail = sigterm_at(5)
+    with pytest.raises(Interrupted, match="0 of 2 cells are done"):
+        bench.run([config(), config(LYNX)])
+    stopped = read_cells(config().results)
+    assert [cell.status["state"] for cell in stopped] == ["interrupted"] * 2
+    assert sorted(len(list((cell.path / "lanes").iterdir())) for cell in stopped) == [2, 3]
+    assert not list(Path(config().results).rglob("*.tmp"))
 
 
 def test_a_damaged_lane_is_set_aside_and_run_again(bench, config):
@@ -132,10 +148,14 @@ def test_a_damaged_lane_is_set_aside_and_run_again(bench, config):
     assert len(bench.engine.ran) == 4 and bench.engine.ran.count(bench.engine.ran[0]) == 2
 
 
-def test_a_failed_cell_is_recorded_and_the_others_run(bench, config):
-    errors = iter([RuntimeError("expert 3 is missing")])
-    bench.engine.fail = lambda run: next(errors, None) if run == 1 else None
-    report = bench.run([config(), config(LYNX)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_failed_cell_is_recorded_and_the_others_run(bench, config, packed):
+    if packed:  # what fails in company is tried alone: this one fails there too
+        bench.engine.fail_under = lambda policy: RuntimeError("expert 3 is missing") if policy is None else None
+    else:
+        errors = iter([RuntimeError("expert 3 is missing")])
+        bench.engine.fail = lambda run: next(errors, None) if run == 1 else None
+    report = bench.run([config(), config(LYNX)], packed=packed)
     assert [outcome.state for outcome in report.outcomes] == ["failed", "done"] and report.failed == 1
     failed = report.outcomes[0]
     status = json.loads((failed.folder / "status.json").read_text())
@@ -216,3 +236,18 @@ def test_layers_reach_the_engine_and_tell_cells_apart(bench, config):
     infos = [read_cells(outcome.folder)[0].info for outcome in report.outcomes]
     assert infos[1]["policy_label"] == "lynx(alpha=3, beta=2, layers=1:)"
     assert infos[0]["cell_id"] != infos[1]["cell_id"] and infos[0]["pair_id"] == infos[1]["pair_id"]
+
+
+def test_the_study_that_analysis_is_tested_on_has_the_files_and_fields_of_a_real_one(bench, config, tmp_path):
+    measure = MeasureConfig(latency=True, new_tokens=2, repeats=2)
+    cell = bench.run([config(LYNX, fidelity=True, measure=measure)]).outcomes[0].folder
+    policy = next(policy for policy in POLICIES if policy.name == "lynx")
+    fake = write_cell(tmp_path / "fake", policy=policy, kl=0.1)
+    differ = {"plan.json", "config.yaml"}  # of no use to analysis
+    assert {path.name for path in cell.iterdir()} - differ == {path.name for path in fake.iterdir()}
+    for name in ("cell.json", "timing.json", "status.json"):
+        assert set(json.loads((fake / name).read_text())) == set(json.loads((cell / name).read_text())), name
+    for name in ("samples.parquet", "steps.parquet", "timing.parquet", "fidelity.parquet"):
+        assert pq.read_schema(fake / name).names == pq.read_schema(cell / name).names, name
+    metrics, made_up = (json.loads((path / "metrics.json").read_text()) for path in (cell, fake))
+    assert set(made_up) == set(metrics) and set(made_up["metrics"][0]) == set(metrics["metrics"][0])

@@ -50,11 +50,18 @@ def changed(name: str) -> dict[str, Any]:
         if not isinstance(node[last], list)
         else ["another"]
     )
-    if name in ("layers", "fidelity"):  # of no effect on vanilla
-        config["policy"] = {"name": "top_k", "k": 1}
-    if name.startswith("measure.") and last != "latency":
-        config["measure"]["latency"] = True
-    return config
+    return config | effective(name, config)
+
+
+def effective(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What `config` needs for the field to have an effect."""
+    if name in ("layers", "fidelity"):
+        return {"policy": {"name": "top_k", "k": 1}}
+    if name == "waves":
+        return {"batching": "continuous"}
+    if name.startswith("measure.") and name != "measure.latency":
+        return {"measure": config["measure"] | {"latency": True}}
+    return {}
 
 
 def schema_fields(cls: type = Config, prefix: str = "") -> set[str]:
@@ -80,11 +87,7 @@ def test_a_field_in_no_list_is_refused():
 
 @pytest.mark.parametrize("name", SCIENTIFIC)
 def test_scientific_fields_make_another_cell(name):
-    reference = base()
-    if name in ("layers", "fidelity"):
-        reference["policy"] = {"name": "top_k", "k": 1}
-    if name.startswith("measure.") and not name.endswith("latency"):
-        reference["measure"]["latency"] = True
+    reference = base() | effective(name, base())
     cell, pair = cell_ids(reference, **AROUND)
     other_cell, other_pair = cell_ids(changed(name), **AROUND)
     assert cell != other_cell
@@ -105,8 +108,20 @@ def test_model_data_and_code_do(part):
 def test_settings_without_effect_have_one_form():
     vanilla = base() | {"policy": {"name": "vanilla"}}
     assert cell_ids(vanilla | {"phases": "both"}, **AROUND) == cell_ids(vanilla | {"phases": "decode"}, **AROUND)
-    unmeasured = base() | {"measure": base()["measure"] | {"repeats": 9}}
-    assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)
+    for name, value in (("repeats", 3), ("max_repeats", 99), ("precision", 0.5), ("new_tokens", 2)):
+        assert base()["measure"][name] != value
+        unmeasured = base() | {"measure": base()["measure"] | {name: value}}
+        assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)
+
+
+def test_waves_are_of_continuous_batching_alone():
+    static, continuous = (
+        {waves: cell_ids(base() | {"batching": batching, "waves": waves}, **AROUND) for waves in (1, 4, 5)}
+        for batching in ("static", "continuous")
+    )
+    assert len(set(static.values())) == 1
+    assert len({cell for cell, _ in continuous.values()}) == len({pair for _, pair in continuous.values()}) == 3
+    assert set(static.values()).isdisjoint(continuous.values())
 
 
 JSON = st.recursive(
