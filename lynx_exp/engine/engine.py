@@ -138,8 +138,13 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Positions of the model; None: it names no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Positions of the model; None: it names no limit. With longrope, those before other factors take over: which
+        would be for all rows of a physical batch at once, by its longest."""
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        return getattr(config, "max_position_embeddings", None)
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids with the tokenizer's special tokens; ids pass through."""

@@ -4,7 +4,7 @@ transformers' own loop spends more time on finding each expert's tokens than on 
 are sorted by expert once, slots of weight 0 run nothing, and, as `per_expert_exact`, every product has at least
 `EXACT_ROWS` rows: CPU matrix kernels change with the number of rows below that and so would a token's last bits with
 the company it keeps. Above it a row's result depends on that row alone, which is what makes a packed run bit for bit
-the run of each lane alone (`lynx_exp.engine.exact` checks it on the machine at hand).
+the run of each lane alone (tests/engine/test_stream.py holds it).
 
 T token rows, K slots, S = T * K, D hidden size, E experts.
 """
