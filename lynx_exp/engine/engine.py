@@ -24,18 +24,17 @@ from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched, match_active, mean_active
 from lynx_exp.engine.measure import Timing, measure
 from lynx_exp.engine.memory import memory_budget
-from lynx_exp.engine.opening import from_config, from_pretrained
+from lynx_exp.engine.opening import context_of, from_config, from_pretrained
 from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
 from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.results import LaneResult, Run
-from lynx_exp.engine.score import Scoring, score_pack
+from lynx_exp.engine.score import Scoring, rows_of_a_pass, score_pack
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.selection import selection_time
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.engine.slots import has_slots
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, run_stream
-from lynx_exp.engine.stream import OnStep as OnRows
 from lynx_exp.models import (
     Attachment,
     bind,
@@ -47,12 +46,6 @@ from lynx_exp.routing import ModelShape, Phases, Policy
 
 OnStep = Callable[[int], None]
 """Called with the number of tokens just produced."""
-
-SCORED_ROWS = 64
-"""Rows of a scoring pass at most."""
-
-LOGITS_BYTES = 2**31
-"""fp32 logits of one scoring pass, unless a single lane has more."""
 
 KEPT_STORES = 2
 """Sets of prefilled prompts that stay in memory between calls."""
@@ -138,13 +131,8 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Positions of the model; None: it names no limit. With longrope, those before other factors take over: which
-        would be for all rows of a physical batch at once, by its longest."""
-        config = self.model.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-        return getattr(config, "max_position_embeddings", None)
+        """Positions of the model; None: it names no limit."""
+        return context_of(self.model.config.get_text_config())
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids with the tokenizer's special tokens; ids pass through."""
@@ -213,7 +201,11 @@ class Engine:
         return Job(requests=requests, plan=plan, act=act, lanes=tuple(chosen))
 
     def run_jobs(
-        self, jobs: Sequence[Job], *, on_step: OnRows = _silent, on_note: Callable[[str], None] = _silent
+        self,
+        jobs: Sequence[Job],
+        *,
+        on_step: Callable[[int, int], None] = _silent,
+        on_note: Callable[[str], None] = _silent,
     ) -> Iterator[tuple[int, LaneResult]]:
         """Decode the lanes of all jobs, of any policies and batch sizes, side by side; (number of the job, lane) as
         each completes. What a lane gives does not depend on the others. Out of memory, it goes on with half the rows
@@ -259,7 +251,7 @@ class Engine:
         store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
         wanted = set(range(len(plan.lanes)) if lanes is None else lanes)
         # A pack is always run whole, so that a lane's bits do not depend on which others were asked for.
-        for pack in plan.packs(range(len(plan.lanes)), self._scored_rows(requests)):
+        for pack in plan.packs(range(len(plan.lanes)), rows_of_a_pass(requests, self.model)):
             if wanted.intersection(pack):
                 found = score_pack(self.model, self.routers, attachment, requests, plan, pack, store, scoring, on_step)
                 yield from (lane for lane in found if lane.lane in wanted)
@@ -283,7 +275,7 @@ class Engine:
         """`fidelity` of several policies (bound), for which vanilla goes through the model once."""
         check_lengths(requests, self.context_length)
         store = self._scoring_store(requests, plan, acts)
-        for pack in plan.packs(range(len(plan.lanes)), self._scored_rows(requests)):
+        for pack in plan.packs(range(len(plan.lanes)), rows_of_a_pass(requests, self.model)):
             yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step)
 
     def match_active(
@@ -398,9 +390,3 @@ class Engine:
                 "attends to all positions in every layer; use batching=static"
             )
         return None
-
-    def _scored_rows(self, requests: Sequence[Request]) -> int:
-        """Rows of a pack whose logits are all kept: with a large vocabulary those are most of the memory."""
-        longest = max((len(request.continuation_ids) for request in requests), default=1)
-        row_bytes = 4 * longest * self.model.get_input_embeddings().num_embeddings
-        return max(1, min(SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PretrainedConfig
 
 from lynx_exp.models import DeviceMap, find_calibration, load_model, random_model, resolve_device, resolve_dtype
 from lynx_exp.models.experts import PER_EXPERT_EXACT
@@ -83,3 +84,15 @@ def _experts(name: str, device: torch.device) -> str | None:
     if name == "auto":
         return PER_EXPERT_EXACT if device.type == "cpu" else None
     return name
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Positions that a model of this configuration has; None: it names no limit.
+
+    With longrope those before other factors take over: which they would for all rows of a physical batch, by its
+    longest, so that lanes would no longer give what they give alone.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+    return getattr(config, "max_position_embeddings", None)

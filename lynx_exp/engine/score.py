@@ -28,6 +28,19 @@ from lynx_exp.models import Attachment, Router, Rows, count_active
 
 Scoring = Literal["decode", "prefill"]
 
+SCORED_ROWS = 64
+"""Rows of a scoring pass at most."""
+
+LOGITS_BYTES = 2**31
+"""fp32 logits of one scoring pass, unless a single lane has more."""
+
+
+def rows_of_a_pass(requests: Sequence[Request], model: PreTrainedModel) -> int:
+    """Rows whose logits are all kept: with a large vocabulary those are most of the memory."""
+    longest = max((len(request.continuation_ids) for request in requests), default=1)
+    row_bytes = 4 * longest * model.get_input_embeddings().num_embeddings
+    return max(1, min(SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forced:
