@@ -30,14 +30,20 @@ class Unheeded(Policy):
 
     inner: Policy
 
-    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         self.inner(routing, step, rule)
+        return routing
+
+    def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         return routing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hook(Policy):
     """Decides nothing."""
+
+    def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        return routing
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         return routing

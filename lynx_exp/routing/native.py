@@ -10,6 +10,8 @@ T token rows, E experts, K top-k, G lanes, X sets, C how many are asked for.
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 try:
-    from numba import njit
+    from numba import carray, njit, types
+    from numba.extending import intrinsic
 except ImportError:
     AVAILABLE = False
 
@@ -26,7 +29,17 @@ except ImportError:
 else:
     AVAILABLE = True
 
-_FIXED_POINT = 2.0**32
+    @intrinsic
+    def _pointer(_context, address, like):  # type: ignore[no-untyped-def]
+        """`address` as a pointer to numbers of the type of `like`."""
+
+        def generate(_context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], _context.get_value_type(signature.return_type))
+
+        return types.CPointer(like)(address, like), generate
+
+
+FIXED_POINT = 2.0**32
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -37,9 +50,20 @@ def arrays(step: Any) -> tuple[Any, Any]:
     return step.shared["arrays"]
 
 
+def stamp(*files: str) -> int:
+    """A number for the contents of these source files."""
+    return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
+
+
 def usable(*tensors: Tensor) -> bool:
     """Whether the loops may run on these: numba is here, and so are the tensors, in types that numpy knows."""
     return AVAILABLE and all(t.device.type == "cpu" and t.dtype not in _HALVES for t in tensors)
+
+
+@njit(cache=True)
+def at(address, shape, like):  # type: ignore[no-untyped-def]
+    """The contiguous array of numbers of the type of `like` that lies at `address`."""
+    return carray(_pointer(address, like), shape)  # type: ignore[call-arg]
 
 
 @njit(cache=True)
@@ -49,8 +73,8 @@ def lane_sum(values_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-d
     for t in range(values_TE.shape[0]):
         if live_T[t]:
             for e in range(values_TE.shape[1]):
-                total_GE[lane_T[t], e] += np.int64(np.rint(np.float64(values_TE[t, e]) * _FIXED_POINT))
-    return total_GE / _FIXED_POINT
+                total_GE[lane_T[t], e] += np.int64(np.rint(np.float64(values_TE[t, e]) * FIXED_POINT))
+    return total_GE / FIXED_POINT
 
 
 @njit(cache=True)
@@ -91,11 +115,18 @@ def most_voted(scores_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type
 
 
 @njit(cache=True)
-def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
-    """(live rows in lanes with at least `least` of them `[T]` bool, whether there are any)."""
+def lane_size(live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
+    """`[G]` int64: live rows of each lane."""
     size_G = np.zeros(num_lanes, np.int64)
     for t in range(len(live_T)):
         size_G[lane_T[t]] += live_T[t]
+    return size_G
+
+
+@njit(cache=True)
+def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
+    """(live rows in lanes with at least `least` of them `[T]` bool, whether there are any)."""
+    size_G = lane_size(live_T, lane_T, num_lanes)
     acts_T = np.empty(len(live_T), np.bool_)
     somewhere = False
     for t in range(len(live_T)):
@@ -110,15 +141,23 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
     rows, size = affinity_TE.shape
     bin_TE = np.empty((rows, size), np.float64)
     pull_TE = np.empty((rows, size), np.float64)
+    few = whole_bins and lowest > -size  # then fewer bins than experts: each power once
+    pull_GB = np.empty((len(size_G), int(-lowest) + 1 if few else 0), np.float64)
+    for g in range(len(size_G)):
+        for b in range(pull_GB.shape[1]):
+            pull_GB[g, b] = np.float64(max(size_G[g], 1)) ** np.float64(-b)
     for t in range(rows):
         if live_T[t]:
             highest = affinity_TE[t].max()
             for e in range(size):
                 gap = np.float64(np.float32(alpha) * (affinity_TE[t, e] - highest))
                 bin_TE[t, e] = max(np.ceil(gap) if whole_bins else gap, lowest)
-                pull_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
                 if affinity_TE[t, e] == -np.inf:
                     pull_TE[t, e] = 0.0
+                elif few and bin_TE[t, e] >= lowest:  # not so for NaN
+                    pull_TE[t, e] = pull_GB[lane_T[t], int(-bin_TE[t, e])]
+                else:
+                    pull_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
     column_GE = lane_sum(pull_TE, live_T, lane_T, len(size_G))
     votes_GE = np.zeros((len(size_G), size), np.int64)
     z_E = np.empty(size, np.float64)
@@ -147,10 +186,41 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
 @njit(cache=True)
 def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize, slots):  # type: ignore[no-untyped-def]
     """(experts `[T, W]` int64, weights `[T, W]` of the scores' type) with W = max(K, slots)."""
+    rows, width = len(experts_TK), max(experts_TK.shape[1], slots)
+    new_TW = np.empty((rows, width), np.int64), np.empty((rows, width), weights_TK.dtype)
+    restrict_into(
+        new_TW[0],
+        new_TW[1],
+        choice_TE,
+        scores_TE,
+        experts_TK,
+        weights_TK,
+        sets_XE,
+        set_T,
+        changes_T,
+        renormalize,
+        slots,
+    )
+    return new_TW
+
+
+@njit(cache=True)
+def restrict_into(
+    new_experts_TW,  # type: ignore[no-untyped-def]
+    new_weights_TW,
+    choice_TE,
+    scores_TE,
+    experts_TK,
+    weights_TK,
+    sets_XE,
+    set_T,
+    changes_T,
+    renormalize,
+    slots,
+):
+    """`lynx_exp.routing.remap.restrict`, written to the first two."""
     rows, top_k = experts_TK.shape
-    width = max(top_k, slots)
-    new_experts_TW = np.empty((rows, width), np.int64)
-    new_weights_TW = np.empty((rows, width), weights_TK.dtype)
+    width = new_experts_TW.shape[1]
     taken_E = np.empty(choice_TE.shape[1], np.bool_)
     for t in range(rows):
         for w in range(width):
@@ -191,14 +261,20 @@ def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, chang
             else:
                 new_experts_TW[t, w] = new_experts_TW[t, 0]
                 new_weights_TW[t, w] = 0.0
-    return new_experts_TW, new_weights_TW
 
 
 @njit(cache=True)
 def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
     """(experts, weights), both `[T, K]`: the slots left moved to the front, the others emptied."""
-    rows, top_k = experts_TK.shape
     new_experts_TK, new_weights_TK = experts_TK.copy(), weights_TK.copy()
+    drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass)
+    return new_experts_TK, new_weights_TK
+
+
+@njit(cache=True)
+def drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
+    """The same, written to the first two, which hold copies of the next two."""
+    rows, top_k = experts_TK.shape
     for t in range(rows):
         left = 0
         mass, total = np.float32(0.0), np.float32(0.0)
@@ -218,7 +294,6 @@ def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[n
             else:
                 new_experts_TK[t, k] = new_experts_TK[t, 0]
                 new_weights_TK[t, k] = 0.0
-    return new_experts_TK, new_weights_TK
 
 
 @njit(cache=True)
@@ -240,113 +315,3 @@ def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshol
             for k in range(first, new_TK.shape[1]):
                 new_TK[t, k] = instead_GE[lane_T[t], experts_TK[t, k]]
     return new_TK
-
-
-@njit(cache=True)
-def _lost(covered, power):  # type: ignore[no-untyped-def]
-    """What a token loses, to the power; the default, 4, by multiplication."""
-    lost = max(1.0 - covered, 0.0)
-    return (lost * lost) * (lost * lost) if power == 4.0 else lost**power
-
-
-@njit(cache=True)
-def _gain(share_ET, least_T, covered_T, lost_T, rows_R, e, floor, power):  # type: ignore[no-untyped-def]
-    """Fixed-point gain of expert `e` for the rows `rows_R`, as `lynx_exp.routing.policies.coverage` defines it."""
-    gain = 0
-    for t in rows_R:
-        more = share_ET[e, t] - least_T[t]
-        if more > 0.0:
-            if floor > 0.0:
-                more = np.log1p(more / (covered_T[t] + floor))
-            elif power != 1.0:
-                more = lost_T[t] - _lost(covered_T[t] + more, power)
-            gain += int(np.rint(more * _FIXED_POINT))
-    return gain
-
-
-@njit(cache=True)
-def _add(keep_E, e, share_ET, open_TE, best_TK, least_T, covered_T, lost_T, found_T, rows_R, power):  # type: ignore[no-untyped-def]
-    """Keep expert `e`."""
-    keep_E[e] = True
-    top_k = best_TK.shape[1]
-    for t in rows_R:
-        found_T[t] += open_TE[t, e]
-        value = share_ET[e, t]
-        if value > least_T[t]:
-            covered_T[t] = 0.0
-            for k in range(top_k):
-                if value > best_TK[t, k]:
-                    best_TK[t, k], value = value, best_TK[t, k]
-                covered_T[t] += best_TK[t, k]
-            lost_T[t] = _lost(covered_T[t], power)
-            least_T[t] = best_TK[t, top_k - 1]
-
-
-@njit(cache=True)
-def coverage(mass_TE, open_TE, experts_TK, live_T, lane_T, num_lanes, budget, tolerance, floor, power, guarantee):  # type: ignore[no-untyped-def]
-    """`[G, E]` bool: `lynx_exp.routing.policies.coverage`, by lazy greedy: gains only shrink as the set grows, so an
-    old gain is an upper bound, and an expert whose fresh gain beats all bounds is the best."""
-    rows, size = mass_TE.shape
-    top_k = experts_TK.shape[1]
-    keep_GE = np.zeros((num_lanes, size), np.bool_)
-    share_ET = np.empty((size, rows), np.float64)
-    best_TK = np.zeros((rows, top_k), np.float64)
-    least_T, covered_T, lost_T = np.zeros(rows, np.float64), np.zeros(rows, np.float64), np.ones(rows, np.float64)
-    found_T = np.zeros(rows, np.int64)
-    total_GE = lane_sum(mass_TE, live_T, lane_T, num_lanes)
-    for t in range(rows):
-        if live_T[t]:
-            own = 0.0
-            for k in range(top_k):
-                own += np.float64(mass_TE[t, experts_TK[t, k]])
-            for e in range(size):
-                share_ET[e, t] = np.float64(mass_TE[t, e]) / own
-    gain_E = np.empty(size, np.int64)
-    fresh_E = np.empty(size, np.int64)
-    for g in range(num_lanes):
-        rows_R = np.nonzero(live_T & (lane_T == g))[0]
-        if len(rows_R) == 0:
-            continue
-        keep_E = keep_GE[g]
-        for r in rows_R:
-            for k in range(guarantee):
-                if not keep_E[experts_TK[r, k]]:
-                    _add(
-                        keep_E,
-                        experts_TK[r, k],
-                        share_ET,
-                        open_TE,
-                        best_TK,
-                        least_T,
-                        covered_T,
-                        lost_T,
-                        found_T,
-                        rows_R,
-                        power,
-                    )
-        kept = int(keep_E.sum())
-        least = tolerance * len(rows_R)
-        for e in range(size):
-            gain_E[e] = _gain(share_ET, least_T, covered_T, lost_T, rows_R, e, floor, power)
-            fresh_E[e] = kept
-        while kept < size:
-            best = -1
-            for e in range(size):
-                if keep_E[e]:
-                    continue
-                tied = best >= 0 and gain_E[e] == gain_E[best]
-                if best < 0 or gain_E[e] > gain_E[best] or (tied and total_GE[g, e] > total_GE[g, best]):
-                    best = e
-            if fresh_E[best] != kept:
-                gain_E[best] = _gain(share_ET, least_T, covered_T, lost_T, rows_R, best, floor, power)
-                fresh_E[best] = kept
-                continue
-            if kept >= budget or gain_E[best] / _FIXED_POINT < least:
-                full = True
-                for r in rows_R:
-                    full = full and found_T[r] >= top_k
-                if full:
-                    break
-            _add(keep_E, best, share_ET, open_TE, best_TK, least_T, covered_T, lost_T, found_T, rows_R, power)
-            kept += 1
-    return keep_GE

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import kernels, native
+from lynx_exp.routing import fused, kernels, native
 from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.remap import restrict
 from lynx_exp.routing.rule import RouterRule
@@ -57,11 +58,22 @@ class Policy(ABC):
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """The new routing. Rows that are not live, or whose lane is too small, come back as they were."""
+        if self._plan is not None:
+            done = fused.select(self._plan, routing, step, rule)
+            if done is not None:
+                return done
         acting, somewhere = _acting(step, self.min_batch)
         if not somewhere:
             return routing
-        fused = kernels.select(self, routing, acting, rule) if kernels.chosen(routing.logits) else None
-        return self.route(routing, acting, rule) if fused is None else fused
+        done = kernels.select(self, routing, acting, rule) if kernels.chosen(routing.logits) else None
+        return self.route(routing, acting, rule) if done is None else done
+
+    @cached_property
+    def _plan(self) -> fused.Plan | None:
+        """The policy in the terms of the fused loops for CPUs; None if they do not know it."""
+        from lynx_exp.routing.fused.plan import plan_of
+
+        return plan_of(self)
 
     @abstractmethod
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
@@ -125,14 +137,14 @@ def _acting(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
     """
     name = f"acting at {min_batch}"
     if name not in step.shared:
-        if native.usable(step.live):
+        if native.usable(step.live) and min_batch > 1:
             acts, somewhere = native.lane_rows(*native.arrays(step), step.num_lanes, min_batch)
             acts_T = torch.from_numpy(acts)
             all_act = bool((acts == native.arrays(step)[0]).all())
         else:
-            acts_T = step.live & (lane_size(step) >= min_batch)[step.lane]
-            somewhere = acts_T.device.type != "cpu" or bool(acts_T.any())
             all_act = min_batch == 1
+            acts_T = step.live if all_act else step.live & (lane_size(step) >= min_batch)[step.lane]
+            somewhere = acts_T.device.type != "cpu" or bool(acts_T.any())
         step.shared[name] = acts_T, somewhere, all_act, {}
     acts_T, somewhere, all_act, shared = step.shared[name]
     return (step if all_act else replace(step, live=acts_T, shared=shared)), somewhere

@@ -6,6 +6,7 @@ T token rows, E experts, K top-k, H groups of experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -41,6 +42,12 @@ class RouterRule:
     def grouped(self) -> bool:
         """Whether a token may use only some of the experts."""
         return self.top_groups < self.groups
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the choice goes by the logits and the weights are the scores, renormalised or not: as most routers
+        do. Asked in every layer of every step."""
+        return not self.grouped and self.bias is None and self.expert_scale is None and self.scaling == 1.0
 
     def scores(self, logits_TE: Tensor) -> Tensor:
         """`[T, E]` fp32 scores of all experts."""

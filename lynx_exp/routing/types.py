@@ -17,7 +17,7 @@ Phase = Literal["decode", "prefill"]
 Phases = Literal["decode", "prefill", "both", "none"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Routing:
     """Where one layer sends the token rows of one forward pass.
 
@@ -32,7 +32,9 @@ class Routing:
     weights: Tensor
     """`[T, K]` combine weights."""
 
-    _known: dict[tuple[str, RouterRule], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    def __init__(self, logits: Tensor, experts: Tensor, weights: Tensor) -> None:
+        """Made twice in every layer, and the `__init__` of a frozen dataclass takes twice as long."""
+        vars(self).update(logits=logits, experts=experts, weights=weights)
 
     def scores(self, rule: RouterRule) -> Tensor:
         """`[T, E]` fp32 scores of all experts, from which combine weights are made."""
@@ -51,9 +53,10 @@ class Routing:
         return self._once("affinity", rule, lambda: rule.affinity(self.logits, self.mass(rule), self.choice(rule)))
 
     def _once(self, view: str, rule: RouterRule, compute: Callable[[], Tensor]) -> Tensor:
-        if (view, rule) not in self._known:
-            self._known[view, rule] = compute()
-        return self._known[view, rule]
+        known: dict[tuple[str, RouterRule], Tensor] = vars(self).setdefault("_known", {})
+        if (view, rule) not in known:
+            known[view, rule] = compute()
+        return known[view, rule]
 
     @property
     def num_experts(self) -> int:
@@ -64,7 +67,7 @@ class Routing:
         return self.experts.shape[-1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class StepContext:
     """Who the token rows are. A batch-aware policy sees only the live rows of a row's own lane."""
 
@@ -83,6 +86,24 @@ class StepContext:
     randomness derives from `key` and `row`."""
     shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What layers of one forward pass may share: facts of the rows, computed once. Belongs to `live` and `lane`."""
+
+    def __init__(
+        self,
+        *,
+        layer: int,
+        decode: Tensor,
+        lane: Tensor,
+        live: Tensor,
+        num_lanes: int,
+        key: Tensor,
+        row: Tensor,
+        shared: dict[str, Any] | None = None,
+    ) -> None:
+        """By hand for the reason that `Routing` has."""
+        given = {} if shared is None else shared
+        vars(self).update(
+            layer=layer, decode=decode, lane=lane, live=live, num_lanes=num_lanes, key=key, row=row, shared=given
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

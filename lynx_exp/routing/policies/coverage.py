@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native
+from lynx_exp.routing import native, native_coverage
 from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, mask_of
 from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, between, top_choices
 from lynx_exp.routing.rule import RouterRule
@@ -75,7 +75,7 @@ class Coverage(LanePolicy):
         log = self.utility == "log"
         least = -1.0 if self.tolerance is None else self.tolerance ** (1.0 if log else self.power)
         if native.usable(mass_TE):
-            keep = native.coverage(
+            keep = native_coverage.coverage(
                 mass_TE.numpy(),
                 open_TE.numpy(),
                 routing.experts.numpy(),
