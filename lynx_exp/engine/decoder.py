@@ -10,10 +10,11 @@ R rows, H heads, D head size, V vocabulary.
 from __future__ import annotations
 
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.prompts import prefill
@@ -59,6 +60,7 @@ class DirectDecoder:
         cos, sin = body.rotary_emb(torch.empty(0, dtype=dtype, device=device), positions)
         half = cos.shape[-1] // 2
         self._cos_CD, self._sin_CD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self._joined = _joined_projections(model)
 
     def step(self, token_R: Tensor) -> Tensor:
         cursor, body = self._cursor, self._model.model
@@ -73,14 +75,20 @@ class DirectDecoder:
 
     def _attend(self, number: int, attention: Any, given: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         cursor, rows, size = self._cursor, given.shape[0], attention.head_dim
-        query = _heads(attention, "q", given)
-        key = _heads(attention, "k", given)
-        value = attention.v_proj(given).view(rows, -1, size)
+        if self._joined is None:
+            value = attention.v_proj(given).view(rows, -1, size)
+            both = torch.cat([_heads(attention, "q", given), _heads(attention, "k", given)], 1)
+        else:
+            every = linear(given, self._joined[number]).view(rows, -1, size)
+            of_values = attention.v_proj.out_features // size
+            both, value = every[:, :-of_values], every[:, -of_values:]
+        both = both * cos + both.roll(size // 2, -1) * sin
+        query, key = both[:, : -value.shape[1]], both[:, -value.shape[1] :]
         keys, values = self._slots.keys[number], self._slots.values[number]
-        keys[cursor.rows, :, cursor.position] = key * cos + key.roll(size // 2, -1) * sin
+        keys[cursor.rows, :, cursor.position] = key
         values[cursor.rows, :, cursor.position] = value
         out = scaled_dot_product_attention(
-            (query * cos + query.roll(size // 2, -1) * sin)[:, :, None],
+            query[:, :, None],
             keys[:rows, :, : cursor.width],
             values[:rows, :, : cursor.width],
             attn_mask=mask,
@@ -88,6 +96,26 @@ class DirectDecoder:
             enable_gqa=query.shape[1] != value.shape[1],
         )
         return attention.o_proj(out.view(rows, -1))
+
+
+_JOINED: WeakKeyDictionary[PreTrainedModel, tuple[object, list[Tensor]]] = WeakKeyDictionary()
+_JOINED_BYTES = 2**26
+
+
+def _joined_projections(model: Any) -> list[Tensor] | None:
+    """A layer: the weights of query, key and value in one matrix, for one product instead of three, where these are
+    plain and small, so that the copy costs little; None elsewhere. Made once, as long as the weights stay as they
+    are."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    parts = [getattr(attention, f"{name}_proj") for attention in attentions for name in "qkv"]
+    plain = all(type(part) is torch.nn.Linear and part.bias is None for part in parts)
+    if not plain or hasattr(attentions[0], "q_norm") or sum(part.weight.nbytes for part in parts) > _JOINED_BYTES:
+        return None
+    state = tuple((part.weight.data_ptr(), part.weight._version) for part in parts)
+    if model not in _JOINED or _JOINED[model][0] != state:
+        joined = [torch.cat([part.weight for part in parts[at : at + 3]]) for at in range(0, len(parts), 3)]
+        _JOINED[model] = state, joined
+    return _JOINED[model][1]
 
 
 def _heads(attention: Any, which: str, given: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 PER_EXPERT = "per_expert"
 PER_EXPERT_EXACT = "per_expert_exact"
 EXACT_ROWS = 16
 """Rows from which on a matrix product on a CPU treats every row alike."""
+_FEW_ROWS = 1024
+"""Up to here all experts' activations are computed in one call."""
 
 
 def per_expert(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -40,36 +41,67 @@ def _run(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, l
     expert_S = torch.where(weights_S == 0, self.num_experts, experts_TK.reshape(-1))
     sorted_S, order_S = expert_S.sort(stable=True)
     counts = torch.bincount(sorted_S, minlength=self.num_experts + 1)[: self.num_experts].tolist()
-    running = sum(counts)
-    order_S = order_S[:running]
+    order_S = order_S[: sum(counts)]
     given_SD = hidden_TD[order_S // top_k if top_k > 1 else order_S]
-    made_SD = torch.empty_like(given_SD)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            rows_ND = given_SD[start : start + count]
-            if count < least:
-                rows_ND = pad(rows_ND, (0, 0, 0, least - count))
-            made_SD[start : start + count] = _expert(self, expert, rows_ND)[:count]
-            start += count
+    spans, rows = _spans(counts, least)
+    if rows != order_S.shape[0]:
+        place_S = torch.cat([torch.arange(start, start + counts[e]) for e, start, _ in spans]).to(given_SD.device)
+        given_SD = given_SD.new_zeros(rows, dimension).index_copy_(0, place_S, given_SD)
+    made_SD = _at_once(self, given_SD, spans) if rows <= _FEW_ROWS else _one_by_one(self, given_SD, spans)
+    if rows != order_S.shape[0]:
+        made_SD = made_SD[place_S]
     made_SD *= weights_S[order_S, None]
     result_SD = made_SD.new_zeros(expert_S.shape[0], dimension)
     result_SD[order_S] = made_SD
     return result_SD.view(-1, top_k, dimension).sum(1).to(hidden_TD.dtype)
 
 
-def _expert(self: Any, expert: int, rows_ND: Tensor) -> Tensor:
-    into, out_of = ("gate_up_proj", "down_proj") if self.has_gate else ("up_proj", "down_proj")
-    inner = _linear(self, into, expert, rows_ND)
-    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-    made_ND = _linear(self, out_of, expert, inner)
-    return self.post_expert_norm(made_ND) if self.has_post_expert_norm else made_ND
+Spans = list[tuple[int, int, int]]
+"""(expert, first row, row after the last) of each active expert."""
 
 
-def _linear(self: Any, name: str, expert: int, rows: Tensor) -> Tensor:
-    weight = getattr(self, name)[expert]
-    bias = getattr(self, f"{name}_bias")[expert] if self.has_bias else None
-    return linear(rows, weight.T if self.is_transposed else weight, bias)
+def _spans(counts: list[int], least: int) -> tuple[Spans, int]:
+    """(spans of `least` rows at least, rows of all)."""
+    spans, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            stop = start + max(count, least)
+            spans.append((expert, start, stop))
+            start = stop
+    return spans, start
+
+
+def _at_once(self: Any, given_SD: Tensor, spans: Spans) -> Tensor:
+    """`[S, D]`, unweighted: all first products, all activations, all second products."""
+    inner = _products(self, "gate_up_proj" if self.has_gate else "up_proj", given_SD, spans)
+    made_SD = _products(self, "down_proj", _activate(self, inner), spans)
+    return self.post_expert_norm(made_SD) if self.has_post_expert_norm else made_SD
+
+
+def _one_by_one(self: Any, given_SD: Tensor, spans: Spans) -> Tensor:
+    """The same, an expert after the other: with many rows what lies between the products would leave the caches."""
+    made_SD = torch.empty_like(given_SD)
+    for expert, start, stop in spans:
+        made_SD[start:stop] = _at_once(self, given_SD[start:stop], [(expert, 0, stop - start)])
+    return made_SD
+
+
+def _activate(self: Any, inner: Tensor) -> Tensor:
+    return self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+
+
+def _products(self: Any, name: str, given: Tensor, spans: Spans) -> Tensor:
+    """Each expert's rows times its weights."""
+    weights = getattr(self, name)
+    weights = weights if self.is_transposed else weights.transpose(1, 2)  # [E, in, out]
+    biases = getattr(self, f"{name}_bias") if self.has_bias else None
+    made = given.new_empty(given.shape[0], weights.shape[2])
+    for expert, start, stop in spans:
+        if biases is None:
+            torch.mm(given[start:stop], weights[expert], out=made[start:stop])
+        else:
+            torch.addmm(biases[expert], given[start:stop], weights[expert], out=made[start:stop])
+    return made
 
 
 ALL_EXPERTS_FUNCTIONS.register(PER_EXPERT, per_expert)
