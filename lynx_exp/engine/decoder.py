@@ -64,7 +64,7 @@ class DirectDecoder:
 
     def step(self, token_R: Tensor) -> Tensor:
         cursor, body = self._cursor, self._model.model
-        mask = cursor.mask()
+        mask = torch.zeros((), dtype=self._cos_CD.dtype, device=token_R.device).where(cursor.mask(), -torch.inf)
         cos, sin = self._cos_CD[cursor.position][:, None], self._sin_CD[cursor.position][:, None]
         hidden = body.embed_tokens(token_R)
         for number, layer in enumerate(body.layers):

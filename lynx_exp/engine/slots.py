@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-WIDTH = 64
+WIDTH = 32
 """Attention reads a multiple of this many columns: on a CPU a row's bits depend on the number modulo 8 or 16."""
 
 

@@ -164,10 +164,16 @@ class Progress:
         """A step gave `tokens`; `rows` are live."""
         self._tokens += tokens
         self._rows = rows
+        self._draw_soon()
+
+    def _draw_soon(self) -> None:
+        """Not more often than anybody can see."""
         if monotonic() - self._drawn > 0.2:
             self._draw()
 
     def _draw(self) -> None:
+        if not self._live:
+            return
         self._drawn = monotonic()
         rows = ""
         if self._lanes is not None and self._rows:
@@ -180,7 +186,11 @@ class Progress:
         return f"{self._tokens / seconds:.0f} tok/s" if self._tokens and seconds > 0 else ""
 
     def eta(self) -> float | None:
-        return self._estimate.left([item for work in self._pending.values() for item in work.items()])
+        left: dict[Stage, float] = defaultdict(float)
+        for work in self._pending.values():
+            for stage, units in work.items():
+                left[stage] += units
+        return self._estimate.left(list(left.items()))
 
     def packed(self) -> None:
         """The lanes of a pack of several cells are all decoded; says so in one line."""

@@ -69,7 +69,7 @@ class CellWriter:
         return writer
 
     def _lane_path(self, subtask: str, lane: int) -> Path:
-        return self.folder / "lanes" / f"{subtask}-{lane:05d}.parquet"
+        return self.folder / "lanes" / f"{subtask}-{lane:05d}.json"
 
     def _committed(self, subtask: str) -> dict[int, LaneRecord]:
         found = {}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lynx_exp.store.files import write_parquet
+from lynx_exp.store.files import write_atomically
 from lynx_exp.store.identity import SCHEMA
 
 RESPONSES = pa.schema(
@@ -66,10 +67,6 @@ FIDELITY = pa.schema(
 """One row a request: over the tokens of vanilla's response, the summed KL divergence of the policy's next-token
 distributions from vanilla's (nats), and the number of tokens where both have the same most likely one."""
 
-_JOURNAL = RESPONSES.append(pa.field("live_rows", pa.list_(pa.int32()))).append(
-    pa.field("active_experts", pa.list_(pa.list_(pa.int32())))
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LaneRecord:
@@ -98,25 +95,36 @@ class LaneRecord:
 
 
 def write_lane(path: Path, lane: LaneRecord, plan_digest: str) -> None:
-    """One file, committed in one step; the lane's steps stand in its first row."""
-    rows = [dict(row) for row in lane.rows]
-    rows[0] |= {"live_rows": list(lane.live_rows), "active_experts": [list(layers) for layers in lane.active_experts]}
-    schema = _JOURNAL.with_metadata({"plan": plan_digest, "schema": str(SCHEMA)})
-    write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
+    """One file, committed in one step: a line with the hash of the rest, and the lane as JSON, which for a few rows
+    takes a third of the time that parquet does."""
+    content = {
+        "schema": SCHEMA,
+        "plan": plan_digest,
+        "rows": [[row[name] for name in RESPONSES.names] for row in lane.rows],
+        "live_rows": list(lane.live_rows),
+        "active_experts": [list(layers) for layers in lane.active_experts],
+    }
+    text = json.dumps(content, separators=(",", ":")).encode()
+    write_atomically(path, lambda file: file.write(_hash(text) + b"\n" + text))
+
+
+def _hash(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def read_lane(path: Path, subtask: str, lane: int, requests: Sequence[int], plan_digest: str) -> LaneRecord:
     """The lane committed in `path`. ValueError if it is damaged, or belongs to another plan."""
     try:
-        table = pq.read_table(path)
-        rows = table.to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        head, _, text = path.read_bytes().partition(b"\n")
+    except OSError as error:
         raise ValueError(f"{path}: damaged ({error})") from error
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("plan") != plan_digest or metadata.get("schema") != str(SCHEMA):
+    if head != _hash(text):
+        raise ValueError(f"{path}: damaged (its hash is another)")
+    content = json.loads(text)
+    if content.get("plan") != plan_digest or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: belongs to another batch plan or version")
-    if not table.schema.equals(_JOURNAL) or [row["request"] for row in rows] != list(requests):
+    rows = [dict(zip(RESPONSES.names, row, strict=True)) for row in content["rows"]]
+    if [row["request"] for row in rows] != list(requests):
         raise ValueError(f"{path}: its rows are not those of the plan")
-    live_rows, active = rows[0]["live_rows"], rows[0]["active_experts"]
-    rows = [{name: row[name] for name in RESPONSES.names} for row in rows]
+    live_rows, active = content["live_rows"], content["active_experts"]
     return LaneRecord(subtask=subtask, lane=lane, rows=rows, live_rows=live_rows, active_experts=active)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from numbers import Real
@@ -72,6 +72,8 @@ class EvalTask:
 
     def __init__(self, task: ConfigurableTask, data_digest: str) -> None:
         """`task` must have built its requests; `data_digest` names the rows that they were built from."""
+        # lm-eval compiles its templates anew for every document of every cell
+        task.doc_to_target = _once_a_document(task.doc_to_target)
         self._task = task
         self._instances: tuple[Instance, ...] = tuple(task.instances)
         self.name: str = task.config.task
@@ -153,6 +155,20 @@ class EvalTask:
             score=scores.get(",".join(headline)),
             scores=scores,
         )
+
+
+def _once_a_document(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Remembers what it gave for a document, which must live as long as the result."""
+    known: dict[int, tuple[Any, Any]] = {}
+
+    def remembered(doc: Any, *more: Any) -> Any:
+        if more:
+            return function(doc, *more)
+        if id(doc) not in known:
+            known[id(doc)] = doc, function(doc)
+        return known[id(doc)][1]
+
+    return remembered
 
 
 def _request(instance: Instance) -> TaskRequest:
