@@ -72,7 +72,7 @@ def force_pack(
     device = model.get_input_embeddings().weight.device
     asked = [requests[number] for number in steps.numbers]
     target_RT, given_RT = _right_pad([request.continuation_ids for request in asked], device)
-    attachment.record = []
+    attachment.record, attachment.idle_dead = [], True
     if store is None:
         logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
     else:

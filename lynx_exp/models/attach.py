@@ -60,6 +60,9 @@ class Attachment:
         self._rows: Rows | None = None
         self._step: dict[str, Any] | None = None
         self.record: list[tuple[Tensor, Tensor]] | None = None
+        self.idle_dead = False
+        """Whether dead rows run no expert: their weights become 0. Live rows do not notice."""
+        self._dead_T1: Tensor | None = None
         self._phases = phases
         self._routers = routers
         self._agreement = Agreement(routers)
@@ -73,6 +76,7 @@ class Attachment:
     @rows.setter
     def rows(self, rows: Rows) -> None:
         self._rows = rows
+        self._dead_T1 = ~rows.live[:, None] if self.idle_dead else None
         live = rows.live
         if self._phases in ("decode", "prefill") and self._phases != rows.phase:
             live = live & (rows.decode if self._phases == "decode" else ~rows.decode)
@@ -92,6 +96,10 @@ class Attachment:
             if self._step is None:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
             new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
+        if self._dead_T1 is not None:
+            used = new or routing
+            weights = used.weights.masked_fill(self._dead_T1, 0)
+            new = Routing(logits=routing.logits, experts=used.experts, weights=weights)
         used = new or routing
         if self.record is not None:
             self.record.append((used.experts, used.weights))
