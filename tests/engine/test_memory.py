@@ -19,6 +19,7 @@ from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.memory import GIB, OutOfMemory, is_out_of_memory, slots_that_fit
+from lynx_exp.engine.slots import round_up
 
 
 @given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 1000), st.integers(0, 100_000))
@@ -56,7 +57,8 @@ def requests(prompts: list[list[int]]) -> list[Request]:
 def test_a_lane_that_does_not_fit_is_refused_with_the_largest_that_does(
     engine: Engine, requests: list[Request]
 ) -> None:
-    row = 64 * 2 * 3 * 2 * 16 * 4  # positions, keys and values, layers, heads, their size, bytes
+    positions = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in requests))
+    row = positions * 2 * 3 * 2 * 16 * 4  # positions, keys and values, layers, heads, their size, bytes
     engine._stores.clear()
     engine.memory_gib = 4 / 3 * 3.5 * row / GIB
     try:
