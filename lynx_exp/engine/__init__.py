@@ -7,6 +7,7 @@ from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import ActiveRow, LaneResult, Run
+from lynx_exp.engine.sampling import Sampling
 from lynx_exp.engine.score import Scoring
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Matched",
     "Request",
     "Run",
+    "Sampling",
     "Scoring",
     "Timing",
 ]

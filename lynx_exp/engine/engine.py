@@ -28,19 +28,15 @@ from lynx_exp.engine.opening import context_of, from_config, from_pretrained
 from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
 from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.results import LaneResult, Run
-from lynx_exp.engine.score import Scoring, rows_of_a_pass, score_pack
+from lynx_exp.engine.sampling import Sampling
+from lynx_exp.engine.score import Scoring, passes, score_pack
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.selection import selection_time
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.engine.slots import has_slots
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, run_stream
-from lynx_exp.models import (
-    Attachment,
-    bind,
-    find_routers,
-    from_first,
-)
+from lynx_exp.models import Attachment, bind, find_routers, from_first
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.routing import ModelShape, Phases, Policy
 
@@ -154,15 +150,24 @@ class Engine:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         seed: int | None = None,
+        sampling: Sampling | None = None,
         on_step: OnStep = _silent,
     ) -> Run:
-        """Decode greedily in lanes of `batch_size`, in the order given (or shuffled, with a `seed`).
+        """Decode in lanes of `batch_size`, in the order given (or shuffled, with a `seed`): greedily, or prompt i with
+        `sampling.of_request(i)`.
 
         The policy acts in `phases` and `layers`: numbers and ranges such as "1:" or "0,4:8"; None is all.
         """
+        encoded = [self.encode(prompt) for prompt in prompts]
         requests = [
-            Request(prompt_ids=self.encode(p), max_new_tokens=max_new_tokens, stop=tuple(stop), ignore_eos=ignore_eos)
-            for p in prompts
+            Request(
+                prompt_ids=ids,
+                max_new_tokens=max_new_tokens,
+                stop=tuple(stop),
+                ignore_eos=ignore_eos,
+                sampling=sampling and sampling.of_request(number),
+            )
+            for number, ids in enumerate(encoded)
         ]
         if seed is None:
             plan = BatchPlan.in_order(len(requests), batch_size)
@@ -244,14 +249,14 @@ class Engine:
     ) -> Iterator[LaneResult]:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given; or, with `scoring="prefill"`, what one pass over prompts and continuations gives, all of their
-        tokens being prefill rows."""
+        tokens being prefill rows: in lanes of one, the bits of lm-eval's `hf` model at batch size 1 in fp32."""
         check_lengths(requests, self.context_length)
         act = self.act(policy, phases, layers)
         attachment = Attachment(self.routers, act.policy, phases, layers)
         store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
         wanted = set(range(len(plan.lanes)) if lanes is None else lanes)
         # A pack is always run whole, so that a lane's bits do not depend on which others were asked for.
-        for pack in plan.packs(range(len(plan.lanes)), rows_of_a_pass(requests, self.model)):
+        for pack in passes(requests, plan, self.model, scoring):
             if wanted.intersection(pack):
                 found = score_pack(self.model, self.routers, attachment, requests, plan, pack, store, scoring, on_step)
                 yield from (lane for lane in found if lane.lane in wanted)
@@ -275,7 +280,7 @@ class Engine:
         """`fidelity` of several policies (bound), for which vanilla goes through the model once."""
         check_lengths(requests, self.context_length)
         store = self._scoring_store(requests, plan, acts)
-        for pack in plan.packs(range(len(plan.lanes)), rows_of_a_pass(requests, self.model)):
+        for pack in passes(requests, plan, self.model):
             yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step)
 
     def match_active(

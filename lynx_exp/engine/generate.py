@@ -1,4 +1,4 @@
-"""Greedy decoding of models without slots (sliding windows, recurrent layers): lanes of one plan start together, padded
+"""Decoding of models without slots (sliding windows, recurrent layers): lanes of one plan start together, padded
 on the left, and finished rows leave when they are many.
 
 R rows, G lanes, L layers.
@@ -15,6 +15,7 @@ from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.lane import Job, Row
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.models import Attachment, Router, count_active
 
@@ -77,13 +78,14 @@ def generate_pack(
     open_lanes = set(range(len(lanes)))
     live_rows: list[list[int]] = [[] for _ in lanes]
     active_steps: list[torch.Tensor] = []
+    draw = Draw.of([row.request.sampling for row in rows])
 
     # Attached for the forward pass alone: whoever holds this generator may use the model between two lanes.
     attachment.rows, attachment.record = batch.prefill_rows(), None
     with attachment:
         logits = batch.prefill()
     while True:
-        token_R = logits.argmax(-1)
+        token_R = logits.argmax(-1) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
         fed = [row for row in rows if row.finish is None]
         for row, token in zip(rows, token_R.tolist(), strict=True):
             if row.finish is None:
@@ -101,6 +103,7 @@ def generate_pack(
             batch.select(kept)
             rows, token_R = [row for row in rows if row.finish is None], token_R[kept]
             live = [True] * len(rows)
+            draw = Draw.of([row.request.sampling for row in rows])
         live_R = torch.tensor(live, device=token_R.device)
         for index in open_lanes:
             live_rows[index].append(sum(row.finish is None for row in of_lane[index]))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from lynx_exp.engine.sampling import Sampling
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -22,6 +24,8 @@ class Request:
     """True: EOS is a token like any other, so that lengths are fixed (for latency work)."""
     continuation_ids: tuple[int, ...] = ()
     """For scoring: the tokens whose log-likelihood is asked."""
+    sampling: Sampling | None = None
+    """How tokens are drawn; None: each is the most likely one. Scoring draws none."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

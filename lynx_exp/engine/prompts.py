@@ -18,6 +18,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from lynx_exp.engine.batch import POSITIONS
 from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.sampling import Draw, Sampling
 from lynx_exp.engine.slots import Prefilled, Slots
 from lynx_exp.models import Rows
 
@@ -110,6 +111,16 @@ def prefill(
         lengths=[len(prompt) for prompt in prompts],
         logits=logits,
     )
+
+
+def first_tokens(samplings: Sequence[Sampling | None], places: Sequence[tuple[Prefilled, int]]) -> list[int]:
+    """The token after each prompt; `places`: the prefill that holds it and its row there. A prefill serves many
+    requests, so that it keeps its most likely tokens and never those that one of them drew."""
+    draw = Draw.of(samplings)
+    if draw is None:
+        return [prefilled.first_tokens[row] for prefilled, row in places]
+    logits_RV = torch.stack([prefilled.logits[row] for prefilled, row in places])
+    return draw(logits_RV, [0] * len(draw.rows)).tolist()
 
 
 def run_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], cache: DynamicCache, start: int = 0) -> Tensor:

@@ -35,11 +35,24 @@ LOGITS_BYTES = 2**31
 """fp32 logits of one scoring pass, unless a single lane has more."""
 
 
+def passes(
+    requests: Sequence[Request], plan: BatchPlan, model: PreTrainedModel, scoring: Scoring = "decode"
+) -> Iterator[list[int]]:
+    """All lanes of the plan, those together that go through the model in one pass: many, but where prefills are scored
+    and every lane is a single request each goes alone, as with lm-eval at batch size 1."""
+    alone = scoring == "prefill" and max(map(len, plan.lanes), default=1) == 1
+    return plan.packs(range(len(plan.lanes)), 1 if alone else rows_of_a_pass(requests, model))
+
+
 def rows_of_a_pass(requests: Sequence[Request], model: PreTrainedModel) -> int:
     """Rows whose logits are all kept: with a large vocabulary those are most of the memory."""
     longest = max((len(request.continuation_ids) for request in requests), default=1)
-    row_bytes = 4 * longest * model.get_input_embeddings().num_embeddings
-    return max(1, min(SCORED_ROWS, LOGITS_BYTES // max(row_bytes, 1)))
+    return max(1, min(SCORED_ROWS, LOGITS_BYTES // max(logits_bytes(longest, model), 1)))
+
+
+def logits_bytes(positions: int, model: PreTrainedModel) -> int:
+    """Of so many positions, fp32."""
+    return 4 * positions * model.get_input_embeddings().num_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +117,19 @@ def _whole(
         attachment.rows = _flat(_prefill_rows(steps, real))
     else:
         attachment.rows = _flat(_prefill_rows(steps, real_RN), steps.rows(given_RT))
+    # Of a single prefill the logits of all positions are computed, as lm-eval does, where there is room: the bits of a
+    # matrix product follow its number of rows.
+    single = scoring == "prefill" and len(asked) == 1
+    every = single and logits_bytes(real.shape[1], model) <= LOGITS_BYTES
     with attachment:
-        return model(
+        logits = model(
             input_ids=torch.cat([prompt_RN, target_RT[:, :-1]], 1),
             attention_mask=real.long(),
             position_ids=(real.long().cumsum(-1) - 1).clamp_min(0),
             use_cache=False,
-            logits_to_keep=width + 1,
-        ).logits.float()
+            logits_to_keep=0 if every else width + 1,
+        ).logits
+    return logits[:, -width - 1 :].float()
 
 
 def _from_store(
@@ -164,7 +182,14 @@ def score_pack(
     forced = force_pack(model, routers, attachment, requests, plan, lanes, store, scoring)
     target_RT, given_RT = forced.target_RT, forced.given_RT
     token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
-    logprob_R = token_logprob_RT.double().sum(-1)
+    if scoring == "prefill":  # in fp32 and over its own tokens alone, as lm-eval adds them up
+        own = [
+            row[: len(requests[n].continuation_ids)]
+            for n, row in zip(forced.plan.numbers, token_logprob_RT, strict=True)
+        ]
+        logprob_R = torch.stack([row.sum() for row in own])
+    else:
+        logprob_R = token_logprob_RT.double().sum(-1)
     greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
     continuations = [requests[number].continuation_ids for number in forced.plan.numbers]
     on_step(sum(map(len, continuations)))

@@ -18,8 +18,9 @@ from lynx_exp.engine.batch import PREFILL_KEY
 from lynx_exp.engine.decoder import Decoder
 from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
-from lynx_exp.engine.prompts import PromptStore, prefill, prompt_rows_of
+from lynx_exp.engine.prompts import PromptStore, first_tokens, prefill, prompt_rows_of
 from lynx_exp.engine.results import LaneResult
+from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.sections import Sections
 from lynx_exp.engine.slots import Cursor, Prefilled, Slots, round_up
 from lynx_exp.engine.stopping import Stopper
@@ -66,6 +67,8 @@ class Stream:
         self._sections = Sections(routers, acts, self._device)
         self._stores = stores
         self._rows: list[tuple[Row, Lane]] = []
+        self._draw: Draw | None = None
+        """None: every row takes its most likely token."""
         self._lanes: list[Lane] = []
         self._history: list[Tensor] = []
         self._forgotten = 0
@@ -131,10 +134,11 @@ class Stream:
             slots, lane.free = lane.free[:count], lane.free[count:]
             places = self._prefilled(lane, numbers, slots)
             lane.admissions += 1
-            for number, slot, (prefilled, at) in zip(numbers, slots, places, strict=True):
+            first = first_tokens([requests[number].sampling for number in numbers], places)
+            for number, slot, token, (prefilled, at) in zip(numbers, slots, first, places, strict=True):
                 row = Row(requests[number], number, slot, self._stopper)
                 lane.rows.append(row)
-                row.take(prefilled.first_tokens[at])
+                row.take(token)
                 entered += 1
                 if row.finish is not None:
                     insort(lane.free, slot)
@@ -167,6 +171,7 @@ class Stream:
             dead=self._rows_of_step(rows) - rows,
         )
         self._cursor.rows = torch.arange(self._rows_of_step(rows), device=self._device)
+        self._draw = Draw.of([row.request.sampling for row, _ in self._rows])
 
     def _rows_of_step(self, rows: int) -> int:
         """With dead ones."""
@@ -185,8 +190,11 @@ class Stream:
         self._history.append(self._sections.active())
         for lane in self._lanes:
             lane.live_rows.append(lane.live)
-        chosen = logits[:rows].argmax(-1).tolist()
-        for (row, _), token in zip(self._rows, chosen, strict=True):
+        if self._draw is None:
+            chosen = logits[:rows].argmax(-1)
+        else:
+            chosen = self._draw(logits[:rows], [len(self._rows[at][0].tokens) for at in self._draw.rows])
+        for (row, _), token in zip(self._rows, chosen.tolist(), strict=True):
             row.take(token)
         self._position[:rows] += 1
         self._key_G += 1
