@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import bleu, latency, statistics
+from analysis import bleu, guards, latency, statistics
+from analysis.activity import active_experts
+from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
 from analysis.statistics import Estimate
 
 log = logging.getLogger("analysis")
-
-SETTING = ("model", "backend", "dtype", "device", "batching", "limit")
-"""Fields that must agree before cells are averaged or drawn together; the varying ones name the setting."""
 
 NO_ESTIMATE = Estimate(value=float("nan"))
 
@@ -29,18 +27,25 @@ def results(records: Records) -> pd.DataFrame:
     (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
     columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
     points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla), `active_experts`
-    (per layer and step), `kl` (divergence from vanilla, millinats per token) and `agreement` (% of tokens). Missing
-    numbers are NaN.
+    (per layer and step; of a mix those of the stream that its subtasks share), `kl` (divergence from vanilla, millinats
+    per token), `agreement` (% of tokens), and where something is generated `new_tokens` (a response),
+    `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
+    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN. `guard` names how these leave
+    vanilla's band: "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where
+    there is nothing to compare (see `analysis.guards`).
     """
     samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     headlines = _headlines(records)
-    active = _active_experts(records)
+    active = active_experts(records)
     fidelity = _fidelity(records)
-    settings = _settings(records.cells)
-    labels = _series(records.cells)
+    settings = settings_of(records.cells)
+    labels = series_of(records.cells)
     units = _units(records)
     vanilla = {row.pair_id: row.cell_id for row in records.cells[::-1].itertuples() if row.policy == "vanilla"}
+    pairs = records.cells[["cell_id", "pair_id", "policy"]].itertuples(index=False)
+    partners = {cell: cell if policy == "vanilla" else vanilla.get(pair, "") for cell, pair, policy in pairs}
+    guarded = guards.guards(records, partners)
     counts: dict[tuple[str, str], bleu.Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
@@ -48,6 +53,7 @@ def results(records: Records) -> pd.DataFrame:
         for headline in headlines.get(cell["cell_id"], []):
             key = (cell["cell_id"], headline["subtask"])
             partner = (vanilla.get(cell["pair_id"], ""), headline["subtask"])
+            stream = (cell["cell_id"], headline["subtask"] if pd.isna(cell["mixing"]) else cell["task"])
             unit = units[headline["subtask"]]
             own, other = samples.get(key), samples.get(partner)
             if unit == "BLEU":
@@ -73,8 +79,9 @@ def results(records: Records) -> pd.DataFrame:
                 | flat("score", score)
                 | flat("difference", difference)
                 | times
-                | flat("active_experts", active.get(key, NO_ESTIMATE))
+                | flat("active_experts", active.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))
+                | _guard_columns(guarded.get(key))
             )
     frame = pd.DataFrame(rows)
     order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
@@ -82,35 +89,10 @@ def results(records: Records) -> pd.DataFrame:
 
 
 _CELL_FIELDS = (
-    *("cell_id", "pair_id", "study", "model", "task", "batch_size", "batching", "limit", "seed", "backend", "dtype"),
-    *("device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "timed_active_experts"),
-    *("match_active", "selection_us"),
+    *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
+    *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
+    *("timed_active_experts", "match_active", "selection_us"),
 )
-
-
-def _series(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """Name of each (label, parameters, phases) in tables and legends.
-
-    The label, with all parameters where it stands for several settings, and with the phases unless decode.
-    """
-    named = {}
-    columns = ["policy", "policy_label", "policy_params", "phases"]
-    for label, part in cells[columns].drop_duplicates().groupby("policy_label", sort=False):
-        shared = part["policy_params"].nunique() > 1
-        for policy, _, params, phases in part.itertuples(index=False):
-            inside = ", ".join(f"{name}={value}" for name, value in json.loads(params).items())
-            name = f"{policy}({inside})" if shared else str(label)
-            act = "" if policy == "vanilla" or phases == "decode" else f" [{phases}]"
-            named[str(label), params, phases] = name + act
-    return named
-
-
-def policy_order(policy: str, params: str, phases: str) -> tuple[Any, ...]:
-    """Sort key: vanilla, no_drop, then by name, numeric parameters by size; `params` is JSON."""
-    values = json.loads(params)
-    first = {"vanilla": 0, "no_drop": 1}.get(policy, 2)
-    numbers = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in sorted(values.items())]
-    return first, policy, phases, numbers
 
 
 def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -123,24 +105,12 @@ def _headlines(records: Records) -> dict[str, list[dict[str, Any]]]:
     return {str(cell): part.to_dict("records") for cell, part in chosen.groupby("cell_id", sort=False)}
 
 
-def _settings(cells: pd.DataFrame) -> dict[str, str]:
-    varying = [name for name in SETTING if cells[name].astype(str).nunique() > 1]
-    labels = cells[varying].apply(lambda row: ", ".join(f"{name} {row[name]}" for name in varying), axis=1)
-    return dict(zip(cells["cell_id"], labels if varying else [""] * len(cells), strict=True))
-
-
-def _active_experts(records: Records) -> dict[tuple[str, str], Estimate]:
-    """Mean over layers and full-batch decode steps (all steps if none was full), clustered by lane."""
-    if records.steps.empty:
-        return {}
-    sizes = records.cells.set_index("cell_id")["batch_size"]
-    steps = records.steps.assign(full=records.steps["live_rows"] == records.steps["cell_id"].map(sizes).astype(int))
-    keys = ["cell_id", "subtask"]
-    any_full = steps.groupby(keys, observed=True)["full"].transform("any")
-    used = steps[steps["full"] | ~any_full]
-    lanes = used.groupby([*keys, "lane"], observed=True)["active_experts"].agg(["sum", "count"]).reset_index()
-    cells = lanes.groupby(keys, observed=True)
-    return {key: statistics.ratio_of_sums(part["sum"], part["count"]) for key, part in cells}
+def _guard_columns(guard: guards.Guard | None) -> dict[str, Any]:
+    names = ("new_tokens", "new_tokens_difference", "length_stop_share", "length_stop_share_difference")
+    columns: dict[str, Any] = {}
+    for name in names:
+        columns |= flat(name, NO_ESTIMATE if guard is None else getattr(guard, name))
+    return columns | {"guard": guards.NOTHING_TO_COMPARE if guard is None else guard.flag}
 
 
 def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:

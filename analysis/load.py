@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analysis import schema
 from lynx_exp.store.read import CellRecord, read_cells
@@ -37,6 +39,8 @@ class Records:
     """One row per (cell, subtask, metric, filter)."""
     samples: pd.DataFrame
     """One row per (cell, subtask, document)."""
+    responses: pd.DataFrame
+    """One row per (cell, subtask, request), without texts."""
     steps: pd.DataFrame
     """One row per (cell, subtask, lane, decode step, layer)."""
     timing: pd.DataFrame
@@ -73,10 +77,11 @@ def load(root: str | Path) -> Records:
             [{"cell_id": cell.info["cell_id"], **row} for cell in cells for row in cell.metrics["metrics"]],
             columns=schema.names("metrics"),
         ),
-        samples=_stack("samples", ids, cells, lambda cell: cell.samples()),
-        steps=_stack("steps", ids, cells, lambda cell: cell.steps()),
-        timing=_stack("timing", ids, cells, lambda cell: cell.timing()),
-        fidelity=_stack("fidelity", ids, cells, lambda cell: cell.fidelity()),
+        samples=_stack("samples", ids, cells),
+        responses=_stack("responses", ids, cells),
+        steps=_stack("steps", ids, cells),
+        timing=_stack("timing", ids, cells),
+        fidelity=_stack("fidelity", ids, cells),
         unfinished=unfinished,
     )
 
@@ -103,19 +108,30 @@ def _timed_active_experts(cell: CellRecord) -> float | None:
     return timing.get("vanilla_active_experts") if value is None else value
 
 
-def _stack(
-    table: str, ids: Sequence[str], cells: Sequence[CellRecord], read: Callable[[CellRecord], Any]
-) -> pd.DataFrame:
-    """Concatenate one table of every cell; `cell_id` is categorical, which keeps millions of rows small."""
-    columns = [name for name in schema.names(table) if name != "cell_id"]
-    tables = {code: found for code, cell in enumerate(cells) if (found := read(cell)) is not None}
-    frames = {code: found.select(columns).to_pandas() for code, found in tables.items()}
-    if not frames:
+_REPEATED = ("subtask", "finish_reason")
+"""Columns of few names in many rows, read as categories."""
+
+
+def _stack(table: str, ids: Sequence[str], cells: Sequence[CellRecord]) -> pd.DataFrame:
+    """Concatenate one table of every cell that has it; `cell_id` is categorical, which keeps millions of rows small."""
+    found = {code: _read(cell.path / f"{table}.parquet", table) for code, cell in enumerate(cells)}
+    tables = {code: part for code, part in found.items() if part is not None}
+    if not tables:
         return pd.DataFrame({name: [] for name in schema.names(table)})
-    codes = np.repeat(list(frames), [len(frame) for frame in frames.values()])
-    stacked = pd.concat(frames.values(), ignore_index=True)
+    codes = np.repeat(list(tables), [part.num_rows for part in tables.values()])
+    together = pa.concat_tables(tables.values(), promote_options="permissive").unify_dictionaries()
+    stacked = together.to_pandas()
     stacked.insert(0, "cell_id", pd.Categorical.from_codes(codes, categories=list(ids)))
     return stacked
+
+
+def _read(file: Path, table: str) -> pa.Table | None:
+    """The documented columns only: a text that is not read takes neither time nor memory."""
+    if not file.is_file():
+        return None
+    columns = [name for name in schema.names(table) if name != "cell_id"]
+    repeated = [name for name in _REPEATED if name in columns]
+    return pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns).select(columns)
 
 
 def _state(cell: CellRecord) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import latency, statistics
+from analysis import guards, latency, statistics
 from analysis.compare import NO_ESTIMATE, flat
 from analysis.load import Records
 from analysis.statistics import Estimate
@@ -23,7 +23,9 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
     and `agreement` likewise. `speedup` and `tpot_ms` are geometric means over the cells. `subtasks` counts what was
-    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree.
+    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree. The
+    subtasks of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active experts are
+    one number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
     """
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
@@ -39,23 +41,32 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row["paired"] = bool(part["paired"].all())
             for quantity in ("score", "difference", "active_experts", "kl", "agreement"):
                 row |= flat(quantity, _macro(part, quantity))
+            for end in ("score_low", "score_high"):
+                row[end] = float(np.clip(row[end], 0.0, 100.0))
+            row["guard"] = guards.together(part["guard"])
+            row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))
             row["selection_us"] = float(part["selection_us"].astype(float).median())
             row |= _macro_times(part, timings)
             averaged.append(row)
     return pd.DataFrame(averaged)
 
 
-_SERIES_FIELDS = ("model", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "match_active")
+_SERIES_FIELDS = (
+    *("model", "mixing", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "match_active"),
+)
 
 
 def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
+    mixing = part["mixing"].iloc[0]
+    if isinstance(mixing, str) and quantity == "active_experts":
+        part = part.drop_duplicates("cell_id").assign(subtask="")
     estimates = []
     for _, same in part.groupby("subtask", sort=False):
         columns = (same[f"{quantity}{suffix}"].mean(skipna=False) for suffix in ("", "_se", "_df"))
         value, se, df = (float(number) for number in columns)
         known = not (np.isnan(se) or np.isnan(df))
         estimates.append(Estimate(value=value, se=se if known else None, df=df if known else None))
-    return statistics.macro_mean(estimates)
+    return (statistics.dependent_mean if mixing == "shuffled" else statistics.macro_mean)(estimates)
 
 
 def _macro_times(part: pd.DataFrame, timings: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

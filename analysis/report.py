@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import table
+from analysis import composition, table
 from analysis.compare import results
 from analysis.load import load
 from analysis.macro import summary
@@ -19,14 +19,15 @@ def print_table(root: str | Path, console: Console | None = None, csv: str | Pat
     """
     records = load(root)
     rows = results(records)
-    averaged = summary(records, rows)
+    averaged, lanes = summary(records, rows), composition.lanes(records, rows)
     if console is None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=table.WIDTH)
     table.print_rows(rows, averaged, console)
+    table.print_mixes(composition.summary(lanes), console)
     if csv is not None:
-        for file in table.write_csv(rows, averaged, csv):
+        for file in table.write_csv(rows, averaged, lanes, csv):
             console.print(f"wrote {file}", soft_wrap=True)
 
 
@@ -43,4 +44,4 @@ def write_figures(root: str | Path, out: str | Path | None = None, only: str | N
     records = load(root)
     rows = results(records)
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(rows, summary(records, rows), folder, only=only)
+    return figures.draw(rows, summary(records, rows), composition.lanes(records, rows), folder, only=only)

@@ -28,6 +28,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("study", "-", "folder below the results root"),
         ("model", "-", "preset name, path or hub id"),
         ("task", "-", "name of the evaluation task"),
+        ("mixing", "-", "of several tasks in one stream of requests: shuffled or separate lanes; missing = no mix"),
         ("batch_size", "rows", "rows of one lane in decode"),
         ("batching", "-", "static or continuous"),
         ("policy", "-", "name of the selection policy"),
@@ -61,8 +62,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("active_experts", "experts per layer and step", "mean over the decode steps that ran a full batch"),
         ("active_experts_all", "experts per layer and step", "mean over all decode steps"),
         ("mean_live_rows", "rows", "mean unfinished rows of a decode step"),
-        ("new_tokens_mean", "tokens", "mean length of a response"),
-        ("length_stop_share", "share 0..1", "responses cut off by the length limit"),
+        ("new_tokens_mean", "tokens", "mean length of a generated response, over the cell"),
+        ("length_stop_share", "share 0..1", "generated responses that the length limit cut off, over the cell"),
         ("timed_active_experts", "experts per layer and step", "mean over the timed decode steps of the policy"),
         ("seconds", "s", "wall time of the cell"),
         ("path", "-", "folder of the cell"),
@@ -87,10 +88,23 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("scores", "-", "all scores of the document, as JSON"),
         ("target", "-", "reference text"),
         ("filtered", "-", "answer behind the filter"),
+        ("request", "-", "number in the plan of the request that was scored; of repeats the first"),
+        ("new_tokens", "tokens", "length of its response"),
+        ("finish_reason", "-", "why its response ended, as in responses"),
+        ("verdict", "-", "what became of generated code; missing for other tasks"),
+    ),
+    "responses": _columns(
+        _CELL_ID,
+        _SUBTASK,
+        ("request", "-", "number of the request in the plan; every repeat is a request of its own"),
+        ("doc_id", "-", "document of the subtask"),
+        _LANE,
+        ("new_tokens", "tokens", "length of the response"),
+        ("finish_reason", "-", "eos, stop (a stop string), length (cut off); scored: a choice, nothing generated"),
     ),
     "steps": _columns(
         _CELL_ID,
-        _SUBTASK,
+        ("subtask", "-", "one lm-eval task of the cell's task; of a mix the stream, under the task's name"),
         _LANE,
         ("step", "-", "decode step of the lane, from 0"),
         ("layer", "-", "MoE layer, from 0"),
@@ -115,6 +129,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("agreeing", "tokens", "tokens where the most likely one is the same"),
     ),
 }
+"""Only these columns are read. The cells' files hold more: texts of responses, prompts' hashes, slots, sandboxes, which
+no number here needs and which would fill the memory (`lynx_exp.store.read` reads them, a cell at a time)."""
 
 
 def names(table: str) -> list[str]:

@@ -118,6 +118,29 @@ def macro_mean(estimates: Sequence[Estimate]) -> Estimate:
     return t_interval(value, math.sqrt(variances.sum()) / count, float(df))
 
 
+def dependent_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Plain mean of estimates from the same lanes, correlated in a way not known.
+
+    Its standard error is at most the mean of theirs (as if one decided all), and that bound is used.
+    """
+    value = float(np.mean([estimate.value for estimate in estimates]))
+    parts = [(e.se, e.df) for e in estimates if e.se is not None and e.df is not None]
+    if len(parts) < len(estimates) or sum(se for se, _ in parts) == 0:
+        return Estimate(value=value)
+    return t_interval(value, float(np.mean([se for se, _ in parts])), min(df for _, df in parts))
+
+
+def difference_of_means(first: Estimate, second: Estimate) -> Estimate:
+    """First minus second, of independent observations: Welch's interval. None if one has none."""
+    value = first.value - second.value
+    parts = [(e.se, e.df) for e in (first, second) if e.se is not None and e.df is not None]
+    variances = np.array([se**2 for se, _ in parts])
+    if len(parts) < 2 or variances.sum() == 0:
+        return Estimate(value=value)
+    df = variances.sum() ** 2 / float(np.sum(variances**2 / np.array([df for _, df in parts])))
+    return t_interval(value, math.sqrt(variances.sum()), float(df))
+
+
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's score interval of a share, in 0..1."""
     interval = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from analysis import guards
 
 WIDTH = 100
 """Columns that the table fits into; also the width where output is not a terminal."""
@@ -27,16 +30,18 @@ def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> N
         behind = first["metric"] if first["filter"] in (None, "none", "") else f"{first['metric']} ({first['filter']})"
         counted = f"{behind}, {first['documents']} documents in {first['lanes']} lanes"
         console.print(_table(group, title=_title(*names), about=counted, unit=first["unit"]))
-        console.print()
+        _print_flagged(group, console)
     for (setting, batch), group in summary.groupby(["setting", "batch_size"], sort=True) if len(summary) else ():
         title = _title("mean over subtasks", f"batch size {batch}", setting)
         console.print(_table(group, title=title, about=f"{group['all_subtasks'].max()} subtasks", unit="points"))
-        console.print()
+        _print_flagged(group, console)
     compared = summary[summary["kl"].notna()] if len(summary) else summary
     for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True) if len(compared) else ():
         console.print(_fidelity_table(group, _title("distance from vanilla", f"batch size {batch}", setting)))
         console.print()
-    console.print(Text(_LEGEND + (_FIDELITY_LEGEND if len(compared) else ""), style="dim"))
+    flagged = rows["guard"].map(guards.is_flagged).any()
+    legend = _LEGEND + (_FIDELITY_LEGEND if len(compared) else "") + (_GUARD_LEGEND if flagged else "")
+    console.print(Text(legend, style="dim"))
 
 
 _FIDELITY_LEGEND = (
@@ -52,14 +57,47 @@ _LEGEND = (
 )
 
 
-def write_csv(rows: pd.DataFrame, summary: pd.DataFrame, file: str | Path) -> list[Path]:
-    """Write the rows to `file` and the macro means beside it (`NAME_summary.csv`); returns both paths."""
+_GUARD_LEGEND = (
+    f"\n!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
+    f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit, and"
+    f" beyond chance or over {guards.SIZE_ALONE:g} times that much."
+)
+
+
+def _print_flagged(group: pd.DataFrame, console: Console) -> None:
+    """A line for each flagged row, then a blank one."""
+    for row in group.to_dict("records"):
+        if guards.is_flagged(row["guard"]):
+            line = f"! {row['series']}: {_what_is_off(row)}".replace(" %", _HARD_SPACE + "%")
+            text = "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ")).replace(_HARD_SPACE, " ")
+            console.print(Text(text, style="red"), width=WIDTH)
+    console.print()
+
+
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def _what_is_off(row: Mapping[str, Any]) -> str:
+    if "guarded" in row:
+        return f"{row['guard']} in {row['guarded']}"
+    tokens, stops = row["new_tokens"], 100 * row["length_stop_share"]
+    before, stops_before = tokens - row["new_tokens_difference"], stops - 100 * row["length_stop_share_difference"]
+    form = "{:.0f}" if min(tokens, before) >= 20 else "{:.1f}"
+    length = f"{form.format(tokens)} tokens a response, vanilla {form.format(before)}"
+    return f"{length}; {stops:.0f} % cut off, vanilla {abs(stops_before):.0f} %"
+
+
+def write_csv(rows: pd.DataFrame, summary: pd.DataFrame, lanes: pd.DataFrame, file: str | Path) -> list[Path]:
+    """Write the rows to `file`, the macro means beside it (`NAME_summary.csv`), and where a mix ran its lanes
+    (`NAME_lanes.csv`); returns the paths."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.stem}_summary{file.suffix or '.csv'}")
+    beside = {name: file.with_name(f"{file.stem}_{name}{file.suffix or '.csv'}") for name in ("summary", "lanes")}
     rows.to_csv(file, index=False)
-    summary.to_csv(beside, index=False)
-    return [file, beside]
+    summary.to_csv(beside["summary"], index=False)
+    if len(lanes):
+        lanes.to_csv(beside["lanes"], index=False)
+    return [file, beside["summary"], *([beside["lanes"]] if len(lanes) else [])]
 
 
 def _title(*parts: str) -> str:
@@ -93,7 +131,7 @@ def _fidelity_table(group: pd.DataFrame, title: str) -> Table:
     table.add_column("select\nµs", width=6, justify="right")
     for row in group.sort_values("active_experts", kind="stable").to_dict("records"):
         table.add_row(
-            Text(row["series"]),
+            _label(row),
             _number(row["active_experts"], "{:.2f}"),
             _interval(row, "difference", "{:+.1f}"),
             _interval(row, "kl", "{:.3g}"),
@@ -103,15 +141,48 @@ def _fidelity_table(group: pd.DataFrame, title: str) -> Table:
     return table
 
 
+_MIX_LEGEND = (
+    "Lanes count once each. difference: experts, shuffled lanes minus separate ones of the same requests.\n"
+    "tasks: effective number of tasks in a lane, exp of the entropy of its requests' shares."
+)
+
+
+def print_mixes(summary: pd.DataFrame, console: Console) -> None:
+    """For each mix and batch size, what sharing lanes does to active experts; `summary` of `composition`."""
+    if summary.empty:
+        return
+    for (setting, task, batch), group in summary.groupby(["setting", "task", "batch_size"], sort=True):
+        title = Text(_title(f"{task}: experts by what shares a lane", f"batch size {batch}", setting), style="bold")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
+        table.add_column("policy", width=WIDTH - 63, overflow="fold")
+        table.add_column("lanes", width=8)
+        table.add_column("number", width=6, justify="right")
+        table.add_column("tasks", width=5, justify="right")
+        table.add_column("active experts", width=20)
+        table.add_column("difference", width=19)
+        for row in group.to_dict("records"):
+            active, difference = _interval(row, "active_experts", "{:.2f}"), _interval(row, "difference", "{:+.2f}")
+            mean_tasks = _number(row["effective_tasks"], "{:.2f}")
+            table.add_row(_label(row), row["mixing"], str(row["lanes"]), mean_tasks, active, difference)
+        console.print(table)
+        console.print()
+    console.print(Text(_MIX_LEGEND, style="dim"))
+
+
 def _cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
     reference = row["policy"] == "vanilla"
-    label = Text(row["series"], style="bold" if reference else "")
+    label = _label(row)
     if row.get("subtasks", 0) < row.get("all_subtasks", 0):
         label.append(f" ({row['subtasks']} of {row['all_subtasks']} subtasks)", style="yellow")
     difference = "-" if reference else _interval(row, "difference", "{:+.1f}") if row["paired"] else "no vanilla"
     speedup = "1" if reference and not math.isnan(row["tpot_ms"]) else _interval(row, "speedup", "{:.2f}")
     tpot, active = _number(row["tpot_ms"], "{:#.3g}"), _number(row["active_experts"], "{:.2f}")
     return label, _interval(row, "score", "{:.1f}"), difference, tpot, speedup, active
+
+
+def _label(row: Mapping[str, Any]) -> Text:
+    label = Text(row["series"], style="bold" if row["policy"] == "vanilla" else "")
+    return label.append(" !", style="bold red") if guards.is_flagged(row["guard"]) else label
 
 
 def _interval(row: Mapping[str, Any], name: str, form: str) -> Text | str:

@@ -32,11 +32,13 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
         return style.skip(name, "no policy has finished all subtasks of a batch size")
     look = style.looks(complete)
     handles, labels = style.family_entries(complete, look)
+    rings = style.ring_entry(complete)
+    handles, labels = handles + rings[0], labels + rings[1]
     sizes = complete[["num_experts", "top_k"]].dropna().drop_duplicates()
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * (len(labels) + len(sizes)) + 0.25)
     axes = fig.subplots()
     batches = sorted(complete["batch_size"].unique())
-    columns = ["series", "policy", "batch_size", "active_experts", "active_experts_low", "active_experts_high"]
+    columns = ["series", "policy", "batch_size", "active_experts", "active_experts_low", "active_experts_high", "guard"]
     numbers = complete[columns].copy()
     for num_experts, top_k in sizes.itertuples(index=False):
         smooth = np.geomspace(batches[0], batches[-1], 100)
@@ -49,6 +51,7 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
         axes.plot(line["batch_size"], line["active_experts"], **drawn.marker_kwargs() | {"linestyle": "-"})
         low, high = line["active_experts_low"], line["active_experts_high"]
         axes.vlines(line["batch_size"], low, high, color=drawn.color, linewidth=0.7, zorder=1.9)
+    style.ring(axes, complete, "batch_size", "active_experts")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(batches))
     axes.xaxis.set_minor_locator(NullLocator())

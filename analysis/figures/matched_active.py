@@ -62,12 +62,16 @@ def _line(policy: str, params: str) -> str:
 def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     lines = part[["line", "policy"]].drop_duplicates().rename(columns={"line": "series"}).sort_values("series")
     look = style.looks(lines)
-    fig = style.figure(4.4 + style.LEGEND_ROW_IN * ((len(look) + 1) // 2))
+    rings = style.ring_entry(part)
+    columns_of_legend = 1 if rings[0] else 2  # its label takes a whole line
+    fig = style.figure(4.4 + style.LEGEND_ROW_IN * -(-(len(look) + len(rings[0])) // columns_of_legend))
     above, below = fig.subplots(2, 1, sharex=True)
     for series, drawn in look.items():
         line = part[part["line"] == series].sort_values("active_experts")
         _plot(above, line, "difference", drawn)
         _plot(below, line[line["kl"] > 0], "kl", drawn)
+    style.ring(above, part, "active_experts", "difference")
+    style.ring(below, part[part["kl"] > 0], "active_experts", "kl")
     above.set_yscale("symlog", linthresh=5, linscale=1.2)
     _frame(above, part["difference"], below=0.25, above=3.0)
     above.axhline(0, color="#000000", linewidth=0.6, linestyle=":")
@@ -85,8 +89,8 @@ def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) ->
     below.set_ylabel("KL from vanilla, millinats per token")
     below.set_xlabel("active experts (per layer and step)")
     handles = [Line2D([], [], **drawn.marker_kwargs() | {"linestyle": "-"}) for drawn in look.values()]
-    style.legend(fig, handles, list(look), columns=2)
-    columns = ["series", "policy", "policy_params", "active_experts", "selection_us"]
+    style.legend(fig, handles + rings[0], [*look, *rings[1]], columns=columns_of_legend)
+    columns = ["series", "policy", "policy_params", "active_experts", "selection_us", "guard"]
     for quantity in ("difference", "kl", "agreement"):
         columns += [quantity, f"{quantity}_low", f"{quantity}_high"]
     return style.save(fig, folder, name, part[columns].sort_values(["policy", "active_experts"]))

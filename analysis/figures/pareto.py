@@ -86,6 +86,8 @@ def _draw(frame: pd.DataFrame, saving: Saving, folder: Path, name: str, layout: 
         return style.skip(name, saving.missing)
     look = style.looks(points)
     handles, labels = style.family_entries(points, look)
+    rings = style.ring_entry(points)
+    handles, labels = handles + rings[0], labels + rings[1]
     legend_in = style.LEGEND_ROW_IN * len(labels)
     fig, panels = layout(points, saving, legend_in)
     deep = points["y"].min() < _DEEP
@@ -120,7 +122,7 @@ def _points(frame: pd.DataFrame, saving: Saving) -> tuple[pd.DataFrame, list[str
             left_out.append(f"not drawn, {reason}: {_listed(frame.loc[hit, 'series'])}")
         drawn &= ~hit
     kept = frame[drawn]
-    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases"]
+    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard"]
     points = kept[keys].copy()
     for axis, column in (("x", saving.column), ("y", "difference")):
         for end in ("", "_low", "_high"):
@@ -175,6 +177,7 @@ def _panel(axes: Axes, part: pd.DataFrame, saving: Saving, look: dict[str, style
     for point, one, full in zip(part.to_dict("records"), drawn, marked, strict=True):
         height = 6 if point["policy"] == "vanilla" else 5 if point["policy"] == "no_drop" else 4 if full else 3
         axes.plot([point["x"]], [point["y"]], **one.marker_kwargs(), zorder=height)
+    style.ring(axes, part, "x", "y")
     axes.xaxis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(0.06)

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
+from analysis import guards
+
 log = logging.getLogger("analysis")
 
 WIDTH_IN = 3.25
@@ -171,6 +173,29 @@ def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
             bars = points[known]
             shown = [color for color, keep in zip(colors, known, strict=True) if keep]
             lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
+
+
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "none",
+    "color": "#C00000",
+    "markerfacecolor": "none",
+    "markeredgewidth": 0.8,
+}
+_RING_SIZE = 8.5
+
+
+def ring(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
+    """A ring around each flagged point, above the points; needs a column `guard`."""
+    flagged = points[points["guard"].map(guards.is_flagged)]
+    axes.plot(flagged[x], flagged[y], **_RING, markersize=_RING_SIZE, zorder=7)
+
+
+def ring_entry(points: pd.DataFrame) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+    """The legend's handle and label of the rings; none if no point is flagged."""
+    if not points["guard"].map(guards.is_flagged).any():
+        return [], []
+    return [Line2D([], [], **_RING, markersize=7)], ["responses longer or shorter than vanilla's"]
 
 
 def note(fig: Figure, lines: Iterable[str]) -> None:

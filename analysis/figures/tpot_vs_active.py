@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from analysis import guards
 from analysis.figures import style
 
 NAME = "tpot_vs_active"
@@ -39,7 +41,8 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
     look = style.looks(points)
-    fits, handles, labels = {}, [], []
+    fits, labels = {}, []
+    handles: list[Any] = []
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
     for batch, part in points.groupby("batch_size", sort=True):
@@ -51,6 +54,8 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
         grey = style.Look(color="#444444", marker=look[series].marker)
         handles.append(Line2D([], [], **grey.marker_kwargs()))
         labels.append(policy)
+    rings = style.ring_entry(points)
+    handles, labels = handles + rings[0], labels + rings[1]
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * len(labels) + 0.25)
     axes = fig.subplots()
     style.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
@@ -58,6 +63,7 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
         color = colors[point["batch_size"]]
         drawn = style.Look(color=color, marker=look[point["series"]].marker)
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
+    style.ring(axes, points, "x", "y")
     for batch, fit in fits.items():
         if fit is not None:
             ends = points.loc[points["batch_size"] == batch, "x"].agg(["min", "max"]).to_numpy()
@@ -72,13 +78,15 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
 
 
 def _points(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per timed cell: x = active experts during the timed steps (else in the task), y = TPOT in ms."""
+    """One row per timed cell: x = active experts during the timed steps (else in the task), y = TPOT in ms; flagged if
+    one of its subtasks is."""
     cells = rows.drop_duplicates("cell_id").set_index("cell_id")
     in_task = rows.groupby("cell_id")["active_experts"].mean()
     active = cells["timed_active_experts"].astype(float).fillna(in_task)
     keep = ["task", "batch_size", "series", "policy", "policy_params", "phases"]
     points = cells[keep].assign(x=active, x_low=np.nan, x_high=np.nan)
     points = points.assign(y=cells["tpot_ms"], y_low=cells["tpot_ms_low"], y_high=cells["tpot_ms_high"])
+    points["guard"] = rows.groupby("cell_id")["guard"].agg(guards.together)
     return points.dropna(subset=["x", "y"]).reset_index()
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sacrebleu import corpus_bleu
 
+from lynx_exp.store.tables import RESPONSES, SAMPLES
+
 EXPERTS, TOP_K, LAYERS = 16, 2, 3
 TEXT = "the small river runs past an old stone mill and under a bridge of dark oak where boats wait"
 WORDS = tuple(TEXT.split())
@@ -23,6 +25,11 @@ SUBTASKS = {
     "mini_truthfulqa": ("mini_truthfulqa_gen", "mini_truthfulqa_mc1"),
     "mini_wmt16": ("mini_wmt16",),
 }
+MIX = {"mix": ("mini_gsm8k", "mini_wmt16")}
+"""One stream of requests, in lanes as the cell's `mixing` says; shuffled lanes alternate the two."""
+CHOICES = "mini_truthfulqa_mc1"
+"""Of the subtasks the one that generates nothing."""
+LENGTH_LIMIT = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,10 @@ class FakePolicy:
     """Share of vanilla's active experts that it runs."""
     harm: float = 0.0
     """Share of right answers that it spoils."""
+    longer: int = 0
+    """Tokens that it adds to every response."""
+    runs_on: int = 0
+    """Every so many documents one response runs on to LENGTH_LIMIT and is cut off; 0 = none."""
 
     shown: tuple[str, ...] | None = None
     """Parameters that the label names; None = all."""
@@ -85,17 +96,21 @@ def write_cell(
         **{"model": "lynx_tiny", "policy": policy.name, "policy_params": policy.params, "policy_label": policy.label},
         **{"phases": "decode", "task": task, "batch_size": batch_size, "batching": "static", "limit": documents},
         **{"seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
-        **{"match_active": None, "layers": None},
+        **{"match_active": None, "layers": None, "mixing": None},
         **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS},
         **info,
     }
     rng = np.random.default_rng(int(cell_id, 16) % 2**32)
     samples, steps, metrics = [], [], []
-    for subtask in SUBTASKS[task]:
-        rows = _samples(subtask, batch_size, documents, policy.harm, rng)
+    for subtask in (SUBTASKS | MIX)[task]:
+        rows = _samples(subtask, batch_size, documents, policy, rng)
         samples += rows
-        steps += _steps(subtask, batch_size, documents, policy.keep, rng)
+        if task not in MIX:
+            steps += _steps(subtask, batch_size, documents, policy.keep, rng)
         metrics.append(_metric(subtask, rows))
+    if task in MIX:
+        _share_lanes(samples, batch_size, info["mixing"])
+        steps = _steps(task, batch_size, len(samples), policy.keep, rng, more=2 * (info["mixing"] == "shuffled"))
     full = [step["active_experts"] for step in steps if step["live_rows"] == batch_size]
     activity = {"active_experts": float(np.mean(full)), "active_experts_all": float(np.mean(full))}
     activity |= {"mean_live_rows": batch_size - 0.5, "new_tokens_mean": 12.0, "length_stop_share": 0.0}
@@ -105,13 +120,14 @@ def write_cell(
     times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:04+00:00", "seconds": 3.5}
     _json(folder / "status.json", {"state": state, "error": error, "notes": [], "attempt": 1, **times})
     _json(folder / "provenance.json", {})
-    pq.write_table(pa.Table.from_pylist(samples), folder / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
-    pq.write_table(pa.table({"subtask": pa.array([], pa.string())}), folder / "responses.parquet")
+    responses = [row | {"response": row["filtered"], "prompt_tokens": 20} for row in samples]
+    pq.write_table(pa.Table.from_pylist(responses, RESPONSES), folder / "responses.parquet")
     if repeats:
         _write_timing(folder, policy, batch_size, repeats, rng)
     if kl is not None:
-        _write_fidelity(folder, SUBTASKS[task], batch_size, documents, kl)
+        _write_fidelity(folder, (SUBTASKS | MIX)[task], batch_size, documents, kl)
     if state == "done":
         hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
         _json(folder / "DONE", {"files": hashes})
@@ -119,13 +135,13 @@ def write_cell(
 
 
 def _samples(
-    subtask: str, batch_size: int, documents: int, harm: float, rng: np.random.Generator
+    subtask: str, batch_size: int, documents: int, policy: FakePolicy, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     fixed = np.random.default_rng(len(subtask))
     rows = []
     for doc in range(documents):
         words = list(fixed.choice(WORDS, size=8))
-        right, spoiled = fixed.random() < 0.93, rng.random() < harm
+        right, spoiled = fixed.random() < 0.93, rng.random() < policy.harm
         answer = list(words)
         if not right:
             answer[2] = "wrong"
@@ -133,8 +149,26 @@ def _samples(
             answer[4:6] = ["lost", "lost"]
         score = None if subtask == "mini_wmt16" else float(right and not spoiled)
         row = {"subtask": subtask, "doc_id": doc, "lane": doc // batch_size, "score": score, "scores": "{}"}
-        rows.append(row | {"target": " ".join(words), "filtered": " ".join(answer)})
+        row |= {"target": " ".join(words), "filtered": " ".join(answer), "request": doc, "slot": doc % batch_size}
+        rows.append(row | _ending(subtask, doc, policy))
     return rows
+
+
+def _ending(subtask: str, doc: int, policy: FakePolicy) -> dict[str, Any]:
+    """Vanilla's responses have 8, 9, 10, 11 or 12 tokens and end by themselves."""
+    if subtask == CHOICES:
+        return {"new_tokens": 0, "finish_reason": "scored"}
+    cut = policy.runs_on and doc % policy.runs_on == 0
+    tokens = LENGTH_LIMIT if cut else 8 + doc % 5 + policy.longer
+    return {"new_tokens": tokens, "finish_reason": "length" if cut else "eos" if doc % 2 else "stop"}
+
+
+def _share_lanes(samples: list[dict[str, Any]], batch_size: int, mixing: str) -> None:
+    """Number the requests through the stream, and give them its lanes."""
+    half, lanes = len(samples) // 2, len(samples) // batch_size
+    for request, row in enumerate(samples):
+        place = request if mixing == "separate" else 2 * request if request < half else 2 * (request - half) + 1
+        row |= {"request": request, "lane": min(place // batch_size, lanes - 1), "slot": place % batch_size}
 
 
 def _metric(subtask: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,14 +188,14 @@ def _active(batch_size: int, keep: float) -> float:
 
 
 def _steps(
-    subtask: str, batch_size: int, documents: int, keep: float, rng: np.random.Generator
+    subtask: str, batch_size: int, documents: int, keep: float, rng: np.random.Generator, more: int = 0
 ) -> list[dict[str, Any]]:
     rows = []
     for lane in range(-(-documents // batch_size)):
         for step in range(6):
             live = batch_size if step < 5 else max(batch_size - 1, 1)
             for layer in range(LAYERS):
-                active = int(np.clip(round(_active(live, keep) + rng.normal(0, 0.8)), 1, EXPERTS))
+                active = int(np.clip(round(_active(live, keep) + more + rng.normal(0, 0.8)), 1, EXPERTS))
                 row = {"subtask": subtask, "lane": lane, "step": step, "layer": layer}
                 rows.append(row | {"live_rows": live, "active_experts": active})
     return rows
