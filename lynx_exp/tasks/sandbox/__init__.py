@@ -1,0 +1,46 @@
+"""A sandbox for generated code: programs are run where they can do no harm, and judged where they cannot lie.
+
+**Judging.** Each program has two processes. The candidate's runs its code; the tester's runs the trusted test and sees
+the candidate through messages of plain data (`jail.codec`), so that no object, frame, builtin or exit code of the
+candidate's reaches an assertion. A program passes if the tester, behind the last assertion, reports the nonce that the
+supervisor gave to it alone. What a candidate returns counts as the exact builtin type that it is or derives from;
+anything else is a reference that equals only itself. A name that a test uses without defining it is a builtin if there
+is one, else the candidate's: hand the test's own helpers over as `Program.prelude`.
+
+**Containing.** All tiers: empty environment, /dev/null for input and output, no descriptors but two pipes, limits on
+address space, CPU time, wall-clock time, threads, open files and file size; core dumps off, no new privileges, root and
+all capabilities given up; killed at the end of the test or of its time, and with this process.
+
+bubblewrap, namespaces, landlock: a system call filter besides (`jail.seccomp`), an allowlist: no new process, no
+exec, no socket, no signal but to itself, no ptrace, shared memory, memfd, keys, namespaces, mounts, io_uring, bpf, nor
+any change of modes, owners, limits or priorities. Files: those of the system, the interpreter and a few numeric
+libraries may be read (`files`), 1 MiB each may be written in an own empty folder.
+
+- bubblewrap: `bwrap` makes a file system of just these files, and namespaces without network; each program gets a
+  process namespace and a file system of 32 MiB of its own; Landlock on top where the kernel has it.
+- namespaces: the same, made here, with Landlock required.
+- landlock: no namespaces. Landlock rules files, TCP, abstract sockets and, on Linux 6.12 or newer, signals; the filter
+  alone stops UDP and sockets with a path, and changes of modes, which Landlock does not know.
+- unsafe: process limits only. Programs can read and write the user's files, use the network and signal the user's
+  processes.
+
+**What no tier stops**: faults of the kernel, of Python or of libraries (there is one kernel, and no second line behind
+a hole in it); side channels; the use of all CPU time and memory within the limits; reading the system's own files under
+/usr. landlock besides: names, sizes and times of all files that the user may see; as many small files as fit into the
+program's time on the disk of the temporary folder. The test itself is trusted: it runs confined as well, but one
+process runs many tests.
+
+For root, landlock and unsafe let programs import from an interpreter in root's own folder only what the supervisor has
+loaded: the unprivileged user that programs become cannot read the rest. The other tiers show it the files elsewhere.
+
+Why no library but bubblewrap: sandlock 0.9 (Landlock and seccomp) confines in place without the system call filter and
+without network rules, needs Landlock 6, and otherwise starts an interpreter per program. What is left to call are three
+system calls and a filter, here by ctypes.
+"""
+
+from __future__ import annotations
+
+from lynx_exp.tasks.sandbox.program import ExecutionError, Program, Verdict
+from lynx_exp.tasks.sandbox.sandbox import Sandbox, SandboxUnavailable, open_sandbox
+
+__all__ = ["ExecutionError", "Program", "Sandbox", "SandboxUnavailable", "Verdict", "open_sandbox"]

@@ -1,0 +1,301 @@
+"""Plain data as bytes, between a tester and its candidate: exact builtin types, nothing that runs.
+
+Encoding folds subclasses of the builtin types (Counter, namedtuple, IntEnum, ...) to the content that the builtin type
+itself sees, so that a class's own `__eq__`, `__hash__` or `__repr__` never reaches the other side. Decoding makes
+exact types only, checks every length against what is there, and ends in CodecError for anything else.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections import deque
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+MAX_DEPTH = 200
+"""Nesting of containers. Deeper data is refused on both sides, long before Python's own recursion limit."""
+
+INT64 = range(-(2**63), 2**63)
+CONSTANTS = {b"N": None, b"T": True, b"F": False}
+SEQUENCES: dict[bytes, type] = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset}
+PACKED: dict[bytes, tuple[type, str]] = {b"q": (list, "q"), b"Q": (tuple, "q"), b"f": (list, "d"), b"G": (tuple, "d")}
+"""Lists and tuples of small ints or floats alone, which tests have by the thousand: type, and type code of an array."""
+PACKED_TAGS: dict[tuple[type, type], bytes] = {
+    (kind, int if code == "q" else float): tag for tag, (kind, code) in PACKED.items()
+}
+REFERENCES = b"h", b"k", b"o"
+"""To the candidate's objects, to the tester's functions, to mutable containers that came with a call."""
+MUTABLE = list, dict, set, bytearray, deque
+MUTABLE_TAGS = b"l", b"m", b"S", b"B", b"D", b"q", b"f"
+
+Refer = Callable[[Any], tuple[bytes, int]]
+Resolve = Callable[[bytes, int], Any]
+
+
+class CodecError(Exception):
+    """Not plain data, or not what the encoder would have written."""
+
+
+def no_references(*_: Any) -> Any:
+    raise CodecError("not plain data")
+
+
+def encode(
+    value: Any, refer: Refer = no_references, numbers: dict[int, int] | None = None, noted: list[Any] | None = None
+) -> bytes:
+    """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
+
+    Objects whose id is in `numbers` are written as references. With `noted`, mutable containers are added to it and to
+    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike.
+    """
+    out: list[bytes] = []
+    Encoder(out.append, refer, numbers or {}, noted).put(value, 0)
+    return b"".join(out)
+
+
+class Encoder:
+    def __init__(
+        self, write: Callable[[bytes], Any], refer: Refer, numbers: dict[int, int], noted: list[Any] | None
+    ) -> None:
+        self.write, self.refer, self.numbers, self.noted = write, refer, numbers, noted
+
+    def put(self, value: Any, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise CodecError("nested too deeply")
+        if (known := self.numbers.get(id(value))) is not None:
+            self.write(b"o" + struct.pack(">Q", known))
+            return
+        kind = type(value)
+        method = WRITERS.get(kind)
+        if method is None:
+            base = next((base for base in kind.__mro__ if base in WRITERS), None)
+            if base is None:
+                tag, number = self.refer(value)
+                self.write(tag + struct.pack(">Q", number))
+                return
+            method = WRITERS[base]
+        if self.noted is not None and isinstance(value, MUTABLE):
+            self.numbers[id(value)] = len(self.noted)
+            self.noted.append(value)
+        method(self, value, depth)
+
+    def constant(self, value: Any, depth: int) -> None:
+        self.write(b"N" if value is None else b"T" if value else b"F")
+
+    def integer(self, value: int, depth: int) -> None:
+        value = int.__index__(value)
+        if value in INT64:
+            self.write(b"i" + struct.pack(">q", value))
+        else:
+            self.sized(b"I", value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+
+    def real(self, value: float, depth: int) -> None:
+        self.write(b"d" + struct.pack(">d", float.__float__(value)))
+
+    def complex_number(self, value: complex, depth: int) -> None:
+        value = complex.__complex__(value)
+        self.write(b"c" + struct.pack(">dd", value.real, value.imag))
+
+    def text(self, value: str, depth: int) -> None:
+        self.sized(b"s", str.encode(value, "utf-8", "surrogatepass"))
+
+    def binary(self, value: bytes, depth: int) -> None:
+        self.sized(b"b", bytes.__getitem__(value, slice(None)))
+
+    def mutable_binary(self, value: bytearray, depth: int) -> None:
+        self.sized(b"B", bytes(bytearray.__getitem__(value, slice(None))))
+
+    def sequence(self, value: list[Any] | tuple[Any, ...], depth: int) -> None:
+        kind: Any = list if isinstance(value, list) else tuple
+        items = list(kind.__iter__(value))
+        types = set(map(type, items))
+        if len(types) == 1 and (tag := PACKED_TAGS.get((kind, types.pop()))) is not None:
+            try:
+                packed = array(PACKED[tag][1], items)
+            except OverflowError:
+                pass  # an int beyond 64 bits
+            else:
+                self.sized(tag, packed.tobytes())
+                return
+        self.items(b"l" if kind is list else b"t", items, depth)
+
+    def plain_set(self, value: set[Any] | frozenset[Any], depth: int) -> None:
+        kind: Any = set if isinstance(value, set) else frozenset
+        self.items(b"S" if kind is set else b"Z", list(kind.__iter__(value)), depth)
+
+    def mapping(self, value: dict[Any, Any], depth: int) -> None:
+        self.items(b"m", [part for pair in dict.items(value) for part in pair], depth)
+
+    def span(self, value: range, depth: int) -> None:
+        self.items(b"r", [value.start, value.stop, value.step], depth)
+
+    def queue(self, value: deque[Any], depth: int) -> None:
+        self.items(b"D", [value.maxlen, *deque.__iter__(value)], depth)
+
+    def decimal(self, value: Decimal, depth: int) -> None:
+        self.items(b"x", ["decimal", Decimal.__str__(value)], depth)
+
+    def fraction(self, value: Fraction, depth: int) -> None:
+        self.items(b"x", ["fraction", int(value.numerator), int(value.denominator)], depth)
+
+    def moment(self, value: date | timedelta, depth: int) -> None:
+        if isinstance(value, timedelta):
+            self.items(b"x", ["timedelta", value.days, value.seconds, value.microseconds], depth)
+        elif isinstance(value, datetime):
+            if value.tzinfo is not None:
+                raise CodecError("a datetime with a time zone")
+            self.items(b"x", ["datetime", *value.timetuple()[:6], value.microsecond], depth)
+        else:
+            self.items(b"x", ["date", value.year, value.month, value.day], depth)
+
+    def sized(self, tag: bytes, content: bytes) -> None:
+        self.write(tag + struct.pack(">I", len(content)))
+        self.write(content)
+
+    def items(self, tag: bytes, items: list[Any], depth: int) -> None:
+        self.write(tag + struct.pack(">I", len(items)))
+        for item in items:
+            self.put(item, depth + 1)
+
+
+WRITERS: dict[type, Callable[[Encoder, Any, int], None]] = {
+    type(None): Encoder.constant,
+    bool: Encoder.constant,
+    int: Encoder.integer,
+    float: Encoder.real,
+    complex: Encoder.complex_number,
+    str: Encoder.text,
+    bytes: Encoder.binary,
+    bytearray: Encoder.mutable_binary,
+    list: Encoder.sequence,
+    tuple: Encoder.sequence,
+    set: Encoder.plain_set,
+    frozenset: Encoder.plain_set,
+    dict: Encoder.mapping,
+    range: Encoder.span,
+    deque: Encoder.queue,
+    Decimal: Encoder.decimal,
+    Fraction: Encoder.fraction,
+    date: Encoder.moment,
+    datetime: Encoder.moment,
+    timedelta: Encoder.moment,
+}
+
+VALUES: dict[str, Callable[..., Any]] = {
+    "decimal": Decimal,
+    "fraction": Fraction,
+    "timedelta": timedelta,
+    "datetime": datetime,
+    "date": date,
+}
+
+
+def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | None = None) -> Any:
+    """The value that `data` encodes; `resolve` finds what a reference stands for. CodecError for anything else.
+
+    With `noted`, mutable containers are added to it in the encoder's order, and references to them are resolved here.
+    """
+    decoder = Decoder(data, resolve, noted)
+    try:
+        value = decoder.get(0)
+    except (struct.error, ValueError, TypeError, OverflowError, ArithmeticError, LookupError) as error:
+        raise CodecError(f"malformed: {type(error).__name__}") from None
+    if decoder.at != len(data):
+        raise CodecError("malformed: more than one value")
+    return value
+
+
+class Decoder:
+    def __init__(self, data: bytes, resolve: Resolve, noted: list[Any] | None) -> None:
+        self.data, self.resolve, self.noted, self.at = data, resolve, noted, 0
+
+    def take(self, count: int) -> bytes:
+        start, self.at = self.at, self.at + count
+        if self.at > len(self.data):
+            raise CodecError("malformed: cut off")
+        return self.data[start : self.at]
+
+    def unpack(self, form: str) -> tuple[Any, ...]:
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def get(self, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise CodecError("nested too deeply")
+        tag = self.take(1)
+        if tag in CONSTANTS:
+            return CONSTANTS[tag]
+        if tag == b"i":
+            return self.unpack(">q")[0]
+        if tag == b"d":
+            return self.unpack(">d")[0]
+        if tag == b"c":
+            return complex(*self.unpack(">dd"))
+        if tag in REFERENCES:
+            (number,) = self.unpack(">Q")
+            return self.noted[number] if tag == b"o" and self.noted is not None else self.resolve(tag, number)
+        (count,) = self.unpack(">I")
+        if self.noted is None or tag not in MUTABLE_TAGS:
+            return self.sized(tag, count, depth)
+        place = len(self.noted)
+        self.noted.append(None)
+        self.noted[place] = value = self.sized(tag, count, depth)
+        return value
+
+    def sized(self, tag: bytes, count: int, depth: int) -> Any:
+        if tag in b"IsbBqQfG":
+            return self.from_content(tag, self.take(count))
+        if count > len(self.data) - self.at:
+            raise CodecError("malformed: longer than what is there")  # every item takes a byte at least
+        return self.from_items(tag, [self.get(depth + 1) for _ in range(count)])
+
+    def from_content(self, tag: bytes, content: bytes) -> Any:
+        if tag == b"s":
+            return content.decode("utf-8", "surrogatepass")
+        if tag == b"b":
+            return content
+        if tag == b"B":
+            return bytearray(content)
+        if tag == b"I":
+            number = int.from_bytes(content, "big", signed=True)
+            if number in INT64 or len(content) != number.bit_length() // 8 + 1:
+                raise CodecError("malformed: an int not written as ints are")
+            return number
+        kind, code = PACKED[tag]
+        packed = array(code)
+        packed.frombytes(content)
+        if not packed:
+            raise CodecError("malformed: an empty packed sequence")
+        return kind(packed)
+
+    def from_items(self, tag: bytes, items: list[Any]) -> Any:
+        if tag in SEQUENCES:
+            value = SEQUENCES[tag](items)
+            if len(value) != len(items):
+                raise CodecError("malformed: an item twice in a set")
+            return value
+        if tag == b"m":
+            mapping = dict(zip(items[::2], items[1::2], strict=True))
+            if 2 * len(mapping) != len(items):
+                raise CodecError("malformed: a key twice in a dict")
+            return mapping
+        if tag == b"r":
+            return range(*expect(items, [int, int, int]))
+        if tag == b"D":
+            queue = deque(items[1:], items[0])
+            if len(queue) != len(items) - 1:
+                raise CodecError("malformed: a queue longer than it may be")
+            return queue
+        if tag == b"x" and items and type(items[0]) is str:
+            kinds: list[type] = [str] if items[0] == "decimal" else [int] * (len(items) - 1)
+            return VALUES[items[0]](*expect(items[1:], kinds))
+        raise CodecError("malformed: an unknown tag")
+
+
+def expect(items: list[Any], kinds: list[type]) -> list[Any]:
+    if list(map(type, items)) != kinds:
+        raise CodecError("malformed: parts of the wrong type")
+    return items

@@ -1,0 +1,31 @@
+"""What is run, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ExecutionError(RuntimeError):
+    """The machinery that runs programs failed; nothing is known about any program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    source: str
+    """Python code to be judged. Not trusted."""
+    test: str
+    """Trusted Python code. With `entry_point` it defines `check(candidate)`, which raises if the candidate is wrong;
+    without, it is run as it is, and names that it does not define are those of `source`."""
+    entry_point: str | None
+    """Name in `source` of the function or class that is handed to `check`."""
+    prelude: str = ""
+    """Trusted Python code that is run before the test, for helpers that the test calls (HumanEval's prompts have some).
+    Its names are the test's own, except `entry_point` and functions without a body: those are the source's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    passed: bool
+    reason: str
+    """`passed` if and only if it did; else `timeout`, `raised <class of exception>`, `the prelude raised <class>`,
+    `the entry point is not defined`, `output` (a result above 32 MiB), `malformed reply`, or how the process ended."""

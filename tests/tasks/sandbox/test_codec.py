@@ -1,0 +1,159 @@
+"""Plain data goes through the pipe as it is, and nothing else comes out of it."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, OrderedDict, deque
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lynx_exp.tasks.sandbox.jail.codec import MAX_DEPTH, CodecError, decode, encode
+
+
+def has_hash(number: Decimal) -> bool:
+    return not number.is_snan()
+
+
+SURROGATES = st.text(st.characters(min_codepoint=0xD7F0, max_codepoint=0xE010))
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.complex_numbers()
+    | st.text()
+    | SURROGATES
+    | st.binary()
+    | st.builds(range, st.integers(), st.integers(), st.integers(1))
+    | st.dates()
+    | st.datetimes()
+    | st.timedeltas()
+    | st.fractions()
+    | st.decimals().filter(has_hash)
+)
+HASHABLE = st.recursive(
+    ATOMS, lambda inner: st.lists(inner, max_size=3).map(tuple) | st.lists(inner, max_size=3).map(frozenset)
+)
+PLAIN = st.recursive(
+    HASHABLE | st.decimals() | st.binary().map(bytearray) | st.lists(st.integers()) | st.lists(st.floats()).map(tuple),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.lists(inner, max_size=4).map(deque)
+        | st.lists(st.tuples(HASHABLE, inner), max_size=4).map(dict)
+        | st.lists(HASHABLE, max_size=4).map(set)
+    ),
+    max_leaves=20,
+)
+EXACT = {
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, range, list, tuple, dict, set, frozenset, deque),
+    *(date, datetime, timedelta, Decimal, Fraction),
+}
+
+
+def picture(value: object) -> object:
+    """`value` as something that differs wherever types or bits do."""
+    kind = type(value)
+    assert kind in EXACT
+    if kind is float:
+        return kind, struct.pack("d", value)
+    if kind is complex:
+        return kind, struct.pack("dd", value.real, value.imag)
+    if kind is dict:
+        return kind, [(picture(key), picture(item)) for key, item in value.items()]
+    if kind in (set, frozenset):
+        return kind, sorted(map(repr, map(picture, value)))
+    if kind in (list, tuple, deque):
+        return kind, getattr(value, "maxlen", None), [picture(item) for item in value]
+    return kind, str(value) if kind is not str else value
+
+
+@given(PLAIN)
+def test_round_trip(value):
+    assert picture(decode(encode(value))) == picture(value)
+
+
+@given(st.binary())
+def test_no_other_bytes(data):
+    """What is accepted is plain, and goes through again as it is."""
+    try:
+        value = decode(data)
+    except CodecError:
+        return
+    assert picture(decode(encode(value))) == picture(value)
+
+
+@given(PLAIN, st.data())
+def test_damaged_bytes(value, data):
+    """Bytes close to good ones: cut off, continued or changed."""
+    whole = bytearray(encode(value))
+    where = data.draw(st.integers(0, len(whole) - 1))
+    for damaged in (whole[:where], whole + b"N", whole[:where] + data.draw(st.binary(max_size=9)) + whole[where + 1 :]):
+        test_no_other_bytes.hypothesis.inner_test(bytes(damaged))
+
+
+class Liar(int):
+    __eq__ = lambda *_: True  # noqa: E731
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (OrderedDict(x=[1]), {"x": [1]}),
+        (Liar(7), 7),
+        ([Liar(7), 8], [7, 8]),
+        ((Liar(2**70),), (2**70,)),
+        ([type("S", (str,), {"encode": None})("ä")], ["ä"]),
+        (type("F", (float,), {"__float__": lambda _: 1.0})(2.5), 2.5),
+    ],
+)
+def test_subclasses_are_what_they_derive_from(value, plain):
+    assert picture(decode(encode(value))) == picture(plain)
+
+
+@pytest.mark.parametrize("value", [object(), print, int, [lambda: 0], {"x": object()}, Ellipsis, slice(1)])
+def test_not_plain(value):
+    with pytest.raises(CodecError):
+        encode(value)
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_depth():
+    assert decode(encode(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
+    with pytest.raises(CodecError):
+        encode(nested(MAX_DEPTH + 1))
+    with pytest.raises(CodecError):
+        decode(b"l\0\0\0\1" * 10**6 + b"N")
+
+
+@pytest.mark.parametrize("tag", [b"l", b"t", b"S", b"Z", b"m", b"D", b"s", b"b", b"B", b"I", b"q", b"G"])
+def test_a_length_that_is_not_there(tag):
+    with pytest.raises(CodecError):
+        decode(tag + b"\xff\xff\xff\xff")
+
+
+def test_arguments_keep_their_identity():
+    shared = [1]
+    noted: list = []
+    data = encode(([shared, shared], {"x": shared}), numbers={}, noted=noted)
+    there: list = []
+    (first, mapping) = decode(data, noted=there)
+    assert first[0] is first[1] is mapping["x"]
+    assert there == noted == [[shared, shared], shared, {"x": shared}]
+    assert (
+        decode(encode(first[0], numbers={id(it): n for n, it in enumerate(there)}), lambda tag, n: noted[n]) is shared
+    )

@@ -1,0 +1,144 @@
+"""The pieces of the jail that can be tried alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from lynx_exp.tasks.sandbox import files
+from lynx_exp.tasks.sandbox.jail import folders, seccomp
+from lynx_exp.tasks.sandbox.jail.syscalls import ARCHITECTURES, HARMLESS, JUDGED, numbers
+
+HEADERS = {
+    "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+    "aarch64": "/usr/include/asm-generic/unistd.h",
+}
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_numbers_are_those_of_the_headers(machine):
+    header = Path(HEADERS[machine])
+    if not header.exists():
+        pytest.skip(f"no {header}")
+    found = {
+        name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)\s", header.read_text())
+    }
+    found.setdefault("newfstatat", found.get("fstatat", 0))
+    for table in (HARMLESS, JUDGED):
+        assert numbers(table, machine) == {name: found[name] for name in numbers(table, machine)}
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_what_is_judged_is_not_let_through_before(machine):
+    assert not set(numbers(HARMLESS, machine).values()) & set(numbers(JUDGED, machine).values())
+
+
+def evaluate(code: bytes, number: int, arguments: tuple[int, ...] = (), architecture: int = 0xC000_003E) -> int:
+    """What a filter says to a call: the few instructions that it uses, by their definition."""
+    data = struct.pack("iIQ6Q", number, architecture, 0, *(arguments + (0,) * 6)[:6])
+    at = accumulator = 0
+    while True:
+        kind, if_true, if_false, operand = struct.unpack_from("HBBI", code, 8 * at)
+        at += 1
+        if kind == seccomp.LOAD:
+            (accumulator,) = struct.unpack_from("I", data, operand)
+        elif kind == seccomp.AND:
+            accumulator &= operand
+        elif kind == seccomp.RETURN:
+            return operand
+        else:
+            holds = {
+                seccomp.JUMP_EQUAL: accumulator == operand,
+                seccomp.JUMP_ABOVE: accumulator > operand,
+                seccomp.JUMP_ANY_BIT: bool(accumulator & operand),
+            }[kind]
+            at += if_true if holds else if_false
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "allowed"),
+    [
+        ("kill", (77, 9), True),
+        ("kill", (78, 9), False),
+        ("kill", (2**32 - 1, 9), False),
+        ("tgkill", (77, 80, 9), True),
+        ("tgkill", (1, 1, 9), False),
+        ("clone", (0x3D0F00,), True),
+        ("clone", (17,), False),
+        ("openat", (0, 0, 0), True),
+        ("openat", (0, 0, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), True),
+        ("openat", (0, 0, os.O_RDWR | os.O_TRUNC), True),
+        ("openat", (0, 0, os.O_RDONLY | os.O_TRUNC), False),
+        ("openat", (0, 0, 3 | os.O_TRUNC), False),
+        ("socketpair", (1, 1 | 0o2000000), True),
+        ("socketpair", (1, 2), False),
+        ("socketpair", (2, 1), False),
+        ("sendto", (3, 0, 0, 0, 0), True),
+        ("sendto", (3, 0, 0, 0, 1), False),
+        ("sendto", (3, 0, 0, 0, 1 << 32), False),
+        ("fcntl", (3, 4), True),
+        ("fcntl", (3, 8), False),
+        ("fcntl", (3, 10), False),
+        ("fcntl", (3, 1026), False),
+        ("ioctl", (0, 0x5401), True),
+        ("ioctl", (0, 0x5412), False),
+        ("prctl", (15,), True),
+        ("prctl", (1,), False),
+        ("prlimit64", (0,), True),
+        ("prlimit64", (77,), True),
+        ("prlimit64", (78,), False),
+    ],
+)
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_filter(machine, call, arguments, allowed):
+    code = seccomp.Filter(machine).for_process(77)
+    architecture = ARCHITECTURES[machine][1]
+    assert (evaluate(code, numbers(JUDGED, machine)[call], arguments, architecture) == seccomp.ALLOW) is allowed
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_every_number(machine):
+    """Nothing is allowed but what is in the tables, and no other architecture lives."""
+    code = seccomp.Filter(machine).for_process(77)
+    _, architecture = ARCHITECTURES[machine]
+    known = set(numbers(HARMLESS, machine).values()) | set(numbers(JUDGED, machine).values())
+    for number in range(1000):
+        verdict = evaluate(code, number, architecture=architecture)
+        assert verdict == seccomp.ALLOW or verdict & 0xFFFF0000 == seccomp.ERROR
+        assert verdict != seccomp.ALLOW or number in known
+        assert evaluate(code, number, architecture=0x4000_0003) == seccomp.KILL
+        assert evaluate(code, 0x4000_0000 + number, architecture=architecture) == seccomp.KILL
+
+
+def test_emptied_folders(tmp_path):
+    deep = tmp_path / "filled"
+    deep.mkdir()
+    here = os.getcwd()
+    try:
+        os.chdir(deep)
+        for _ in range(2000):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("file").write_text("x")
+    finally:
+        os.chdir(here)
+    (deep / "link").symlink_to(tmp_path)
+    (deep / "a" / "b").mkdir(parents=True)
+    (deep / "a" / "b" / "c").write_text("x")
+    os.chmod(deep / "a" / "b", 0)
+    os.chmod(deep / "a", 0)
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    folders.empty(str(deep))
+    assert os.listdir(deep) == [] and kept.exists()
+
+
+def test_no_site_packages_are_readable():
+    granted, listed = files.carved()
+    for folder in files.masked():
+        assert not files.within(os.path.realpath(folder), granted)
+    assert not [path for path in granted if path == "/" or os.path.realpath(os.path.expanduser("~")) == path]
