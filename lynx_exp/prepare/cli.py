@@ -1,5 +1,5 @@
 """The command `lynx-prepare`: `train` makes the bundled model, or one like it; `calibrate` measures any model for the
-policies that need it."""
+policies that need it; `prefetch` downloads what a sweep needs."""
 
 from __future__ import annotations
 
@@ -34,12 +34,42 @@ Another model's file is refused, by a hash of its routers. lynx_tiny has its fil
   lynx-exp model=mixtral_8x7b policy=sere
 
 Ctrl-C leaves what was there before. Equal commands write equal bytes."""
+PREFETCH_HELP = """\
+Download every model and data set that `lynx-exp` would need for the same arguments, so that it then runs on a machine
+without a network. Give what you give `lynx-exp`: a cell, -m with lists, a study.
+
+  lynx-prepare prefetch model=olmoe_1b_7b task=gsm8k
+  lynx-prepare prefetch -m model=mixtral_8x7b,qwen3_30b_a3b task=gsm8k,humaneval
+  lynx-prepare prefetch +study=matched_active model=olmoe_1b_7b task=truthfulqa
+  lynx-prepare prefetch --dry-run model=mixtral_8x7b task=wmt16 task.revision=COMMIT
+  HF_HUB_OFFLINE=1 lynx-exp model=olmoe_1b_7b task=gsm8k
+
+Each is fetched once, however many cells use it: of a model its configuration, tokenizer and safetensors (code only with
+model.trust_remote_code=true), of a task all splits of its data set. Everything goes to huggingface's own cache, HF_HOME
+(~/.cache/huggingface): set it to a folder that both machines see, or copy that folder. lynx_tiny, random models, models
+in folders, the mini tasks and task.data=FILE_OR_FOLDER need nothing.
+
+A gated model: accept its licence on its page of the hub, and log in with `hf auth login` (or set HF_TOKEN).
+Ctrl-C keeps the files that are complete; the same command fetches the others."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 INTERRUPTED_LINE = {
     "train": "interrupted; run the same command to continue from the last checkpoint",
     "calibrate": "interrupted; nothing was written",
+    "prefetch": "interrupted; complete files stay, the same command fetches the others",
+    "lm-eval-task": "interrupted; nothing was written",
 }
+LM_EVAL_TASK_HELP = """\
+Write FOLDER/TASK.yaml: lm-eval's own definition of a task, its documents from local files, so that lm-eval's command
+needs no hub either:
+
+  lynx-prepare lm-eval-task humaneval HumanEval.jsonl.gz local-tasks
+  lm_eval --model lynx --model_args pretrained=lynx_tiny,policy=lynx --tasks humaneval --include_path local-tasks \\
+    --confirm_run_unsafe_code
+
+The file names where things lie on this machine."""
+CONFIG_NAMES = {"prefetch": "config"}
+"""Of verbs whose arguments are not fields of `conf/VERB.yaml`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,17 +79,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run `lynx-prepare ARGUMENTS`; the exit code."""
+    verb, rest = list(arguments[:1]), sorted(arguments[1:], key=lambda argument: not argument.startswith("-"))
+    asked = _parser().parse_args([*verb, *rest])  # argparse wants flags first; lynx-exp takes them anywhere
+    try:
+        asked.act(asked)
+    except KeyboardInterrupt:
+        print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        from lynx_exp.explain import explain
+
+        line = explain(error, asked.overrides, config_name=CONFIG_NAMES.get(asked.verb, asked.verb))
+        if line is None:
+            raise
+        print(f"lynx-prepare: error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A verb sets `act`: what is called with its arguments."""
     from lynx_exp.config import config_folder
 
     parser = argparse.ArgumentParser(
         prog="lynx-prepare",
         description="What comes before a run.",
         epilog="Examples:\n  lynx-prepare train\n  lynx-prepare train out=runs/mine steps=200 num_experts=8\n"
-        "  lynx-prepare calibrate model=olmoe_1b_7b data=web.jsonl\n\n"
+        "  lynx-prepare calibrate model=olmoe_1b_7b data=web.jsonl\n"
+        "  lynx-prepare prefetch model=olmoe_1b_7b task=gsm8k\n\n"
         "Exit codes: 0 done, 2 bad input, 130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="train|calibrate")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="|".join(INTERRUPTED_LINE))
     train = verbs.add_parser(
         "train",
         help="train an MoE on the mini tasks; the defaults make lynx_tiny (about half an hour on 2 CPU cores)",
@@ -68,6 +119,7 @@ def run(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the recipe")
+    train.set_defaults(act=_train)
     calibrate = verbs.add_parser(
         "calibrate",
         help="measure a model's experts for the policies sere, naee and lexi (a minute for lynx_tiny)",
@@ -76,21 +128,35 @@ def run(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     calibrate.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="the model, the data and how much of it")
-    asked = parser.parse_args(list(arguments))
-    try:
-        {"train": _train, "calibrate": _calibrate}[asked.verb](asked.overrides)
-    except KeyboardInterrupt:
-        print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        from lynx_exp.explain import explain
+    calibrate.set_defaults(act=_calibrate)
+    prefetch = verbs.add_parser(
+        "prefetch",
+        help="download the models and data sets of a sweep, for machines without a network",
+        description=PREFETCH_HELP,
+        epilog="Exit codes: 0 all is there, 2 bad input or something could not be fetched (the rest is), 130 stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    prefetch.add_argument("-m", "--multirun", action="store_true", help="lists are sweeps, as in lynx-exp")
+    prefetch.add_argument("--dry-run", action="store_true", help="only list what would be fetched, and its size")
+    prefetch.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="the arguments of lynx-exp")
+    prefetch.set_defaults(act=_prefetch)
+    lm_eval_task = verbs.add_parser(
+        "lm-eval-task",
+        help="write a task's definition with local documents, for lm-eval's own command",
+        description=LM_EVAL_TASK_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    lm_eval_task.add_argument("task", help="a name that lm-eval knows, such as gsm8k or truthfulqa_mc1")
+    lm_eval_task.add_argument("data", help="a file, or a folder of files, as in task.data= of lynx-exp")
+    lm_eval_task.add_argument("folder", type=Path, help="where to write TASK.yaml")
+    lm_eval_task.set_defaults(act=_lm_eval_task, overrides=[])
+    return parser
 
-        line = explain(error, asked.overrides, config_name=asked.verb)
-        if line is None:
-            raise
-        print(f"lynx-prepare: error: {line}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+
+def _lm_eval_task(asked: argparse.Namespace) -> None:
+    from lynx_exp.tasks.lm_eval_yaml import write_lm_eval_task
+
+    print(write_lm_eval_task(asked.task, asked.data, asked.folder))
 
 
 def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -132,11 +198,11 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     return float(value) if isinstance(default, float) else value
 
 
-def _train(overrides: Sequence[str]) -> None:
+def _train(asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    config, out = read_recipe(overrides)
+    config, out = read_recipe(asked.overrides)
     if (out / "recipe.json").exists():
         raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
     from transformers.utils.logging import disable_progress_bar
@@ -176,14 +242,14 @@ def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
     return config
 
 
-def _calibrate(overrides: Sequence[str]) -> None:
+def _calibrate(asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from lynx_exp.prepare.calibrate import calibrate
     from lynx_exp.prepare.progress import calibrate_callback
 
-    config = read_calibration(overrides)
+    config = read_calibration(asked.overrides)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # this run has its own
@@ -209,3 +275,9 @@ def _use(config: CalibrateConfig, out: Path) -> str:
     if auto is not None and Path(auto).samefile(out):
         return "sere, naee and lexi of this model take it from here on"
     return f"use it with policy.calibration={out}"
+
+
+def _prefetch(asked: argparse.Namespace) -> None:
+    from lynx_exp.prepare.prefetch import prefetch
+
+    prefetch(asked.overrides, multirun=asked.multirun, dry_run=asked.dry_run)

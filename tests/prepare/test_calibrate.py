@@ -215,7 +215,8 @@ def cell(policy: dict[str, Any], model: ModelConfig | None = None) -> Cell:
         tracker=TrackerConfig(),
         device="cpu",
     )
-    return prepare_cells([config], lambda name, limit: SimpleNamespace(name=name, data_digest="d"))[0]
+    task = SimpleNamespace(name="t", data_digest="d", runs_code=False)
+    return prepare_cells([config], lambda name, limit, settings: task)[0]
 
 
 def test_a_cell_counts_what_its_calibration_holds_not_where_it_is() -> None:
