@@ -1,0 +1,122 @@
+"""Scores of finished cells anew, from the responses that they stored: no model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lynx_exp.launch.records import answers, sample_rows
+from lynx_exp.launch.stored import StoredCell, open_stored
+from lynx_exp.launch.tasks import LoadTask, sandbox_of
+from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet
+from lynx_exp.store.read import CellRecord
+from lynx_exp.store.tables import SAMPLES
+from lynx_exp.tasks.load import load_task
+
+NOTE = "rescored"
+NAMED = ("subtask", "metric", "filter")
+"""What tells a metric of a cell from its others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A metric that is not what it was; None: it was, or is, no number."""
+
+    subtask: str
+    metric: str
+    filter: str
+    before: float | None
+    after: float | None
+
+    def __str__(self) -> str:
+        shown = ["none" if value is None else f"{value:.6g}" for value in (self.before, self.after)]
+        return f"{self.subtask} {self.metric},{self.filter}: {' -> '.join(shown)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    changes: list[Change]
+    samples: int
+    """Documents of which a score, a filtered response, a verdict or its sandbox is another."""
+
+    def __str__(self) -> str:
+        if self.changes:
+            return "; ".join(map(str, self.changes))
+        if self.samples:
+            return f"same metrics; of {self.samples} documents a filtered response, a verdict or its sandbox changed"
+        return "unchanged"
+
+
+def rescore(
+    record: CellRecord, *, sandbox: str | None = None, confirm_unsafe_code: bool = False, load: LoadTask = load_task
+) -> Rescored:
+    """Score the cell's stored responses and write what has changed. `sandbox`: in place of the one it was run with.
+
+    ValueError if its tasks are no longer what it was asked, or its files not those that it wrote.
+    """
+    cell = open_stored(record, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code, load=load)
+    samples, metrics = _scored(cell)
+    differing = _differing(record.samples().to_pylist(), samples.to_pylist())
+    same = not differing and record.metrics["metrics"] == metrics
+    changes = _changes(record.metrics["metrics"], metrics)
+    if not same or not _intact(record.path):
+        _write(record, samples, metrics, note=not same)
+    return Rescored(changes=changes, samples=differing)
+
+
+def _scored(cell: StoredCell) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """(samples table, metrics as in metrics.json)"""
+    samples, metrics = [], []
+    for task in cell.tasks:
+        rows = cell.responses[task.name]
+        scores = task.score(answers(task, rows), sandbox=sandbox_of(cell.config) if task.runs_code else None)
+        samples += sample_rows(task, scores, rows)
+        metrics += [asdict(metric) for metric in scores.metrics]
+    for metric in metrics:
+        metric["value"] = metric["value"] if math.isfinite(metric["value"]) else None
+    return pa.Table.from_pylist(samples, schema=SAMPLES), metrics
+
+
+def _write(record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool) -> None:
+    """Each file in one step, DONE last and never away: without it the launcher would run the cell again. A kill in
+    between leaves a DONE with hashes of the files before, which the next `rescore` sees and puts right."""
+    folder = record.path
+    write_parquet(folder / "samples.parquet", samples)
+    write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
+    if note:
+        notes = [text for text in record.status.get("notes", []) if not text.startswith(NOTE)]
+        today = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder / "status.json", record.status | {"notes": [*notes, f"{NOTE} {today}"]})
+    done = read_json(folder / "DONE")
+    write_json(folder / "DONE", done | {"files": {name: sha256_of(folder / name) for name in done["files"]}})
+
+
+def _intact(folder: Path) -> bool:
+    """Whether the files that rescoring writes are those that DONE names."""
+    files = read_json(folder / "DONE")["files"]
+    return all(files[name] == sha256_of(folder / name) for name in ("samples.parquet", "metrics.json"))
+
+
+def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Change]:
+    old, new = (
+        {(row["subtask"], row["metric"], row["filter"]): row["value"] for row in rows} for rows in (before, after)
+    )
+    return [
+        Change(subtask=key[0], metric=key[1], filter=key[2], before=old.get(key), after=new.get(key))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _differing(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> int:
+    """Rows with a column that is another; NaN is NaN, and a column that older cells lack counts as empty."""
+    names = SAMPLES.names
+    paired = zip(before, after, strict=False)
+    other = sum(repr([old.get(name) for name in names]) != repr([new[name] for name in names]) for old, new in paired)
+    return other + abs(len(before) - len(after))

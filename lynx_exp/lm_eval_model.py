@@ -1,0 +1,378 @@
+"""This engine, with any policy, as a model of lm-eval's own command:
+
+lm_eval --model lynx --model_args pretrained=lynx_tiny,policy=lynx,alpha=3,beta=2,decode_batch=16 --tasks gsm8k
+
+Installing the package makes `lm_eval` know the model (`lm_eval_hook`); where that does not work,
+`python -m lynx_exp.lm_eval_model --model lynx ...` is the same command.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lm_eval.api.model import LM, TemplateLM
+from tqdm import tqdm
+
+from lynx_exp.config import BATCHINGS, MIXINGS, PHASES, SANDBOXES, SCORINGS, TRUNCATES, at_least, did_you_mean, one_of
+from lynx_exp.launch.requests import encode_requests
+from lynx_exp.tasks.lm_eval_code import run_code_in
+from lynx_exp.tasks.settings import Generation
+from lynx_exp.tasks.task import TaskRequest
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from lynx_exp.engine import BatchPlan, LaneResult, Request
+    from lynx_exp.routing import Policy
+    from lynx_exp.tasks.execute import Sandbox
+
+log = logging.getLogger("lm_eval.lynx")
+
+DECODE_BATCH = 16
+"""Where neither `decode_batch` nor a number as lm-eval's `--batch_size` is given."""
+UNDERSTOOD = ("until", "do_sample", "temperature", "top_p", "top_k")
+"""Generation settings that are followed, besides the names of the largest length."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests of one lm-eval task, as far as encoding needs to know them."""
+
+    name: str
+    kind: Literal["generate", "choice"]
+    requests: tuple[TaskRequest, ...]
+
+
+class LynxLM(LM):
+    """Answers lm-eval's requests in lanes, under a policy: the responses of a cell with the same settings."""
+
+    chat_template = TemplateLM.chat_template
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        revision: str | None = None,
+        policy: str = "vanilla",
+        phases: str = "decode",
+        layers: str | int | Sequence[int] | None = None,
+        decode_batch: int | None = None,
+        batching: str = "static",
+        waves: int = 4,
+        mixing: str = "separate",
+        seed: int = 0,
+        scoring: str = "decode",
+        truncate: str = "left",
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        experts_implementation: str = "auto",
+        trust_remote_code: bool = False,
+        max_rows: int = 256,
+        memory_gib: float | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
+        sandbox: str = "auto",
+        confirm_unsafe_code: bool = False,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        """`pretrained`: lynx_tiny, a folder or a hub id. `parameters`: the policy's own; `policy.NAME` where the model
+        has an argument NAME, too. `decode_batch`: rows of a lane. `mixing`: separate (lanes hold requests of one task,
+        whose scores then do not depend on what else is asked) or shuffled. `batch_size`, `max_batch_size` and `device`
+        are lm-eval's own options. The others are as in `lynx-exp`.
+
+        ValueError, in one line, for an argument that is unknown or does not fit.
+        """
+        super().__init__()
+        from lynx_exp.engine import Engine
+        from lynx_exp.routing import layer_range
+
+        if not pretrained:
+            raise ValueError("pretrained: missing; give --model_args pretrained=lynx_tiny, a folder or a hub id")
+        one_of("phases", phases, PHASES)
+        one_of("batching", batching, BATCHINGS)
+        one_of("mixing", mixing, MIXINGS)
+        one_of("scoring", scoring, SCORINGS)
+        one_of("truncate", truncate, TRUNCATES)
+        self._policy = _policy(policy, parameters)
+        if decode_batch is None:
+            asked = str(batch_size)  # lm-eval's may be auto, too
+            decode_batch = int(asked) if asked.isdigit() else DECODE_BATCH
+        at_least("decode_batch", decode_batch, 1)
+        at_least("waves", waves, 1)
+        self.decode_batch, self.batch_sizes = decode_batch, {"decode_batch": decode_batch}
+        self._batching, self._waves, self._mixing, self._seed = batching, waves, mixing, seed
+        self._scoring, self._truncate, self._revision = scoring, truncate, revision
+        self._act: dict[str, Any] = {"phases": phases, "layers": _layers(layers)}
+        self._chat = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self._chat["enable_thinking"] = enable_thinking
+        run_code_in(_sandbox(sandbox, confirm_unsafe_code))
+        self._engine = Engine.from_pretrained(
+            pretrained,
+            dtype=dtype,
+            device=_device(device) if device_map is None else "auto",
+            revision=revision,
+            experts_implementation=experts_implementation,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            max_rows=max_rows,
+            memory_gib=memory_gib,
+        )
+        self._engine.act(self._policy, **self._act)  # what does not fit this model is said now
+        if self._act["layers"] is not None:
+            layer_range(self._act["layers"], self._engine.num_layers)
+        self._active: list[float] = []
+        """Of each call."""
+        if self._policy is not None and decode_batch < self._policy.min_batch:
+            log.warning(
+                f"decode_batch={decode_batch}: {policy} leaves lanes of fewer than {self._policy.min_batch} rows "
+                "as they are, so this is vanilla; give decode_batch=N or --batch_size N"
+            )
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> LynxLM:
+        """lm-eval's own options give way to `arg_dict`."""
+        given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**(given | {name: _read(value) for name, value in arg_dict.items()}))
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LynxLM:
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._engine.tokenizer
+
+    @property
+    def device(self) -> Any:
+        return self._engine.device
+
+    @property
+    def max_length(self) -> int | None:
+        return self._engine.context_length
+
+    @property
+    def eot_token_id(self) -> int | None:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Nothing is cached before a call is over: who is asked together is part of what is answered."""
+        log.warning("--use_cache: what it answers is left out of the lanes, which changes the responses of the others")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        from lynx_exp.tasks.chat import ChatTemplate
+
+        return ChatTemplate.of(self.tokenizer, self._chat)(chat_history, add_generation_prompt)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For the `config` of results.json."""
+        engine, policy = self._engine, self._policy
+        return {
+            "model_num_parameters": engine.model.num_parameters(),
+            "model_dtype": str(engine.dtype).removeprefix("torch."),
+            "model_revision": self._revision or "main",
+            "lynx_exp": {
+                "policy": "vanilla" if policy is None else policy.label,
+                "phases": "none" if policy is None else self._act["phases"],
+                "layers": self._act["layers"],
+                "decode_batch": self.decode_batch,
+                "batching": self._batching,
+                "waves": self._waves if self._batching == "continuous" else None,
+                "mixing": self._mixing,
+                "scoring": self._scoring,
+                "truncate": self._truncate,
+                "seed": self._seed,
+                "experts_implementation": engine.experts_implementation,
+                "active_experts": self._active,
+            },
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        asked, ignored = [], set()
+        for number, request in enumerate(requests):
+            prompt, kwargs = request.args
+            wanted = Generation.of(kwargs)
+            ignored |= {name for name in kwargs if name not in UNDERSTOOD and not name.startswith("max_")}
+            asked.append(
+                TaskRequest(
+                    doc_id=number if request.doc_id is None else request.doc_id,
+                    prompt=prompt,
+                    until=wanted.until,
+                    max_new_tokens=wanted.max_new_tokens,
+                    temperature=wanted.temperature,
+                    top_p=wanted.top_p,
+                    top_k=wanted.top_k,
+                    subtask=request.task_name or "",
+                )
+            )
+        if ignored:
+            log.warning(f"generation settings that this model does not have, left aside: {', '.join(sorted(ignored))}")
+        longest = max((request.max_new_tokens for request in asked), default=0)
+        if self.max_length is not None and longest >= self.max_length:
+            raise ValueError(
+                f"max_gen_toks={longest}: must leave room for a prompt in the model's {self.max_length} positions; "
+                "give --gen_kwargs max_gen_toks=N"
+            )
+        return self._answered("generate", asked, disable_tqdm)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        asked: list[TaskRequest] = []
+        for request in requests:
+            prompt, continuation = request.args
+            document = request.doc_id
+            if document is None:  # of one document are the choices of one prompt that follow one another
+                same = bool(asked) and asked[-1].prompt == prompt
+                document = (asked[-1].doc_id + (not same)) if asked else 0
+            task = request.task_name or ""
+            asked.append(TaskRequest(doc_id=document, prompt=prompt, continuation=continuation, subtask=task))
+        return self._answered("choice", asked, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError(
+            "--model lynx answers tasks of generations and of choices; for rolling log-likelihoods (the perplexity of "
+            "whole texts) use --model hf"
+        )
+
+    def _answered(self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest], quiet: bool) -> list[Any]:
+        """Responses in the order of the requests."""
+        what = "generate_until" if kind == "generate" else "loglikelihood"
+        found: list[Any] = [None] * len(asked)
+        lanes = []
+        with tqdm(total=len(asked), disable=quiet, desc=f"Running {what} requests") as bar:
+            for numbers, lane in self._lanes(kind, asked):
+                lanes.append(lane)
+                for at, request in enumerate(lane.requests):
+                    if lane.logprobs is None or lane.greedy is None:
+                        found[numbers[request]] = lane.texts[at]
+                    else:
+                        found[numbers[request]] = (lane.logprobs[at], lane.greedy[at])
+                bar.update(len(lane.requests))
+        self._note(lanes, len(asked))
+        return found
+
+    def _lanes(
+        self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest]
+    ) -> Iterator[tuple[Sequence[int], LaneResult]]:
+        """(numbers of the requests that the lane's count among, lane) as each completes."""
+        parts: dict[str, list[int]] = {}
+        for number, request in enumerate(asked):
+            parts.setdefault(request.subtask if self._mixing == "separate" else "", []).append(number)
+        work: list[tuple[list[int], list[Request], BatchPlan]] = []
+        for name, numbers in parts.items():
+            task = Asked(name or "requests", kind, tuple(asked[number] for number in numbers))
+            encoded = encode_requests(cast("Any", task), self._engine, self._truncate, self._seed)
+            work.append((numbers, encoded, self._plan(task)))
+        if kind == "generate":
+            jobs = [self._engine.job(encoded, plan, self._policy, **self._act) for _, encoded, plan in work]
+            for job, lane in self._engine.run_jobs(jobs, on_note=log.warning):
+                yield work[job][0], lane
+            return
+        if self._scoring == "prefill" and self._policy is not None and self._act["phases"] == "decode":
+            log.warning("scoring=prefill has no decode step: with phases=decode the policy never acts on choices")
+        for numbers, encoded, plan in work:
+            scoring = cast("Any", self._scoring)
+            for lane in self._engine.score_lanes(encoded, plan, self._policy, scoring=scoring, **self._act):
+                yield numbers, lane
+
+    def _plan(self, task: Asked) -> BatchPlan:
+        """As of a cell; the choices of one document stay together."""
+        from lynx_exp.engine import BatchPlan
+
+        groups = None
+        if task.kind == "choice":
+            known = {(request.subtask, request.doc_id): 0 for request in task.requests}
+            known = {document: number for number, document in enumerate(known)}
+            groups = [known[request.subtask, request.doc_id] for request in task.requests]
+        if self._batching == "continuous":
+            return BatchPlan.continuous(len(task.requests), self.decode_batch, self._seed, groups, self._waves)
+        return BatchPlan.static(len(task.requests), self.decode_batch, self._seed, groups)
+
+    def _note(self, lanes: Sequence[LaneResult], requests: int) -> None:
+        from lynx_exp.engine.match import mean_active
+
+        steps = sum(len(lane.live_rows) for lane in lanes)
+        shown = "no decode step"
+        if steps:
+            self._active.append(mean_active(lanes, self.decode_batch))
+            shown = f"{self._active[-1]:.2f} of {self._engine.num_experts} experts active, {steps} steps"
+        name = "vanilla" if self._policy is None else self._policy.label
+        log.info(f"{name}: {shown}; {requests} requests in {len(lanes)} lanes of {self.decode_batch} rows")
+
+
+def _sandbox(name: str, confirmed: bool) -> Sandbox | None:
+    one_of("sandbox", name, SANDBOXES)
+    if name == "auto":
+        return None  # opened where there is a program to run
+    from lynx_exp.tasks.execute import open_sandbox
+
+    return open_sandbox(name, confirm_unsafe_code=confirmed)
+
+
+def _policy(name: str, parameters: Mapping[str, Any]) -> Policy | None:
+    """None for vanilla."""
+    from lynx_exp.routing import build_policy
+    from lynx_exp.routing.build import policy_class
+
+    own = [part.name for part in fields(policy_class(name)) if part.init]
+    of_model = [part for part in inspect.signature(LynxLM.__init__).parameters if part not in ("self", "parameters")]
+    given = {}
+    for key, value in parameters.items():
+        plain = key.removeprefix("policy.")
+        if plain == "match_active":
+            raise ValueError("match_active: needs vanilla's responses to the same requests; lynx-exp has it")
+        if plain not in own:
+            hint = did_you_mean(plain, [*own, *of_model])
+            raise ValueError(
+                f"{key}={value}: unknown{hint}; policy={name} takes {', '.join(own)}; "
+                f"the model takes {', '.join(of_model)}"
+            )
+        given[plain] = value
+    policy = build_policy(name, **given)
+    return None if name == "vanilla" else policy
+
+
+def _read(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+def _layers(value: str | int | Sequence[int] | None) -> str | None:
+    if value is None or isinstance(value, str | int):
+        return None if value is None else str(value)
+    return ",".join(map(str, value))
+
+
+def _device(name: str | None) -> str:
+    """lm-eval's command names the first GPU where it is told nothing."""
+    import torch
+
+    if name is None or (name.startswith("cuda") and not torch.cuda.is_available()):
+        return "auto"
+    return name
+
+
+def main() -> None:
+    """lm-eval's command, with this model in its list."""
+    import lm_eval.models  # noqa: F401
+    from lm_eval.__main__ import cli_evaluate
+
+    from lynx_exp.lm_eval_hook import register
+
+    register()
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
