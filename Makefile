@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# processes of the fast tests; each file runs in one of them
+WORKERS ?= 2
+
 # nothing here needs a model hub
 export HF_HUB_OFFLINE ?= 1
 
@@ -26,7 +29,7 @@ demo: $(STAMP) ## the whole story on a CPU: sweep the bundled model, print the t
 	$(BIN)/lynx-exp +study=demo
 
 test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow

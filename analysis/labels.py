@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-SETTING = ("model", "backend", "dtype", "device", "batching", "limit")
+SETTING = ("model", "backend", "dtype", "device", "batching", "scoring", "limit")
 """Fields that must agree before cells are averaged or drawn together, besides the workload (a mix is one of its own);
 the varying ones name the setting."""
 

@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("mixing", "-", "of several tasks in one stream of requests: shuffled or separate lanes; missing = no mix"),
         ("batch_size", "rows", "rows of one lane in decode"),
         ("batching", "-", "static or continuous"),
+        ("scoring", "-", "how choices are scored: decode or prefill"),
         ("policy", "-", "name of the selection policy"),
         ("policy_params", "-", "its parameters, as JSON with sorted keys"),
         ("policy_label", "-", "policy and parameters as people read them"),

@@ -21,6 +21,8 @@ PHASES = ("decode", "prefill", "both", "none")
 BATCHINGS = ("static", "continuous")
 SCORINGS = ("decode", "prefill")
 TRUNCATES = ("error", "left")
+MIXINGS = ("shuffled", "separate")
+SANDBOXES = ("auto", "bubblewrap", "namespaces", "landlock", "unsafe")
 BACKENDS = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPERTS_IMPLEMENTATIONS = ("auto", "per_expert", "per_expert_exact", "eager", "batched_mm", "grouped_mm")
@@ -115,18 +117,70 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
+class GenerationConfig:
+    """What to change of how a task generates; null is as its definition says."""
+
+    temperature: float | None = None
+    """0 decodes greedily; above, each request draws from its own seed, whoever shares its lane."""
+    top_p: float | None = None
+    top_k: int | None = None
+    max_gen_toks: int | None = None
+    until: list[str] | None = None
+    """Strings that end a response."""
+
+    def __post_init__(self) -> None:
+        at_least("task.generation.max_gen_toks", self.max_gen_toks, 1, optional=True)
+        at_least("task.generation.top_k", self.top_k, 1, optional=True)
+        if self.temperature is not None and not self.temperature >= 0:
+            raise ValueError(f"task.generation.temperature={self.temperature:g}: must be 0 (greedy) or above, or null")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"task.generation.top_p={self.top_p:g}: must be above 0 and at most 1, or null")
+
+
+@dataclass(kw_only=True)
 class TaskConfig:
-    """One or more lm-eval tasks reported together."""
+    """One or more lm-eval tasks reported together, and how they are asked (names as in lm-eval's command line)."""
 
     name: str = MISSING
     subtasks: list[str] = MISSING
-    """lm-eval task names."""
+    """lm-eval task names, or YAML files that define one."""
+    data: str = "hub"
+    """hub; or a file (JSON, JSON Lines, their .gz, parquet) or folder of files with the same fields: no network."""
+    revision: str | None = None
+    """Of the hub's data set: branch, tag or commit."""
+    num_fewshot: int | None = None
+    """Examples before each question; null is as the task is defined."""
+    fewshot_seed: int = 1234
+    """Of the choice of examples, where a task draws them."""
+    apply_chat_template: bool = False
+    """Ask in turns, by the chat template of the model's tokenizer."""
+    fewshot_as_multiturn: bool = True
+    """With a chat template: each example is a turn of its own."""
+    chat_template_args: dict[str, Any] = field(default_factory=dict)
+    """What else the template takes, such as enable_thinking."""
+    system_instruction: str | None = None
+    repeats: int | None = None
+    """Responses to each document, with sampling; null is as the task is defined."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    weights: list[float] | None = None
+    """One a subtask: all of them become one stream of requests in these shares, whose lanes they fill together."""
+    mixing: str = "shuffled"
+    """Of such a stream: shuffled (lanes hold requests of all subtasks), separate (of one each: the control)."""
 
     def __post_init__(self) -> None:
         if not self.subtasks:
             raise ValueError(f"task.subtasks=[]: task {self.name} needs at least one")
         if len(set(self.subtasks)) < len(self.subtasks):
             raise ValueError(f"task.subtasks={self.subtasks}: names one twice")
+        at_least("task.num_fewshot", self.num_fewshot, 0, optional=True)
+        at_least("task.repeats", self.repeats, 1, optional=True)
+        one_of("task.mixing", self.mixing, MIXINGS)
+        if self.weights is not None and (
+            len(self.weights) != len(self.subtasks) or not all(weight > 0 for weight in self.weights)
+        ):
+            raise ValueError(
+                f"task.weights={self.weights}: must give a number above 0 for each of task.subtasks={self.subtasks}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -222,6 +276,11 @@ class Config:
     """Choices: decode, as if their tokens were decoded in the cell's lanes; prefill, in one pass as lm-eval does."""
     truncate: str = "error"
     """Prompts that exceed the model's context: error refuses them, left cuts their beginning."""
+    sandbox: str = "auto"
+    """Where generated code runs: auto takes the strongest of bubblewrap, namespaces and landlock that passes its
+    self-test on this machine; unsafe is a plain process."""
+    confirm_unsafe_code: bool = False
+    """Needed for sandbox=unsafe."""
     pack: PackConfig = field(default_factory=PackConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     tracker: TrackerConfig = MISSING
@@ -241,6 +300,12 @@ class Config:
         one_of("batching", self.batching, BATCHINGS)
         one_of("scoring", self.scoring, SCORINGS)
         one_of("truncate", self.truncate, TRUNCATES)
+        one_of("sandbox", self.sandbox, SANDBOXES)
+        if self.sandbox == "unsafe" and not self.confirm_unsafe_code:
+            raise ValueError(
+                "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
+                "give confirm_unsafe_code=true as well if that is what you want"
+            )
         one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)

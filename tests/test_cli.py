@@ -139,7 +139,7 @@ def test_help_teaches_and_is_fast():
     )
     for word in (
         "policy: coverage",
-        "study: demo",
+        "study: benchmarks, demo",
         "-m",
         "Exit codes",
         "lynx-results",

@@ -20,6 +20,8 @@ ALLOWED = {
     "tracking": {"tracking", "store", "config"},
     "launch": {"launch", "tracking", "store", "tasks", "engine", "models", "routing", "config"},
     "prepare": {"prepare", "launch", "store", "tasks", "engine", "models", "routing", "config", "explain"},
+    "lm_eval_model": {"lm_eval_model", "lm_eval_hook", "launch", "tasks", "engine", "routing", "config"},
+    "lm_eval_hook": set(),
     "config": set(),
     "explain": {"config"},
 }
@@ -33,7 +35,9 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import in {package}"
+            if node.level:  # the jail is a package of its own, which is run without this one
+                assert path.parent.name == "jail", f"{path}: relative import in {package}"
+                continue
             yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 

@@ -9,20 +9,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import OmegaConf
 
 from lynx_exp.config import Config
 from lynx_exp.launch.model import ModelFacts, inspect_model
+from lynx_exp.launch.tasks import LoadTask, sandbox_of, tasks_of
 from lynx_exp.store.identity import SCHEMA, cell_ids, code_digest, digest
 from lynx_exp.store.provenance import scrub
 
 if TYPE_CHECKING:
     from lynx_exp.routing import Policy
     from lynx_exp.tasks import EvalTask
+    from lynx_exp.tasks.mix import MixedTask
 
-LoadTask = Callable[..., "EvalTask"]
+Task: TypeAlias = "EvalTask | MixedTask"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Cell:
     policy: Policy | None
     """None for vanilla: nothing is attached."""
     model: ModelFacts
-    tasks: tuple[EvalTask, ...]
+    tasks: tuple[Task, ...]
     cell_id: str
     pair_id: str
     dtype: str
@@ -42,7 +44,12 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: task, policy, batch size."""
-        return f"{self.config.task.name} {self.config.policy_label} batch {self.config.batch_size}"
+        return f"{self._asked} {self.config.policy_label} batch {self.config.batch_size}"
+
+    @property
+    def _asked(self) -> str:
+        task = self.config.task
+        return f"{task.name} separate" if task.weights is not None and task.mixing == "separate" else task.name
 
     @property
     def study(self) -> Path:
@@ -53,7 +60,7 @@ class Cell:
         """Stable: the same cell is always in the same folder."""
         parts = (
             Path(self.model.name).name,
-            self.config.task.name,
+            self._asked,
             self.config.policy_label,
             f"b{self.config.batch_size}",
         )
@@ -79,8 +86,10 @@ class Cell:
             "policy_label": config.policy_label,
             "phases": "none" if self.policy is None else config.phases,
             "task": config.task.name,
+            "mixing": None if config.task.weights is None else config.task.mixing,
             "batch_size": config.batch_size,
             "batching": config.batching,
+            "scoring": config.scoring,
             "limit": config.limit,
             "seed": config.seed,
             "backend": config.backend,
@@ -104,8 +113,8 @@ class Cell:
 def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = True) -> list[Cell]:
     """Check every config against policies, tasks and models; load tasks; compute ids. A cell a config, in order.
 
-    `load(name, limit=...)` gives an EvalTask. Not `here`: devices are those of other machines, named and not looked
-    for. Raises ValueError naming field, value and what is allowed.
+    `load(name, limit=..., settings=...)` gives an EvalTask. Not `here`: devices and sandboxes are those of other
+    machines, named and not looked for. Raises ValueError naming field, value and what is allowed.
     """
     import torch
 
@@ -117,8 +126,13 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         with _about_the_policy():
             policies.append(build_policy(config.policy_name, **config.policy_params))
 
-    load_once = cache(lambda name, limit: load(name, limit=limit))
-    tasks_of = [tuple(load_once(name, config.limit) for name in config.task.subtasks) for config in configs]
+    found: dict[str, tuple[Task, ...]] = {}
+    for config in configs:
+        key = _asked(config)
+        if key not in found:
+            found[key] = tasks_of(config, load, config.limit)
+        if here and any(task.runs_code for task in found[key]):
+            sandbox_of(config)  # found out now rather than when the model has answered
 
     facts: dict[str, ModelFacts] = {}
     for config, policy in zip(configs, policies, strict=True):
@@ -136,7 +150,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
-    for config, policy, tasks in zip(configs, policies, tasks_of, strict=True):
+    for config, policy in zip(configs, policies, strict=True):
+        tasks = found[_asked(config)]
         model = facts[digest(asdict(config.model))]
         device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
         if config.kernel == "triton" and device.type != "cuda":
@@ -163,6 +178,12 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
         )
     return cells
+
+
+def _asked(config: Config) -> str:
+    """Equal for configs that ask the same."""
+    chat = asdict(config.model) if config.task.apply_chat_template else None
+    return digest([asdict(config.task), config.limit, chat])
 
 
 def _calibration(config: Config) -> str | None:

@@ -14,11 +14,12 @@ from time import monotonic, sleep
 from rich.console import Console
 
 from lynx_exp.config import Config
-from lynx_exp.launch.cell import Cell, LoadTask, prepare_cells
+from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.jobs import Cluster, Job, Lost, Work
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.progress import work_of
 from lynx_exp.launch.run import Interrupted, Outcome, Report, print_outcomes, run_then, stoppable
+from lynx_exp.launch.tasks import LoadTask
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load import load_task
 

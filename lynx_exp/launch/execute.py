@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.cell import Cell, Task
 from lynx_exp.launch.latency import measure_cell
 from lynx_exp.launch.metrics import cell_metrics
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.records import answers, lane_record, sample_rows
 from lynx_exp.launch.references import References, fidelity_rows
 from lynx_exp.launch.requests import encode_requests, plan_json, plan_of
+from lynx_exp.launch.tasks import revisions, sandbox_of
 from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
@@ -23,7 +24,7 @@ from lynx_exp.store.provenance import provenance, scrub
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Engine, Job, Request, Scoring
     from lynx_exp.routing import Phases, Policy
-    from lynx_exp.tasks import EvalTask
+    from lynx_exp.tasks import Scores
 
 _NEAR = 0.1
 """Relative: a knob that comes no nearer to the active experts asked for is worth a line."""
@@ -54,7 +55,7 @@ class Attempt:
     def acts(self) -> dict[str, Any]:
         return {"phases": self.phases, "layers": self.cell.config.layers}
 
-    def job(self, task: EvalTask, engine: Engine) -> Job:
+    def job(self, task: Task, engine: Engine) -> Job:
         """Its missing lanes of a task that generates."""
         missing = self.writer.missing(task.name)
         return engine.job(self.requests[task.name], self.plans[task.name], self.policy, lanes=missing, **self.acts)
@@ -109,7 +110,7 @@ class Pack:
         try:
             for task in cell.tasks:
                 if task.name not in encoded:
-                    encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate)
+                    encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate, cell.config.seed)
             plans = {task.name: plan_of(cell, task) for task in cell.tasks}
             writer = CellWriter.open(
                 cell.folder,
@@ -125,6 +126,7 @@ class Pack:
                         "experts_implementation": self._engine.experts_implementation,
                     },
                     {task.name: task.data_digest for task in cell.tasks},
+                    revisions(cell.tasks),
                 ),
                 plan={name: plan_json(cell, plan) for name, plan in plans.items()},
             )
@@ -140,11 +142,11 @@ class Pack:
             self._guard(attempt, lambda: self._match(attempt))
 
     def _match(self, attempt: Attempt) -> None:
-        cell, truncate = attempt.cell, attempt.cell.config.truncate
+        cell, config = attempt.cell, attempt.cell.config
         found = self._references.matched(
             cell,
             self._engine,
-            lambda task: encode_requests(task, self._engine, truncate),
+            lambda task: encode_requests(task, self._engine, config.truncate, config.seed),
             lambda task: plan_of(cell, task),
         )
         attempt.policy, attempt.extra["matched"] = found.policy, found.summary()
@@ -153,7 +155,7 @@ class Pack:
             self._progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
         self._progress.advance(cell, ("match", cell.config.batch_size), 1)
 
-    def _generate(self, task: EvalTask) -> None:
+    def _generate(self, task: Task) -> None:
         """All attempts together; if that fails, one by one, so that only those fail that must."""
         if len(self._open) > 1:
             try:
@@ -163,7 +165,7 @@ class Pack:
         for attempt in list(self._open):  # not while the error holds what the pack had in memory
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
 
-    def _decode(self, task: EvalTask, attempts: Sequence[Attempt]) -> None:
+    def _decode(self, task: Task, attempts: Sequence[Attempt]) -> None:
         attempts = [attempt for attempt in attempts if attempt.writer.missing(task.name)]
         if not attempts:
             return
@@ -176,13 +178,13 @@ class Pack:
             stage = (task.name, attempt.cell.config.batch_size)
             self._progress.advance(attempt.cell, stage, len(result.requests))
 
-    def _score(self, task: EvalTask, attempt: Attempt) -> None:
+    def _score(self, task: Task, attempt: Attempt) -> None:
         missing, config = attempt.writer.missing(task.name), attempt.cell.config
         if not missing:
             return
         requests, plan = attempt.requests[task.name], attempt.plans[task.name]
         if config.scoring == "prefill" and attempt.policy is not None and attempt.phases == "decode":
-            self._progress.note(
+            self._noted([attempt])(
                 f"{attempt.cell.name}: scoring=prefill has no decode step, and with phases=decode the policy never "
                 f"acts: its {task.name} is vanilla's; use scoring=decode or phases=both"
             )
@@ -250,7 +252,7 @@ class Pack:
             timing_rows, timing_info = measure_cell(
                 cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
             )
-        scores = {task.name: task.score(answers(task, writer.responses(task.name))) for task in cell.tasks}
+        scores = {task.name: self._scores(attempt, task) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],
             {task.name: writer.responses(task.name) for task in cell.tasks},
@@ -259,12 +261,18 @@ class Pack:
             attempt.fidelity,
         )
         writer.finish(
-            samples=[row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer)],
+            samples=[
+                row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer.responses(task.name))
+            ],
             metrics=metrics | attempt.extra,
             timing_rows=timing_rows,
             timing_info=timing_info,
             fidelity_rows=attempt.fidelity,
         )
+
+    def _scores(self, attempt: Attempt, task: Task) -> Scores:
+        given = answers(task, attempt.writer.responses(task.name))
+        return task.score(given, sandbox=sandbox_of(attempt.cell.config) if task.runs_code else None)
 
 
 def _line(error: Exception) -> str:

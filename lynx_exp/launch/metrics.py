@@ -43,14 +43,21 @@ def cell_metrics(
     batch_size: int,
     fidelity: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The content of metrics.json. `responses` by subtask. A metric that is not a finite number becomes null."""
+    """The content of metrics.json. `responses` by task. A metric that is not a finite number becomes null.
+
+    A mix has an entry of its own in `by_subtask`, with the active experts that its subtasks share."""
     rows = [asdict(metric) for metric in metrics]
     for row in rows:
         row["value"] = row["value"] if isfinite(row["value"]) else None
     everything = [row for of_subtask in responses.values() for row in of_subtask]
+    names = dict.fromkeys([*responses, *(row["subtask"] for row in everything)])
     by_subtask = {
-        subtask: batch_summary(of_subtask, [step for step in steps if step["subtask"] == subtask], batch_size)
-        for subtask, of_subtask in responses.items()
+        name: batch_summary(
+            [row for row in everything if row["subtask"] == name] or list(responses.get(name, ())),
+            [step for step in steps if step["subtask"] == name],
+            batch_size,
+        )
+        for name in names
     }
     whole = batch_summary(everything, steps, batch_size)
     if fidelity is not None:

@@ -7,22 +7,22 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.tables import LaneRecord
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneResult, Request
-    from lynx_exp.tasks import EvalTask, Scores
+    from lynx_exp.launch.cell import Task
+    from lynx_exp.tasks import Scores
 
 
-def lane_record(task: EvalTask, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
+def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
     rows = []
     for at, number in enumerate(result.requests):
         asked = task.requests[number]
         scored = result.logprobs is not None
         rows.append(
             {
-                "subtask": task.name,
+                "subtask": asked.subtask or task.name,
                 "request": number,
                 "doc_id": asked.doc_id,
                 "lane": result.lane,
@@ -45,25 +45,31 @@ def lane_record(task: EvalTask, requests: Sequence[Request], result: LaneResult)
     )
 
 
-def answers(task: EvalTask, rows: Sequence[dict[str, Any]]) -> list[Any]:
+def answers(task: Task, rows: Sequence[dict[str, Any]]) -> list[Any]:
     if task.kind == "generate":
         return [row["response"] for row in rows]
     return [(row["logprob"], row["greedy"]) for row in rows]
 
 
-def sample_rows(task: EvalTask, scores: Scores, writer: CellWriter) -> list[dict[str, Any]]:
-    lanes: dict[int, int] = {}
-    for row in writer.responses(task.name):
-        lanes.setdefault(row["doc_id"], row["lane"])
-    return [
-        {
-            "subtask": task.name,
-            "doc_id": sample.doc_id,
-            "lane": lanes[sample.doc_id],
-            "score": sample.score,
-            "scores": json.dumps(sample.scores),
-            "target": sample.target,
-            "filtered": sample.filtered,
-        }
-        for sample in scores.samples
-    ]
+def sample_rows(task: Task, scores: Scores, responses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`responses`: rows of the responses table, in the order of the requests."""
+    rows = []
+    for sample in scores.samples:
+        of = responses[sample.request]
+        rows.append(
+            {
+                name: of[name]
+                for name in ("request", "lane", "slot", "prompt_hash", "new_tokens", "finish_reason", "response")
+            }
+            | {
+                "subtask": sample.subtask or task.name,
+                "doc_id": sample.doc_id,
+                "score": sample.score,
+                "scores": json.dumps(sample.scores),
+                "target": sample.target,
+                "filtered": sample.filtered,
+                "verdict": sample.verdict,
+                "sandbox": sample.sandbox,
+            }
+        )
+    return rows

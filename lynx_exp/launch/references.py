@@ -8,30 +8,30 @@ from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.cell import Cell, Task
+from lynx_exp.launch.tasks import LoadTask, tasks_of
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Engine, Matched, Request
     from lynx_exp.routing import Phases, Policy
-    from lynx_exp.tasks import EvalTask
 
 CALIBRATION_REQUESTS = 32
 """Requests, at least, on which a knob is set; two lanes where those are more."""
 
-Encode = Callable[["EvalTask"], list["Request"]]
-Plan = Callable[["EvalTask"], "BatchPlan"]
+Encode = Callable[[Task], list["Request"]]
+Plan = Callable[[Task], "BatchPlan"]
 
 
 class References:
     """Belongs to one engine."""
 
-    def __init__(self, load: Callable[..., EvalTask]) -> None:
+    def __init__(self, load: LoadTask) -> None:
         self._load = load
         self._continued: dict[tuple[str, str, str], list[Request]] = {}
         self._matched: dict[tuple[str, str], Matched] = {}
 
     def continued(
-        self, cell: Cell, task: EvalTask, engine: Engine, requests: Sequence[Request], plan: BatchPlan, use: str
+        self, cell: Cell, task: Task, engine: Engine, requests: Sequence[Request], plan: BatchPlan, use: str
     ) -> list[Request]:
         """The requests with vanilla's responses as continuations (those of choices already have theirs)."""
         key = (use, cell.pair_id, task.name)
@@ -59,21 +59,23 @@ class References:
             self._matched[key] = engine.match_active(policy, target, continued, plan, phases, layers=cell.config.layers)
         return self._matched[key]
 
-    def _calibration(self, cell: Cell, task: EvalTask) -> EvalTask:
+    def _calibration(self, cell: Cell, task: Task) -> Task:
         wanted = max(CALIBRATION_REQUESTS, 2 * cell.config.batch_size)
         scored = cell.config.limit or 0
-        longer = self._load(task.name, limit=scored + wanted)
-        if len(longer.requests) == len(task.requests):
+        at = cell.tasks.index(task)
+        longer = tasks_of(cell.config, self._load, scored + wanted)[at]
+        if cell.config.limit is None or len(longer.requests) == len(task.requests):
             return longer
         others = copy(longer)  # only its requests are used
-        others.requests = tuple(request for request in longer.requests if request.doc_id >= scored)
+        asked = {(request.subtask, request.doc_id) for request in task.requests}
+        others.requests = tuple(r for r in longer.requests if (r.subtask, r.doc_id) not in asked)
         return others
 
 
 def fidelity_rows(
     engine: Engine,
     policies: Sequence[tuple[Policy | None, Phases, str | None]],
-    task: EvalTask,
+    task: Task,
     continued: Sequence[Request],
     plan: BatchPlan,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,7 +85,7 @@ def fidelity_rows(
         yield (
             each.act,
             {
-                "subtask": task.name,
+                "subtask": task.requests[each.request].subtask or task.name,
                 "request": each.request,
                 "doc_id": task.requests[each.request].doc_id,
                 "lane": each.lane,

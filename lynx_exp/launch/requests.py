@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.cell import Cell, Task
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Request
-    from lynx_exp.tasks import EvalTask
+    from lynx_exp.engine import BatchPlan, Engine, Request, Sampling
+    from lynx_exp.tasks import TaskRequest
 
 
-def encode_requests(task: EvalTask, engine: Engine, truncate: str = "error") -> list[Request]:
-    """Token ids of the task's requests: prompts with their special tokens, continuations without.
+def encode_requests(task: Task, engine: Engine, truncate: str = "error", seed: int = 0) -> list[Request]:
+    """Token ids of the task's requests, and all else the engine must know of them.
 
-    A request that does not fit the model's context loses the beginning of its prompt with `truncate="left"`;
-    otherwise ValueError names it.
+    As lm-eval's `hf` model encodes them: prompts with their special tokens, unless they begin with the text of BOS; a
+    choice's continuation is what the tokens of prompt and continuation together have more than those of the prompt. A
+    request that does not fit the model's context loses the beginning of its prompt with `truncate="left"`; otherwise
+    ValueError names it. `seed`: of sampling.
     """
     from lynx_exp.engine import Request
 
-    prompts = _encode(engine, [request.prompt for request in task.requests], special=True)
     generates = task.kind == "generate"
-    continuations = (
-        [[]] * len(prompts)
-        if generates
-        else _encode(engine, [request.continuation or "" for request in task.requests], special=False)
-    )
+    prompts, continuations = _prompts(task, engine) if generates else _choices(task, engine)
     readable = engine.tokenizer is not None  # else no stop string can be found
-    made = []
+    end = _text_of_eos(engine.tokenizer)
+    made: list[Request] = []
+    repeats: dict[tuple[str, int], int] = {}
     for number, (asked, ids, more) in enumerate(zip(task.requests, prompts, continuations, strict=True)):
         room = asked.max_new_tokens if generates else len(more)
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:
-            stop = tuple(asked.until) if readable else ()
-            made.append(Request(prompt_ids=tuple(ids), max_new_tokens=room, stop=stop))
+            stop = tuple(asked.until) + end if readable else ()
+            repeat = repeats[asked.subtask, asked.doc_id] = repeats.get((asked.subtask, asked.doc_id), -1) + 1
+            sampling = sampling_of(asked, repeat, seed)
+            made.append(Request(prompt_ids=tuple(ids), max_new_tokens=room, stop=stop, sampling=sampling))
         else:
             made.append(Request(prompt_ids=tuple(ids), continuation_ids=tuple(more)))
     return made
 
 
-def plan_of(cell: Cell, task: EvalTask) -> BatchPlan:
-    """The cell's lanes. Choices of one document stay together."""
+def sampling_of(asked: TaskRequest, repeat: int, seed: int) -> Sampling | None:
+    """How the request draws its tokens: by a seed of its own, so that neither its lane nor its batch-mates matter.
+    None if it is greedy."""
+    if asked.temperature == 0:
+        return None
+    from lynx_exp.engine import Sampling
+
+    own = hashlib.sha256(f"{seed} {asked.subtask} {asked.doc_id} {repeat}".encode()).digest()
+    return Sampling(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        seed=int.from_bytes(own[:8]) >> 1,
+    )
+
+
+def plan_of(cell: Cell, task: Task) -> BatchPlan:
+    """The cell's lanes. Choices of one document stay together; of a mix that is not shuffled each task's requests."""
     from lynx_exp.engine import BatchPlan
 
     config = cell.config
+    if config.task.weights is not None and config.task.mixing == "separate":
+        lanes: list[tuple[int, ...]] = []
+        for subtask in dict.fromkeys(request.subtask for request in task.requests):
+            own = [number for number, request in enumerate(task.requests) if request.subtask == subtask]
+            lanes += [tuple(own[at] for at in lane) for lane in _plan(cell, len(own), None).lanes]
+        return BatchPlan(tuple(lanes), slots=config.batch_size if config.batching == "continuous" else None)
     groups = [request.doc_id for request in task.requests] if task.kind == "choice" else None
+    return _plan(cell, len(task.requests), groups)
+
+
+def _plan(cell: Cell, requests: int, groups: Sequence[int] | None) -> BatchPlan:
+    from lynx_exp.engine import BatchPlan
+
+    config = cell.config
     if config.batching == "continuous":
-        return BatchPlan.continuous(len(task.requests), config.batch_size, config.seed, groups, config.waves)
-    return BatchPlan.static(len(task.requests), config.batch_size, config.seed, groups)
+        return BatchPlan.continuous(requests, config.batch_size, config.seed, groups, config.waves)
+    return BatchPlan.static(requests, config.batch_size, config.seed, groups)
 
 
 def plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:
@@ -69,14 +101,59 @@ def _fit(ids: list[int], room: int, context: int | None, truncate: str, what: st
     if truncate == "left" and room < context:
         return ids[len(ids) + room - context :]
     hint = "" if truncate == "left" else "; truncate=left cuts such prompts at their beginning"
+    if room >= context:
+        hint = "; task.generation.max_gen_toks bounds what is generated"
     raise ValueError(
         f"{what}: a prompt of {len(ids)} tokens and {room} more do not fit the model's {context} positions{hint}"
     )
 
 
-def _encode(engine: Engine, texts: list[str], *, special: bool) -> list[list[int]]:
+def _prompts(task: Task, engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
+    texts = [request.prompt for request in task.requests]
+    return _encode(engine, texts), [[]] * len(texts)
+
+
+def _choices(task: Task, engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
+    """White space at the end of a prompt belongs to the continuation, whose first token it is part of."""
+    contexts, wholes = [], []
+    for request in task.requests:
+        context = request.prompt.rstrip()
+        contexts.append(context)
+        wholes.append(request.prompt + (request.continuation or ""))
+    before, together = _encode(engine, contexts), _encode(engine, wholes)
+    continuations = [whole[len(ids) :] for ids, whole in zip(before, together, strict=True)]
+    return [ids or _prefix(engine) for ids in before], continuations
+
+
+def _prefix(engine: Engine) -> list[int]:
+    """What stands before a continuation without a prompt: BOS, else EOS."""
+    for name in ("bos_token_id", "eos_token_id"):
+        token = getattr(engine.tokenizer, name, None)
+        if token is not None:
+            return [token]
+    return [0]
+
+
+def _encode(engine: Engine, texts: list[str]) -> list[list[int]]:
     """Token ids. A model without a tokenizer (random weights) gets the text's bytes: as good as any for its latency."""
-    if engine.tokenizer is not None:
-        return engine.tokenizer(texts, add_special_tokens=special).input_ids
-    vocabulary = engine.model.get_input_embeddings().num_embeddings
-    return [[byte % vocabulary for byte in text.encode()] for text in texts]
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        vocabulary = engine.model.get_input_embeddings().num_embeddings
+        return [[byte % vocabulary for byte in text.encode()] for text in texts]
+    if not texts:
+        return []
+    begin: str | None = getattr(tokenizer, "bos_token", None)
+    begun = [bool(begin and text.startswith(begin)) for text in texts]
+    plain = iter(_ids(tokenizer, [text for text, has in zip(texts, begun, strict=True) if not has], special=True))
+    whole = iter(_ids(tokenizer, [text for text, has in zip(texts, begun, strict=True) if has], special=False))
+    return [next(whole) if has else next(plain) for has in begun]
+
+
+def _ids(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=special).input_ids if texts else []
+
+
+def _text_of_eos(tokenizer: Any) -> tuple[str, ...]:
+    """lm-eval ends a response at the text of EOS, too, however it is spelt."""
+    eos = getattr(tokenizer, "eos_token", None)
+    return (eos,) if isinstance(eos, str) and eos else ()

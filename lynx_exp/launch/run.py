@@ -14,11 +14,12 @@ from rich.console import Console
 
 from lynx_exp.config import Config
 from lynx_exp.launch import ranks
-from lynx_exp.launch.cell import Cell, LoadTask, prepare_cells
+from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.execute import Pack
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.references import References
+from lynx_exp.launch.tasks import LoadTask
 from lynx_exp.store.identity import digest
 from lynx_exp.store.read import is_done, read_cell
 from lynx_exp.tasks.load import load_task

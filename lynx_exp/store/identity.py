@@ -21,6 +21,8 @@ SCIENTIFIC = (
     "layers",
     "fidelity",
     "task.subtasks",
+    "task.weights",
+    "task.mixing",
     "batch_size",
     "batching",
     "waves",
@@ -45,12 +47,21 @@ SCIENTIFIC = (
 """In the hash. `threads`, `kernel` and where the model lies change latency and last bits; a cell without `measure`
 lacks that record."""
 
-DIGESTED = ("model.kind", "model.id", "model.revision", "model.config", "model.seed")
-"""In the hash by what they lead to: the digest of the weights, so that a model may move."""
+DIGESTED = (
+    *("model.kind", "model.id", "model.revision", "model.config", "model.seed"),
+    *("task.data", "task.revision", "task.num_fewshot", "task.fewshot_seed", "task.apply_chat_template"),
+    *("task.fewshot_as_multiturn", "task.chat_template_args", "task.system_instruction", "task.repeats"),
+    *("task.generation.temperature", "task.generation.top_p", "task.generation.top_k"),
+    *("task.generation.max_gen_toks", "task.generation.until"),
+)
+"""In the hash by what they lead to: the digest of the weights, so that a model may move; the digest of documents,
+prompts and generation settings, so that data may."""
 
 COSMETIC = (
     "model.trust_remote_code",
     "task.name",
+    "sandbox",
+    "confirm_unsafe_code",
     "pack.max_rows",
     "pack.memory_gib",
     "pack.max_cells",
@@ -71,16 +82,19 @@ NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
 CODE = ("routing", "models", "engine", "tasks")
 """Subpackages whose source is part of the hash."""
 
+OPEN = ("policy", "model.config", "model.device_map", "task.chat_template_args")
+"""Nodes whose keys are not fields."""
+
 _WHOLE_FILE = 512 * 2**20
 _SAMPLE = 2**20
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted field names of a nested config; open nodes (`policy`, `model.config`, `model.device_map`) stay whole."""
+    """Dotted field names of a nested config; nodes in `OPEN` stay whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in ("policy", "model.config", "model.device_map"):
+        if isinstance(value, Mapping) and name not in OPEN:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -99,6 +113,8 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: flat[name] for name in SCIENTIFIC}
     if fields["policy"]["name"] == "vanilla":
         fields |= {"policy": {"name": "vanilla"}, "phases": "none", "layers": None, "fidelity": False}
+    if fields["task.weights"] is None:
+        fields["task.mixing"] = None
     if fields["batching"] == "static":
         fields["waves"] = None
     if not fields["measure.latency"]:

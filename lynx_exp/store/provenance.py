@@ -101,13 +101,17 @@ def _torch_state() -> dict[str, Any] | None:
     }
 
 
-def provenance(code: str, model: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
-    """All of it, as JSON. `code` is the code digest; `model` and `data` say what was loaded."""
+def provenance(
+    code: str, model: dict[str, Any], data: dict[str, str], revisions: dict[str, str | None] | None = None
+) -> dict[str, Any]:
+    """All of it, as JSON. `code` is the code digest; `model` and `data` say what was loaded; `revisions` the commits of
+    data sets that came from the hub."""
     return {
         "git": git_state(),
         "code_sha256": code,
         "model": model,
         "data_sha256": data,
+        "data_revisions": revisions or {},
         "command": [Path(sys.argv[0]).name, *map(scrub, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -46,9 +46,19 @@ SAMPLES = pa.schema(
         ("scores", pa.string()),
         ("target", pa.string()),
         ("filtered", pa.string()),
+        ("request", pa.int64()),
+        ("slot", pa.int32()),
+        ("prompt_hash", pa.string()),
+        ("response", pa.string()),
+        ("new_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("verdict", pa.string()),
+        ("sandbox", pa.string()),
     ]
 )
-"""One row a document. `score`: the headline metric (null for a corpus metric); `scores`: all of them, as JSON."""
+"""One row a document. `score`: the headline metric (null for a corpus metric); `scores`: all of them, as JSON. From
+`request` on: of the request whose response was scored (of choices the one chosen, of repeats the first). `verdict`:
+what became of generated code; `sandbox`: where it ran, tier and self-test as JSON."""
 
 TIMING = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("step", pa.int32()), ("ms", pa.float64())])
 """One row a (name, repeat, step); name is `vanilla` or `policy`, paired by (repeat, step)."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from lynx_exp.tasks.code import CodeRun, code_run
+from lynx_exp.tasks.definition import HEADLINES
+from lynx_exp.tasks.rouge import no_bootstrap_of_one
+from lynx_exp.tasks.settings import Generation
+
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
+    from lynx_exp.tasks.execute import Sandbox
+
 Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
-DEFAULT_MAX_NEW_TOKENS = 256
-"""What lm-eval generates at most for a task that does not say."""
+Process: TypeAlias = Callable[[Sequence[Mapping[str, Any]], Sequence[list[Any]]], list[dict[str, Any]]]
+"""Documents and, of each, its filtered responses -> the values of its metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,12 @@ class TaskRequest:
     """Strings that end a generation; the end-of-sequence token is the backend's to add."""
     max_new_tokens: int = 0
     """Most tokens to generate; 0 for a choice."""
+    temperature: float = 0.0
+    """0: greedy, and the other two have no effect."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    subtask: str = ""
+    """The task that it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,13 @@ class SampleScore:
     """The headline metric of this document alone; None if it exists only for a whole corpus."""
     scores: dict[str, float]
     """Every per-document metric, keyed `metric,filter`."""
+    request: int = 0
+    """The request whose response `filtered` comes from: the only one, the first of several, the choice made."""
+    verdict: str | None = None
+    """What became of the document's programs, where generated code was run: one, or a JSON list."""
+    sandbox: str | None = None
+    """Where they ran: the tier and its self-test, as JSON."""
+    subtask: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +72,7 @@ class Metric:
     value: float
     higher_is_better: bool
     headline: bool
-    """The one number that stands for the task: the first metric of its definition under its first filter."""
+    """The one number that stands for the task: its definition's first metric (or `HEADLINES`'), its first filter."""
     corpus: bool
     """Computed from all responses together (BLEU), not a mean of per-document scores."""
     samples: int
@@ -70,46 +91,86 @@ class Scores:
 class EvalTask:
     """One lm-eval task: its prompts, filters, metrics and aggregation; batching and generation belong to the caller."""
 
-    def __init__(self, task: ConfigurableTask, data_digest: str) -> None:
-        """`task` must have built its requests; `data_digest` names the rows that they were built from."""
+    def __init__(self, task: ConfigurableTask, *, revision: str | None = None, process: Process | None = None) -> None:
+        """`task` must have built its requests. `revision`: of the hub's data set. `process`: in place of the task's
+        own scoring of filtered responses."""
         # lm-eval compiles its templates anew for every document of every cell
         task.doc_to_target = _once_a_document(task.doc_to_target)
         self._task = task
+        self.process: Process = process or self._process_each
+        """Values of the metrics of documents, from their filtered responses."""
         self._instances: tuple[Instance, ...] = tuple(task.instances)
         self.name: str = task.config.task
         self.kind: Literal["generate", "choice"] = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "generate"
-        self.headline: str = next(iter(task._metric_fn_list))
-        self.data_digest = data_digest
-        self.requests: tuple[TaskRequest, ...] = tuple(map(_request, self._instances))
+        self.repeats: int = max(1, task.config.repeats or 1) if self.kind == "generate" else 1
+        self.headline: str = HEADLINES.get(self.name, next(iter(task._metric_fn_list)))
+        self.runs_code = bool(getattr(task, "UNSAFE_CODE", False))
+        """Scoring runs what the model wrote."""
+        self.revision = revision
+        self.data_digest = _digest(task, self._instances)
+        """Of all that makes the requests and their scores: documents, prompts, examples, settings."""
+        self.requests: tuple[TaskRequest, ...] = tuple(
+            replace(_request(instance), subtask=self.name) for instance in self._instances for _ in range(self.repeats)
+        )
+        docs = [request.doc_id for request in self.requests]
+        self._starts = [at for at, doc in enumerate(docs) if at == 0 or doc != docs[at - 1]]
+        """The first request of each document."""
 
-    def score(self, responses: Responses) -> Scores:
+    @property
+    def members(self) -> tuple[EvalTask, ...]:
+        """Itself: what a mix has several of."""
+        return (self,)
+
+    @property
+    def lm_eval_task(self) -> ConfigurableTask:
+        """lm-eval's own."""
+        return self._task
+
+    def score(self, responses: Responses, *, sandbox: Sandbox | None = None) -> Scores:
         """Filter, score and aggregate as lm-eval does. Depends on nothing but the responses, and changes nothing.
 
         `responses`: one per request, in order; texts for a generate task, (log-likelihood, is greedy) pairs for a
-        choice task. ValueError for any other number or kind.
+        choice task. `sandbox`: where generated code runs, if the task runs any. ValueError for any other number or
+        kind.
         """
         self._check(responses)
+        each = self.repeats
         instances = [
-            replace(instance, resps=[response], filtered_resps={})
-            for instance, response in zip(self._instances, responses, strict=True)
+            replace(instance, resps=list(responses[at * each : (at + 1) * each]), filtered_resps={})
+            for at, instance in enumerate(self._instances)
         ]
-        for ensemble in self._task._filters:
-            ensemble.apply(instances)
         by_doc = [list(group) for _, group in groupby(instances, key=lambda instance: instance.doc_id)]
+        with code_run(sandbox) as run, no_bootstrap_of_one():
+            for ensemble in self._task._filters:
+                ensemble.apply(instances)
+            filters = list(instances[0].filtered_resps)
+            results: dict[tuple[str, str], list[Any]] = {}  # (metric, filter) -> one entry per document
+            for filter_name in filters:
+                filtered = [[instance.filtered_resps[filter_name] for instance in of_doc] for of_doc in by_doc]
+                values = self.process([of_doc[0].doc for of_doc in by_doc], filtered)
+                for of_doc_values in values:
+                    for metric, value in of_doc_values.items():
+                        results.setdefault((metric, filter_name), []).append(value)
+            first = next(iter(results))[0] if (self.headline, filters[0]) not in results else self.headline
+            headline = (first, filters[0])
+            return Scores(
+                samples=[self._sample(i, of_doc, results, headline, run) for i, of_doc in enumerate(by_doc)],
+                metrics=list(self._metrics(results, headline)),
+            )
 
-        filters = list(instances[0].filtered_resps)
-        results: dict[tuple[str, str], list[Any]] = {}  # (metric, filter) -> one entry per document
-        for filter_name in filters:
-            for of_doc in by_doc:
-                filtered = [instance.filtered_resps[filter_name] for instance in of_doc]
-                for metric, value in self._task.process_results(of_doc[0].doc, filtered).items():
-                    results.setdefault((metric, filter_name), []).append(value)
+    def _process_each(self, docs: Sequence[Mapping[str, Any]], filtered: Sequence[list[Any]]) -> list[dict[str, Any]]:
+        from lynx_exp.tasks.code import current_run
 
-        headline = (self.headline, filters[0])
-        return Scores(
-            samples=[self._sample(i, of_doc, results, headline) for i, of_doc in enumerate(by_doc)],
-            metrics=list(self._metrics(results, headline)),
-        )
+        run = current_run()
+
+        def every() -> list[dict[str, Any]]:
+            made = []
+            for number, (doc, responses) in enumerate(zip(docs, filtered, strict=True)):
+                run.doc = (number, doc)
+                made.append(self._task.process_results(doc, responses))
+            return made
+
+        return list(run.process(every)) if self.runs_code else every()
 
     def _check(self, responses: Responses) -> None:
         if len(responses) != len(self.requests):
@@ -120,13 +181,14 @@ class EvalTask:
                 raise ValueError(f"responses[{number}]: {response!r}, {self.name} needs {expected}")
 
     def _metrics(self, results: dict[tuple[str, str], list[Any]], headline: tuple[str, str]) -> Iterator[Metric]:
+        aggregations, directions = self._task.aggregation(), self._task.higher_is_better()
         for (metric, filter_name), values in results.items():
             yield Metric(
                 subtask=self.name,
                 metric=metric,
                 filter=filter_name,
-                value=float(self._task.aggregation()[metric](values)),
-                higher_is_better=self._task.higher_is_better()[metric],
+                value=float(aggregations[metric](values) if metric in aggregations else sum(values) / len(values)),
+                higher_is_better=bool(directions.get(metric, True)),
                 headline=(metric, filter_name) == headline,
                 corpus=not isinstance(values[0], Real),
                 samples=len(values),
@@ -138,23 +200,41 @@ class EvalTask:
         of_doc: list[Instance],
         results: dict[tuple[str, str], list[Any]],
         headline: tuple[str, str],
+        run: CodeRun,
     ) -> SampleScore:
         doc, responses = of_doc[0].doc, [instance.filtered_resps[headline[1]] for instance in of_doc]
-        target, filtered = self._task.doc_to_target(doc), responses[0]
+        target, filtered, request = self._task.doc_to_target(doc), responses[0], self._starts[number]
         if self.kind == "choice":
             choices = self._task.doc_to_choice(doc)
             best = max(range(len(choices)), key=lambda choice: responses[choice][0])
             target, filtered = choices[target] if isinstance(target, int) else target, choices[best]
+            request = self._starts[number] + best
+        if isinstance(filtered, list) and len(filtered) == 1:  # filters that keep every repeat
+            filtered = filtered[0]
         scores = {
             ",".join(key): float(values[number]) for key, values in results.items() if isinstance(values[number], Real)
         }
+        reasons = run.reasons(number)
         return SampleScore(
             doc_id=of_doc[0].doc_id,
             target=target if isinstance(target, str) else json.dumps(target),
-            filtered=str(filtered),
+            filtered=json.dumps(filtered) if isinstance(filtered, list) else str(filtered),
             score=scores.get(",".join(headline)),
             scores=scores,
+            request=request,
+            verdict=None if not reasons else reasons[0] if len(reasons) == 1 else json.dumps(reasons),
+            sandbox=run.record if reasons else None,
+            subtask=self.name,
         )
+
+
+def _digest(task: ConfigurableTask, instances: Sequence[Instance]) -> str:
+    """sha256 over documents, what is asked of each, and the version of the definition."""
+    total = hashlib.sha256(json.dumps([task.config.task, str(task.VERSION), task.config.repeats]).encode())
+    for instance in instances:
+        asked = [instance.doc_id, instance.doc, instance.arguments]
+        total.update(json.dumps(asked, sort_keys=True, default=str).encode())
+    return total.hexdigest()
 
 
 def _once_a_document(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,13 +252,16 @@ def _once_a_document(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _request(instance: Instance) -> TaskRequest:
-    prompt, second = instance.args
+    prompt, *rest = instance.arguments
     if instance.request_type == "loglikelihood":
-        return TaskRequest(doc_id=instance.doc_id, prompt=prompt, continuation=second)
-    until = second.get("until") or ()
+        return TaskRequest(doc_id=instance.doc_id, prompt=prompt, continuation=rest[0])
+    asked = Generation.of(rest[0])
     return TaskRequest(
         doc_id=instance.doc_id,
         prompt=prompt,
-        until=(until,) if isinstance(until, str) else tuple(until),
-        max_new_tokens=int(second.get("max_gen_toks", DEFAULT_MAX_NEW_TOKENS)),
+        until=asked.until,
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
     )

@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> Callable[..., Config]:
 def bench() -> Any:
     """`bench.run(configs, packed=True)` on `bench.engine`; `bench.text` is what was printed."""
 
-    def load(name: str, limit: int | None = None) -> FakeTask:
+    def load(name: str, limit: int | None = None, settings: object = None) -> FakeTask:
         if name not in ("gen", "choice"):
             raise ValueError(f"task.subtasks={name}: unknown; known: gen, choice")
         return FakeTask(name, "generate" if name == "gen" else "choice", limit or 5)

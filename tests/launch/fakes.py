@@ -20,6 +20,8 @@ class FakeTask:
 
     data_digest = "d" * 64
     headline = "acc"
+    runs_code = False
+    revision = None
 
     def __init__(self, name: str, kind: str, docs: int) -> None:
         self.name, self.kind = name, kind
@@ -34,7 +36,11 @@ class FakeTask:
                 for c in range(2)
             )
 
-    def score(self, responses: list[Any]) -> Scores:
+    @property
+    def members(self) -> tuple[Any, ...]:
+        return (self,)
+
+    def score(self, responses: list[Any], *, sandbox: Any = None) -> Scores:
         assert len(responses) == len(self.requests)
         docs = max(r.doc_id for r in self.requests) + 1
         if self.kind == "generate":
@@ -42,7 +48,14 @@ class FakeTask:
         else:
             good = [float(responses[2 * d][0] > responses[2 * d + 1][0]) for d in range(docs)]
         samples = [
-            SampleScore(doc_id=d, target="even", filtered="?", score=g, scores={"acc,none": g})
+            SampleScore(
+                doc_id=d,
+                target="even",
+                filtered="?",
+                score=g,
+                scores={"acc,none": g},
+                request=d * (len(self.requests) // docs),
+            )
             for d, g in enumerate(good)
         ]
         metric = Metric(

@@ -77,7 +77,7 @@ class Task(FakeTask):
             requests = [TaskRequest(doc_id=doc, prompt=more + words[doc], **limits) for doc in range(docs)]
         self.requests = tuple(requests)
 
-    def score(self, responses: list[Any]) -> Any:
+    def score(self, responses: list[Any], *, sandbox: Any = None) -> Any:
         parts = [sum(map(ord, given)) if isinstance(given, str) else given[0] for given in responses]
         self.requests, whole = tuple({request.doc_id: request for request in self.requests}.values()), self.requests
         try:
@@ -117,7 +117,7 @@ class Lab:
         made.mkdir()
         return made
 
-    def load(self, name: str, limit: int | None = None) -> Task:
+    def load(self, name: str, limit: int | None = None, settings: Any = None) -> Task:
         return Task(name, limit or 7)
 
     def open_engine(self, config: Config) -> Engine:

@@ -58,7 +58,7 @@ APART = {
     "scoring": "prefill",
     "truncate": "left",
 }
-BESIDE = {"backend", "pack", "tracker", "results", "study_name", "then"}
+BESIDE = {"backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"}
 """Of one value only, or without a say in what an engine does; `pack` has a test of its own."""
 
 

@@ -247,7 +247,7 @@ def test_the_study_that_analysis_is_tested_on_has_the_files_and_fields_of_a_real
     assert {path.name for path in cell.iterdir()} - differ == {path.name for path in fake.iterdir()}
     for name in ("cell.json", "timing.json", "status.json"):
         assert set(json.loads((fake / name).read_text())) == set(json.loads((cell / name).read_text())), name
-    for name in ("samples.parquet", "steps.parquet", "timing.parquet", "fidelity.parquet"):
-        assert pq.read_schema(fake / name).names == pq.read_schema(cell / name).names, name
+    for name in ("samples", "responses", "steps", "timing", "fidelity"):
+        assert pq.read_schema(fake / f"{name}.parquet").names == pq.read_schema(cell / f"{name}.parquet").names
     metrics, made_up = (json.loads((path / "metrics.json").read_text()) for path in (cell, fake))
     assert set(made_up) == set(metrics) and set(made_up["metrics"][0]) == set(metrics["metrics"][0])

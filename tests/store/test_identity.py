@@ -57,6 +57,8 @@ def effective(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """What `config` needs for the field to have an effect."""
     if name in ("layers", "fidelity"):
         return {"policy": {"name": "top_k", "k": 1}}
+    if name == "task.mixing":
+        return {"task": config["task"] | {"weights": [1.0]}}
     if name == "waves":
         return {"batching": "continuous"}
     if name.startswith("measure.") and name != "measure.latency":

@@ -5,11 +5,14 @@ import sys
 
 import pytest
 
-from lynx_exp.tasks import known_tasks, load_task
+from lynx_exp.tasks import known_tasks, load_task, mini_tasks
 
 
 def test_known_tasks():
-    assert known_tasks() == (
+    assert {"gsm8k", "gsm8k_cot", "humaneval", "mbpp", "truthfulqa_mc2", "wmt16-en-de", "mini_gsm8k"} < set(
+        known_tasks()
+    )
+    assert mini_tasks() == (
         "mini_gsm8k",
         "mini_humaneval",
         "mini_truthfulqa_gen",
@@ -27,8 +30,9 @@ def test_names_cost_no_heavy_import():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mini_gsm", r"task: unknown 'mini_gsm'; did you mean 'mini_gsm8k'\? Known tasks: mini_gsm8k, .*mini_wmt16"),
-        ("zebra", r"task: unknown 'zebra'\. Known tasks: mini_gsm8k"),
+        ("mini_gsm", r"task: unknown 'mini_gsm'; did you mean 'mini_gsm8k'\? Known tasks: gsm8k, .*mini_wmt16"),
+        ("zebra", r"task: unknown 'zebra'\. Known tasks: gsm8k, .*, and every task of lm-eval's own"),
+        ("no/such.yaml", "no/such.yaml is not a file; give a task's YAML, or a name that lm-eval knows"),
     ],
 )
 def test_unknown_task(name, message):
@@ -42,7 +46,7 @@ def test_limit_below_one(limit):
         load_task("mini_gsm8k", limit=limit)
 
 
-@pytest.mark.parametrize("name", known_tasks())
+@pytest.mark.parametrize("name", mini_tasks())
 def test_limit_takes_the_first_documents(name, task):
     few, whole = task(name, 3), task(name, None)
     assert few.requests == whole.requests[: len(few.requests)]
@@ -50,7 +54,7 @@ def test_limit_takes_the_first_documents(name, task):
 
 
 def test_generation_settings(task):
-    requests = {name: task(name, 3).requests[0] for name in known_tasks()}
+    requests = {name: task(name, 3).requests[0] for name in mini_tasks()}
     assert {name: request.max_new_tokens for name, request in requests.items()} == {
         "mini_gsm8k": 64,
         "mini_humaneval": 72,
@@ -65,7 +69,7 @@ def test_generation_settings(task):
 
 
 def test_gold_answers_survive_the_stop_strings(task, items):
-    for name in set(known_tasks()) - {"mini_truthfulqa_mc1"}:
+    for name in set(mini_tasks()) - {"mini_truthfulqa_mc1"}:
         until = task(name, 3).requests[0].until
         assert not [item.answer for item in items(name) if any(stop in item.answer for stop in until)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lynx_exp.tasks import known_tasks
+from lynx_exp.tasks import mini_tasks
 from lynx_exp.tasks.mini.dataset import FOLDER
 
 N = 6
@@ -31,7 +31,7 @@ def results(tmp_path_factory, items):
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         return simple_evaluate(
             model=EvenOnly(),
-            tasks=list(known_tasks()),
+            tasks=list(mini_tasks()),
             task_manager=TaskManager(include_path=str(FOLDER), include_defaults=False),
             limit=N,
             bootstrap_iters=0,
@@ -47,7 +47,7 @@ def likelihood(doc_id: int, choice: int) -> tuple[float, bool]:
     return (-1.0, True) if choice == doc_id % 2 else (-5.0, False)
 
 
-@pytest.mark.parametrize("name", known_tasks())
+@pytest.mark.parametrize("name", mini_tasks())
 def test_same_scores_as_ours(name, results, task, items):
     ours = task(name, N)
     if ours.kind == "choice":

@@ -1,7 +1,7 @@
 """pass@1 by execution, for lm-eval: a filter runs the programs, a metric reads the verdicts.
 
-A filter sees all responses of a task at once and a metric only one, so the programs run in the filter: one child
-interpreter for all of them. See `lynx_exp.tasks.execute` for what contains them and what does not.
+A filter sees all responses of a task at once and a metric only one, so the programs run in the filter, side by side.
+See `lynx_exp.tasks.sandbox` for what contains them and what does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lynx_exp.tasks.execute import Program, run_programs
+from lynx_exp.tasks.code import current_run
+from lynx_exp.tasks.execute import Program
 
 PASSED = "passed"
 
@@ -22,8 +23,12 @@ def run_tests(resps: Iterable[Sequence[str]], docs: Sequence[dict[str, Any]]) ->
         for of_doc, doc in zip(counted, docs, strict=True)
         for response in of_doc
     ]
-    reasons = iter([verdict.reason for verdict in run_programs(programs)])
-    return [[next(reasons) for _ in of_doc] for of_doc in counted]
+    run = current_run()
+    reasons = iter([verdict.reason for verdict in run.judge(programs)])
+    verdicts = [[next(reasons) for _ in of_doc] for of_doc in counted]
+    for number, of_doc in enumerate(verdicts):
+        run.note(number, of_doc)
+    return verdicts
 
 
 def pass_at_1(references: Sequence[str], predictions: Sequence[str]) -> float:

@@ -7,7 +7,6 @@ directory and writes no data set cache.
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +40,6 @@ def write_data(folder: Path = FOLDER) -> list[Path]:
         path.write_text(render_rows(rows), encoding="utf-8", newline="\n")
         paths.append(path)
     return paths
-
-
-def data_digest(rows: str) -> str:
-    """sha256 of the JSONL file, as hex."""
-    return sha256(rows_file(rows).read_bytes()).hexdigest()
 
 
 def read_rows(rows: str, **_: Any) -> dict[str, Dataset]:

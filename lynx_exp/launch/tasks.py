@@ -1,0 +1,91 @@
+"""The tasks of a config: loaded as it asks, with the chat template of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lynx_exp.config import Config
+
+if TYPE_CHECKING:
+    from lynx_exp.tasks import EvalTask, TaskSettings
+    from lynx_exp.tasks.chat import ChatTemplate
+    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.mix import MixedTask
+
+LoadTask = Callable[..., "EvalTask"]
+"""`load(name, limit=..., settings=...)`"""
+
+
+def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTask | MixedTask, ...]:
+    """What the cell runs one after another: each subtask, or the mix of them. ValueError as in `load_task`."""
+    settings = settings_of(config)
+    names, weights = config.task.subtasks, config.task.weights
+    if weights is None:
+        return tuple(load(name, limit=limit, settings=settings) for name in names)
+    from lynx_exp.tasks.mix import mix
+
+    def member(number: int, documents: int | None) -> EvalTask:
+        return load(names[number], limit=documents, settings=settings)
+
+    return (mix(config.task.name, member, weights, limit),)
+
+
+def settings_of(config: Config) -> TaskSettings:
+    """How the config's task is asked."""
+    from lynx_exp.tasks import TaskSettings
+
+    task, generation = config.task, config.task.generation
+    return TaskSettings(
+        data=task.data,
+        revision=task.revision,
+        num_fewshot=task.num_fewshot,
+        fewshot_seed=task.fewshot_seed,
+        fewshot_as_multiturn=task.fewshot_as_multiturn,
+        system_instruction=task.system_instruction,
+        chat=_chat_template(config) if task.apply_chat_template else None,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_gen_toks=generation.max_gen_toks,
+        until=None if generation.until is None else tuple(generation.until),
+        repeats=task.repeats,
+    )
+
+
+def _chat_template(config: Config) -> ChatTemplate:
+    from lynx_exp.tasks.chat import ChatTemplate
+
+    model = config.model
+    if model.kind == "random":
+        raise ValueError("task.apply_chat_template=true: random weights have no tokenizer, and so no chat template")
+    tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
+    return ChatTemplate.of(tokenizer, config.task.chat_template_args)
+
+
+@cache
+def _tokenizer(name: str, revision: str | None, trust: bool) -> object:
+    from transformers import AutoTokenizer
+
+    from lynx_exp.models import locate
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.id={name}: its tokenizer, which the chat template is in, does not load: {reason}"
+        ) from error
+
+
+def sandbox_of(config: Config) -> Sandbox:
+    """Where the config wants generated code to run. ValueError if this machine cannot give that."""
+    from lynx_exp.tasks.execute import open_sandbox
+
+    return open_sandbox(config.sandbox, confirm_unsafe_code=config.confirm_unsafe_code)
+
+
+def revisions(tasks: Sequence[EvalTask | MixedTask]) -> dict[str, str | None]:
+    """Of each task whose documents came from the hub, the commit of its data set."""
+    return {member.name: member.revision for task in tasks for member in task.members if member.revision is not None}
