@@ -12,6 +12,7 @@ import pytest
 
 from lynx_exp import cli
 from lynx_exp.prepare import cli as prepare_cli
+from lynx_exp.results import main as results
 
 RANDOM = "model=random"
 BAD = [
@@ -157,7 +158,7 @@ def test_help_teaches_and_is_fast():
 def test_results_and_prepare_refuse_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        cli.results(["table", str(tmp_path / "none")])
+        results.main(["table", str(tmp_path / "none")])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("lynx-results: error: ") and err.count("\n") == 1

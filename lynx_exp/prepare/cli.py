@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -51,8 +53,6 @@ in folders, the mini tasks and task.data=FILE_OR_FOLDER need nothing.
 
 A gated model: accept its licence on its page of the hub, and log in with `hf auth login` (or set HF_TOKEN).
 Ctrl-C keeps the files that are complete; the same command fetches the others."""
-BAD_INPUT = 2
-INTERRUPTED = 130
 INTERRUPTED_LINE = {
     "train": "interrupted; run the same command to continue from the last checkpoint",
     "calibrate": "interrupted; nothing was written",

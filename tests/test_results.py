@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lynx_exp import cli
 from lynx_exp.config import TaskConfig
 from lynx_exp.launch.run import run_cells
+from lynx_exp.results import main
 from lynx_exp.store.files import read_json, write_json
 from tests.launch.real_cells import bundled
 
@@ -36,7 +36,7 @@ def study(ran: Path, tmp_path: Path) -> Path:
 def results(*arguments: Any) -> int:
     """The exit code."""
     try:
-        cli.results([str(argument) for argument in arguments])
+        main.main([str(argument) for argument in arguments])
     except SystemExit as stop:
         assert isinstance(stop.code, int)
         return stop.code
@@ -135,8 +135,8 @@ def test_ctrl_c(study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_neither_needs_a_model_nor_torch(study: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom lynx_exp.cli import results\n"
-        f"results(['rescore', {str(study)!r}])\n"
+        "import sys\nfrom lynx_exp.results.main import main\n"
+        f"main(['rescore', {str(study)!r}])\n"
         "found = set(sys.modules) & {'torch', 'transformers', 'wandb', 'matplotlib'}\nassert not found, found\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

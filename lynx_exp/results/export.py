@@ -1,0 +1,34 @@
+"""Cells as lm-eval's own files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lynx_exp.results.arguments import add_folder, add_sandbox
+from lynx_exp.results.redo import for_every_cell
+
+HELP = "write cells as lm-eval's own results and samples files"
+DESCRIPTION = """\
+For every finished cell a folder with results_DATE.json and samples_TASK_DATE.jsonl, written by lm-eval itself from the
+stored responses; DATE is when the cell was finished, so that an export again writes over the one before."""
+
+
+def add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--format", required=True, choices=["lm-eval"], help="lm-eval: results_*.json, samples_*.jsonl")
+    verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: FOLDER/lm-eval)")
+    add_folder(verb)
+    add_sandbox(verb)
+
+
+def run(asked: argparse.Namespace) -> int:
+    from lynx_exp.launch.export import export_lm_eval
+
+    out = asked.out or asked.folder / "lm-eval"
+    given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
+
+    def act(record: object) -> str:
+        written = export_lm_eval(record, out, **given)  # type: ignore[arg-type]
+        return f"{written[0].parent} ({len(written)} files)"
+
+    return for_every_cell(asked, act)

@@ -1,0 +1,34 @@
+"""Every figure that the records can give."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lynx_exp.results.arguments import add_folder
+
+HELP = "draw every figure that the records can give"
+
+
+def add(verb: argparse.ArgumentParser) -> None:
+    from analysis.figures import NAMES
+
+    verb.add_argument("--only", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
+    add_drawing(verb)
+
+
+def add_drawing(verb: argparse.ArgumentParser) -> None:
+    add_folder(verb)
+    verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to draw (default: FOLDER/figures)")
+
+
+def run(asked: argparse.Namespace) -> int:
+    return draw(asked, asked.only)
+
+
+def draw(asked: argparse.Namespace, only: str | None) -> int:
+    import analysis
+
+    for path in analysis.write_figures(asked.folder, out=asked.out, only=only):
+        print(path)
+    return 0

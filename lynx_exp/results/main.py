@@ -1,0 +1,74 @@
+"""`lynx-results VERB ...`: what is on disk, read, checked, compared, drawn, scored anew. No verb loads a model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+
+COMMAND = "lynx-results"
+VERBS = ("table", "pareto", "figures", "rescore", "export")
+"""Modules of this package, in the order of `--help`."""
+
+EPILOG = """\
+Examples:
+  lynx-results table results/demo
+  lynx-results table results --csv results.csv
+  lynx-results pareto results/demo
+  lynx-results figures results/demo --out paper/figures
+  lynx-results rescore results/demo
+  lynx-results export --format lm-eval results/demo --out lm_eval
+
+Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 interrupted."""
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Read what lynx-exp wrote: tables with intervals, Pareto curves, figures. Score it anew from the "
+        "stored responses, or write it in lm-eval's own form: no model is loaded.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
+    for name in VERBS:
+        module = import_module(f"lynx_exp.results.{name}")
+        verb = verbs.add_parser(
+            name,
+            help=module.HELP,
+            description=getattr(module, "DESCRIPTION", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add(verb)
+        verb.set_defaults(run=module.run)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 0, 1 (something failed, or was found wrong), 2 (bad input) or 130 (interrupted)."""
+    asked = parser().parse_args(arguments)
+    try:
+        code = asked.run(asked)
+    except ValueError as error:
+        say(f"error: {first_line(error)}")
+        code = BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
+        code = 0
+    except KeyboardInterrupt:
+        say("interrupted; what is printed is done, the same command does it all")
+        code = INTERRUPTED
+    if code:
+        sys.exit(code)
+
+
+def say(line: str) -> None:
+    print(f"{COMMAND}: {line}", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

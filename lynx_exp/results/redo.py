@@ -1,0 +1,31 @@
+"""What is done to every finished cell in turn, from its stored responses."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lynx_exp.exits import FAILED
+from lynx_exp.results.main import first_line, say
+
+if TYPE_CHECKING:
+    from lynx_exp.store.read import CellRecord
+
+
+def for_every_cell(asked: argparse.Namespace, act: Callable[[CellRecord], object]) -> int:
+    """A line each as it is done; one that cannot be stops no other."""
+    from lynx_exp.launch.stored import done_cells
+    from lynx_exp.tasks.execute import ExecutionError
+
+    if asked.sandbox == "unsafe" and not asked.confirm_unsafe_code:
+        raise ValueError("--sandbox unsafe runs what a model wrote with your rights; add --confirm-unsafe-code")
+    records, failed = done_cells(asked.folder), 0
+    for number, record in enumerate(records, 1):
+        head = f"{number}/{len(records)} {record.path.name}"
+        try:
+            print(f"{head}: {act(record)}", flush=True)
+        except (ValueError, ExecutionError) as error:
+            failed += 1
+            say(f"{head}: error: {first_line(error)}")
+    return FAILED if failed else 0

@@ -1,0 +1,22 @@
+"""One row a cell: accuracy, difference to vanilla, TPOT, speed-up, active experts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lynx_exp.results.arguments import add_folder
+
+HELP = "one row a cell: accuracy, difference to vanilla, TPOT, speed-up, active experts"
+
+
+def add(verb: argparse.ArgumentParser) -> None:
+    add_folder(verb)
+    verb.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows and their intervals")
+
+
+def run(asked: argparse.Namespace) -> int:
+    import analysis
+
+    analysis.print_table(asked.folder, csv=asked.csv)
+    return 0
