@@ -24,7 +24,7 @@ from lynx_exp.launch.references import References
 from lynx_exp.launch.refusals import Refusals
 from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
-from lynx_exp.store.cell import record_failure
+from lynx_exp.store.cell import record_failure, tidy
 from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.faults import DiskFull, fault_of
 from lynx_exp.store.identity import digest
@@ -172,6 +172,7 @@ class _Run:
         self._todo: list[Cell] = []
         for cell in cells:
             if is_done(cell.folder):
+                tidy(cell.folder)
                 self.outcomes[cell.folder] = Outcome(state="skipped", folder=cell.folder)
             elif (reason := self._refusals.reason(cell)) is not None:
                 self.outcomes[cell.folder] = Outcome(state="failed", folder=cell.folder, error=reason)

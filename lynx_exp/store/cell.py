@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from lynx_exp.store.claims import CLAIM, is_held
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
@@ -193,6 +195,18 @@ class CellWriter:
             "seconds": round(monotonic() - self._clock, 3) if over else None,
         }
         write_json(self.folder / "status.json", status)
+
+
+def tidy(folder: Path) -> None:
+    """Take away what a kill right behind DONE leaves of a finished cell: its claim, its journal, half-written files."""
+    if is_held(folder):
+        return
+    leftovers = [folder / CLAIM, folder / "error.txt", *folder.glob(".*.tmp")]
+    with suppress(OSError):  # a folder that may only be read keeps them
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        if (folder / "lanes").is_dir():
+            shutil.rmtree(folder / "lanes")
 
 
 def record_failure(

@@ -142,6 +142,19 @@ def test_any_file_of_an_interrupted_cell_is_damaged(damage, bench, grid, whole, 
     assert leftovers(results) == []
 
 
+def test_a_kill_right_behind_done_leaves_nothing(bench, grid, whole, tmp_path):
+    made, _ = whole
+    bench.run(grid)
+    results = tmp_path / "results"
+    for done in results.rglob("DONE"):
+        files.write_json(done.with_name(CLAIM), vars(this_process()) | {"born": "1"})
+        done.with_name(".steps.parquet.x.tmp").touch()
+        (done.parent / "lanes").mkdir()
+        (done.parent / "lanes" / "gen-00000.json").touch()
+    assert {outcome.state for outcome in bench.run(grid).outcomes} == {"skipped"}
+    assert found(results) == made and leftovers(results) == [] and not list(results.rglob("lanes"))
+
+
 @pytest.mark.parametrize("name", ["DONE", "metrics.json", "responses.parquet"])
 def test_a_finished_cell_that_lost_a_file_is_run_again(name, bench, grid, whole, tmp_path):
     made, _ = whole
