@@ -24,6 +24,7 @@ FINISHED_FILES = (
     "steps.parquet",
     "samples.parquet",
     "metrics.json",
+    "status.json",
 )
 TIMING_FILES = ("timing.parquet", "timing.json")
 

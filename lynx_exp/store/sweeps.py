@@ -50,10 +50,21 @@ def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> 
 
 def read_sweeps(study: Path) -> list[Sweep]:
     """Those of a study, the latest last. What is damaged counts as absent."""
-    found = []
-    for path in (study / FOLDER).glob("*.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and content.get("schema") == SCHEMA:
-            cells = [Asked(**cell) for cell in content["cells"]]
-            found.append(Sweep(started=content["started"], command=content["command"], cells=cells))
-    return sorted(found, key=lambda sweep: sweep.started)
+    found = [_read(path) for path in (study / FOLDER).glob("*.json")]
+    return sorted((sweep for sweep in found if sweep is not None), key=lambda sweep: sweep.started)
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether the file is whole, and of this version."""
+    return _read(path) is not None
+
+
+def _read(path: Path) -> Sweep | None:
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return None
+    try:
+        cells = [Asked(**cell) for cell in content["cells"]]
+        return Sweep(started=content["started"], command=content["command"], cells=cells)
+    except (KeyError, TypeError):
+        return None
