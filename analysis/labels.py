@@ -38,14 +38,14 @@ def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
         for policy, _, params, phases in part.itertuples(index=False):
             inside = ", ".join(f"{name}={value}" for name, value in json.loads(params).items())
             name = f"{policy}({inside})" if shared else str(label)
-            act = "" if policy == "vanilla" or phases == "decode" else f" [{phases}]"
+            act = "" if policy in ("vanilla", "noise_floor") or phases == "decode" else f" [{phases}]"
             named[str(label), params, phases] = name + act
     return named
 
 
 def policy_order(policy: str, params: str, phases: str) -> tuple[Any, ...]:
-    """Sort key: vanilla, no_drop, then by name, numeric parameters by size; `params` is JSON."""
+    """Sort key: vanilla, noise_floor, no_drop, then by name, numeric parameters by size; `params` is JSON."""
     values = json.loads(params)
-    first = {"vanilla": 0, "no_drop": 1}.get(policy, 2)
+    first = {"vanilla": 0, "noise_floor": 1, "no_drop": 2}.get(policy, 3)
     numbers = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in sorted(values.items())]
     return first, policy, phases, numbers

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED
+from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`lynx-exp`: exits with 0 (all done), 1 (a cell failed), 2 (bad input, nothing was run) or 130 (interrupted)."""
+    """`lynx-exp`: exits with 0 (all done), 1 (a cell failed), 2 (bad input, nothing was run), 75 (terminated:
+    queue it again) or 130 (interrupted)."""
     from lynx_exp.launch import ranks
 
     if not ranks.is_first_rank():
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         follow()
         sys.exit(0)
     code = run(sys.argv[1:] if arguments is None else arguments)
-    if code != INTERRUPTED:
+    if code not in (INTERRUPTED, REQUEUE):
         ranks.dismiss()
     sys.exit(code)
 
@@ -35,7 +36,9 @@ def run(arguments: Sequence[str]) -> int:
         return _hydra(list(arguments))
     except KeyboardInterrupt as error:
         _say(str(error) or "interrupted; run the same command to continue")
-        return INTERRUPTED
+        from lynx_exp.launch.stopping import Preempted
+
+        return REQUEUE if isinstance(error, Preempted) else INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
         return 0

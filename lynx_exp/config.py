@@ -21,6 +21,8 @@ PHASES = ("decode", "prefill", "both", "none")
 BATCHINGS = ("static", "continuous")
 SCORINGS = ("decode", "prefill")
 TRUNCATES = ("error", "left")
+NOISE_FLOOR_SEED = 1_000_003
+"""What policy=noise_floor adds to the seed of the batch plan: nobody counts his seeds so far."""
 MIXINGS = ("shuffled", "separate")
 SANDBOXES = ("auto", "bubblewrap", "namespaces", "landlock", "unsafe")
 BACKENDS = ("transformers",)
@@ -281,6 +283,12 @@ class Config:
     self-test on this machine; unsafe is a plain process."""
     confirm_unsafe_code: bool = False
     """Needed for sandbox=unsafe."""
+    plan: bool = False
+    """Say what would be run, what it takes and what is missing for it, and run nothing."""
+    max_failures: int | None = 3
+    """A cell that has failed so often in a row, none of its lanes further, is left alone; null tries for ever."""
+    ignore_oom: bool = False
+    """Run a cell although a smaller batch of the same has run out of memory."""
     pack: PackConfig = field(default_factory=PackConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     tracker: TrackerConfig = MISSING
@@ -296,6 +304,7 @@ class Config:
         at_least("limit", self.limit, 1, optional=True)
         at_least("threads", self.threads, 1, optional=True)
         at_least("waves", self.waves, 1)
+        at_least("max_failures", self.max_failures, 1, optional=True)
         one_of("phases", self.phases, PHASES)
         one_of("batching", self.batching, BATCHINGS)
         one_of("scoring", self.scoring, SCORINGS)
@@ -336,7 +345,17 @@ class Config:
     @property
     def match_active(self) -> float | None:
         """Active experts that the policy's knob is to be set for; below 1, as a share of vanilla's."""
-        return None if self.policy_name == "vanilla" else self.policy.get("match_active")
+        return None if self.is_untouched else self.policy.get("match_active")
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the model routes as it always does: vanilla, or vanilla again on another plan."""
+        return self.policy_name in ("vanilla", "noise_floor")
+
+    @property
+    def plan_seed(self) -> int:
+        """Of the batch plan."""
+        return self.seed + (NOISE_FLOOR_SEED if self.policy_name == "noise_floor" else 0)
 
     @property
     def policy_params(self) -> dict[str, Any]:

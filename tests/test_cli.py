@@ -119,7 +119,7 @@ def test_a_bug_is_not_passed_off_as_bad_input(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
-    from lynx_exp.launch.run import Interrupted
+    from lynx_exp.launch.stopping import Interrupted
 
     def stop(*_args, **_more):
         raise Interrupted("interrupted: 2 of 3 cells are done and kept; run the same command to continue")

@@ -19,6 +19,7 @@ from lynx_exp.launch.plugin import job_grids, register
 from lynx_exp.prepare.cli import read_recipe
 from lynx_exp.prepare.train import TrainConfig
 from lynx_exp.routing import ModelShape, build_policy, policy_names
+from lynx_exp.store.identity import Ids
 from lynx_exp.tasks import known_tasks
 
 CONF, SWEEPS = config_folder(), config_folder("sweeps")
@@ -60,13 +61,13 @@ def test_every_sweep_composes_all_its_jobs(path):
     argument = f"+{path.parts[0]}={path.stem}"
     sweeper = composed(argument, whole=True).hydra.sweeper
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    jobs = job_grids(params, list(sweeper.cells), [argument], OverridesParser.create())
+    jobs = job_grids(params, list(sweeper.cells), [argument], OverridesParser.create(), list(sweeper.controls))
     configs = [to_config(composed(*job)) for job in jobs]
     assert len({str(config) for config in configs}) == len(configs), "no two jobs are the same"
     for config in configs:
-        build_policy(config.policy_name, **config.policy_params)
+        build_policy("vanilla" if config.is_untouched else config.policy_name, **config.policy_params)
         assert set(config.task.subtasks) <= set(known_tasks())
-        assert config.study_name == path.stem or path.parts[0] == "cluster"
+        assert config.study_name == path.stem or path.parts[0] in ("cluster", "control")
 
 
 def test_the_demo_is_the_grid_that_its_readers_expect():
@@ -133,6 +134,12 @@ def test_folders_of_cells_are_plain_names(tmp_path):
     )
     facts = type("Facts", (), {"name": "some/Model-8x7B"})()
     cell = Cell(
-        config=config, policy=None, model=facts, tasks=(), cell_id="a" * 64, pair_id="b" * 64, dtype="x", device="cpu"
+        config=config,
+        policy=None,
+        model=facts,
+        tasks=(),
+        ids=Ids("a" * 64, "b" * 64, "c" * 64),
+        dtype="x",
+        device="cpu",
     )
     assert cell.folder == tmp_path / "default" / f"Model_8x7B-t-lynx_alpha_0.7_beta_1-b16-{'a' * 10}"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.lane import Job, Row
+from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
@@ -85,7 +86,7 @@ def generate_pack(
     with attachment:
         logits = batch.prefill()
     while True:
-        token_R = logits.argmax(-1) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
+        token_R = most_likely(logits) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
         fed = [row for row in rows if row.finish is None]
         for row, token in zip(rows, token_R.tolist(), strict=True):
             if row.finish is None:

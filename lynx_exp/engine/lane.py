@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from lynx_exp.engine.likely import NO_TOKEN, NotANumber
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sections import Act
@@ -42,6 +43,10 @@ class Row:
         self._stopper = stopper
 
     def take(self, token: int) -> None:
+        if token == NO_TOKEN:
+            raise NotANumber(
+                f"request {self.number}: the model's logits are no numbers after {len(self.tokens)} tokens"
+            )
         self.tokens.append(token)
         if token in self._stopper.eos_ids and not self.request.ignore_eos:
             self.finish = "eos"

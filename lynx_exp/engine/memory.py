@@ -23,7 +23,7 @@ def memory_budget(device: torch.device, memory_gib: float | None) -> int:
         return int(memory_gib * GIB)
     if device.type == "cuda":
         return int(0.8 * torch.cuda.mem_get_info(device)[0])
-    return _available() // 2
+    return available_memory() // 2
 
 
 def slots_that_fit(wanted: int, widest: int, row_bytes: int, budget: int) -> int:
@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)
 
 
-def _available() -> int:
+def available_memory() -> int:
     """Bytes of host memory that can be had without swapping."""
     facts = Path("/proc/meminfo")
     if facts.exists():

@@ -18,6 +18,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from lynx_exp.engine.likely import most_likely
+
 GOLDEN, FIRST, SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """SplitMix64's increment and multipliers (Steele, Lea and Flood 2014), as int64."""
 
@@ -84,9 +86,9 @@ class Draw:
         for at in range(0, len(self.rows), size):
             part = slice(at, at + size)
             score_nV = self._filter.take(part)(given_nV[part])
-            drawn.append(score_nV.add_(gumbel(start_n[part], vocabulary)).argmax(-1))
+            drawn.append(most_likely(score_nV.add_(gumbel(start_n[part], vocabulary))))
         drawn_n = torch.cat(drawn)
-        return drawn_n if self._all else logits_RV.argmax(-1).index_copy_(0, self._row_n, drawn_n)
+        return drawn_n if self._all else most_likely(logits_RV).index_copy_(0, self._row_n, drawn_n)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad, prompt_rows
 from lynx_exp.engine.forced_plan import ForcedPlan
+from lynx_exp.engine.likely import NotANumber
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.prompts import PromptStore, gather
 from lynx_exp.engine.results import LaneResult
@@ -190,6 +191,9 @@ def score_pack(
         logprob_R = torch.stack([row.sum() for row in own])
     else:
         logprob_R = token_logprob_RT.double().sum(-1)
+    if logprob_R.isnan().any():
+        bad = forced.plan.numbers[int(logprob_R.isnan().nonzero()[0])]
+        raise NotANumber(f"request {bad}: the model's logits are no numbers along its continuation")
     greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
     continuations = [requests[number].continuation_ids for number in forced.plan.numbers]
     on_step(sum(map(len, continuations)))

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from lynx_exp.engine.likely import most_likely
+
 WIDTH = 32
 """Attention reads a multiple of this many columns: on a CPU a row's bits depend on the number modulo 8 or 16."""
 
@@ -40,7 +42,7 @@ class Prefilled:
     @cached_property
     def first_tokens(self) -> list[int]:
         """The most likely token after each prompt."""
-        return self.logits.argmax(-1).tolist()
+        return most_likely(self.logits).tolist()
 
     @property
     def prefix_length(self) -> int:

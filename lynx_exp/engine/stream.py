@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.batch import PREFILL_KEY
 from lynx_exp.engine.decoder import Decoder
 from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
+from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
 from lynx_exp.engine.prompts import PromptStore, first_tokens, prefill, prompt_rows_of
 from lynx_exp.engine.results import LaneResult
@@ -191,7 +192,7 @@ class Stream:
         for lane in self._lanes:
             lane.live_rows.append(lane.live)
         if self._draw is None:
-            chosen = logits[:rows].argmax(-1)
+            chosen = most_likely(logits[:rows])
         else:
             chosen = self._draw(logits[:rows], [len(self._rows[at][0].tokens) for at in self._draw.rows])
         for (row, _), token in zip(self._rows, chosen.tolist(), strict=True):

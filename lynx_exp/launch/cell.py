@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from lynx_exp.config import Config
 from lynx_exp.launch.model import ModelFacts, inspect_model
 from lynx_exp.launch.tasks import LoadTask, sandbox_of, tasks_of
-from lynx_exp.store.identity import SCHEMA, cell_ids, code_digest, digest
+from lynx_exp.store.identity import SCHEMA, Ids, cell_ids, code_digest, digest
 from lynx_exp.store.provenance import scrub
 
 if TYPE_CHECKING:
@@ -36,10 +36,17 @@ class Cell:
     """None for vanilla: nothing is attached."""
     model: ModelFacts
     tasks: tuple[Task, ...]
-    cell_id: str
-    pair_id: str
+    ids: Ids
     dtype: str
     device: str
+
+    @property
+    def cell_id(self) -> str:
+        return self.ids.cell
+
+    @property
+    def pair_id(self) -> str:
+        return self.ids.pair
 
     @property
     def name(self) -> str:
@@ -74,6 +81,7 @@ class Cell:
             "schema": SCHEMA,
             "cell_id": self.cell_id,
             "pair_id": self.pair_id,
+            "sizes_id": self.ids.sizes,
             "study": config.study_name,
             "model": self.model.name,
             "num_experts": self.model.num_experts,
@@ -121,10 +129,11 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
 
-    policies = []
+    policies: list[Policy | None] = []
     for config in configs:
         with _about_the_policy():
-            policies.append(build_policy(config.policy_name, **config.policy_params))
+            built = build_policy("vanilla" if config.is_untouched else config.policy_name, **config.policy_params)
+        policies.append(None if config.is_untouched else built)
 
     found: dict[str, tuple[Task, ...]] = {}
     for config in configs:
@@ -139,7 +148,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         key = digest(asdict(config.model))
         if key not in facts:
             facts[key] = inspect_model(config.model)
-        if config.policy_name != "vanilla":
+        if policy is not None:
             shape = ModelShape(
                 num_experts=facts[key].num_experts, top_k=facts[key].top_k, calibration=_calibration(config)
             )
@@ -157,7 +166,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         if config.kernel == "triton" and device.type != "cuda":
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
-        cell_id, pair_id = cell_ids(
+        ids = cell_ids(
             asdict(config)
             | {"device": device.type, "dtype": dtype}
             | {"policy": _with_calibration(config, policy, content)},
@@ -168,11 +177,10 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         cells.append(
             Cell(
                 config=config,
-                policy=None if config.policy_name == "vanilla" else policy,
+                policy=policy,
                 model=model,
                 tasks=tasks,
-                cell_id=cell_id,
-                pair_id=pair_id,
+                ids=ids,
                 dtype=dtype,
                 device=device.type,
             )
@@ -193,11 +201,13 @@ def _calibration(config: Config) -> str | None:
     return None if config.model.kind == "random" else find_calibration(config.model.id)
 
 
-def _with_calibration(config: Config, policy: Policy, content: Callable[[str], str]) -> dict[str, Any]:
+def _with_calibration(config: Config, policy: Policy | None, content: Callable[[str], str]) -> dict[str, Any]:
     """The policy node, with what its calibration file holds in place of where it is."""
     from lynx_exp.routing import Calibrated, PerLayer
     from lynx_exp.routing.calibration import AUTO
 
+    if policy is None:
+        return config.policy
     parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
     named = [part.calibration for part in parts if isinstance(part, Calibrated)]
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]

@@ -16,9 +16,12 @@ from rich.console import Console
 from lynx_exp.config import Config
 from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.jobs import Cluster, Job, Lost, Work
+from lynx_exp.launch.outcomes import Outcome, Report, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
+from lynx_exp.launch.plan import print_plan
 from lynx_exp.launch.progress import work_of
-from lynx_exp.launch.run import Interrupted, Outcome, Report, print_outcomes, run_then, stoppable
+from lynx_exp.launch.run import write_sweeps
+from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load import load_task
@@ -55,6 +58,10 @@ def run_on_cluster(
                 f"model.parallel={cell.config.model.parallel}: needs torchrun, and a job of this launcher is one "
                 "process; start torchrun in a job of your own, or use model.device_map=auto"
             )
+    if any(cell.config.plan for cell in unique):
+        print_plan(unique, console, packed=packed)
+        return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
+    write_sweeps(unique)
     outcomes = {cell.folder: Outcome(state="skipped", folder=cell.folder) for cell in unique if is_done(cell.folder)}
     todo = [cell for cell in unique if cell.folder not in outcomes]
     chunks = deal(pack_groups(todo) if packed else [[cell] for cell in todo], cluster.jobs)
@@ -124,12 +131,9 @@ def _run(
                 line.show(waiting)
                 if waiting:
                     sleep(poll_s)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             _cancel([jobs[number] for number in waiting])
-            raise Interrupted(
-                f"interrupted: {line.done()} of {total} cells are done and kept, the jobs are cancelled; "
-                "run the same command to continue"
-            ) from None
+            raise told(stop, f"{line.done()} of {total} cells are done and kept, the jobs are cancelled") from None
         return outcomes
 
 

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from lynx_exp.launch.cell import Cell, Task
@@ -16,13 +18,16 @@ from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.records import answers, lane_record, sample_rows
 from lynx_exp.launch.references import References, fidelity_rows
 from lynx_exp.launch.requests import encode_requests, plan_json, plan_of
+from lynx_exp.launch.stopping import Preempted
 from lynx_exp.launch.tasks import revisions, sandbox_of
-from lynx_exp.store.cell import CellWriter
+from lynx_exp.launch.validity import invalid_reasons
+from lynx_exp.store.cell import CellWriter, record_failure
+from lynx_exp.store.faults import DiskFull, fault_of
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Job, Request, Scoring
+    from lynx_exp.engine import BatchPlan, Engine, Job, LaneResult, Request, Scoring
     from lynx_exp.routing import Phases, Policy
     from lynx_exp.tasks import Scores
 
@@ -45,6 +50,8 @@ class Attempt:
     """With its knob set, where `match_active` asks for that."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More metrics."""
+    checked: float = field(default_factory=monotonic)
+    """When it was last seen that the claim stands."""
     fidelity: list[dict[str, Any]] | None = None
 
     @property
@@ -62,22 +69,42 @@ class Attempt:
 
 
 Failed = Callable[[Cell, Exception], None]
+IsMine = Callable[[Path], bool]
+
+_CLAIM_CHECK_S = 30.0
+"""Between two looks whether a claim still stands: shorter than what makes one stale."""
+
+
+class ClaimLost(Exception):
+    """This process slept so long that another has taken the cell over: what follows is the other's."""
 
 
 class Pack:
     """Cells that differ in policy and batch size only, on one engine. `run` yields each cell as it is done."""
 
-    def __init__(self, engine: Engine, progress: Progress, references: References, failed: Failed) -> None:
-        """`failed` is told of a cell that an exception ended; the others go on."""
+    def __init__(
+        self,
+        engine: Engine,
+        progress: Progress,
+        references: References,
+        failed: Failed,
+        is_mine: IsMine = lambda _folder: True,
+    ) -> None:
+        """`failed` is told of a cell that an exception ended; the others go on. `is_mine`: whether the claim on a
+        cell's folder still stands."""
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
+        self._is_mine = is_mine
         self._open: list[Attempt] = []
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
-        """What is missing of `cells`. KeyboardInterrupt leaves what is committed, and is raised again."""
+        """What is missing of `cells`, which are claimed. KeyboardInterrupt leaves what is committed, and is raised
+        again; so is DiskFull, after which nothing can be stored."""
         try:
             encoded: Encoded = {}
             for cell in cells:
                 self._begin(cell, encoded)
+            for attempt in self._open:
+                attempt.writer.together = len(self._open)
             for task in cells[0].tasks:
                 if task.kind == "generate":
                     self._generate(task)
@@ -90,21 +117,59 @@ class Pack:
                 if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
                     self._open.remove(attempt)
                     yield attempt.cell
-        except (KeyboardInterrupt, GeneratorExit):  # the latter: one came to whom this yields
+        except (KeyboardInterrupt, GeneratorExit, DiskFull) as stop:  # GeneratorExit: one came to whom this yields
             for attempt in self._open:
-                attempt.writer.interrupt()
+                with suppress(OSError):
+                    attempt.writer.interrupt("preempted" if isinstance(stop, Preempted) else "interrupted")
             raise
 
     def _guard(self, attempt: Attempt, work: Callable[[], None]) -> bool:
         """Do it; False if it failed, which ends the attempt."""
         try:
             work()
-        except Exception as error:
+        except ClaimLost:
             self._open.remove(attempt)
-            attempt.writer.fail(error, scrub(traceback.format_exc()))
-            self._failed(attempt.cell, error)
+            self._progress.note(f"{attempt.cell.name}: another process has taken it over")
+            return False
+        except Exception as error:
+            self._fail(attempt, error)
             return False
         return True
+
+    def _fail(self, attempt: Attempt, error: Exception) -> None:
+        """Write down what happened. A full disk ends everything: nothing more could be kept."""
+        fault = fault_of(error, where=self._where())
+        if fault.kind != "disk_full":
+            self._open.remove(attempt)
+            try:
+                attempt.writer.fail(fault, scrub(traceback.format_exc()))
+            except OSError as another:
+                if fault_of(another).kind != "disk_full":
+                    self._progress.note(f"{attempt.cell.name}: its status cannot be written: {another}")
+                    self._failed(attempt.cell, error)
+                    return
+            else:
+                self._failed(attempt.cell, error)
+                return
+        raise DiskFull(f"the disk is full, or a quota is ({attempt.cell.folder})") from error
+
+    def _where(self) -> str | None:
+        """The accelerator, by its name."""
+        device = getattr(self._engine, "device", None)
+        if device is None or device.type != "cuda":
+            return None
+        import torch
+
+        return torch.cuda.get_device_name(device)
+
+    def _commit(self, task: Task, attempt: Attempt, result: LaneResult) -> None:
+        """Unless the claim is lost, which is looked at now and then."""
+        now = monotonic()
+        if now - attempt.checked > _CLAIM_CHECK_S:
+            attempt.checked = now
+            if not self._is_mine(attempt.cell.folder):
+                raise ClaimLost(str(attempt.cell.folder))
+        attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
 
     def _begin(self, cell: Cell, encoded: Encoded) -> None:
         try:
@@ -131,6 +196,11 @@ class Pack:
                 plan={name: plan_json(cell, plan) for name, plan in plans.items()},
             )
         except Exception as error:
+            fault = fault_of(error)
+            if fault.kind == "disk_full":
+                raise DiskFull(f"the disk is full, or a quota is ({cell.folder})") from error
+            with suppress(OSError):
+                record_failure(cell.folder, cell.info(), cell.config_yaml(), fault.json())
             self._failed(cell, error)
             return
         attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
@@ -160,7 +230,11 @@ class Pack:
         if len(self._open) > 1:
             try:
                 return self._decode(task, self._open)
+            except DiskFull:
+                raise
             except Exception as error:
+                if fault_of(error).kind == "disk_full":
+                    raise DiskFull(f"the disk is full, or a quota is ({self._open[0].cell.study})") from error
                 self._progress.note(f"pack of {len(self._open)} cells: {_line(error)}; running them one by one")
         for attempt in list(self._open):  # not while the error holds what the pack had in memory
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
@@ -173,7 +247,7 @@ class Pack:
         lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
         for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
             attempt = attempts[number]
-            attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
+            self._commit(task, attempt, result)
             lanes.done()
             stage = (task.name, attempt.cell.config.batch_size)
             self._progress.advance(attempt.cell, stage, len(result.requests))
@@ -198,7 +272,7 @@ class Pack:
             **attempt.acts,
         )
         for result in results:
-            attempt.writer.commit(lane_record(task, requests, result))
+            self._commit(task, attempt, result)
             self._progress.advance(attempt.cell, (task.name, config.batch_size), len(result.requests))
 
     def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:
@@ -247,6 +321,8 @@ class Pack:
 
     def _finish(self, attempt: Attempt) -> None:
         cell, writer = attempt.cell, attempt.writer
+        if not self._is_mine(cell.folder):
+            raise ClaimLost(str(cell.folder))
         timing_rows, timing_info = None, None
         if cell.config.measure.latency:
             timing_rows, timing_info = measure_cell(
@@ -268,6 +344,7 @@ class Pack:
             timing_rows=timing_rows,
             timing_info=timing_info,
             fidelity_rows=attempt.fidelity,
+            invalid=invalid_reasons(cell, writer),
         )
 
     def _scores(self, attempt: Attempt, task: Task) -> Scores:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from lynx_exp.config import Config
-from lynx_exp.launch.run import Outcome, run_cells
+from lynx_exp.launch.outcomes import Outcome
+from lynx_exp.launch.run import run_cells
 from lynx_exp.store.identity import digest
 
 

@@ -18,7 +18,7 @@ from lynx_exp.launch.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
 
 if TYPE_CHECKING:
     from lynx_exp.launch.jobs import Work
-    from lynx_exp.launch.run import Outcome, Report
+    from lynx_exp.launch.outcomes import Outcome, Report
 
 _LOOPBACK = "127.0.0.1"
 _STORE_BYTES = 100 * 2**20

@@ -28,7 +28,7 @@ from rich.console import Console
 from lynx_exp.config import Config, config_folder, to_config
 
 if TYPE_CHECKING:
-    from lynx_exp.launch.run import Report
+    from lynx_exp.launch.outcomes import Report
 
 PLUGIN_MODULE = "hydra_plugins.lynx"
 """Hydra takes launchers and sweepers only by an importable name below `hydra_plugins`: `register` makes this one."""
@@ -49,11 +49,16 @@ def grid(words: Sequence[str], parser: OverridesParser) -> list[list[str]]:
 
 
 def job_grids(
-    params: Sequence[str], cells: Sequence[str], arguments: Sequence[str], parser: OverridesParser
+    params: Sequence[str],
+    cells: Sequence[str],
+    arguments: Sequence[str],
+    parser: OverridesParser,
+    controls: Sequence[str] = (),
 ) -> list[list[str]]:
     """The overrides of every job: `params` (crossed) x the union of `cells` (each a crossed grid); `arguments` win.
 
-    An argument on a key takes that key, and everything below it, out of every cell.
+    An argument on a key takes that key, and everything below it, out of every cell; a control takes its keys out of
+    everything else, and is run once for what is left.
     """
     typed = {override.get_key_element().lstrip("+~") for override in parser.parse_overrides(list(arguments))}
 
@@ -63,18 +68,34 @@ def job_grids(
 
     unions = list(dict.fromkeys(tuple(word for word in cell.split() if not overridden(word)) for cell in cells)) or [()]
     shared = [*arguments, *(word for word in params if not overridden(word))]
-    return [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(cell, parser)]
+    jobs = [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(cell, parser)]
+    for control in controls:
+        keys = [word.partition("=")[0] for word in control.split()]
+
+        def replaced(word: str, keys: Sequence[str] = keys) -> bool:
+            key = word.partition("=")[0].lstrip("+~")
+            return any(key == name or key.startswith(f"{name}.") for name in keys)
+
+        left = [tuple(word for word in job if not replaced(word)) for job in jobs]
+        jobs += [[*job, *control.split()] for job in dict.fromkeys(left)]
+    return jobs
 
 
 class LynxSweeper(Sweeper):
-    """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`."""
+    """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`;
+    `hydra.sweeper.controls` stand beside all of them."""
 
     hydra_context: HydraContext
     launcher: Launcher
 
-    def __init__(self, params: dict[str, str] | None = None, cells: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        cells: Sequence[str] | None = None,
+        controls: Sequence[str] | None = None,
+    ) -> None:
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
-        self.cells = list(cells or [])
+        self.cells, self.controls = list(cells or []), list(controls or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
@@ -84,7 +105,8 @@ class LynxSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        return self.launcher.launch(job_grids(self.params, self.cells, arguments, parser), initial_job_idx=0)
+        jobs = job_grids(self.params, self.cells, arguments, parser, self.controls)
+        return self.launcher.launch(jobs, initial_job_idx=0)
 
 
 class LynxLauncher(Launcher):
@@ -150,6 +172,8 @@ class SweeperConf:
     """As in Hydra's own sweeper."""
     cells: list[str] = field(default_factory=list)
     """Each a grid in one string: `policy=lynx policy.alpha=1.0,3.0`."""
+    controls: list[str] = field(default_factory=list)
+    """Each one cell in one string, run for whatever else varies: `policy=noise_floor`."""
 
 
 def register() -> None:

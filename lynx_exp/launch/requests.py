@@ -78,8 +78,8 @@ def _plan(cell: Cell, requests: int, groups: Sequence[int] | None) -> BatchPlan:
 
     config = cell.config
     if config.batching == "continuous":
-        return BatchPlan.continuous(requests, config.batch_size, config.seed, groups, config.waves)
-    return BatchPlan.static(requests, config.batch_size, config.seed, groups)
+        return BatchPlan.continuous(requests, config.batch_size, config.plan_seed, groups, config.waves)
+    return BatchPlan.static(requests, config.batch_size, config.plan_seed, groups)
 
 
 def plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:

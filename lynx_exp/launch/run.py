@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from time import sleep
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -16,12 +16,21 @@ from lynx_exp.config import Config
 from lynx_exp.launch import ranks
 from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.execute import Pack
+from lynx_exp.launch.outcomes import Outcome, Report, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
+from lynx_exp.launch.plan import print_plan
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.references import References
+from lynx_exp.launch.refusals import Refusals
+from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
+from lynx_exp.store.cell import record_failure
+from lynx_exp.store.claims import Claims, holder_of
+from lynx_exp.store.faults import DiskFull, fault_of
 from lynx_exp.store.identity import digest
+from lynx_exp.store.provenance import scrub
 from lynx_exp.store.read import is_done, read_cell
+from lynx_exp.store.sweeps import Asked, write_sweep
 from lynx_exp.tasks.load import load_task
 from lynx_exp.tracking import Tracker, open_tracker
 
@@ -30,30 +39,6 @@ if TYPE_CHECKING:
     from lynx_exp.routing.kernels import Kernel
 
 OpenEngine = Callable[[Config], "Engine"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one config."""
-
-    state: Literal["done", "skipped", "failed"]
-    folder: Path
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Outcomes in the order of the configs; configs that came to the same cell share one."""
-
-    outcomes: list[Outcome]
-
-    @property
-    def failed(self) -> int:
-        return len({outcome.folder for outcome in self.outcomes if outcome.state == "failed"})
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM between two commits; `str()` is the line to show."""
 
 
 def open_engine(config: Config) -> Engine:
@@ -124,47 +109,161 @@ def run_cells(
     console: Console | None = None,
     open_engine: OpenEngine = open_engine,
     load: LoadTask = load_task,
+    claims: Claims | None = None,
+    poll_s: float = 0.5,
 ) -> Report:
     """Run every config's cell that is not done yet, in packs (or one by one); print progress, a closing line, and what
-    `then` asks for.
+    `then` asks for. With `plan`, print what would be run instead, and run nothing.
 
-    Raises ValueError, before any model is loaded, if any config is wrong; Interrupted on Ctrl-C or SIGTERM.
+    Cells that another process works on are left to it; they are waited for at the end, every `poll_s`, and taken over
+    if it dies. Raises ValueError, before any model is loaded, if any config is wrong; Interrupted on Ctrl-C, Preempted
+    on SIGTERM.
     """
     console = console or Console(soft_wrap=True)
     cells = prepare_cells(configs, load)
-    by_folder: dict[Path, Cell] = {}
-    for cell in cells:
-        by_folder.setdefault(cell.folder, cell)
-    unique = list(by_folder.values())
-    done = {cell.folder for cell in unique if is_done(cell.folder)}
-    todo = _by_model([cell for cell in unique if cell.folder not in done])
-    outcomes = {folder: Outcome(state="skipped", folder=folder) for folder in done}
-    trackers: dict[str, Tracker] = {}
-
-    with stoppable(), Progress(todo, console) as progress:
-        engines = ranks.lead(_Engines(open_engine, load))
+    unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
+    if any(cell.config.plan for cell in unique):
+        print_plan(unique, console, packed=packed)
+        return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
+    write_sweeps(unique)
+    with ExitStack() as stack:
+        stack.enter_context(stoppable())
+        run = _Run(unique, console, _Engines(open_engine, load), claims or Claims(), packed)
+        stack.callback(run.claims.close)
+        stack.enter_context(run.progress)
         try:
-            for pack in pack_groups(todo) if packed else [[cell] for cell in todo]:
-                progress.begin(pack)
-                for cell, outcome in _run_pack(pack, engines, progress, first=len(outcomes) == len(done)):
-                    outcomes[cell.folder] = outcome
-                    progress.end(cell, outcome.state)
-                    if outcome.state == "done":
-                        _track(cell, trackers)
-        except KeyboardInterrupt:
-            finished = sum(outcome.state == "done" for outcome in outcomes.values())
-            raise Interrupted(
-                f"interrupted: {finished + len(done)} of {len(unique)} cells are done and kept; "
-                "run the same command to continue"
-            ) from None
-
-    report = Report(outcomes=[outcomes[cell.folder] for cell in cells])
+            run.all(poll_s)
+        except DiskFull as full:
+            run.give_up(f"not run: {full}")
+        except KeyboardInterrupt as stop:
+            raise told(stop, f"{run.finished} of {len(unique)} cells are done and kept") from None
+    report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
-        run_then(unique, console, trackers)
-    for tracker in trackers.values():
+        run_then(unique, console, run.trackers)
+    for tracker in run.trackers.values():
         tracker.close()
     return report
+
+
+def write_sweeps(cells: Sequence[Cell]) -> None:
+    """What is asked for, in the folder of each study. ValueError if nothing can be written there."""
+    for study in dict.fromkeys(cell.study for cell in cells):
+        asked = [
+            Asked(folder=cell.folder.name, name=cell.name, requests=sum(len(task.requests) for task in cell.tasks))
+            for cell in cells
+            if cell.study == study
+        ]
+        try:
+            write_sweep(study, asked, [Path(sys.argv[0]).name, *map(scrub, sys.argv[1:])])
+        except OSError as error:
+            raise ValueError(f"results={study.parent}: cannot be written to: {error.strerror or error}") from error
+
+
+class _Run:
+    """Cells on their way, and what became of those that have arrived."""
+
+    def __init__(
+        self, cells: Sequence[Cell], console: Console, engines: _Engines, claims: Claims, packed: bool
+    ) -> None:
+        self.claims, self._packed, self._refusals = claims, packed, Refusals(cells)
+        self.outcomes: dict[Path, Outcome] = {}
+        self.trackers: dict[str, Tracker] = {}
+        self._todo: list[Cell] = []
+        for cell in cells:
+            if is_done(cell.folder):
+                self.outcomes[cell.folder] = Outcome(state="skipped", folder=cell.folder)
+            elif (reason := self._refusals.reason(cell)) is not None:
+                self.outcomes[cell.folder] = Outcome(state="failed", folder=cell.folder, error=reason)
+            else:
+                self._todo.append(cell)
+        self._todo = _by_model(self._todo)
+        self._models = {_Engines.key(cell.config) for cell in self._todo}
+        self._ran = False
+        """Whether any engine was there."""
+        self.progress = Progress(self._todo, console)
+        self._engines = ranks.lead(engines)
+
+    @property
+    def finished(self) -> int:
+        return sum(outcome.state in ("done", "skipped") for outcome in self.outcomes.values())
+
+    def all(self, poll_s: float) -> None:
+        """Until nothing is left to do, here or elsewhere."""
+        waiting: list[Cell] = []
+        while self._todo:
+            for pack in pack_groups(self._todo) if self._packed else [[cell] for cell in self._todo]:
+                self._pack(pack)
+            self._todo = [cell for cell in self._todo if cell.folder not in self.outcomes]
+            if self._todo and {cell.folder for cell in self._todo} != {cell.folder for cell in waiting}:
+                holder = holder_of(self._todo[0].folder) or "another process"
+                self.progress.note(f"waiting for {len(self._todo)} cells that are run elsewhere, by {holder} first")
+            waiting = self._todo
+            if waiting:
+                sleep(poll_s)
+
+    def give_up(self, reason: str) -> None:
+        for cell in self._todo:
+            self.outcomes.setdefault(cell.folder, Outcome(state="failed", folder=cell.folder, error=reason))
+
+    def _pack(self, cells: Sequence[Cell]) -> None:
+        """Those of a pack that nobody else works on."""
+        mine = [cell for cell in cells if self._take(cell)]
+        if not mine:
+            return
+        self.progress.begin(mine)
+        try:
+            engine = self._engines.get(mine[0].config)
+        except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+            self._refuse_model(mine, error)
+            return
+        self._ran = True
+        pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.is_mine)
+        for cell in pack.run(mine):
+            self._end(cell, Outcome(state="done", folder=cell.folder))
+            _track(cell, self.trackers)
+        for cell in mine:  # those whose claim was lost on the way
+            self.claims.give_back(cell.folder)
+
+    def _take(self, cell: Cell) -> bool:
+        """Claim the cell if it is still to be done, free, and not refused for what has happened meanwhile."""
+        if cell.folder in self.outcomes:
+            return False
+        reason = self._refusals.reason(cell)
+        if reason is not None:
+            self._end(cell, Outcome(state="failed", folder=cell.folder, error=reason))
+            return False
+        try:
+            taken = self.claims.take(cell.folder)
+        except OSError as error:
+            if fault_of(error).kind == "disk_full":
+                raise DiskFull(f"results={cell.config.results}: the disk is full") from error
+            self._end(cell, Outcome(state="failed", folder=cell.folder, error=f"cannot be claimed: {error}"))
+            return False
+        if taken and is_done(cell.folder):  # by somebody else, meanwhile
+            self._end(cell, Outcome(state="skipped", folder=cell.folder))
+            return False
+        return taken
+
+    def _end(self, cell: Cell, outcome: Outcome) -> None:
+        self.outcomes[cell.folder] = outcome
+        self.claims.give_back(cell.folder)
+        self.progress.end(cell, outcome.state)
+
+    def _failed(self, cell: Cell, error: Exception) -> None:
+        self._refusals.note(cell)
+        self._end(cell, Outcome(state="failed", folder=cell.folder, error=f"{type(error).__name__}: {error}"))
+
+    def _refuse_model(self, cells: Sequence[Cell], error: Exception) -> None:
+        """A model that does not load costs its own cells; as the only one of a run it is bad input."""
+        model = cells[0].config.model.id
+        fault = fault_of(error)
+        if not self._ran and len(self._models) == 1 and isinstance(error, ValueError | OSError | ImportError):
+            raise ValueError(f"model.id={model}: {error}") from error
+        kind = fault.kind if fault.kind in ("oom_device", "oom_host", "disk_full") else "load"
+        for cell in cells:
+            record_failure(cell.folder, cell.info(), cell.config_yaml(), fault.json() | {"kind": kind})
+            self._failed(cell, ValueError(f"model.id={model}: {error}"))
 
 
 def follow() -> None:
@@ -178,30 +277,6 @@ def _by_model(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: order.index(_Engines.key(cell.config)))
 
 
-def _run_pack(
-    cells: Sequence[Cell], engines: ranks.Engines, progress: Progress, *, first: bool
-) -> Iterator[tuple[Cell, Outcome]]:
-    """Each cell as it is done or has failed."""
-    try:
-        engine = engines.get(cells[0].config)
-    except (ValueError, OSError, ImportError) as error:
-        if first:  # nothing has run: bad input rather than a failed cell
-            raise ValueError(f"model.id={cells[0].config.model.id}: {error}") from error
-        yield from ((cell, Outcome(state="failed", folder=cell.folder, error=str(error))) for cell in cells)
-        return
-    failed: list[tuple[Cell, Outcome]] = []
-
-    def note_failure(cell: Cell, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        failed.append((cell, Outcome(state="failed", folder=cell.folder, error=text)))
-
-    for cell in Pack(engine, progress, engines.references, note_failure).run(cells):
-        yield cell, Outcome(state="done", folder=cell.folder)
-        while failed:
-            yield failed.pop(0)
-    yield from failed
-
-
 def _track(cell: Cell, trackers: dict[str, Tracker]) -> None:
     tracker = cell.config.tracker
     if tracker.name == "none":
@@ -210,54 +285,3 @@ def _track(cell: Cell, trackers: dict[str, Tracker]) -> None:
     if key not in trackers:
         trackers[key] = open_tracker(tracker, cell.study)
     trackers[key].log_cell(read_cell(cell.folder), asdict(cell.config))
-
-
-def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> None:
-    states = {outcome.folder: outcome.state for outcome in report.outcomes}
-    counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "skipped", "failed"))
-    where = ", ".join(str(study) for study in dict.fromkeys(cell.study for cell in cells))
-    console.print(f"{len(states)} cells: {counts}; in {where}", markup=False, highlight=False, soft_wrap=True)
-    for folder, outcome in {
-        outcome.folder: outcome for outcome in report.outcomes if outcome.state == "failed"
-    }.items():
-        console.print(f"failed: {folder}: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
-
-
-def run_then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracker]) -> None:
-    """Tables and figures of every study, as its configs ask. What goes wrong here is said, and costs no cell."""
-    wanted = dict.fromkeys((cell.study, what) for cell in cells for what in cell.config.then)
-    for study, what in wanted:
-        try:
-            import analysis
-
-            if what == "table":
-                analysis.print_table(study, console=console if console.is_terminal else None)
-            else:
-                files = analysis.write_figures(study)
-                console.print("figures:", *map(str, files), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
-                for tracker in trackers.values():
-                    tracker.log_figures([file for file in files if file.suffix == ".png"])
-        except Exception as error:
-            print(f"lynx-exp: warning: {what} of {study}: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does, unless somebody handles it already, as submitit does in its jobs. Only the main
-    thread may set handlers; elsewhere nothing changes."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from lynx_exp.launch.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
 
 if TYPE_CHECKING:
     from lynx_exp.launch.jobs import Work
-    from lynx_exp.launch.run import Outcome, Report
+    from lynx_exp.launch.outcomes import Outcome, Report
 
 CLUSTERS = ("slurm", "local", "debug")
 

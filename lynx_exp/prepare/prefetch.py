@@ -105,7 +105,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
         collect = Collect()
         collect.setup(hydra_context=context, task_function=lambda _: None, config=config)
         given = config.hydra.sweeper
-        sweeper = LynxSweeper(params=dict(given.params or {}), cells=list(given.cells))
+        sweeper = LynxSweeper(dict(given.params or {}), list(given.cells), list(given.controls))
         sweeper.hydra_context, sweeper.launcher = context, collect
         sweeper.sweep(list(config.hydra.overrides.task))
         return collect.configs

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
 
@@ -26,6 +27,8 @@ FINISHED_FILES = (
     "metrics.json",
     "status.json",
 )
+MOST_ATTEMPTS = 20
+"""That a status remembers."""
 TIMING_FILES = ("timing.parquet", "timing.json")
 
 
@@ -42,6 +45,14 @@ class CellWriter:
     """Committed lanes of a subtask."""
     notes: list[str] = field(default_factory=list)
     """What its reader should know of how it ran, for the status."""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """Earlier ones, the latest last."""
+    failures: int = 0
+    """In a row, none of which committed a lane more."""
+    together: int = 1
+    """Cells that run side by side with this one, and share its time."""
+    found: int = 0
+    """Lanes that were committed when this attempt began."""
     _clock: float = field(default_factory=monotonic)
 
     @classmethod
@@ -54,20 +65,40 @@ class CellWriter:
         provenance: Mapping[str, Any],
         plan: Mapping[str, Mapping[str, Any]],
     ) -> CellWriter:
-        """Begin, or continue with the lanes that an earlier attempt committed; damaged ones become `*.corrupt`."""
+        """Begin, or continue with the lanes that an earlier attempt committed; damaged ones become `*.corrupt`. The
+        cell is claimed by now: an attempt that still counts as running was lost."""
         (folder / "lanes").mkdir(parents=True, exist_ok=True)
         (folder / "DONE").unlink(missing_ok=True)
         for leftover in folder.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        attempt = int((read_json(folder / "status.json") or {}).get("attempt", 0)) + 1
-        writer = cls(folder=folder, plan=plan, attempt=attempt, started=_now())
+        before = read_json(folder / "status.json")
+        before = before if isinstance(before, dict) else {}
+        writer = cls(folder=folder, plan=plan, attempt=int(before.get("attempt", 0)) + 1, started=_now())
         write_text(folder / "config.yaml", config_yaml)
         write_json(folder / "provenance.json", provenance)
         write_json(folder / "plan.json", plan)
+        writer.lanes = {subtask: writer._committed(subtask) for subtask in plan}
+        writer._take_over(before)
         writer._status("running")
         write_json(folder / "cell.json", info)  # after the rest: a folder with cell.json is a readable cell
-        writer.lanes = {subtask: writer._committed(subtask) for subtask in plan}
         return writer
+
+    def _take_over(self, before: Mapping[str, Any]) -> None:
+        """Count the attempt before this one, and its failure if it was one."""
+        self.found = self._count()
+        if not before:
+            return
+        state, error = str(before.get("state")), before.get("error") or {}
+        self.failures = int(before.get("failures") or 0)
+        if state == "running":
+            state, error = "lost", {"kind": "lost"}
+            self.failures = self.failures + 1 if self.found <= int(before.get("lanes") or 0) else 1
+        entry = {"attempt": before.get("attempt"), "state": state, "kind": error.get("kind")}
+        entry |= {name: before.get(name) for name in ("started", "seconds", "lanes")}
+        self.attempts = [*(before.get("attempts") or []), entry][-MOST_ATTEMPTS:]
+
+    def _count(self) -> int:
+        return sum(map(len, self.lanes.values()))
 
     def _lane_path(self, subtask: str, lane: int) -> Path:
         return self.folder / "lanes" / f"{subtask}-{lane:05d}.json"
@@ -79,8 +110,9 @@ class CellWriter:
             if path.exists():
                 try:
                     found[lane] = read_lane(path, subtask, lane, requests, self.plan[subtask]["digest"])
-                except ValueError:
+                except ValueError as error:
                     path.replace(path.with_suffix(".corrupt"))
+                    self.notes.append(f"{error}; set aside, and the lane run again")
         return found
 
     def missing(self, subtask: str) -> list[int]:
@@ -111,8 +143,10 @@ class CellWriter:
         timing_rows: Sequence[Mapping[str, Any]] | None = None,
         timing_info: Mapping[str, Any] | None = None,
         fidelity_rows: Sequence[Mapping[str, Any]] | None = None,
+        invalid: Sequence[str] = (),
     ) -> None:
-        """Fold the journal into the tables, write the rest, then DONE, then drop the journal."""
+        """Fold the journal into the tables, write the rest, then DONE, then drop the journal. `invalid`: why nobody
+        should trust what the cell gives."""
         responses = [row for subtask in self.plan for row in self.responses(subtask)]
         write_parquet(self.folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
         write_parquet(self.folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
@@ -123,37 +157,66 @@ class CellWriter:
             write_parquet(
                 self.folder / "timing.parquet", pa.Table.from_pylist([dict(r) for r in timing_rows], schema=TIMING)
             )
-            write_json(self.folder / "timing.json", timing_info)
+            write_json(self.folder / "timing.json", {**(timing_info or {}), "attempt": self.attempt})
             files += TIMING_FILES
         if fidelity_rows is not None:
             table = pa.Table.from_pylist([dict(r) for r in fidelity_rows], schema=FIDELITY)
             write_parquet(self.folder / "fidelity.parquet", table)
             files += ("fidelity.parquet",)
-        self._status("done")
+        self._status("done", invalid=invalid)
         write_json(self.folder / "DONE", {"files": {name: sha256_of(self.folder / name) for name in files}})
         shutil.rmtree(self.folder / "lanes")
         (self.folder / "error.txt").unlink(missing_ok=True)
 
-    def fail(self, error: BaseException, trace: str) -> None:
-        """Record an exception; the next run of the cell continues from the committed lanes."""
+    def fail(self, fault: Fault, trace: str) -> None:
+        """Record what ended the attempt; the next run of the cell continues from the committed lanes."""
+        self.failures = self.failures + 1 if self._count() <= self.found else 1
         write_text(self.folder / "error.txt", trace)
-        self._status("failed", {"class": type(error).__name__, "message": str(error)})
+        self._status("failed", fault.json())
 
-    def interrupt(self) -> None:
-        self._status("interrupted")
+    def interrupt(self, state: Literal["interrupted", "preempted"] = "interrupted") -> None:
+        self._status(state)
 
-    def _status(self, state: str, error: Mapping[str, str] | None = None) -> None:
+    def _status(self, state: str, error: Mapping[str, Any] | None = None, invalid: Sequence[str] = ()) -> None:
         over = state != "running"
         status = {
             "state": state,
             "error": error,
+            "invalid": list(invalid),
             "notes": self.notes,
             "attempt": self.attempt,
+            "attempts": self.attempts,
+            "failures": 0 if state == "done" else self.failures,
+            "lanes": self._count(),
+            "together": self.together,
             "started": self.started,
             "finished": _now() if over else None,
             "seconds": round(monotonic() - self._clock, 3) if over else None,
         }
         write_json(self.folder / "status.json", status)
+
+
+def record_failure(
+    folder: Path, info: Mapping[str, Any], config_yaml: str, error: Mapping[str, Any], state: str = "failed"
+) -> None:
+    """The status of a cell that could not even begin, on top of what earlier attempts left."""
+    before = read_json(folder / "status.json")
+    before = before if isinstance(before, dict) else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config_yaml)
+    now = _now()
+    status = before | {
+        "state": state,
+        "error": error,
+        "notes": [],
+        "attempt": int(before.get("attempt", 0)) + 1,
+        "failures": int(before.get("failures") or 0) + 1,
+        "started": now,
+        "finished": now,
+        "seconds": 0.0,
+    }
+    write_json(folder / "status.json", status)
+    write_json(folder / "cell.json", info)
 
 
 def _now() -> str:

@@ -54,7 +54,7 @@ def _boot() -> str:
 
 
 def _born(pid: int) -> str:
-    """The start time of a process, in the kernel's ticks; empty where that cannot be had, or there is no such process."""
+    """The start of a process in the kernel's ticks; empty where that cannot be had, or there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

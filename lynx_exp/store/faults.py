@@ -16,16 +16,12 @@ KINDS: Mapping[str, str] = {
     "disk_full": "the disk, or a quota, is full",
     "io": "a file could not be read or written",
     "lost": "the process ended without a word: killed, or the machine went down",
-    "bug": "anything else",
+    "other": "anything else; error.txt has the whole of it",
 }
 """Kind -> what it means, for people."""
 
 OUT_OF_MEMORY = ("oom_device", "oom_host")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class NotANumber(ArithmeticError):
-    """Logits are NaN or infinite: nothing that follows from them means anything."""
 
 
 class DiskFull(OSError):
@@ -66,7 +62,7 @@ def kind_of(error: BaseException) -> str:
         if found is not None:
             return found
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return "bug"
+    return "other"
 
 
 def _own_kind(error: BaseException) -> str | None:
@@ -74,7 +70,7 @@ def _own_kind(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         return "disk_full"
-    if isinstance(error, NotANumber):
+    if "NotANumber" in names:
         return "nan"
     if "OutOfMemoryError" in names or "CUDA out of memory" in text or "CUDA error: out of memory" in text:
         return "oom_device"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA = 1
 """Version of a cell's folder. A change of meaning raises it, and old cells run again."""
@@ -62,6 +62,9 @@ COSMETIC = (
     "task.name",
     "sandbox",
     "confirm_unsafe_code",
+    "plan",
+    "max_failures",
+    "ignore_oom",
     "pack.max_rows",
     "pack.memory_gib",
     "pack.max_cells",
@@ -75,6 +78,12 @@ COSMETIC = (
     "then",
 )
 """Not in the hash. `pack` sets lanes side by side that never see each other."""
+
+NOISE_FLOOR = "noise_floor"
+"""In place of a policy: vanilla again, on another batch plan."""
+
+UNTOUCHED = ("vanilla", NOISE_FLOOR)
+"""Where no policy is attached."""
 
 NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
 """What may differ between a cell and its baseline."""
@@ -111,8 +120,9 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: neither scientific nor cosmetic; add it to a list in {__name__}")
     fields = {name: flat[name] for name in SCIENTIFIC}
-    if fields["policy"]["name"] == "vanilla":
-        fields |= {"policy": {"name": "vanilla"}, "phases": "none", "layers": None, "fidelity": False}
+    name = fields["policy"]["name"]
+    if name in UNTOUCHED:
+        fields |= {"policy": {"name": name}, "phases": "none", "layers": None, "fidelity": False}
     if fields["task.weights"] is None:
         fields["task.mixing"] = None
     if fields["batching"] == "static":
@@ -122,17 +132,27 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def cell_ids(
-    config: Mapping[str, Any], *, model_digest: str, data_digests: Mapping[str, str], code: str
-) -> tuple[str, str]:
-    """(cell id, pair id): 64 hex digits each. Cells that differ only in policy and phases share the pair id.
+class Ids(NamedTuple):
+    """64 hex digits each."""
 
-    The batch plan follows from these: number of requests (data, limit), batch size, seed and the engine's code.
-    """
+    cell: str
+    pair: str
+    """Equal for cells that differ in policy, phases and layers only."""
+    sizes: str
+    """Equal for cells that differ in batch size only."""
+
+
+def cell_ids(config: Mapping[str, Any], *, model_digest: str, data_digests: Mapping[str, str], code: str) -> Ids:
+    """The batch plan follows from these: number of requests (data, limit), batch size, seed and the engine's code."""
     fields = scientific_fields(config)
     around = {"schema": SCHEMA, "model": model_digest, "data": dict(data_digests), "code": code}
     paired = {name: value for name, value in fields.items() if name not in NOT_PAIRED}
-    return digest(around | {"fields": fields}), digest(around | {"fields": paired, "pair": True})
+    sizes = {name: value for name, value in fields.items() if name != "batch_size"}
+    return Ids(
+        cell=digest(around | {"fields": fields}),
+        pair=digest(around | {"fields": paired, "pair": True}),
+        sizes=digest(around | {"fields": sizes, "sizes": True}),
+    )
 
 
 def digest(value: Any) -> str:

@@ -94,10 +94,17 @@ def write_cell(
     cell = {
         **{"schema": 1, "cell_id": cell_id, "pair_id": hashlib.sha256(point.encode()).hexdigest()[:16], "study": study},
         **{"model": "lynx_tiny", "policy": policy.name, "policy_params": policy.params, "policy_label": policy.label},
-        **{"phases": "decode", "task": task, "batch_size": batch_size, "batching": "static", "limit": documents},
+        **{
+            "phases": "decode",
+            "task": task,
+            "batch_size": batch_size,
+            "batching": "static",
+            "scoring": "decode",
+            "limit": documents,
+        },
         **{"seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
         **{"match_active": None, "layers": None, "mixing": None},
-        **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS},
+        **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS, "sizes_id": cell_id},
         **info,
     }
     rng = np.random.default_rng(int(cell_id, 16) % 2**32)
@@ -118,7 +125,13 @@ def write_cell(
     _json(folder / "metrics.json", {"metrics": metrics, **activity, "by_subtask": {}})
     error = {"class": "MemoryError", "message": "too big"} if state == "failed" else None
     times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:04+00:00", "seconds": 3.5}
-    _json(folder / "status.json", {"state": state, "error": error, "notes": [], "attempt": 1, **times})
+    _json(
+        folder / "status.json",
+        {
+            **{"state": state, "error": error, "invalid": [], "notes": [], "attempt": 1, "attempts": [], "failures": 0},
+            **{"lanes": documents // batch_size, "together": 1, **times},
+        },
+    )
     _json(folder / "provenance.json", {})
     pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
@@ -214,7 +227,12 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     pq.write_table(pa.Table.from_pylist(rows), folder / "timing.parquet")
     own = None if policy.name == "vanilla" else _active(batch_size, policy.keep)
     active = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
-    warmup = {"warmup_rounds": 2, "stable": True, "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows}}
+    warmup = {
+        "attempt": 1,
+        "warmup_rounds": 2,
+        "stable": True,
+        "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows},
+    }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
     experts |= {"graphed": False}
     timing = {"new_tokens": 8, "repeats": repeats, "precision_reached": True, "batch_size": batch_size, "threads": 2}

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.run import Report, run_cells
+from lynx_exp.launch.outcomes import Report
+from lynx_exp.launch.run import run_cells
 from tests.launch.fakes import TINY, FakeEngine, FakeTask
 from tests.launch.lab import GRID, SMALL, Lab, found
 

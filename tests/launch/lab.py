@@ -14,7 +14,8 @@ from rich.console import Console
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine, Job, LaneResult
-from lynx_exp.launch.run import Report, run_cells
+from lynx_exp.launch.outcomes import Report
+from lynx_exp.launch.run import run_cells
 from lynx_exp.store.read import read_cells
 from lynx_exp.tasks import TaskRequest
 from tests.launch.fakes import FakeTask

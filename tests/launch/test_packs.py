@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.config import PackConfig
-from lynx_exp.launch.run import Interrupted
+from lynx_exp.launch.stopping import Interrupted
 from lynx_exp.routing.policies.random_keep import RandomKeep
 from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.read import read_cell, read_cells
@@ -146,7 +146,8 @@ def test_one_bad_policy_of_a_pack_fails_alone(lab, monkeypatch):
     }
     for name in failed:
         record = read_cell(next(folder.rglob(name)))
-        assert record.status["error"] == {"class": "RuntimeError", "message": "no numbers left\nin the box"}
+        error = {"class": "RuntimeError", "message": "no numbers left\nin the box"}
+        assert record.status["error"] == {"kind": "other", "where": None} | error
         assert "in broken" in (record.path / "error.txt").read_text()
         assert list((record.path / "lanes").iterdir()), "the lanes before the fault are kept"
     assert max(Counter(committed).values()) == 1, "the others go on from what the pack had done"

@@ -107,7 +107,7 @@ def cell(**more: Any) -> Any:
         batch_size=4,
         batching="static",
         waves=2,
-        seed=0,
+        plan_seed=0,
         task=TaskConfig(name="mix", subtasks=["a", "b"], weights=[1, 1]),
     )
     for name, value in more.items():

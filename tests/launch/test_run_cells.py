@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lynx_exp.config import MeasureConfig, PackConfig
-from lynx_exp.launch.run import Interrupted
+from lynx_exp.launch.stopping import Interrupted, Preempted
 from lynx_exp.store.read import read_cells
 from tests.analysis.fake_study import POLICIES, write_cell
 
@@ -116,24 +116,24 @@ def sigterm_at(lanes_run):
     return lambda run: os.kill(os.getpid(), signal.SIGTERM) if run == lanes_run else None
 
 
-def test_sigterm_stops_as_ctrl_c_does_and_leaves_nothing_half_written(bench, config):
+def test_sigterm_stops_and_leaves_nothing_half_written(bench, config):
     before = signal.getsignal(signal.SIGTERM)
     bench.engine.fail = sigterm_at(4)
-    with pytest.raises(Interrupted, match="1 of 2 cells are done"):
+    with pytest.raises(Preempted, match="terminated: 1 of 2 cells are done and kept; queue the same command again"):
         bench.run([config(), config(LYNX)], packed=False)
     assert signal.getsignal(signal.SIGTERM) is before
     done, stopped = sorted(read_cells(config().results), key=lambda cell: not cell.done)
-    assert done.done and stopped.status["state"] == "interrupted"
+    assert done.done and stopped.status["state"] == "preempted"
     assert len(list((stopped.path / "lanes").iterdir())) == 1
     assert not list(stopped.path.rglob("*.tmp"))
 
 
 def test_sigterm_in_a_pack_leaves_the_lanes_of_all_its_cells(bench, config):
     bench.engine.fail = sigterm_at(5)
-    with pytest.raises(Interrupted, match="0 of 2 cells are done"):
+    with pytest.raises(Preempted, match="0 of 2 cells are done"):
         bench.run([config(), config(LYNX)])
     stopped = read_cells(config().results)
-    assert [cell.status["state"] for cell in stopped] == ["interrupted"] * 2
+    assert [cell.status["state"] for cell in stopped] == ["preempted"] * 2
     assert sorted(len(list((cell.path / "lanes").iterdir())) for cell in stopped) == [2, 3]
     assert not list(Path(config().results).rglob("*.tmp"))
 
@@ -159,7 +159,9 @@ def test_a_failed_cell_is_recorded_and_the_others_run(bench, config, packed):
     assert [outcome.state for outcome in report.outcomes] == ["failed", "done"] and report.failed == 1
     failed = report.outcomes[0]
     status = json.loads((failed.folder / "status.json").read_text())
-    assert status["error"] == {"class": "RuntimeError", "message": "expert 3 is missing"}
+    assert status["error"] == {
+        **{"kind": "other", "class": "RuntimeError", "message": "expert 3 is missing", "where": None}
+    }
     assert "Traceback" in (failed.folder / "error.txt").read_text()
     assert f"failed: {failed.folder}: RuntimeError: expert 3 is missing" in bench.text()
 

@@ -16,6 +16,7 @@ from lynx_exp.store.identity import (
     DIGESTED,
     NOT_PAIRED,
     SCIENTIFIC,
+    Ids,
     cell_ids,
     code_digest,
     digest,
@@ -90,10 +91,11 @@ def test_a_field_in_no_list_is_refused():
 @pytest.mark.parametrize("name", SCIENTIFIC)
 def test_scientific_fields_make_another_cell(name):
     reference = base() | effective(name, base())
-    cell, pair = cell_ids(reference, **AROUND)
-    other_cell, other_pair = cell_ids(changed(name), **AROUND)
+    cell, pair, sizes = cell_ids(reference, **AROUND)
+    other_cell, other_pair, other_sizes = cell_ids(changed(name), **AROUND)
     assert cell != other_cell
     assert (pair == other_pair) == (name in NOT_PAIRED)
+    assert (sizes == other_sizes) == (name == "batch_size")
 
 
 @pytest.mark.parametrize("name", [*COSMETIC, *DIGESTED])
@@ -122,7 +124,7 @@ def test_waves_are_of_continuous_batching_alone():
         for batching in ("static", "continuous")
     )
     assert len(set(static.values())) == 1
-    assert len({cell for cell, _ in continuous.values()}) == len({pair for _, pair in continuous.values()}) == 3
+    assert all(len({getattr(ids, name) for ids in continuous.values()}) == 3 for name in Ids._fields)
     assert set(static.values()).isdisjoint(continuous.values())
 
 

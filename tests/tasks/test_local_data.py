@@ -212,6 +212,7 @@ def test_programs_run_in_the_sandbox_whatever_lm_eval_has_imported(folder, monke
     import evaluate
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    from lynx_exp.tasks.code import forget_task_modules
     from lynx_exp.tasks.definition import find_definition
 
     class Unconfined:
@@ -225,4 +226,5 @@ def test_programs_run_in_the_sandbox_whatever_lm_eval_has_imported(folder, monke
     assert [sample.score for sample in scores.samples] == [1.0] * 3
     assert {sample.verdict for sample in scores.samples} == {"passed"}
     after = load_yaml(find_definition("humaneval"))
+    forget_task_modules()
     assert after["metric_list"][0]["metric"] is before["metric_list"][0]["metric"], "lm-eval alone has its own again"
