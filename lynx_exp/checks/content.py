@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from lynx_exp.checks.findings import Finding, some
+from lynx_exp.store.identity import UNTOUCHED
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING
 
 T = TypeVar("T")
@@ -90,6 +91,11 @@ class Content:
     @property
     def is_vanilla(self) -> bool:
         return self.info.get("policy") == "vanilla"
+
+    @property
+    def is_untouched(self) -> bool:
+        """No policy was attached."""
+        return self.info.get("policy") in UNTOUCHED
 
     def table(self, name: str) -> Columns | None:
         return self.tables.get(f"{name}.parquet")

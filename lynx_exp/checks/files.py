@@ -9,7 +9,7 @@ from lynx_exp.checks.content import TABLES, Content
 from lynx_exp.checks.findings import some
 from lynx_exp.store.cell import FINISHED_FILES, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
-from lynx_exp.store.identity import SCHEMA, cell_ids, code_digest
+from lynx_exp.store.identity import SCHEMA, UNTOUCHED, cell_ids, code_digest
 
 LEFT_BY_A_KILL = "what a killed write left"
 ID_DIGITS = 10
@@ -104,7 +104,7 @@ def wanted_files(content: Content) -> list[str]:
     files = [name for name in FINISHED_FILES if name != "status.json"]
     if content.config.get("measure", {}).get("latency"):
         files += TIMING_FILES
-    if content.config.get("fidelity") and not content.is_vanilla:
+    if content.config.get("fidelity") and not content.is_untouched:
         files.append("fidelity.parquet")
     return files
 
@@ -129,15 +129,15 @@ def check_identity(content: Content) -> None:
         )
     except ValueError:
         return  # fields that this version does not have
-    for name, wanted in zip(("cell_id", "pair_id"), expected, strict=True):
-        if info[name] != wanted:
+    for name, wanted in {"cell_id": expected.cell, "pair_id": expected.pair, "sizes_id": expected.sizes}.items():
+        if name in info and info[name] != wanted:
             why = f"{wanted[:10]}, which config.yaml and provenance.json make"
             content.add("identity", "cell.json", f"{name} {why}", str(info[name])[:10])
 
 
 def check_config(content: Content) -> None:
     info, config = content.info, content.config
-    acts = config["policy"]["name"] != "vanilla"
+    acts = config["policy"]["name"] not in UNTOUCHED
     wanted = {name: config[name] for name in SAME} | {
         "policy": config["policy"]["name"],
         "task": config["task"]["name"],

@@ -18,7 +18,7 @@ def check_timing(content: Content) -> None:
     if table is None or info is None:
         return
     file = "timing.parquet"
-    names = ["vanilla"] if content.is_vanilla else ["vanilla", "policy"]
+    names = ["vanilla"] if content.is_untouched else ["vanilla", "policy"]
     if strange := sorted(set(table["name"]) ^ set(names)):
         content.add("timing", file, f"times of {' and '.join(names)}", f"{some(strange)} too many or missing")
         return
@@ -35,9 +35,12 @@ def check_timing(content: Content) -> None:
         content.add("timing", file, "milliseconds above 0", f"{table['ms'][bad[0]]} in row {bad[0]}")
     if info["batch_size"] != content.info["batch_size"]:
         content.add("timing", "timing.json", f"batch_size {content.info['batch_size']}", info["batch_size"])
+    attempt = content.status.get("attempt")
+    if attempt is not None and info.get("attempt", attempt) != attempt:
+        content.add("timing", "timing.json", f"times of attempt {attempt}, which finished the cell", info["attempt"])
     _check_warm_up(content, info, names)
     experts = content.info.get("num_experts")
-    for name in ("vanilla_active_experts", *(["policy_active_experts"] if not content.is_vanilla else [])):
+    for name in ("vanilla_active_experts", *(["policy_active_experts"] if not content.is_untouched else [])):
         if experts is not None and not 1 <= (info[name] or 0) <= experts:
             content.add("timing", "timing.json", f"{name} between 1 and {experts}", info[name])
 

@@ -160,6 +160,15 @@ def _check_values(content: Content, table: Columns) -> None:
     for stream, own in rows_of(content, table):
         if 0 < scored[own].sum() < own.sum():
             content.add("responses", file, f"{stream} scored or generated", "both")
+        elif not scored[own].any():
+            _check_validity(content, stream, endings[own], table["response"][own])
+
+
+def _check_validity(content: Content, stream: str, endings: NDArray[Any], texts: NDArray[Any]) -> None:
+    """That a cell which answers nothing says so. Random weights cannot; older cells do not."""
+    silent = content.status.get("invalid") == [] and content.config["model"]["kind"] != "random"
+    if silent and len(endings) and ((endings == "length").all() or not any(text.strip() for text in texts)):
+        content.add("invalid", "status.json", f"that all responses to {stream} are cut off or empty", "nothing said")
 
 
 def check_steps(content: Content) -> None:
@@ -219,7 +228,7 @@ def _check_active(content: Content, steps: Columns) -> None:
     experts, top_k, info = content.info.get("num_experts"), content.info.get("top_k"), content.info
     if experts is None or top_k is None:
         return  # older cells
-    whole = info["policy"] in ("vanilla", "no_drop") or info["phases"] == "prefill"
+    whole = content.is_untouched or info["policy"] == "no_drop" or info["phases"] == "prefill"
     least = top_k if whole else 1
     most = np.minimum(steps["live_rows"].astype(np.int64) * top_k, experts)
     wrong = np.flatnonzero((steps["active_experts"] < least) | (steps["active_experts"] > most))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,7 @@ from lynx_exp.checks.measured import check_fidelity, check_timing
 from lynx_exp.checks.numbers import check_numbers, check_samples, check_scores
 from lynx_exp.checks.plans import check_plan, check_responses, check_steps
 from lynx_exp.store.files import read_json
-from lynx_exp.store.sweeps import FOLDER
-
-MARKS = {"cell.json", "status.json", "plan.json", "DONE"}
-"""A folder with one of these is a cell's, or what is left of one."""
+from lynx_exp.store.survey import find_cells
 
 Rescore = Callable[[Path], str | None]
 """Score a cell's responses anew: None where that changes nothing, else what it changes. ValueError if it cannot be."""
@@ -39,7 +35,7 @@ class Validation:
 
     def run(self) -> Iterator[Finding]:
         """ValueError if `root` is no folder, or holds neither a cell nor what a sweep asked for."""
-        folders, places = _find(self.root)
+        folders, places = find_cells(self.root)
         self.total = len(folders)
         studies = {} if folders == [self.root] else {study: _Study(path=study) for study in places}
         for pair in _pairs(folders):
@@ -114,24 +110,6 @@ class _Study:
         yield from check_duplicates(self.ids)
         yield from check_machines(self.path, self.provenances, self.unlike)
         yield from check_sweeps(self.path, self.requests)
-
-
-def _find(root: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of cells at or below `root`, also of those that no longer say what they are, and studies."""
-    if not root.is_dir():
-        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
-    cells, studies = [], set()
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        folder = Path(place)
-        if folder.name == FOLDER and any(name.endswith(".json") for name in files):
-            studies.add(folder.parent)
-        elif not MARKS.isdisjoint(files):
-            cells.append(folder)
-            studies.add(folder.parent)
-    if not studies:
-        raise ValueError(f"{root}: holds no cell; give a cell, a study (results/STUDY) or a folder above")
-    return cells, sorted(studies)
 
 
 def _pairs(folders: Sequence[Path]) -> list[list[Path]]:

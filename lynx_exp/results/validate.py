@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 HELP = "check that all holds together: files, plans, rows, numbers, partners; exit 1 on a breach"
 DESCRIPTION = f"""\
-Derives every number of every finished cell from its rows again, and checks each cell against its plan, its partners and
-its study. A line for each breach: the rule, the cell, the file, what was expected and what was found. No model is loaded
-and nothing is written.
+Derives every number of every finished cell from its rows again, and checks each cell against its plan, its
+partners and its study. A line for each breach: the rule, the cell, the file, what was expected and what was
+found. No model is loaded and nothing is written.
 
 Rules:
 {describe_rules()}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.verbs.study import run_study
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +25,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(ran: Path, tmp_path: Path) -> Path:
     shutil.copytree(ran, tmp_path / "default")
     return tmp_path / "default"
+
+
+@pytest.fixture
+def run_python() -> Callable[[str], None]:
+    """In a process of its own; what it says on stderr is why it failed."""
+
+    def run(code: str) -> None:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run

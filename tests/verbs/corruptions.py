@@ -177,7 +177,7 @@ def table() -> Iterator[Corruption]:
         f / "provenance.json") | {"command": ["other"]}))  # fmt: skip
     yield to("a flipped bit in the responses", "hash", lambda folder: flip(folder, "responses.parquet"))
     yield to("a flipped bit in the status", "hash", lambda f: (f / "status.json").write_text(
-        (f / "status.json").read_text().replace('"attempt": 1', '"attempt": 3')))  # fmt: skip
+        (f / "status.json").read_text().replace('"failures": 0', '"failures": 1')))  # fmt: skip
     yield to("DONE forgets a file", "hash", forget_steps)
     yield to("DONE is spelt otherwise", "hash", lambda f: (f / "DONE").write_text(json.dumps(read_json(f / "DONE"))))
     yield to("DONE is no JSON", "readable", lambda folder: (folder / "DONE").write_text("{"))
@@ -190,6 +190,8 @@ def table() -> Iterator[Corruption]:
     yield of("an older schema", "schema", "cell.json", at("schema", value=0))
     yield of("a status that says failed", "state", "status.json", at("state", value="failed"))
     yield of("a cell that says it is invalid", "invalid", "status.json", at("invalid", value=["all cut off"]))
+    yield to("all cut off, and not said", "invalid numbers guard", lambda folder: in_both(
+        lambda rows: [row | {"finish_reason": "length"} for row in rows])(folder), WMT, "top_k")  # fmt: skip
     yield to("a folder of another name", "identity sweep", lambda f: f.rename(f.with_name("lynx-0123456789")))
     yield of("another pair", "identity partner", "cell.json", at("pair_id", value="0" * 64))
     yield of("another id", "identity", "cell.json", at("cell_id", value="0" * 64))
@@ -258,6 +260,7 @@ def table() -> Iterator[Corruption]:
     yield of("no times of vanilla", "timing", "timing", lambda rows: [r for r in rows if r["name"] != "vanilla"])
     yield of("half a warm-up", "timing", "timing.json", lambda info: info["warmup_round_ms"]["policy"].__delitem__(
         slice(1, None)))  # fmt: skip
+    yield of("times of another attempt", "timing", "timing.json", at("attempt", value=2))
     yield of("timed at another batch size", "timing", "timing.json", at("batch_size", value=4))
     yield of("a warm-up that never settled", "warm-up", "timing.json", at("stable", value=False))
 

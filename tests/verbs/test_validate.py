@@ -33,7 +33,7 @@ def test_a_whole_study_has_no_finding(ran: Path, capsys: pytest.CaptureFixture[s
     assert results("validate", ran) == 0
     out, err = capsys.readouterr()
     assert out == (
-        "5 of 5 cells are finished and were checked: 0 errors, 0 warnings; "
+        "6 of 6 cells are finished and were checked: 0 errors, 0 warnings; "
         "not derived again: chrf, ter (--rescore does it)\n"
     )
     assert err == ""
@@ -42,7 +42,7 @@ def test_a_whole_study_has_no_finding(ran: Path, capsys: pytest.CaptureFixture[s
 def test_scored_anew_it_still_has_none(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in ran.rglob("*") if path.is_file()}
     assert results("validate", "--rescore", "--strict", ran) == 0
-    assert capsys.readouterr().out == "5 of 5 cells are finished and were checked: 0 errors, 0 warnings\n"
+    assert capsys.readouterr().out == "6 of 6 cells are finished and were checked: 0 errors, 0 warnings\n"
     assert {path: path.read_bytes() for path in ran.rglob("*") if path.is_file()} == before
 
 
@@ -118,7 +118,7 @@ def test_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results("validate", "--json", study) == 1
     found = json.loads(capsys.readouterr().out)
     assert {name: found[name] for name in ("cells", "finished", "errors", "warnings")} == {
-        **{"cells": 5, "finished": 5, "errors": 1, "warnings": 0}
+        **{"cells": 6, "finished": 6, "errors": 1, "warnings": 0}
     }
     (finding,) = found["findings"]
     assert finding["rule"] == "numbers" and finding["where"] == str(cell) and finding["found"] == "4.0"
