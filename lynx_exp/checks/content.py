@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
 from lynx_exp.checks.findings import Finding, some
 from lynx_exp.store.identity import UNTOUCHED
+from lynx_exp.store.question import parse_yaml
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING
 
 T = TypeVar("T")
@@ -33,22 +32,6 @@ TABLES = {
 MAY_LACK = ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox")
 """Columns of samples that older cells do not have."""
 MAY_BE_NULL = ("logprob", "greedy", "score", "verdict", "sandbox")
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Yaml(_Loader):
-    """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text."""
-
-    yaml_implicit_resolvers = {
-        first: [each for each in resolvers if not each[0].endswith(":timestamp")]
-        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-    }
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 @dataclass(kw_only=True)
@@ -133,8 +116,8 @@ def read_content(folder: Path, where: str) -> Content:
 def _read_value(content: Content, name: str, data: bytes) -> None:
     try:
         text = data.decode()
-        value = yaml.load(text, Loader=_Yaml) if name.endswith(".yaml") else json.loads(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        value = parse_yaml(text) if name.endswith(".yaml") else json.loads(text)
+    except (ValueError, RecursionError) as error:
         content.add("readable", name, "YAML" if name.endswith(".yaml") else "JSON", _line(error))
         return
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ from typing import Any
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
-VERBS = ("table", "pareto", "figures", "status", "validate", "rescore", "export")
+VERBS = ("table", "pareto", "figures", "status", "validate", "diff", "rescore", "export")
 """Modules of this package, in the order of `--help`."""
 
 EPILOG = """\
@@ -23,6 +23,7 @@ Examples:
   lynx-results figures results/demo --out paper/figures
   lynx-results status results/demo
   lynx-results validate results/demo
+  lynx-results diff results/before results/after
   lynx-results rescore results/demo
   lynx-results export --format lm-eval results/demo --out lm_eval
 
