@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ DESCRIPTION = """\
 Pairs the finished cells of A and B that ask the same (model, task, policy and parameters, phases, batch size,
 seed ...). Says first in what code, weights, documents and environment the two sides differ; then, for each pair
 that is not equal, metrics with the difference of the same documents (95 % interval, clustered by lane),
-responses that are others, active experts, and time a token; then cells that only one side has.
+responses that are others, and active experts; the time a token of these, and of pairs whose times differ by
+more than their intervals; then cells that only one side has.
 
 Exit codes: 0 equal in science (whatever the times), 1 not, 2 bad input."""
 
@@ -45,16 +47,21 @@ def run(asked: argparse.Namespace) -> int:
         raise ValueError(f"{asked.before} and {asked.after}: no cell of one asks what a cell of the other does")
     for line in _around(matched.pairs):
         print(line)
-    differing = 0
+    differing, ratios = 0, []
     for pair in matched.pairs:
         found = _between(pair)
         differing += not found.is_equal
+        if found.tpot[0] is not None and found.tpot[1] is not None:
+            ratios.append(found.tpot[1].value / found.tpot[0].value)
         for line in _pair(pair, found):
             print(line, flush=True)
     for cells, side in ((matched.only_before, asked.before), (matched.only_after, asked.after)):
         for cell in cells:
             print(f"only in {side}: {name_of(cell)} ({cell.path.name})")
     print(_closing(matched, differing, asked))
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"time a token: {mean:.3g} times before, geometric mean of {_pairs(len(ratios))}")
     return FAILED if differing or matched.only_before or matched.only_after else 0
 
 
@@ -125,23 +132,36 @@ def _or_dash(value: object) -> str:
 
 
 def _pair(pair: Pair, found: Between) -> Iterator[str]:
-    """Nothing of what is equal, and no times of a pair that is."""
-    if found.is_equal:
+    """Nothing of what is equal, unless its time differs by more than chance."""
+    if found.is_equal and not _apart(*found.tpot):
         return
     yield f"{name_of(pair.before)} ({pair.before.path.name} -> {pair.after.path.name})"
-    if not found.same_plan:
-        yield "  plan: other requests share a lane"
-    for metric in found.metrics:
-        if not metric.is_equal:
-            yield f"  {metric.subtask} {metric.name}: {_metric(metric)}"
-    yield from (f"  {line}" for line in _responses(found))
-    if not found.same_steps:
-        before, after = (_number(value, ".2f") for value in found.active)
-        yield f"  active experts: {before} -> {after}, a lane {_estimate(found.active_difference, '+.2f')}"
-    if found.kl[0] != found.kl[1]:
-        yield f"  KL from vanilla, nats a token: {_number(found.kl[0], '.3g')} -> {_number(found.kl[1], '.3g')}"
+    if not found.is_equal:
+        yield from (f"  {line}" for line in _science(found))
     if all(found.tpot):
         yield f"  TPOT, ms: {_estimate(found.tpot[0], '.3g')} -> {_estimate(found.tpot[1], '.3g')}"
+
+
+def _apart(before: Estimate | None, after: Estimate | None) -> bool:
+    """Whether the intervals do not meet."""
+    ends = [end for side in (before, after) if side is not None for end in (side.low, side.high)]
+    if len(ends) < 4 or None in ends:
+        return False
+    low, high, other_low, other_high = ends
+    return other_low > high or low > other_high  # type: ignore[operator]
+
+
+def _science(found: Between) -> Iterator[str]:
+    if not found.same_plan:
+        yield "plan: other requests share a lane"
+    for metric in found.metrics:
+        yield f"{metric.subtask} {metric.name}: {_metric(metric)}"
+    yield from _responses(found)
+    if not found.same_steps:
+        before, after = (_number(value, ".2f") for value in found.active)
+        yield f"active experts: {before} -> {after}, a lane {_estimate(found.active_difference, '+.2f')}"
+    if found.kl[0] != found.kl[1]:
+        yield f"KL from vanilla, nats a token: {_number(found.kl[0], '.3g')} -> {_number(found.kl[1], '.3g')}"
 
 
 def _metric(metric: MetricChange) -> str:
@@ -187,9 +207,13 @@ def _estimate(estimate: Estimate | None, form: str) -> str:
 
 
 def _closing(matched: Matched, differing: int, asked: argparse.Namespace) -> str:
-    pairs = "1 pair" if len(matched.pairs) == 1 else f"{len(matched.pairs)} pairs"
-    parts = [f"{pairs}: {len(matched.pairs) - differing} equal in science, {differing} not"]
+    equal = len(matched.pairs) - differing
+    parts = [f"{_pairs(len(matched.pairs))}: {equal} equal in science, {differing} not"]
     for cells, side in ((matched.only_before, asked.before), (matched.only_after, asked.after)):
         if cells:
             parts.append(f"{len(cells)} only in {side}")
     return "; ".join(parts)
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'' if count == 1 else 's'}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import statistics
@@ -22,6 +22,8 @@ from lynx_exp.store.read import CellRecord, read_cell, read_cells
 from tests.verbs.corruptions import at, first, in_both
 from tests.verbs.study import cell_of, edit, results
 
+UNCHANGED = "time a token: 1 times before, geometric mean of 2 pairs\n"
+
 
 @pytest.fixture
 def other(study: Path, tmp_path: Path) -> Path:
@@ -32,7 +34,7 @@ def other(study: Path, tmp_path: Path) -> Path:
 
 def test_a_sweep_is_equal_to_itself(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results("diff", study, other) == 0
-    assert capsys.readouterr().out == "6 pairs: 6 equal in science, 0 not\n"
+    assert capsys.readouterr().out == "6 pairs: 6 equal in science, 0 not\n" + UNCHANGED
 
 
 def test_code_and_machine_are_said_first_and_change_nothing(
@@ -43,12 +45,27 @@ def test_code_and_machine_are_said_first_and_change_nothing(
         edit(record.path, "cell.json", at("cell_id", value="0" * 54 + record.path.name[-10:]))
         if record.info["task"] == "mix":
             edit(record.path, "provenance.json", at("packages", "torch", value="2.99"))
-    edit(cell_of(other), "timing", at(0, "ms", value=99.0))
     assert results("diff", study, other) == 0
-    *said, closing = capsys.readouterr().out.splitlines()
+    *said, closing, _ = capsys.readouterr().out.splitlines()
     assert said[0].startswith("code: ") and said[0].endswith(" -> ffffffffffff")
     assert said[1].startswith("packages.torch: ") and said[1].endswith(" -> 2.99 (in 1 of 6 pairs)") and len(said) == 2
     assert closing == "6 pairs: 6 equal in science, 0 not"
+
+
+def test_slower_is_no_other_science(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = cell_of(other)
+    edit(cell, "timing", lambda rows: [row | {"ms": 4 * row["ms"]} for row in rows])
+    old, new = (between(read_cell(cell_of(study)), read_cell(folder)).tpot[1] for folder in (cell_of(study), cell))
+    assert old is not None and new is not None and new.value == pytest.approx(4 * old.value)
+    edit(cell, "timing", lambda rows: [row | {"ms": 9.0} for row in rows])
+    edit(cell_of(study), "timing", lambda rows: [row | {"ms": 4.5} for row in rows])
+    assert results("diff", study, other) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"both lynx(alpha=1, beta=1) batch 3 seed 0 ({cell.name} -> {cell.name})",
+        "  TPOT, ms: 4.5 [4.5, 4.5] -> 9 [9, 9]",
+        "6 pairs: 6 equal in science, 0 not",
+        "time a token: 1.41 times before, geometric mean of 2 pairs",
+    ]
 
 
 def test_a_changed_response_and_its_score(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +77,7 @@ def test_a_changed_response_and_its_score(study: Path, other: Path, capsys: pyte
     assert scores[0] in (0.0, 1.0)
     edit(cell, "samples", first("mini_truthfulqa_gen", scores=f'{{"exact_match,sentence": {1 - scores[0]}}}'))
     assert results("diff", study, other) == 1
-    head, metric, count, minus, plus, active, *_ = [*capsys.readouterr().out.splitlines(), ""]
+    head, metric, same, count, minus, plus, time, *_ = capsys.readouterr().out.splitlines()
     assert head.startswith("both lynx(alpha=1, beta=1) batch 3 seed 0 (")
     changed = np.array([1 - 2 * scores[0], 0, 0, 0, 0])
     lanes = [row["lane"] for row in rows if row["subtask"] == "mini_truthfulqa_gen"]
@@ -69,14 +86,15 @@ def test_a_changed_response_and_its_score(study: Path, other: Path, capsys: pyte
     assert metric.endswith(f" -> 80.00 %, {by_hand.value:+.2f} [{by_hand.low:+.2f}, {by_hand.high:+.2f}]")
     assert count.startswith("  responses: 1 of 25 differ; the first, mini_truthfulqa_gen ")
     assert minus.startswith("    - '") and plus.startswith("    + 'A text that nobody gave.'")
-    assert active.startswith("  TPOT, ms: "), "active experts are equal"
+    assert same.startswith("  mini_truthfulqa_mc1 acc,none: ") and ", +0.00 [-" in same
+    assert time.startswith("  TPOT, ms: "), "active experts are equal"
 
 
 def test_each_part_of_the_science_counts(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def unequal(what: str) -> None:
         assert results("diff", study, other) == 1
         out = capsys.readouterr().out
-        assert what in out and out.endswith("6 pairs: 5 equal in science, 1 not\n")
+        assert what in out and out.endswith("6 pairs: 5 equal in science, 1 not\n" + UNCHANGED)
         shutil.rmtree(other)
         shutil.copytree(study, other)
 
@@ -111,7 +129,7 @@ def test_two_cells_are_compared_whatever_they_ask(study: Path, capsys: pytest.Ca
     assert results("diff", cell_of(study, "mini_wmt16", "vanilla"), cell_of(study, "mini_wmt16", "noise_floor")) == 1
     out = capsys.readouterr().out
     assert out.startswith("asked: policy.name: vanilla -> noise_floor\n")
-    assert "  plan: other requests share a lane" in out and "responses:" not in out and "bleu" not in out
+    assert "  plan: other requests share a lane" in out and "responses:" not in out and ", +0.00 [-" in out
 
 
 def test_what_only_one_side_has(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +143,7 @@ def test_what_only_one_side_has(study: Path, other: Path, capsys: pytest.Capture
         f"only in {study}: mix shuffled vanilla batch 2 seed 0 ({unfinished.name})",
     ]
     assert lines[2] == f"4 pairs: 4 equal in science, 0 not; 2 only in {study}"
+    assert lines[3].endswith(" of 1 pair")
 
 
 def test_bad_input(study: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +190,7 @@ def record(root: Path, number: int, **fields: Any) -> CellRecord:
 cells = st.lists(st.tuples(st.sampled_from([1, 4]), st.sampled_from(["auto", "float32", "bfloat16"])), max_size=6)
 
 
+@settings(deadline=None, max_examples=40)
 @given(before=cells, after=cells, seed=st.integers())
 def test_every_cell_is_in_at_most_one_pair(
     before: list[tuple[int, str]], after: list[tuple[int, str]], seed: int, tmp_path_factory: Any
