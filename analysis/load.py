@@ -131,7 +131,14 @@ def _read(file: Path, table: str) -> pa.Table | None:
         return None
     columns = [name for name in schema.names(table) if name != "cell_id"]
     repeated = [name for name in _REPEATED if name in columns]
-    return pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns).select(columns)
+    try:
+        return pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns).select(columns)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{file}: cannot be read ({reason}); `lynx-results validate` says what else is damaged; remove the cell's "
+            "folder and run the sweep again"
+        ) from error
 
 
 def _state(cell: CellRecord) -> str:

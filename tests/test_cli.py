@@ -76,6 +76,17 @@ BAD = [
     (["-m", "policy=lynx", "policy.alpha=interval(0,1)"], "interval(0,1)", "finite"),
     (["task=["], "task=[", ""),
     (["--sweep"], "--sweep", "--help"),
+    (["max_failures=0"], "max_failures=0", "at least 1, or null"),
+    (["ignore_oom=maybe"], "ignore_oom=maybe", "true or false"),
+    (["sandbox=docker"], "sandbox=docker", "bubblewrap"),
+    (["sandbox=unsafe"], "sandbox=unsafe", "confirm_unsafe_code=true"),
+    (["task=mix", "task.weights=[1,2]"], "task.weights=[1.0, 2.0]", "for each of task.subtasks"),
+    (["task=mix", "task.mixing=both"], "task.mixing=both", "shuffled, separate"),
+    (["task.num_fewshot=-1"], "task.num_fewshot=-1", "at least 0"),
+    (["task.generation.top_p=2"], "task.generation.top_p=2", "at most 1"),
+    (["task.generation.temperature=-1"], "task.generation.temperature=-1", "0 (greedy) or above"),
+    (["task.apply_chat_template=true", RANDOM], "task.apply_chat_template=true", "no chat template"),
+    (["+control=noise"], "+control=noise", "did you mean noise_floor?"),
 ]
 
 

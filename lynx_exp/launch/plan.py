@@ -101,8 +101,8 @@ def _memory(cell: Cell, together: Sequence[Cell]) -> str:
     memory = memory_of(cell, positions)
     if memory is None:
         return f"memory: {cell.model.name}: its size cannot be told from its configuration"
-    need = f"memory: {cell.model.name} in {cell.dtype}: weights {memory.weights:.2f} GiB, a row of up to {positions} positions "
-    need += f"{1024 * memory.keys_and_values:.1f} MiB"
+    need = f"memory: {cell.model.name} in {cell.dtype}: weights {memory.weights:.2f} GiB, "
+    need += f"a row of up to {positions} positions {1024 * memory.keys_and_values:.1f} MiB"
     fit = memory.rows_that_fit
     if memory.available is None or fit is None:
         return f"{need}; {cell.device}: not looked at from here"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def invalid_reasons(cell: Cell, writer: CellWriter) -> list[str]:
     """In one line each. Random weights have no answers to judge."""
-    if cell.config.model.kind == "random":
+    if _is_random(cell):
         return []
     reasons = []
     for task in cell.tasks:
@@ -24,3 +24,7 @@ def invalid_reasons(cell: Cell, writer: CellWriter) -> list[str]:
         if not any((row["response"] or "").strip() for row in rows):
             reasons.append(f"{task.name}: all {len(rows)} responses are empty")
     return reasons
+
+
+def _is_random(cell: Cell) -> bool:
+    return cell.config.model.kind == "random"

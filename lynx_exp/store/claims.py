@@ -8,6 +8,7 @@ clocks say, by watching.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -22,6 +23,8 @@ from time import monotonic, time
 
 CLAIM = "CLAIM"
 BEAT_S = 15.0
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links say."""
 STALE_S = 120.0
 """Eight heartbeats: a machine that swaps, or a file server that restarts, takes its time."""
 
@@ -177,13 +180,14 @@ class Claims:
                 json.dump(asdict(holder), file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if draft.exists() and not path.exists() and not isinstance(error, FileNotFoundError):
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
                 return _create_without_links(path, draft)
-            raise
         finally:
             draft.unlink(missing_ok=True)
         return True

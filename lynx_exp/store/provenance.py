@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,12 +33,21 @@ NUMERIC_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "KMP_AFFINITY",
+    "MKL_CBWR",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
     "CUDA_VISIBLE_DEVICES",
+    "CUDA_LAUNCH_BLOCKING",
     "CUBLAS_WORKSPACE_CONFIG",
     "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "TORCHINDUCTOR_MAX_AUTOTUNE",
     "PYTORCH_CUDA_ALLOC_CONF",
+    "TRITON_INTERPRET",
+    "VLLM_BATCH_INVARIANT",
+    "VLLM_ATTENTION_BACKEND",
     "PYTHONHASHSEED",
 )
 
@@ -94,6 +104,7 @@ def _torch_state() -> dict[str, Any] | None:
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "version": torch.__version__,
+        "git": torch.version.git_version,
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -101,12 +112,56 @@ def _torch_state() -> dict[str, Any] | None:
     }
 
 
+GPU_FACTS = (
+    *("name", "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit"),
+    *("mig.mode.current", "ecc.mode.current"),
+)
+"""What `nvidia-smi` is asked of each GPU when the process first looks."""
+
+
+@cache
+def gpu_state() -> dict[str, Any] | None:
+    """Facts of the GPUs, their clocks now, and how many other processes compute on them; None without `nvidia-smi`."""
+    facts = _smi("--query-gpu=" + ",".join((*GPU_FACTS, "clocks.sm")))
+    if facts is None:
+        return None
+    own = {str(os.getpid()), str(os.getppid())}
+    running = _smi("--query-compute-apps=pid,used_memory") or []
+    others = [row for row in running if row[0] not in own]
+    return {
+        "gpus": [dict(zip(GPU_FACTS, row, strict=False)) for row in facts],
+        "clocks_sm": [row[-1] for row in facts],
+        "other_processes": len(others),
+        "other_memory": [row[-1] for row in others],
+    }
+
+
+def _smi(query: str) -> list[list[str]] | None:
+    try:
+        call = ["nvidia-smi", query, "--format=csv,noheader"]
+        said = subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
+
+
+def numerics(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a provenance, what can change results or times, flat: what cells that are compared should have in common."""
+    torch, gpu, model = (found.get(name) or {} for name in ("torch", "gpu", "model"))
+    flat = {f"packages.{name}": value for name, value in (found.get("packages") or {}).items()}
+    flat |= {f"environment.{name}": value for name, value in (found.get("environment") or {}).items()}
+    flat |= {f"torch.{name}": torch.get(name) for name in ("git", "cuda", "gpus", "cpu_capability", "threads")}
+    flat |= {"gpu.facts": gpu.get("gpus"), "cpu": found.get("cpu"), "cpus": found.get("cpus")}
+    flat |= {f"model.{name}": model.get(name) for name in ("digest", "dtype", "device", "experts_implementation")}
+    return flat | {"code": found.get("code_sha256"), "python": found.get("python")}
+
+
 def provenance(
     code: str, model: dict[str, Any], data: dict[str, str], revisions: dict[str, str | None] | None = None
 ) -> dict[str, Any]:
     """All of it, as JSON. `code` is the code digest; `model` and `data` say what was loaded; `revisions` the commits of
     data sets that came from the hub."""
-    return {
+    found = {
         "git": git_state(),
         "code_sha256": code,
         "model": model,
@@ -119,5 +174,7 @@ def provenance(
         "torch": _torch_state(),
         "cpu": cpu_model(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": gpu_state(),
         "environment": {name: os.environ[name] for name in NUMERIC_VARIABLES if name in os.environ},
     }
+    return found | {"numerics": numerics(found)}

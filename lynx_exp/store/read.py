@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lynx_exp.store.files import read_json
+from lynx_exp.store.identity import SCHEMA
 
 
 def is_done(folder: Path) -> bool:
@@ -57,10 +58,15 @@ class CellRecord:
 
 
 def read_cell(folder: Path) -> CellRecord:
-    """The record in `folder`, finished or not. ValueError if there is none."""
+    """The record in `folder`, finished or not. ValueError if there is none, or one of another version."""
     info = read_json(folder / "cell.json")
     if not isinstance(info, dict):
         raise ValueError(f"{folder}: holds no cell (no readable cell.json)")
+    if info.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{folder}: written in form {info.get('schema')} of records, and this lynx_exp reads form {SCHEMA}: read "
+            "it with the version in its provenance.json, or run the sweep again with another results= or study_name="
+        )
     parts = {name: read_json(folder / f"{name}.json") or {} for name in ("metrics", "status", "provenance")}
     return CellRecord(path=folder, info=info, done=is_done(folder), **parts)
 
@@ -68,7 +74,8 @@ def read_cell(folder: Path) -> CellRecord:
 def read_cells(root: Path | str) -> list[CellRecord]:
     """All cells below `root` (a cell, a study or anything above), in the order of their paths.
 
-    Raises ValueError if `root` is not a folder. A folder whose cell.json is damaged is not a cell.
+    Raises ValueError if `root` is not a folder, or holds records of another version. A folder whose cell.json is
+    damaged is not a cell.
     """
     root = Path(root)
     if not root.is_dir():

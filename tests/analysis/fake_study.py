@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sacrebleu import corpus_bleu
 
+from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.tables import RESPONSES, SAMPLES
 
 EXPERTS, TOP_K, LAYERS = 16, 2, 3
@@ -92,7 +93,12 @@ def write_cell(
     folder = root / study / f"{policy.name}-{task}-b{batch_size}-{cell_id[:10]}"
     folder.mkdir(parents=True)
     cell = {
-        **{"schema": 1, "cell_id": cell_id, "pair_id": hashlib.sha256(point.encode()).hexdigest()[:16], "study": study},
+        **{
+            "schema": SCHEMA,
+            "cell_id": cell_id,
+            "pair_id": hashlib.sha256(point.encode()).hexdigest()[:16],
+            "study": study,
+        },
         **{"model": "lynx_tiny", "policy": policy.name, "policy_params": policy.params, "policy_label": policy.label},
         **{
             "phases": "decode",

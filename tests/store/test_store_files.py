@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lynx_exp.store.files import read_json, write_atomically, write_json, write_text
+from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
 from lynx_exp.store.tables import RESPONSES, LaneRecord, read_lane, write_lane
@@ -86,7 +87,7 @@ def test_cells_are_found_below_any_folder(tmp_path):
     for name in ("study/b", "study/a", "other/c"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        write_json(folder / "cell.json", {"name": name})
+        write_json(folder / "cell.json", {"schema": SCHEMA, "name": name})
     (tmp_path / "study/damaged").mkdir()
     (tmp_path / "study/damaged/cell.json").write_text("{")
     write_json(tmp_path / "study/a/metrics.json", {"x": 1})
