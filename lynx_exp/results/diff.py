@@ -27,6 +27,8 @@ more than their intervals; then cells that only one side has.
 
 Exit codes: 0 equal in science (whatever the times), 1 not, 2 bad input."""
 
+SAID = ("code", "model.digest")
+"""Of what can change a number, what is told in words of its own."""
 CONTEXT = 24
 """Characters before the first that differs, in an example."""
 SHOWN = 72
@@ -111,6 +113,8 @@ def _surroundings(pair: Pair) -> Iterator[tuple[str, str, str]]:
         if before != after:
             yield f"documents and prompts of {task}", _short(before), _short(after)
     for field, values in differences({"before": old, "after": new}).items():
+        if field in SAID:
+            continue
         sides = {name: value for value, names in values.items() for name in names}
         yield field, sides["before"], sides["after"]
     for field, (was, now) in pair.asked.items():

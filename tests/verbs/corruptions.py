@@ -129,7 +129,7 @@ def other_seed(folder: Path) -> None:
 
 def every_cpu(study: Path) -> None:
     for policy in ("vanilla", "lynx"):
-        edit(cell_of(study, "both", policy), "provenance.json", at("cpu", value="another"))
+        edit(cell_of(study, "both", policy), "provenance.json", at("numerics", "cpu", value="another"))
 
 
 def sweep_file(study: Path) -> Path:
@@ -268,8 +268,8 @@ def table() -> Iterator[Corruption]:
     yield to("other prompts than vanilla's", "pairing", in_both(with_requests({0: {"prompt_hash": "0" * 16}})))
     yield to("no vanilla", "partner sweep", shutil.rmtree, "both", "vanilla")
     yield to("vanilla unfinished", "state partner", lambda folder: (folder / "DONE").unlink(), "both", "vanilla")
-    yield of("another torch", "environment", "provenance.json", at("packages", "torch", value="2.0.0"))
-    yield of("another number of threads", "environment", "provenance.json", at("torch", "threads", value=64))
+    yield of("another torch", "environment", "provenance.json", at("numerics", "packages.torch", value="2.0.0"))
+    yield of("another number of threads", "environment", "provenance.json", at("numerics", "torch.threads", value=64))
     yield Corruption("two pairs on two machines", every_cpu, ("machines",))
     yield to("a cell that a sweep asked for is gone", "sweep", shutil.rmtree, "mix", "vanilla")
     yield Corruption("a sweep that asked for more", asks_for_more, ("sweep",))

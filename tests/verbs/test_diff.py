@@ -17,6 +17,7 @@ from analysis.between import between
 from lynx_exp.results.diff import _excerpts
 from lynx_exp.results.matching import match
 from lynx_exp.store.files import write_json, write_text
+from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.question import HOW, means, question, read_config_yaml
 from lynx_exp.store.read import CellRecord, read_cell, read_cells
 from tests.verbs.corruptions import at, first, in_both
@@ -44,7 +45,7 @@ def test_code_and_machine_are_said_first_and_change_nothing(
         edit(record.path, "provenance.json", at("code_sha256", value="f" * 64))
         edit(record.path, "cell.json", at("cell_id", value="0" * 54 + record.path.name[-10:]))
         if record.info["task"] == "mix":
-            edit(record.path, "provenance.json", at("packages", "torch", value="2.99"))
+            edit(record.path, "provenance.json", at("numerics", "packages.torch", value="2.99"))
     assert results("diff", study, other) == 0
     *said, closing, _ = capsys.readouterr().out.splitlines()
     assert said[0].startswith("code: ") and said[0].endswith(" -> ffffffffffff")
@@ -182,7 +183,7 @@ def record(root: Path, number: int, **fields: Any) -> CellRecord:
     asked = {"batch_size": 4, "dtype": "auto", "policy": "lynx", "min_batch": 2} | fields
     lines = [f"batch_size: {asked['batch_size']}", f"dtype: {asked['dtype']}", f"policy: {{name: {asked['policy']}}}"]
     write_text(folder / "config.yaml", "\n".join(lines) + "\n")
-    info = {"cell_id": str(number), "policy_label": asked["policy"], "batch_size": asked["batch_size"]}
+    info = {"schema": SCHEMA, "cell_id": str(number), "policy_label": asked["policy"], "batch_size": asked["batch_size"]}
     write_json(folder / "cell.json", info)
     return read_cell(folder)
 
