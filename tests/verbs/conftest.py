@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from lynx_exp.store.claims import Claims
 from tests.verbs.study import run_study
+from tests.verbs.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +38,15 @@ def run_python() -> Callable[[str], None]:
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+@pytest.fixture
+def claims() -> Iterator[Claims]:
+    claims = Claims()
+    yield claims
+    claims.close()
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, claims: Claims) -> Sweep:
+    return Sweep(tmp_path, claims)

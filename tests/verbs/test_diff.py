@@ -183,7 +183,8 @@ def record(root: Path, number: int, **fields: Any) -> CellRecord:
     asked = {"batch_size": 4, "dtype": "auto", "policy": "lynx", "min_batch": 2} | fields
     lines = [f"batch_size: {asked['batch_size']}", f"dtype: {asked['dtype']}", f"policy: {{name: {asked['policy']}}}"]
     write_text(folder / "config.yaml", "\n".join(lines) + "\n")
-    info = {"schema": SCHEMA, "cell_id": str(number), "policy_label": asked["policy"], "batch_size": asked["batch_size"]}
+    info = {"schema": SCHEMA, "cell_id": str(number), "policy_label": asked["policy"]}
+    info |= {"batch_size": asked["batch_size"]}
     write_json(folder / "cell.json", info)
     return read_cell(folder)
 

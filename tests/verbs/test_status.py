@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,75 +16,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lynx_exp.results.status import _clock, draw, watch
-from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.claims import CLAIM, Claims
-from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.survey import STATES, CellState, StudyState, Survey
-from lynx_exp.store.sweeps import Asked, write_sweep
-from lynx_exp.store.tables import RESPONSES, LaneRecord
 from tests.verbs.study import results
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-LANES = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+from tests.verbs.sweep import START, Sweep
 
 
-class Sweep:
-    """A study whose cells are put into any state, as `CellWriter` and `Claims` would leave them."""
-
-    def __init__(self, root: Path, claims: Claims) -> None:
-        self.study, self.claims = root / "study", claims
-        self.study.mkdir()
-
-    def begin(self, name: str, lanes: int) -> CellWriter:
-        plan = {"task": {"lanes": LANES, "digest": "d", "batch_size": 3, "batching": "static", "seed": 0}}
-        given_ = {"info": {"cell_id": name}, "config_yaml": "", "provenance": {}, "plan": plan}
-        writer = CellWriter.open(self.study / name, **given_)
-        for lane in range(len(writer.lanes["task"]), lanes):
-            rows = [dict.fromkeys(RESPONSES.names) | {"request": request} for request in LANES[lane]]
-            writer.commit(LaneRecord(subtask="task", lane=lane, rows=rows, live_rows=[], active_experts=[]))
-        return writer
-
-    def cell(self, name: str, state: str, lanes: int = 0) -> Path:
-        folder = self.study / name
-        if state == "waiting":
-            return folder
-        writer = self.begin(name, lanes)
-        if state == "running":
-            assert self.claims.take(folder)
-        elif state == "done":
-            writer.finish(samples=[], metrics={})
-        elif state == "failed":
-            writer.fail(Fault(kind="oom_device", cls="OutOfMemoryError", message="CUDA out of memory\nmore"), "trace")
-        elif state in ("interrupted", "preempted"):
-            writer.interrupt(state)  # type: ignore[arg-type]
-        elif state == "skipped":
-            error = {"kind": "oom_device", "class": "X", "message": "batch 8 ran out of memory"}
-            write_json(folder / "status.json", read_json(folder / "status.json") | {"state": "skipped", "error": error})
-        return folder
-
-    def asks_for(self, *names: str, started: datetime = START) -> None:
-        file = write_sweep(self.study, [Asked(folder=name, name=f"the {name}", requests=10) for name in names], ["x"])
-        write_json(file, read_json(file) | {"started": started.isoformat()})
-
-    def look(self, seconds: float = 100.0) -> StudyState:
-        (found,) = Survey(root=self.study).look(START + timedelta(seconds=seconds))
-        return found
-
-    def at(self, name: str) -> CellState:
-        return next(cell for cell in self.look().cells if cell.folder.name == name)
+def look(sweep: Sweep, seconds: float = 100.0) -> StudyState:
+    """So long after the sweep's start."""
+    (found,) = Survey(root=sweep.study).look(START + timedelta(seconds=seconds))
+    return found
 
 
-@pytest.fixture
-def claims() -> Iterator[Claims]:
-    claims = Claims()
-    yield claims
-    claims.close()
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, claims: Claims) -> Sweep:
-    return Sweep(tmp_path, claims)
+def at(sweep: Sweep, name: str) -> CellState:
+    return next(cell for cell in look(sweep).cells if cell.folder.name == name)
 
 
 @pytest.fixture
@@ -97,7 +43,7 @@ def all_states(sweep: Sweep) -> Sweep:
 
 
 def test_every_state_is_told_by_what_is_on_disk(all_states: Sweep) -> None:
-    study = all_states.look()
+    study = look(all_states)
     assert {cell.folder.name: cell.state for cell in study.cells} == {state: state for state in STATES}
     assert study.counts == dict.fromkeys(STATES, 1) and study.failures == {"oom_device": 1}
     assert study.is_bad and not study.is_over and study.others == 0
@@ -113,34 +59,34 @@ def test_every_state_is_told_by_what_is_on_disk(all_states: Sweep) -> None:
 
 def test_a_claim_of_the_dead_is_no_work(sweep: Sweep) -> None:
     folder = sweep.cell("a", "running", lanes=2)
-    assert sweep.at("a").state == "running"
+    assert at(sweep, "a").state == "running"
     write_json(folder / CLAIM, read_json(folder / CLAIM) | {"pid": 2**22 + 1, "born": "0"})
-    assert (sweep.at("a").state, sweep.at("a").holder) == ("lost", None)
+    assert (at(sweep, "a").state, at(sweep, "a").holder) == ("lost", None)
 
 
 def test_a_claimed_cell_is_running_whatever_came_of_it_before(sweep: Sweep) -> None:
     folder = sweep.cell("a", "failed", lanes=1)
     assert sweep.claims.take(folder)
-    assert (sweep.at("a").state, sweep.at("a").kind) == ("running", None)
+    assert (at(sweep, "a").state, at(sweep, "a").kind) == ("running", None)
 
 
 def test_done_without_its_mark_is_lost(sweep: Sweep) -> None:
     (sweep.cell("a", "done", lanes=4) / "DONE").unlink()
-    assert sweep.at("a").state == "lost"
+    assert at(sweep, "a").state == "lost"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "odd"}', '{"state": "failed", "error": "x"}'])
 def test_damaged_statuses_stop_nothing(text: str, sweep: Sweep) -> None:
     (sweep.cell("a", "failed", lanes=1) / "status.json").write_text(text)
     (sweep.study / "a" / "plan.json").write_text(text)
-    assert sweep.at("a").state in ("waiting", "lost", "failed")
+    assert at(sweep, "a").state in ("waiting", "lost", "failed")
 
 
 def test_damaged_lanes_are_named(sweep: Sweep) -> None:
     folder = sweep.cell("a", "interrupted", lanes=3)
     (folder / "lanes" / "task-00001.json").write_text("{")
     sweep.begin("a", 0).interrupt()
-    assert sweep.at("a").corrupt == ["task-00001.corrupt"] and sweep.at("a").lanes == (2, 4)
+    assert at(sweep, "a").corrupt == ["task-00001.corrupt"] and at(sweep, "a").lanes == (2, 4)
 
 
 def test_time_left_by_the_requests_since_the_start(sweep: Sweep) -> None:
@@ -157,19 +103,19 @@ def test_time_left_by_the_requests_since_the_start(sweep: Sweep) -> None:
     sweep.asks_for(*"abcde")
     status = sweep.study / "a" / "status.json"
     write_json(status, read_json(status) | {"finished": (START + timedelta(seconds=9)).isoformat()})
-    study = sweep.look(100.0)
+    study = look(sweep, 100.0)
     assert study.requests == (10 + 6 + 0 + 3 + 3, 50)
     assert study.rate == pytest.approx(0.16) and study.eta_s == pytest.approx((4 + 10 + 7) / 0.16)
     write_json(status, read_json(status) | {"attempts": [{"started": "2025-12-31T00:00:00+00:00", "lanes": 2}]})
-    assert sweep.look(100.0).rate == pytest.approx(0.11), "half of it was there before"
+    assert look(sweep, 100.0).rate == pytest.approx(0.11), "half of it was there before"
     sweep.claims.give_back(sweep.study / "b")
-    assert sweep.look(100.0).rate is None and sweep.look(100.0).eta_s is None, "nobody works"
+    assert look(sweep, 100.0).rate is None and look(sweep, 100.0).eta_s is None, "nobody works"
 
 
 def test_a_clock_that_went_backwards_gives_no_rate(sweep: Sweep) -> None:
     sweep.cell("a", "running", lanes=2)
     sweep.asks_for("a")
-    assert sweep.look(0.0).rate is None and sweep.look(-50.0).rate is None
+    assert look(sweep, 0.0).rate is None and look(sweep, -50.0).rate is None
 
 
 def test_cells_of_older_code_are_counted_apart(sweep: Sweep) -> None:
@@ -177,19 +123,19 @@ def test_cells_of_older_code_are_counted_apart(sweep: Sweep) -> None:
     sweep.asks_for("old", "never", started=START - timedelta(days=1))
     (file,) = (sweep.study / "sweeps").glob("*")
     write_json(file, read_json(file) | {"code": "another"})
-    assert sweep.look().counts["waiting"] == 1, "it is the latest"
+    assert look(sweep).counts["waiting"] == 1, "it is the latest"
     sweep.cell("new", "done", lanes=4)
     sweep.asks_for("new")
-    study = sweep.look()
+    study = look(sweep)
     assert [cell.folder.name for cell in study.cells] == ["new"] and study.others == 1 and study.is_over
     sweep.asks_for("more", started=START + timedelta(seconds=5))
-    assert {cell.folder.name for cell in sweep.look().cells} == {"new", "more"}, "a second sweep of the same code"
+    assert {cell.folder.name for cell in look(sweep).cells} == {"new", "more"}, "a second sweep of the same code"
 
 
 def test_without_a_sweep_all_that_is_there_counts(sweep: Sweep) -> None:
     sweep.cell("a", "done", lanes=4)
     sweep.cell("b", "interrupted", lanes=1)
-    study = sweep.look()
+    study = look(sweep)
     assert study.counts["done"] == study.counts["interrupted"] == 1 and study.started is None and study.rate is None
 
 
@@ -204,7 +150,7 @@ def test_numbers_add_up(cells: list[tuple[str, int]], seconds: int, tmp_path_fac
     for number, (state, lanes) in enumerate(cells):
         sweep.cell(str(number), state, 4 if state == "done" else lanes)
     sweep.asks_for(*map(str, range(len(cells))))
-    study = sweep.look(seconds)
+    study = look(sweep, seconds)
     claims.close()
     assert sum(study.counts.values()) == len(cells) and sum(study.failures.values()) == study.counts["failed"]
     assert [cell.state for cell in study.cells] == [state for state, _ in cells]
@@ -237,7 +183,7 @@ def shown(studies: list[StudyState], most: int | None = None) -> str:
 
 
 def test_the_table(all_states: Sweep) -> None:
-    text = shown([all_states.look()])
+    text = shown([look(all_states)])
     head, row, *lines = text.splitlines()
     assert head.split() == ["study", "cells", *STATES, "requests", "a", "second", "ETA"]
     assert row.split()[-12:-2] == ["8", *["1"] * 8, "28/80"]
@@ -246,7 +192,7 @@ def test_the_table(all_states: Sweep) -> None:
     assert "study: skipped: the skipped: oom_device: batch 8 ran out of memory" in lines
     assert "study: lost: the lost: 1 of 4 lanes are kept" in lines
     assert any(line.endswith(": 1 cell, 1 of 4 lanes") for line in lines)
-    few = shown([all_states.look()], most=1)
+    few = shown([look(all_states)], most=1)
     assert "study: and 2 lines more (--once shows all)" in few
     assert sum(f"{state}: the {state}" in few for state in ("failed", "lost", "skipped")) == 1
 
