@@ -105,8 +105,8 @@ def check_machines(
             yield _finding("machines", study, None, f"{field} {usual} in all cells, as in {len(most)}", found)
 
 
-def check_sweeps(study: Path, requests: Mapping[str, int]) -> Iterator[Finding]:
-    """`requests`: those in the plans of the study's cells, by folder name."""
+def check_sweeps(study: Path, requests: Mapping[str, int | None]) -> Iterator[Finding]:
+    """`requests`: those in the plans of the study's cells, by folder name; None where there is no plan."""
     for path in sorted([*study.glob(".*.tmp"), *(study / FOLDER).glob("*")]):
         name = str(path.relative_to(study))
         if name.endswith(".tmp"):
@@ -117,7 +117,7 @@ def check_sweeps(study: Path, requests: Mapping[str, int]) -> Iterator[Finding]:
         folder = study / cell.folder
         if cell.folder not in requests:
             yield _finding("sweep", folder, None, f"{cell.name}, which a sweep asked for", "no such cell")
-        elif requests[cell.folder] != cell.requests:
+        elif requests[cell.folder] not in (cell.requests, None):
             expected = f"the {cell.requests} requests that a sweep asked for"
             yield _finding("sweep", folder, "plan.json", expected, requests[cell.folder])
 

@@ -94,17 +94,22 @@ class _Study:
     path: Path
     ids: dict[Path, str] = field(default_factory=dict)
     provenances: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    requests: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int | None] = field(default_factory=dict)
+    """In the plan of each cell; None: it has not come so far as to have one."""
     unlike: set[str] = field(default_factory=set)
     """Fields in which the cells of one pair differ."""
 
     def note(self, content: Content, whole: bool) -> None:
-        name = content.folder.name
+        self.requests[content.folder.name] = None
         if "cell_id" in content.info:
             self.ids[content.folder] = str(content.info["cell_id"])
         if whole:
-            self.provenances[name] = content.provenance
-        self.requests[name] = sum(len(lane) for plan in content.plan.values() for lane in plan.get("lanes", ()))
+            self.provenances[content.folder.name] = content.provenance
+        content.apply(self._count)
+
+    def _count(self, content: Content) -> None:
+        lanes = [lane for plan in content.plan.values() for lane in plan["lanes"]]
+        self.requests[content.folder.name] = sum(map(len, lanes)) if content.plan else None
 
     def check(self) -> Iterator[Finding]:
         yield from check_duplicates(self.ids)

@@ -20,6 +20,8 @@ from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.forced_plan import ForcedPlan
 from lynx_exp.launch.metrics import batch_summary
 from lynx_exp.launch.run import run_cells
+from lynx_exp.store.cell import record_failure
+from lynx_exp.store.files import read_json
 from tests.launch.real_cells import bundled
 from tests.verbs.corruptions import CORRUPTIONS, Corruption, at, first
 from tests.verbs.study import VANILLA, cell_of, edit, results
@@ -139,6 +141,20 @@ def test_a_cell_alone_and_what_is_none(study: Path, tmp_path: Path, capsys: pyte
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("lynx-results: error: ") and text in err and err.count("\n") == 1
     assert results("validate", study, "--ignore", "taste") == 2
+
+
+def test_a_cell_that_could_not_begin(study: Path) -> None:
+    cell = cell_of(study)
+    info, config = read_json(cell / "cell.json"), (cell / "config.yaml").read_text()
+    shutil.rmtree(cell)
+    record_failure(cell, info, config, {"kind": "load", "class": "OSError", "message": "no weights\nat all"})
+    (finding,) = Validation(root=study).run()
+    assert str(finding) == f"error: state: {cell}: DONE: expected a finished cell; found failed: load: no weights"
+
+
+def test_what_the_readme_says() -> None:
+    text = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert f"one of {len(RULES)} rules" in text and f"each of {len(CORRUPTIONS)} single corruptions" in text
 
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=20)
