@@ -92,7 +92,7 @@ class Content:
         """Run a check that takes the store's form for granted: where that is not what it finds, it says so."""
         try:
             return check(self)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             self.add("readable", None, "fields and types as the store writes them", said.splitlines()[0])
             return None
@@ -101,7 +101,14 @@ class Content:
 def read_content(folder: Path, where: str) -> Content:
     """All of it. What cannot be read, or is not what DONE names, is a finding, and read no further."""
     content = Content(folder=folder, where=where)
-    held = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    held = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            held[path.name] = path.read_bytes()
+        except FileNotFoundError:
+            pass  # somebody works here
+        except OSError as error:
+            content.add("readable", path.name, "a file that can be read", error.strerror or error)
     content.hashes = {name: hashlib.sha256(data).hexdigest() for name, data in held.items()}
     for name, data in held.items():
         if name == "DONE" or name.endswith((".json", ".yaml")) and not name.startswith("."):

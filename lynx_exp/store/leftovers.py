@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -60,8 +61,9 @@ def find_leftovers(root: Path) -> list[Item]:
     newest = _newest(cells)
     asked = {study: _asked(study) for study in {cell.parent for cell in cells}}
     for cell in cells:
-        if not is_held(cell):
-            found += _of_cell(cell, newest, asked[cell.parent])
+        with suppress(FileNotFoundError):  # somebody begins to work there, or deletes it
+            if not is_held(cell):
+                found += list(_of_cell(cell, newest, asked[cell.parent]))
     return found
 
 

@@ -170,7 +170,7 @@ def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> Ce
         state = "lost"
     sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
     total = (len(sizes), sum(sizes.values()) or (asked.requests if asked is not None else 0))
-    files = list((folder / "lanes").glob("*")) if not done or (folder / "lanes").is_dir() else []
+    files = _files(folder / "lanes")
     committed = {key: path for path in files if path.suffix == ".json" and (key := _key(path)) in sizes}
     if done:
         lanes, requests = (total[0], total[0]), (total[1], total[1])
@@ -199,6 +199,14 @@ def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
     for stream, part in plan.items():
         for at, lane in enumerate(part.get("lanes") or ()) if isinstance(part, Mapping) else ():
             yield stream, at, lane
+
+
+def _files(folder: Path) -> list[Path]:
+    """None where the folder is gone, or just going."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _key(path: Path) -> tuple[str, int] | None:

@@ -152,6 +152,23 @@ def test_a_cell_that_could_not_begin(study: Path) -> None:
     assert str(finding) == f"error: state: {cell}: DONE: expected a finished cell; found failed: load: no weights"
 
 
+def test_files_that_go_while_they_are_read(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell_of(study) / ".plan.json.x.tmp").write_text("")
+    plain = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name.endswith(".tmp"):
+            path.unlink()
+            raise FileNotFoundError(2, "No such file or directory")
+        if path.name == "steps.parquet" and path.parent == cell_of(study):
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    found = list(Validation(root=study).run())
+    assert {finding.rule for finding in found} == {"readable"} and "Permission denied" in str(found[0])
+
+
 def test_what_the_readme_says() -> None:
     text = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
     assert f"one of {len(RULES)} rules" in text and f"each of {len(CORRUPTIONS)} single corruptions" in text
