@@ -79,8 +79,13 @@ def guards(records: Records, partners: Mapping[str, str]) -> dict[tuple[str, str
     holds zero even for a ruined model; a guard that waits for more lanes would be silent just then. (Where lanes are
     many, so large a difference is beyond chance anyhow.) A flag asks to look; what it saw stands beside it.
     """
+    return guards_of(records.responses, partners)
+
+
+def guards_of(responses: pd.DataFrame, partners: Mapping[str, str]) -> dict[tuple[str, str], Guard]:
+    """`guards` of the rows of responses of several cells, each naming its `cell_id`."""
     found: dict[tuple[str, str], Guard] = {}
-    everything = _by_subtask(records.responses)
+    everything = _by_subtask(responses)
     for (cell, subtask), own in everything.items():
         partner = partners.get(cell, "")
         found[cell, subtask] = _guard(own, everything.get((partner, subtask)), is_vanilla=partner == cell)

@@ -19,6 +19,7 @@ ALLOWED = {
     "store": {"store", "config", "engine", "models", "routing"},
     "tracking": {"tracking", "store", "config"},
     "launch": {"launch", "tracking", "store", "tasks", "engine", "models", "routing", "config"},
+    "checks": {"checks", "store"},
     "prepare": {"prepare", "launch", "store", "tasks", "engine", "models", "routing", "config", "explain", "exits"},
     "lm_eval_model": {"lm_eval_model", "lm_eval_hook", "launch", "tasks", "engine", "routing", "config"},
     "lm_eval_hook": set(),

@@ -60,14 +60,21 @@ def rescore(
 
     ValueError if its tasks are no longer what it was asked, or its files not those that it wrote.
     """
+    found, samples, metrics = score_anew(record, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code, load=load)
+    same = not found.samples and record.metrics["metrics"] == metrics
+    if not same or not _intact(record.path):
+        _write(record, samples, metrics, note=not same)
+    return found
+
+
+def score_anew(
+    record: CellRecord, *, sandbox: str | None = None, confirm_unsafe_code: bool = False, load: LoadTask = load_task
+) -> tuple[Rescored, pa.Table, list[dict[str, Any]]]:
+    """What has changed, the samples and the metrics, as `rescore` would write them."""
     cell = open_stored(record, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code, load=load)
     samples, metrics = _scored(cell)
     differing = _differing(record.samples().to_pylist(), samples.to_pylist())
-    same = not differing and record.metrics["metrics"] == metrics
-    changes = _changes(record.metrics["metrics"], metrics)
-    if not same or not _intact(record.path):
-        _write(record, samples, metrics, note=not same)
-    return Rescored(changes=changes, samples=differing)
+    return Rescored(changes=_changes(record.metrics["metrics"], metrics), samples=differing), samples, metrics
 
 
 def _scored(cell: StoredCell) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -100,7 +107,8 @@ def _write(record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]],
 def _intact(folder: Path) -> bool:
     """Whether the files that rescoring writes are those that DONE names."""
     files = read_json(folder / "DONE")["files"]
-    return all(files[name] == sha256_of(folder / name) for name in ("samples.parquet", "metrics.json"))
+    written = ("samples.parquet", "metrics.json", "status.json")
+    return all(files[name] == sha256_of(folder / name) for name in written if name in files)  # older ones lack the last
 
 
 def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Change]:

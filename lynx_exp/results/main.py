@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
-VERBS = ("table", "pareto", "figures", "rescore", "export")
+VERBS = ("table", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "gc")
 """Modules of this package, in the order of `--help`."""
 
 EPILOG = """\
@@ -20,8 +21,12 @@ Examples:
   lynx-results table results --csv results.csv
   lynx-results pareto results/demo
   lynx-results figures results/demo --out paper/figures
+  lynx-results status results/demo
+  lynx-results validate results/demo
+  lynx-results diff results/before results/after
   lynx-results rescore results/demo
   lynx-results export --format lm-eval results/demo --out lm_eval
+  lynx-results gc results
 
 Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 interrupted."""
 
@@ -34,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = whole.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS), parser_class=_Verb)
     for name in VERBS:
         module = import_module(f"lynx_exp.results.{name}")
         verb = verbs.add_parser(
@@ -43,9 +48,19 @@ def parser() -> argparse.ArgumentParser:
             description=getattr(module, "DESCRIPTION", None),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add(verb)
+        verb.add = module.add
         verb.set_defaults(run=module.run)
     return whole
+
+
+class _Verb(argparse.ArgumentParser):
+    """Has its arguments only once it is the one that is asked for: what they offer may take long to import."""
+
+    add: Callable[[argparse.ArgumentParser], None]
+
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        self.add(self)
+        return super().parse_known_args(*given, **more)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

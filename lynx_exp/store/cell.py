@@ -27,6 +27,7 @@ FINISHED_FILES = (
     "steps.parquet",
     "samples.parquet",
     "metrics.json",
+    "status.json",
 )
 MOST_ATTEMPTS = 20
 """That a status remembers."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.store.files import read_json, write_json
-from lynx_exp.store.identity import SCHEMA, digest
+from lynx_exp.store.identity import SCHEMA, code_digest, digest
 
 FOLDER = "sweeps"
 
@@ -32,6 +32,8 @@ class Sweep:
     """Of its latest run."""
     command: Sequence[str]
     cells: Sequence[Asked]
+    code: str | None
+    """Digest of the code that asked, which is in the name of every cell's folder."""
 
 
 def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> Path:
@@ -42,6 +44,7 @@ def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> 
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
+        "code": code_digest(),
         "cells": [asdict(cell) for cell in cells],
     }
     write_json(path, content)
@@ -50,10 +53,28 @@ def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> 
 
 def read_sweeps(study: Path) -> list[Sweep]:
     """Those of a study, the latest last. What is damaged counts as absent."""
-    found = []
-    for path in (study / FOLDER).glob("*.json"):
-        content = read_json(path)
-        if isinstance(content, dict) and content.get("schema") == SCHEMA:
-            cells = [Asked(**cell) for cell in content["cells"]]
-            found.append(Sweep(started=content["started"], command=content["command"], cells=cells))
-    return sorted(found, key=lambda sweep: sweep.started)
+    found = [_read(path) for path in (study / FOLDER).glob("*.json")]
+    return sorted((sweep for sweep in found if sweep is not None), key=lambda sweep: sweep.started)
+
+
+def latest_sweeps(study: Path) -> list[Sweep]:
+    """Those by the code of the latest. What other code asked for and did not get, nobody will ever run."""
+    found = read_sweeps(study)
+    return [sweep for sweep in found if sweep.code == found[-1].code]
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether the file is whole, and of this version."""
+    return _read(path) is not None
+
+
+def _read(path: Path) -> Sweep | None:
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return None
+    try:
+        cells = [Asked(**cell) for cell in content["cells"]]
+        started, command = content["started"], content["command"]
+        return Sweep(started=started, command=command, cells=cells, code=content.get("code"))
+    except (KeyError, TypeError):
+        return None

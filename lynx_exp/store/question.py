@@ -1,0 +1,98 @@
+"""What a cell asks, apart from the code and the machine that answer it: by this, cells of different versions are known
+to be the same question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lynx_exp.store.identity import COSMETIC, UNTOUCHED, flatten
+
+HOW = (
+    *("backend", "dtype", "device", "kernel", "threads", "fidelity"),
+    *("model.experts_implementation", "model.device_map", "model.parallel"),
+    *("measure.latency", "measure.new_tokens", "measure.repeats", "measure.max_repeats", "measure.precision"),
+)
+"""Fields that say how an answer is computed, and what is measured beside it."""
+
+PLACES = ("model.id", "task.data", "policy.calibration")
+"""Fields that hold a path: its last part counts."""
+
+SHOWN = (
+    *("model", "task", "mixing", "policy", "policy_label", "match_active", "layers", "phases"),
+    *("batch_size", "batching", "limit", "seed"),
+)
+"""Fields of cell.json by which people know a cell."""
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Yaml(_Loader):
+    """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text."""
+
+    yaml_implicit_resolvers = {
+        first: [each for each in resolvers if not each[0].endswith(":timestamp")]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """ValueError if it is none."""
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def read_config_yaml(folder: Path) -> dict[str, Any]:
+    """config.yaml of a cell of any version; empty if it cannot be read."""
+    try:
+        config = parse_yaml((folder / "config.yaml").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def question(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cell of this config asks, as flat fields; those that are null, or have no effect, are left out."""
+    fields = {name: value for name, value in _flat(config).items() if name not in (*COSMETIC, *HOW)}
+    if fields.get("policy.name") in UNTOUCHED:
+        without = ("phases", "layers")
+        fields = {
+            n: v for n, v in fields.items() if n not in without and not (n.startswith("policy.") and n[7:] != "name")
+        }
+    if fields.get("task.weights") is None:
+        fields.pop("task.mixing", None)
+    if fields.get("batching") == "static":
+        fields.pop("waves", None)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def means(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How it is to be answered: the fields of `HOW` that are there and have an effect."""
+    flat = _flat(config)
+    measured = bool(flat.get("measure.latency"))
+    names = [name for name in HOW if measured or not name.startswith("measure.") or name == "measure.latency"]
+    if flat.get("policy.name") in UNTOUCHED:
+        names.remove("fidelity")
+    return {name: flat[name] for name in names if flat.get(name) is not None}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat = flatten(config)
+    policy = flat.pop("policy", None)
+    if isinstance(policy, Mapping):
+        flat |= {f"policy.{name}": value for name, value in policy.items()}
+    for name in PLACES:
+        if isinstance(flat.get(name), str):
+            flat[name] = Path(flat[name]).name
+    return flat

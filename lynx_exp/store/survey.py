@@ -1,0 +1,251 @@
+"""Where the cells of studies stand: what sweeps asked for, what is there of it, and who works on the rest."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lynx_exp.store.claims import holder_of, is_held
+from lynx_exp.store.files import read_json
+from lynx_exp.store.read import is_done
+from lynx_exp.store.sweeps import FOLDER, Asked, latest_sweeps
+
+STATES = ("done", "running", "waiting", "interrupted", "preempted", "lost", "failed", "skipped")
+"""Of a cell, in the order in which they are told. lost: its process ended without a word."""
+OVER = ("done", "failed", "skipped")
+"""What a cell stays in until the next command."""
+BAD = ("failed", "lost")
+MARKS = {"cell.json", "status.json", "plan.json", "DONE"}
+"""A folder with one of these is a cell's, or what is left of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellState:
+    folder: Path
+    name: str
+    """For people."""
+    state: str
+    """One of `STATES`."""
+    kind: str | None = None
+    """Of what ended it."""
+    message: str | None = None
+    """Of the same, one line."""
+    invalid: Sequence[str] = ()
+    """Why a finished cell is not to be trusted."""
+    attempt: int = 0
+    holder: str | None = None
+    """Who works on it."""
+    lanes: tuple[int, int] = (0, 0)
+    """Committed, of all; of all 0: not known yet."""
+    requests: tuple[int, int] = (0, 0)
+    """The same."""
+    fresh: int = 0
+    """Requests committed since the sweep began."""
+    corrupt: Sequence[str] = ()
+    """Files that were found damaged and set aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyState:
+    path: Path
+    started: datetime | None
+    """Of the latest sweep."""
+    now: datetime
+    cells: Sequence[CellState]
+    """Those that its latest sweeps asked for; all, if none says what it asked for."""
+    others: int
+    """More cells that are there."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By state."""
+        found = Counter(cell.state for cell in self.cells)
+        return {state: found[state] for state in STATES}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """By kind."""
+        return dict(Counter(cell.kind or "unknown" for cell in self.cells if cell.state == "failed"))
+
+    @property
+    def requests(self) -> tuple[int, int]:
+        """Committed, of all."""
+        return sum(cell.requests[0] for cell in self.cells), sum(cell.requests[1] for cell in self.cells)
+
+    @property
+    def rate(self) -> float | None:
+        """Requests committed a second since the sweep began; None where nothing was, or nobody works."""
+        fresh = sum(cell.fresh for cell in self.cells)
+        if self.started is None or not fresh or not any(cell.state == "running" for cell in self.cells):
+            return None
+        seconds = (self.now - self.started).total_seconds()
+        return fresh / seconds if seconds > 0 else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until all requests of cells that are not over are committed, at this rate."""
+        open_ = [cell.requests for cell in self.cells if cell.state not in OVER]
+        return None if self.rate is None else sum(total - done for done, total in open_) / self.rate
+
+    @property
+    def is_over(self) -> bool:
+        return all(cell.state in OVER for cell in self.cells)
+
+    @property
+    def is_bad(self) -> bool:
+        return any(cell.state in BAD or cell.invalid for cell in self.cells)
+
+
+def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of cells at or below `root`, also of those that no longer say what they are; and studies.
+
+    ValueError if `root` is no folder, or holds neither a cell nor what a sweep asked for.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
+    cells, studies = [], set()
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folder = Path(place)
+        if folder.name == FOLDER and any(name.endswith(".json") for name in files):
+            studies.add(folder.parent)
+        elif not MARKS.isdisjoint(files):
+            cells.append(folder)
+            studies.add(folder.parent)
+            folders.clear()
+    if not studies:
+        raise ValueError(f"{root}: holds no cell; give a cell, a study (results/STUDY) or a folder above")
+    return cells, sorted(studies)
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """Looks at what is below `root`, as often as it is asked to; what is done is looked at once."""
+
+    root: Path
+    _done: dict[Path, tuple[int, CellState]] = field(default_factory=dict)
+    """With the age of its DONE."""
+
+    def look(self, now: datetime | None = None) -> list[StudyState]:
+        """ValueError as in `find_cells`."""
+        now = now or datetime.now(UTC)
+        cells, studies = find_cells(self.root)
+        alone = cells == [self.root]
+        found = []
+        for study in studies:
+            sweeps = [] if alone else latest_sweeps(study)
+            asked = {study / cell.folder: cell for sweep in sweeps for cell in sweep.cells}
+            there = [cell for cell in cells if cell.parent == study]
+            started = _time(sweeps[-1].started) if sweeps else None
+            looked_at = list(asked) or there
+            states = [self._look(folder, asked.get(folder), started) for folder in looked_at]
+            others = len(set(there) - set(looked_at))
+            found.append(StudyState(path=study, started=started, now=now, cells=states, others=others))
+        return found
+
+    def _look(self, folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
+        try:
+            age = (folder / "DONE").stat().st_mtime_ns
+        except OSError:
+            return _state_of(folder, asked, started)
+        if folder not in self._done or self._done[folder][0] != age:
+            self._done[folder] = age, _state_of(folder, asked, started)
+        return self._done[folder][1]
+
+
+def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
+    status, plan = _dict(folder / "status.json"), _dict(folder / "plan.json")
+    done = is_done(folder)
+    held = not done and is_held(folder)
+    error = status.get("error") if isinstance(status.get("error"), Mapping) else {}
+    assert isinstance(error, Mapping)
+    known = str(status.get("state"))
+    state = "done" if done else "running" if held else "waiting" if not status else known
+    if state not in STATES or (state in ("done", "running") and not (done or held)):
+        state = "lost"
+    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
+    total = (len(sizes), sum(sizes.values()) or (asked.requests if asked is not None else 0))
+    files = _files(folder / "lanes")
+    committed = {key: path for path in files if path.suffix == ".json" and (key := _key(path)) in sizes}
+    if done:
+        lanes, requests = (total[0], total[0]), (total[1], total[1])
+        fresh = total[1] - _earlier(status, total, started) if _since(status.get("finished"), started) else 0
+    else:
+        lanes = len(committed), total[0]
+        requests = sum(sizes[key] for key in committed), total[1]
+        fresh = sum(sizes[key] for key, path in committed.items() if _is_new(path, started))
+    return CellState(
+        folder=folder,
+        name=asked.name if asked is not None else folder.name,
+        state=state,
+        kind=(error.get("kind") or error.get("class")) if state in ("failed", "skipped") else None,
+        message=_line(error.get("message")) if state in ("failed", "skipped") else None,
+        invalid=tuple(status.get("invalid") or ()) if done else (),
+        attempt=int(status.get("attempt") or 0),
+        holder=str(holder_of(folder) or "a process that does not say which") if held else None,
+        lanes=lanes,
+        requests=requests,
+        fresh=fresh,
+        corrupt=sorted(path.name for path in files if path.suffix == ".corrupt"),
+    )
+
+
+def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
+    for stream, part in plan.items():
+        for at, lane in enumerate(part.get("lanes") or ()) if isinstance(part, Mapping) else ():
+            yield stream, at, lane
+
+
+def _files(folder: Path) -> list[Path]:
+    """None where the folder is gone, or just going."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _key(path: Path) -> tuple[str, int] | None:
+    stream, _, number = path.stem.rpartition("-")
+    return (stream, int(number)) if number.isdecimal() else None
+
+
+def _earlier(status: Mapping[str, Any], total: tuple[int, int], started: datetime | None) -> int:
+    """Requests of a finished cell that attempts before the sweep's start had committed, lanes taken as equal."""
+    before = [entry for entry in status.get("attempts") or () if not _since(entry.get("started"), started)]
+    lanes = int(before[-1].get("lanes") or 0) if before else 0
+    return round(total[1] * lanes / total[0]) if total[0] else 0
+
+
+def _since(text: object, started: datetime | None) -> bool:
+    time = _time(text)
+    return started is not None and time is not None and time >= started
+
+
+def _is_new(path: Path, started: datetime | None) -> bool:
+    try:
+        return started is not None and path.stat().st_mtime >= started.timestamp()
+    except OSError:  # just folded into the tables
+        return False
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _dict(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _line(text: object) -> str | None:
+    lines = str(text or "").strip().splitlines()
+    return lines[0] if lines else None
