@@ -37,6 +37,8 @@ def run(asked: argparse.Namespace) -> int:
     found = find_leftovers(asked.folder)
     left_out = {"superseded": not asked.superseded, "trace": not asked.all}
     chosen = [item for item in found if not left_out.get(item.kind, False)]
+    whole = {item.path for item in chosen if item.path == item.cell}
+    chosen = [item for item in chosen if item.path in whole or item.cell not in whole]  # what goes with its cell
     sizes = {item.path: item.size for item in found}
     for item in chosen:
         print(f"{_bytes(sizes[item.path]):>10}  {item.path}: {KINDS[item.kind]}")

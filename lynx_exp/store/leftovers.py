@@ -93,10 +93,12 @@ def _of_cell(cell: Path, newest: Mapping[tuple[Path, str], Path], asked: Collect
 
 def delete(item: Item, claims: Claims) -> bool:
     """False if somebody works on its cell now, or it is not what it was. OSError if it cannot be deleted."""
+    if not item.path.exists():
+        return True  # somebody else was faster
     if item.cell is None:
         _remove(item.path)
         return True
-    if not item.cell.is_dir() or not claims.take(item.cell):
+    if not claims.take(item.cell):
         return False
     try:
         if item.path == item.cell:

@@ -225,7 +225,7 @@ def test_no_cell_is_left_behind(lab):
     for record in read_cells(folder):
         assert record.done and record.status["notes"] == []
         assert sorted(os.listdir(record.path)) == sorted(
-            ["DONE", "status.json", *json.loads((record.path / "DONE").read_text())["files"]]
+            ["DONE", *json.loads((record.path / "DONE").read_text())["files"]]
         )
         rows = pq.read_table(record.path / "responses.parquet", columns=["subtask", "request"]).to_pylist()
         assert Counter(row["subtask"] for row in rows) == {"short": 7, "choice": 17}

@@ -11,6 +11,7 @@ import pytest
 
 from lynx_exp.config import TrackerConfig
 from lynx_exp.store.files import write_json, write_parquet
+from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.read import CellRecord, read_cell
 from lynx_exp.store.tables import SAMPLES, STEPS, TIMING
 from lynx_exp.tracking import NoTracker, open_tracker
@@ -20,7 +21,8 @@ from lynx_exp.tracking import NoTracker, open_tracker
 def record(tmp_path: Path) -> CellRecord:
     folder = tmp_path / "demo" / "cell"
     folder.mkdir(parents=True)
-    info = {"cell_id": "c" * 64, "task": "t", "policy": "lynx", "policy_label": "lynx(alpha=3)", "batch_size": 4}
+    info = {"schema": SCHEMA, "cell_id": "c" * 64, "task": "t", "batch_size": 4}
+    info |= {"policy": "lynx", "policy_label": "lynx(alpha=3)"}
     write_json(folder / "cell.json", info)
     write_json(folder / "status.json", {"attempt": 2, "seconds": 1.5})
     metric = {"subtask": "t", "metric": "acc", "filter": "none", "value": 0.5, "headline": True}

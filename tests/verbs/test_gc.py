@@ -210,6 +210,21 @@ def test_a_result_with_a_lost_file_is_still_one(sweep: Sweep) -> None:
     assert found(sweep) == {}
 
 
+def test_what_goes_with_its_cell_is_counted_once(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    finished(sweep.cell("now", "done", lanes=4), 9)
+    before = finished(sweep.cell("before", "done", lanes=4, code="before"), 8)
+    old(before / ".x.tmp")
+    assert found(sweep) == {"before": "superseded", "before/.x.tmp": "killed"}
+    assert results("gc", sweep.study, "--superseded", "--delete") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("deleted 1 of 1 item, ")
+
+
+def test_two_at_once(sweep: Sweep, littered: dict[str, str]) -> None:
+    items = find_leftovers(sweep.study)
+    for _ in range(2):
+        assert all(module.delete(item, sweep.claims) for item in items if item.kind != "superseded")
+
+
 def test_what_cannot_be_deleted_is_said_and_stops_nothing(
     sweep: Sweep, littered: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
