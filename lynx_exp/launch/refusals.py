@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.launch.cell import Cell
+from lynx_exp.store.cell import record_failure
 from lynx_exp.store.faults import OUT_OF_MEMORY
 from lynx_exp.store.files import read_json
 
@@ -46,6 +47,13 @@ class Refusals:
         if known is None or size < known.batch_size:
             found = OutOfMemory(batch_size=size, message=str(error.get("message")), kind=str(error["kind"]))
             self._memory[key] = found
+
+    def record(self, cell: Cell, reason: str) -> None:
+        """Leave a status where there is none, so that who looks at the sweep sees why it is at its end."""
+        known = self._memory.get(_key(cell.info()))
+        if known is not None and not (cell.folder / "status.json").exists():
+            error = {"kind": known.kind, "class": "Refused", "message": reason, "where": None}
+            record_failure(cell.folder, cell.info(), cell.config_yaml(), error, "skipped")
 
     def reason(self, cell: Cell) -> str | None:
         """Why the cell is not run, in one line; None if it is."""

@@ -175,6 +175,7 @@ class _Run:
                 tidy(cell.folder)
                 self.outcomes[cell.folder] = Outcome(state="skipped", folder=cell.folder)
             elif (reason := self._refusals.reason(cell)) is not None:
+                self._refusals.record(cell, reason)
                 self.outcomes[cell.folder] = Outcome(state="failed", folder=cell.folder, error=reason)
             else:
                 self._todo.append(cell)
@@ -232,6 +233,7 @@ class _Run:
             return False
         reason = self._refusals.reason(cell)
         if reason is not None:
+            self._refusals.record(cell, reason)
             self._end(cell, Outcome(state="failed", folder=cell.folder, error=reason))
             return False
         try:

@@ -213,7 +213,8 @@ def tidy(folder: Path) -> None:
 def record_failure(
     folder: Path, info: Mapping[str, Any], config_yaml: str, error: Mapping[str, Any], state: str = "failed"
 ) -> None:
-    """The status of a cell that could not even begin, on top of what earlier attempts left."""
+    """The status of a cell that could not even begin, or was not tried (`skipped`), on top of what earlier attempts
+    left."""
     before = read_json(folder / "status.json")
     before = before if isinstance(before, dict) else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +225,7 @@ def record_failure(
         "error": error,
         "notes": [],
         "attempt": int(before.get("attempt", 0)) + 1,
-        "failures": int(before.get("failures") or 0) + 1,
+        "failures": int(before.get("failures") or 0) + (state == "failed"),
         "started": now,
         "finished": now,
         "seconds": 0.0,

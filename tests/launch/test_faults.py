@@ -63,6 +63,8 @@ def test_a_larger_batch_of_what_ran_out_of_memory_is_not_tried(bench, config):
     assert errors[0] == "MemoryError: no room" and errors[3] == ""
     for error in errors[1:3]:
         assert error.startswith("not run: batch size 2 of the same cell ran out of memory (no room); ignore_oom=true")
+    assert [status(outcome)["state"] for outcome in report.outcomes] == ["failed", "skipped", "skipped", "done"]
+    assert status(report.outcomes[2])["error"]["kind"] == "oom_host" and status(report.outcomes[2])["failures"] == 0
     bench.engine.fail_under = lambda policy: None
     assert [o.state for o in bench.run(cells[1:]).outcomes] == ["failed", "failed", "skipped"], "remembered"
     tried = bench.run([replace(cell, ignore_oom=True) for cell in cells[1:3]])
