@@ -184,7 +184,7 @@ def folder_digest(folder: Path) -> str:
     Of a file above 512 MiB only the size and 64 samples of 1 MiB are read: enough to tell models apart.
     """
     kinds = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".py")
-    beside = ("recipe.json", "README.md", "lynx_calibration.safetensors")
+    beside = ("recipe.json", "README.md", "lynx_calibration.st")
     files = (p for p in folder.iterdir() if p.suffix in kinds and p.name not in beside)
     return _hash_files(folder, files)
 
