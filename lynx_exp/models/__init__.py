@@ -12,9 +12,9 @@ from lynx_exp.models.load import (
     resolve_dtype,
 )
 from lynx_exp.models.placement import DeviceMap
-from lynx_exp.models.ranks import from_first
 from lynx_exp.models.probe import Answers, UnknownRouter
 from lynx_exp.models.prove import Live, LiveRule, prove_answers
+from lynx_exp.models.ranks import from_first
 from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
 
 __all__ = [

@@ -30,8 +30,11 @@ class Layer:
     name: str
     router: Any
     """vLLM's router object."""
-    module: nn.Module
-    """The gate, whose weights say which model this is."""
+    gate: nn.Module | None
+    """What gives the logits; None if it is not beside the experts."""
+    hidden: int
+    """Size of what the gate is given."""
+    dtype: torch.dtype
     live_rule: LiveRule
     ordered: bool
     """Whether the experts of a token always come best first."""
@@ -42,6 +45,21 @@ class Layer:
     @property
     def rule(self) -> RouterRule:
         return self.live_rule()
+
+    @property
+    def module(self) -> nn.Module:
+        """With the gate's weights, which say which model this is. vLLM packs them for a CPU and drops them; then they
+        are what the gate makes of unit vectors."""
+        gate, made = self.gate, nn.Module()
+        if gate is None:
+            return made
+        held = dict(gate.named_parameters(recurse=False))
+        if held and all(parameter.numel() for parameter in held.values()):
+            return gate
+        device = next(iter(held.values())).device if held else None
+        columns, *_ = gate(torch.eye(self.hidden, dtype=self.dtype, device=device))
+        made.register_parameter("weight", nn.Parameter(columns.T.contiguous(), requires_grad=False))
+        return made
 
 
 def find_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> list[Layer]:
@@ -56,7 +74,7 @@ def find_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> l
     for name, runner in model.named_modules():
         if isinstance(runner, MoERunnerInterface):
             check_layer(name, runner)
-            found.append(_described(model, len(found), name, runner.router, dtype, device))
+            found.append(_described(model, len(found), name, runner, dtype, device))
     if not found:
         raise UnsupportedModel(
             f"{WHERE}: {type(model).__name__} has no layer of routed experts that vLLM's fused MoE runs: no policy "
@@ -65,7 +83,8 @@ def find_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> l
     return found
 
 
-def _described(model: nn.Module, layer: int, name: str, router: Any, dtype: torch.dtype, device: torch.device) -> Layer:
+def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torch.dtype, device: torch.device) -> Layer:
+    router = runner.router
     gate = getattr(model.get_submodule(name.rpartition(".")[0]), "gate", None)
     try:
         answers = _ask(router, dtype, device)
@@ -86,7 +105,9 @@ def _described(model: nn.Module, layer: int, name: str, router: Any, dtype: torc
         layer=layer,
         name=name,
         router=router,
-        module=gate if isinstance(gate, nn.Module) else nn.Module(),
+        gate=gate if isinstance(gate, nn.Module) else None,
+        hidden=runner.moe_config.hidden_dim,
+        dtype=dtype,
         live_rule=rule,
         ordered=ordered and type(router).__name__ == "FusedTopKRouter",
         num_experts=router.global_num_experts,
