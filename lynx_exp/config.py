@@ -25,7 +25,7 @@ NOISE_FLOOR_SEED = 1_000_003
 """What policy=noise_floor adds to the seed of the batch plan: nobody counts his seeds so far."""
 MIXINGS = ("shuffled", "separate")
 SANDBOXES = ("auto", "bubblewrap", "namespaces", "landlock", "unsafe")
-BACKENDS = ("transformers",)
+BACKENDS = ("transformers", "vllm")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPERTS_IMPLEMENTATIONS = ("auto", "per_expert", "per_expert_exact", "eager", "batched_mm", "grouped_mm")
 KERNELS = ("auto", "torch", "triton")
@@ -229,6 +229,33 @@ class PackConfig:
 
 
 @dataclass(kw_only=True)
+class VllmConfig:
+    """backend=vllm: how its engine is made."""
+
+    prefix_caching: bool = False
+    """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
+    max_num_batched_tokens: int = 16384
+    """Of one step. The prompts of a lane must fit, so that its requests decode in step."""
+    enforce_eager: bool = True
+    """False compiles the model (torch.compile), on a CPU; where there are CUDA graphs, lanes need True."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Whatever else `vllm.LLM` takes, such as tensor_parallel_size or moe_backend."""
+
+    def __post_init__(self) -> None:
+        at_least("vllm.max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        for name in OURS_IN_VLLM:
+            if name in self.engine_args:
+                raise ValueError(f"vllm.engine_args.{name}: is set from other fields (model, dtype, pack, vllm)")
+
+
+OURS_IN_VLLM = (
+    *("model", "revision", "trust_remote_code", "dtype", "max_num_seqs", "kv_cache_memory_bytes", "logits_processors"),
+    *("max_num_batched_tokens", "enable_prefix_caching", "enforce_eager", "additional_config", "async_scheduling"),
+)
+"""Arguments of `vllm.LLM` that follow from fields of their own."""
+
+
+@dataclass(kw_only=True)
 class TrackerConfig:
     """Where finished cells are shown besides their folder."""
 
@@ -291,6 +318,7 @@ class Config:
     """Run a cell although a smaller batch of the same has run out of memory."""
     pack: PackConfig = field(default_factory=PackConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     tracker: TrackerConfig = MISSING
     results: str = "results"
     """Root of the results."""
@@ -315,7 +343,9 @@ class Config:
                 "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
                 "give confirm_unsafe_code=true as well if that is what you want"
             )
-        one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
+        one_of("backend", self.backend, BACKENDS)
+        if self.backend == "vllm":
+            self._check_vllm()
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
@@ -336,6 +366,25 @@ class Config:
         if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or target <= 0):
             raise ValueError(
                 f"policy.match_active={target}: must be a number of experts, a share of vanilla's (below 1), or null"
+            )
+
+    def _check_vllm(self) -> None:
+        """ValueError for what only the transformers backend does."""
+        only = "only with backend=transformers"
+        for field_name, value, default, hint in (
+            ("fidelity", self.fidelity, False, ""),
+            ("scoring", self.scoring, "decode", ""),
+            ("kernel", self.kernel, "auto", ""),
+            ("threads", self.threads, None, "; set OMP_NUM_THREADS"),
+            ("model.device_map", self.model.device_map, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.parallel", self.model.parallel, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.experts_implementation", self.model.experts_implementation, "auto", "; vLLM has its own"),
+        ):
+            if value != default:
+                raise ValueError(f"{field_name}={str(value).lower()}: {only}{hint}")
+        if self.model.kind == "random":
+            raise ValueError(
+                f"model.kind=random: {only}; save it with save_pretrained and give model=hub model.id=FOLDER"
             )
 
     @property

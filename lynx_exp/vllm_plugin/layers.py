@@ -35,6 +35,8 @@ class Layer:
     hidden: int
     """Size of what the gate is given."""
     dtype: torch.dtype
+    experts: str
+    """What runs them, by vLLM's name."""
     live_rule: LiveRule
     ordered: bool
     """Whether the experts of a token always come best first."""
@@ -108,11 +110,18 @@ def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torc
         gate=gate if isinstance(gate, nn.Module) else None,
         hidden=runner.moe_config.hidden_dim,
         dtype=dtype,
+        experts=_experts_of(runner),
         live_rule=rule,
         ordered=ordered and type(router).__name__ == "FusedTopKRouter",
         num_experts=router.global_num_experts,
         top_k=router.top_k,
     )
+
+
+def _experts_of(runner: Any) -> str:
+    method = runner._quant_method
+    kernel = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
+    return type(method if kernel is None else kernel).__name__
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class StepRows:
 
     def acting_T(self, acting: Acting) -> np.ndarray:
         """bool: the rows that `acting` decides for."""
-        own_G = np.array([lane.acting is acting for lane in self.lanes])
+        own_G = np.array([lane.acting == acting for lane in self.lanes])
         own_T = own_G[self.place_T]
         if acting.phases == "both":
             return own_T

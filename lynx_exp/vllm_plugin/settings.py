@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast, get_args
 
-from lynx_exp.routing import Phases, Policy, build_policy
+from lynx_exp.routing import PerLayer, Phases, Policy, build_policy
 
 WHERE = "additional_config.lynx"
 _NOT_OF_THE_POLICY = ("policy", "phases", "layers")
@@ -45,6 +45,19 @@ class Acting:
 
 
 VANILLA = Acting(policy=None)
+
+
+def spec_of(policy: Policy | None, phases: Phases, layers: str | None) -> dict[str, Any]:
+    """What `Acting.parse` makes the same of: plain values, as a request carries them."""
+    if policy is None:
+        return {"policy": "vanilla"}
+    parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
+    parameters = {
+        field.name: [getattr(part, field.name) for part in parts] if len(parts) > 1 else getattr(policy, field.name)
+        for field in fields(parts[0])
+        if field.init
+    }
+    return {"policy": policy.name, **parameters, "phases": phases, "layers": layers}
 
 
 @dataclass(frozen=True, kw_only=True)

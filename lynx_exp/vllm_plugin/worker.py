@@ -6,6 +6,7 @@ T token rows, E experts, K top-k, W slots of a token after a policy.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakMethod
 
@@ -86,6 +87,7 @@ class LynxWorker:
         setattr(runner, prepare, prepare_inputs)
         self._worker.lynx = self
         self._worker.lynx_record, self._worker.lynx_steps = self.summary, self.take
+        self._worker.lynx_bind = self.bind
         shutdown = self._worker.shutdown
 
         def close_and_shutdown(*args: Any, **kwargs: Any) -> Any:
@@ -98,7 +100,17 @@ class LynxWorker:
 
     def summary(self) -> dict[str, Any]:
         """What was counted so far, of all requests: `LLM.collective_rpc("lynx_record")`."""
-        return self.record.summary() | {"layers": len(self._layers)}
+        first = self._layers[0]
+        return self.record.summary() | {
+            "layers": len(self._layers),
+            "num_experts": first.num_experts,
+            "top_k": first.top_k,
+            "experts": first.experts,
+        }
+
+    def bind(self, given: Mapping[str, Any]) -> None:
+        """ValueError, with the reason, if this model cannot run what a request would bring: `lynx_bind`."""
+        self._bind(Acting.parse(given, "extra_args.lynx"))
 
     def take(self) -> list[LaneCount]:
         """Decode steps of the lanes since the last call: `LLM.collective_rpc("lynx_steps")`."""
