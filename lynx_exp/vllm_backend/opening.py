@@ -53,9 +53,7 @@ def open_llm(
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        raise ValueError(
-            "VLLM_ENABLE_V1_MULTIPROCESSING: backend=vllm steps the engine itself; set it to 0, or unset it"
-        )
+        raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING=1: backend=vllm steps the engine itself; set it to 0")
     if "OMP_NUM_THREADS" not in os.environ and device == "cpu":
         import torch
 

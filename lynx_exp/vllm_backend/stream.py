@@ -174,7 +174,11 @@ class Stream:
             request, slot = self._request(lane, number), lane.free.pop(0)
             row = Seated(request, number, slot, self._engine.stopper, self._scored)
             lane.rows.append(row)
-            where = spec_of(act.policy, act.phases, act.layers) | {"lane": running.number, "slot": slot}
+            where = spec_of(act.policy, act.phases, act.layers) | {
+                "lane": running.number,
+                "slot": slot,
+                "number": lane.number,
+            }
             salt = f"lane {running.number}" if act.prefills else None  # else prompts would share what a policy changed
             name = submit(self._engine, request, where, scored=self._scored, salt=salt)
             running.rows[name] = row

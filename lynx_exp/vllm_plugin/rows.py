@@ -117,35 +117,38 @@ class Seats:
         for at, number in enumerate(numbers.tolist()):
             mine = place_T == at
             tokens = token_T[mine & decode_T]
-            acts = {seat.place.acting for seat, where in zip(seats, place, strict=True) if where == at}
+            acts = {
+                (seat.place.acting, seat.place.number) for seat, where in zip(seats, place, strict=True) if where == at
+            }
             if len(acts) > 1:
                 raise ValueError(f"lane {number}: its requests name several policies; a lane has one")
+            acting, drawn = acts.pop()
             lanes.append(
                 LaneStep(
                     lane=number,
-                    acting=acts.pop(),
+                    acting=acting,
                     live_rows=len(tokens),
                     first=int(tokens.min()) if len(tokens) else -1,
                     last=int(tokens.max()) if len(tokens) else -1,
                     repeated=int((mine & ~new_T).sum()),
                 )
             )
-            keys.append(self._key(number, len(tokens) > 0))
+            keys.append(self._key(number, drawn, len(tokens) > 0))
         for seat, end in zip(seats, (start + scheduled).tolist(), strict=True):
             seat.done = max(seat.done, end)
         return StepRows(
             decode_T=decode_T, place_T=place_T, row_T=row_T, key_G=np.array(keys, np.int64), lanes=tuple(lanes)
         )
 
-    def _key(self, lane: int, decodes: bool) -> int:
+    def _key(self, lane: int, number: int, decodes: bool) -> int:
         counter, base = (self._steps, 0) if decodes else (self._prefills, PREFILL_KEY)
         counter[lane] = counter.get(lane, -1) + 1
-        return (lane << 32) + base + counter[lane]
+        return (number << 32) + base + counter[lane]
 
 
 def one_lane(acting: Acting) -> Callable[[Any, int], Place]:
     """All requests in lane 0, as rows that a server decodes together."""
-    return lambda _params, number: Place(lane=0, slot=number & (2**30 - 1), acting=acting)
+    return lambda _params, number: Place(lane=0, slot=number & (2**30 - 1), acting=acting, number=0)
 
 
 def lanes_of_requests(known: dict[str, Acting]) -> Callable[[Any, int], Place]:

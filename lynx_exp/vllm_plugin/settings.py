@@ -104,6 +104,8 @@ class Place:
     lane: int
     slot: int
     acting: Acting
+    number: int
+    """Of the lane in its plan, from which random policies draw: the same whenever the lane runs."""
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None, known: dict[str, Acting]) -> Place:
@@ -114,8 +116,10 @@ class Place:
             raise ValueError(
                 f'{WHERE}.lanes=true: a request without extra_args={{"lynx": {{"lane": N, "policy": ...}}}}'
             )
-        asked = {key: value for key, value in given.items() if key not in ("lane", "slot")}
+        asked = {key: value for key, value in given.items() if key not in ("lane", "slot", "number")}
         key = repr(sorted(asked.items()))
         if key not in known:
             known[key] = Acting.parse(asked, "extra_args.lynx")
-        return cls(lane=cast(int, given["lane"]), slot=int(given.get("slot", 0)), acting=known[key])
+        lane = cast(int, given["lane"])
+        number = int(given.get("number", lane))
+        return cls(lane=lane, slot=int(given.get("slot", 0)), acting=known[key], number=number)
