@@ -23,6 +23,7 @@ def register() -> None:
 
     _wrap(EngineArgs, "create_engine_config", _check_config)
     _wrap(WorkerWrapperBase, "init_device", _install)
+    make_llvmlite_bearable()
 
 
 def _wrap(owner: type, name: str, afterwards: Any) -> None:
