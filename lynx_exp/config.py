@@ -8,7 +8,7 @@ its value and what is allowed. The policy node is open: each policy has its own 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -415,19 +415,32 @@ class Config:
     def policy_label(self) -> str:
         """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what stays at its default (`UNSHOWN`); with
         `match_active` in place of the knob that it turns; layers where they are not all."""
-        usual = _usual_parameters(self.policy_name)
-        turned = usual.get("knob") if self.match_active is not None else None
-        shown = []
-        for key, value in self.policy_params.items():
-            secondary = key in UNSHOWN or f"{self.policy_name}.{key}" in UNSHOWN
-            if value is not None and key != turned and not (secondary and usual.get(key) == value):
-                stem = Path(value).stem if key == "calibration" and isinstance(value, str) else _short(value)
-                shown.append(f"{key}={stem}")
-        if self.match_active is not None:
-            shown.append(f"match_active={_short(self.match_active)}")
-        if self.layers is not None:
-            shown.append(f"layers={self.layers}")
-        return f"{self.policy_name}({', '.join(shown)})" if shown else self.policy_name
+        return label_policy(self.policy_name, self.policy_params, self.layers, self.match_active)
+
+
+def label_policy(
+    name: str, parameters: Mapping[str, Any], layers: str | None = None, match_active: float | None = None
+) -> str:
+    """See `Config.policy_label`."""
+    usual = _usual_parameters(name)
+    turned = usual.get("knob") if match_active is not None else None
+    shown = []
+    for key, value in parameters.items():
+        secondary = key in UNSHOWN or f"{name}.{key}" in UNSHOWN
+        if value is not None and key != turned and not (secondary and usual.get(key) == value):
+            stem = Path(value).stem if key == "calibration" and isinstance(value, str) else _short(value)
+            shown.append(f"{key}={stem}")
+    if match_active is not None:
+        shown.append(f"match_active={_short(match_active)}")
+    if layers is not None:
+        shown.append(f"layers={layers}")
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+def default_parameters(policy: str) -> dict[str, Any] | None:
+    """A policy's parameters as conf/policy has them; None for a policy that it does not have."""
+    usual = {key: value for key, value in _usual_parameters(policy).items() if key not in ("match_active", "knob")}
+    return {key: value for key, value in usual.items() if key != "name"} if usual else None
 
 
 @cache
