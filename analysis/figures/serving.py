@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
+from lynx_exp.store.read_serving import STOCK
 
 NAME = "serving"
 PANELS = (
-    ("TPOT, median (ms)", "tpot_median_ms"),
-    ("TPOT, 99th percentile (ms)", "tpot_p99_ms"),
-    ("output tokens per second", "output_throughput"),
+    ("median TPOT (ms)", "tpot_median_ms"),
+    ("p99 TPOT (ms)", "tpot_p99_ms"),
+    ("tokens per second", "output_throughput"),
 )
 
 
@@ -33,6 +34,7 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
 
 def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]:
     points = rows.dropna(subset=[along, "tpot_median_ms"]).assign(series=rows["policy_label"])
+    points["policy"] = points["policy"].replace(STOCK, "vanilla")  # drawn as it is elsewhere
     if points.empty:
         return style.skip(name, "no run says how many requests it had at once, nor at what rate they came")
     look = style.looks(points)
@@ -44,8 +46,11 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
             part = part.sort_values(along)
             axes.plot(part[along], part[column], color=look[str(series)].color, zorder=2)
             axes.plot(part[along], part[column], **look[str(series)].marker_kwargs(), zorder=3)
+        axes.margins(x=0.06, y=0.12)
         axes.set_ylim(bottom=0)
         axes.set_ylabel(label)
+    panels[-1].set_xticks(sorted(points[along].unique()))
+    fig.align_ylabels(panels)
     panels[-1].set_xlabel("requests at once" if along == "max_concurrency" else "requests per second")
     style.legend(fig, [Line2D([], [], **look[label].marker_kwargs()) for label in labels], labels)
     return style.save(fig, folder, name, points.drop(columns="series"))

@@ -109,7 +109,7 @@ def _experts(setting: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | 
     named = None if setting is None else setting.get("report")
     if named is None:
         return None
-    for place in (Path(named), *(folder / PurePath(named).name for folder in path.parents[:3])):
+    for place in (Path(named), *(folder / PurePath(named).name for folder in path.parents[:5])):
         report = read_json(place)
         if isinstance(report, dict) and report.get("decode_steps"):
             before, after = (sum(report[key]) / len(report[key]) for key in ("experts_before", "experts_after"))
