@@ -8,7 +8,7 @@ its value and what is allowed. The policy node is open: each policy has its own 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -25,7 +25,7 @@ NOISE_FLOOR_SEED = 1_000_003
 """What policy=noise_floor adds to the seed of the batch plan: nobody counts his seeds so far."""
 MIXINGS = ("shuffled", "separate")
 SANDBOXES = ("auto", "bubblewrap", "namespaces", "landlock", "unsafe")
-BACKENDS = ("transformers",)
+BACKENDS = ("transformers", "vllm")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPERTS_IMPLEMENTATIONS = ("auto", "per_expert", "per_expert_exact", "eager", "batched_mm", "grouped_mm")
 KERNELS = ("auto", "torch", "triton")
@@ -229,6 +229,33 @@ class PackConfig:
 
 
 @dataclass(kw_only=True)
+class VllmConfig:
+    """backend=vllm: how its engine is made."""
+
+    prefix_caching: bool = False
+    """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
+    max_num_batched_tokens: int = 16384
+    """Of one step. The prompts of a lane must fit, so that its requests decode in step."""
+    enforce_eager: bool = True
+    """False compiles the model (torch.compile), on a CPU; where there are CUDA graphs, lanes need True."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Whatever else `vllm.LLM` takes, such as tensor_parallel_size or moe_backend."""
+
+    def __post_init__(self) -> None:
+        at_least("vllm.max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        for name in OURS_IN_VLLM:
+            if name in self.engine_args:
+                raise ValueError(f"vllm.engine_args.{name}: is set from other fields (model, dtype, pack, vllm)")
+
+
+OURS_IN_VLLM = (
+    *("model", "revision", "trust_remote_code", "dtype", "max_num_seqs", "kv_cache_memory_bytes", "logits_processors"),
+    *("max_num_batched_tokens", "enable_prefix_caching", "enforce_eager", "additional_config", "async_scheduling"),
+)
+"""Arguments of `vllm.LLM` that follow from fields of their own."""
+
+
+@dataclass(kw_only=True)
 class TrackerConfig:
     """Where finished cells are shown besides their folder."""
 
@@ -291,6 +318,7 @@ class Config:
     """Run a cell although a smaller batch of the same has run out of memory."""
     pack: PackConfig = field(default_factory=PackConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     tracker: TrackerConfig = MISSING
     results: str = "results"
     """Root of the results."""
@@ -315,7 +343,9 @@ class Config:
                 "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
                 "give confirm_unsafe_code=true as well if that is what you want"
             )
-        one_of("backend", self.backend, BACKENDS, " (vllm comes later)")
+        one_of("backend", self.backend, BACKENDS)
+        if self.backend == "vllm":
+            self._check_vllm()
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
@@ -336,6 +366,25 @@ class Config:
         if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or target <= 0):
             raise ValueError(
                 f"policy.match_active={target}: must be a number of experts, a share of vanilla's (below 1), or null"
+            )
+
+    def _check_vllm(self) -> None:
+        """ValueError for what only the transformers backend does."""
+        only = "only with backend=transformers"
+        for field_name, value, default, hint in (
+            ("fidelity", self.fidelity, False, ""),
+            ("scoring", self.scoring, "decode", ""),
+            ("kernel", self.kernel, "auto", ""),
+            ("threads", self.threads, None, "; set OMP_NUM_THREADS"),
+            ("model.device_map", self.model.device_map, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.parallel", self.model.parallel, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.experts_implementation", self.model.experts_implementation, "auto", "; vLLM has its own"),
+        ):
+            if value != default:
+                raise ValueError(f"{field_name}={str(value).lower()}: {only}{hint}")
+        if self.model.kind == "random":
+            raise ValueError(
+                f"model.kind=random: {only}; save it with save_pretrained and give model=hub model.id=FOLDER"
             )
 
     @property
@@ -366,19 +415,32 @@ class Config:
     def policy_label(self) -> str:
         """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what stays at its default (`UNSHOWN`); with
         `match_active` in place of the knob that it turns; layers where they are not all."""
-        usual = _usual_parameters(self.policy_name)
-        turned = usual.get("knob") if self.match_active is not None else None
-        shown = []
-        for key, value in self.policy_params.items():
-            secondary = key in UNSHOWN or f"{self.policy_name}.{key}" in UNSHOWN
-            if value is not None and key != turned and not (secondary and usual.get(key) == value):
-                stem = Path(value).stem if key == "calibration" and isinstance(value, str) else _short(value)
-                shown.append(f"{key}={stem}")
-        if self.match_active is not None:
-            shown.append(f"match_active={_short(self.match_active)}")
-        if self.layers is not None:
-            shown.append(f"layers={self.layers}")
-        return f"{self.policy_name}({', '.join(shown)})" if shown else self.policy_name
+        return label_policy(self.policy_name, self.policy_params, self.layers, self.match_active)
+
+
+def label_policy(
+    name: str, parameters: Mapping[str, Any], layers: str | None = None, match_active: float | None = None
+) -> str:
+    """See `Config.policy_label`."""
+    usual = _usual_parameters(name)
+    turned = usual.get("knob") if match_active is not None else None
+    shown = []
+    for key, value in parameters.items():
+        secondary = key in UNSHOWN or f"{name}.{key}" in UNSHOWN
+        if value is not None and key != turned and not (secondary and usual.get(key) == value):
+            stem = Path(value).stem if key == "calibration" and isinstance(value, str) else _short(value)
+            shown.append(f"{key}={stem}")
+    if match_active is not None:
+        shown.append(f"match_active={_short(match_active)}")
+    if layers is not None:
+        shown.append(f"layers={layers}")
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+def default_parameters(policy: str) -> dict[str, Any] | None:
+    """A policy's parameters as conf/policy has them; None for a policy that it does not have."""
+    usual = {key: value for key, value in _usual_parameters(policy).items() if key not in ("match_active", "knob")}
+    return {key: value for key, value in usual.items() if key != "name"} if usual else None
 
 
 @cache

@@ -6,6 +6,7 @@ from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.protocol import LaneEngine
 from lynx_exp.engine.results import ActiveRow, LaneResult, Run
 from lynx_exp.engine.sampling import Sampling
 from lynx_exp.engine.score import Scoring
@@ -16,6 +17,7 @@ __all__ = [
     "Engine",
     "Fidelity",
     "Job",
+    "LaneEngine",
     "LaneResult",
     "Matched",
     "Request",

@@ -75,7 +75,7 @@ class Engine:
         self.routers = find_routers(model)
         self.calibration: str | None = None
         self._bound: dict[Policy, Policy] = {}
-        self._stopper = Stopper(model, tokenizer)
+        self._stopper = Stopper(model.generation_config, tokenizer)
         self._stores: OrderedDict[tuple[Prompt, ...], PromptStore] = OrderedDict()
         self._decoder: type[Decoder] | None = None
         self.auto_experts = False
@@ -129,6 +129,14 @@ class Engine:
     def context_length(self) -> int | None:
         """Positions of the model; None: it names no limit."""
         return context_of(self.model.config.get_text_config())
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.model.get_input_embeddings().num_embeddings
+
+    def close(self) -> None:
+        """Nothing to do: a model goes when nobody holds it any more."""
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids with the tokenizer's special tokens; ids pass through."""

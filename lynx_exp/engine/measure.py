@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.graph import Capture, Graphs
-from lynx_exp.engine.repeats import Interval, Times, median_interval, paired_ratios, repeat, warm_up
+from lynx_exp.engine.repeats import Interval, Times, Turn, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.models import Attachment, Router, count_active, from_first
 from lynx_exp.routing import Phases, Policy
@@ -53,6 +54,9 @@ class Timing:
     """How experts were computed, for vanilla and policies alike."""
     candidates_ms: Mapping[str, float] = field(default_factory=dict)
     """Ways to compute experts that were tried -> vanilla's median step in milliseconds. Empty: it was given."""
+    serving: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """name -> what a client of a serving engine would see, in milliseconds: TTFT, TPOT, ITL, E2E. Empty: no such
+    engine."""
 
     @property
     def names(self) -> list[str]:
@@ -206,15 +210,7 @@ def measure(
     do, until every speed-up's 95 % interval is at most +- `precision`, relative (`repeats.repeat`). `clock`: seconds.
     `capture`: makes graphs of the steps; None: they are launched from Python.
     """
-    if VANILLA in policies:
-        raise ValueError(f"policies: the name {VANILLA} is taken; vanilla is always measured")
-    for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
-    if max_repeats < repeats:
-        raise ValueError(f"max_repeats={max_repeats}: must be at least repeats={repeats}")
-    if not 0 < precision < 1:
-        raise ValueError(f"precision={precision}: must be above 0 and below 1")
+    check_asked(policies, new_tokens, repeats, max_repeats, precision)
 
     def subject(policy: Policy | None) -> _Subject:
         batch = make_batch(prompts, new_tokens)
@@ -245,6 +241,31 @@ def measure(
     active = {name: each.mean_active(tokens_SR) for name, each in subjects.items()}
     graphed = capture is not None and _capture(subjects.values(), capture, tokens_SR)
     turns = {name: partial(turn, each) for name, each in subjects.items()}
+    times = timed(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
+    return Timing(
+        **times,
+        active_experts=active,
+        batch_size=len(prompts),
+        new_tokens=new_tokens,
+        graphed=graphed,
+    )
+
+
+def check_asked(policies: Collection[str], new_tokens: int, repeats: int, max_repeats: int, precision: float) -> None:
+    """ValueError naming what is wrong of what `measure` is asked."""
+    if VANILLA in policies:
+        raise ValueError(f"policies: the name {VANILLA} is taken; vanilla is always measured")
+    for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if max_repeats < repeats:
+        raise ValueError(f"max_repeats={max_repeats}: must be at least repeats={repeats}")
+    if not 0 < precision < 1:
+        raise ValueError(f"precision={precision}: must be above 0 and below 1")
+
+
+def timed(turns: Mapping[str, Turn], *, repeats: int, max_repeats: int, precision: float) -> dict[str, Any]:
+    """Fields of `Timing`: warm-up, then repeats, undisturbed by the garbage collector."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -254,16 +275,7 @@ def measure(
     finally:
         if enabled:
             gc.enable()
-    return Timing(
-        step_ms=step_ms,
-        warmup_ms=warmup_ms,
-        stable=stable,
-        precision_reached=reached,
-        active_experts=active,
-        batch_size=len(prompts),
-        new_tokens=new_tokens,
-        graphed=graphed,
-    )
+    return {"step_ms": step_ms, "warmup_ms": warmup_ms, "stable": stable, "precision_reached": reached}
 
 
 def _capture(subjects: Iterable[_Subject], capture: Capture, tokens_SR: Tensor) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class Stopper:
     """EOS and stop strings of one model and tokeniser."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        configured = model.generation_config.eos_token_id if model.generation_config else None
+    def __init__(self, config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        configured = config.eos_token_id if config else None
         ids = configured if isinstance(configured, list) else [configured]
         if tokenizer is not None:
             ids = [*ids, tokenizer.eos_token_id]

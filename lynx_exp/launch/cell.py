@@ -129,6 +129,10 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
 
+    if here and any(config.backend == "vllm" for config in configs):
+        from lynx_exp.vllm_backend.opening import check_installed
+
+        check_installed()
     policies: list[Policy | None] = []
     for config in configs:
         with _about_the_policy():

@@ -27,7 +27,7 @@ from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Job, LaneResult, Request, Scoring
+    from lynx_exp.engine import BatchPlan, Job, LaneEngine, LaneResult, Request, Scoring
     from lynx_exp.routing import Phases, Policy
     from lynx_exp.tasks import Scores
 
@@ -62,7 +62,7 @@ class Attempt:
     def acts(self) -> dict[str, Any]:
         return {"phases": self.phases, "layers": self.cell.config.layers}
 
-    def job(self, task: Task, engine: Engine) -> Job:
+    def job(self, task: Task, engine: LaneEngine) -> Job:
         """Its missing lanes of a task that generates."""
         missing = self.writer.missing(task.name)
         return engine.job(self.requests[task.name], self.plans[task.name], self.policy, lanes=missing, **self.acts)
@@ -84,7 +84,7 @@ class Pack:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LaneEngine,
         progress: Progress,
         references: References,
         failed: Failed,

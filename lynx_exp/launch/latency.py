@@ -9,14 +9,14 @@ from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Request
+    from lynx_exp.engine import BatchPlan, LaneEngine, Request
     from lynx_exp.routing import Phases, Policy
 
 
 def measure_cell(
     cell: Cell,
     policy: Policy | None,
-    engine: Engine,
+    engine: LaneEngine,
     requests: dict[str, list[Request]],
     plans: dict[str, BatchPlan],
     progress: Progress,
@@ -61,6 +61,7 @@ def measure_cell(
         "graphed": timing.graphed,
         "experts_implementation": timing.experts_implementation,
         "candidates_ms": timing.candidates_ms,
+        "serving": timing.serving,
         "batch_size": batch_size,
         "vanilla_active_experts": timing.active_experts["vanilla"],
         "policy_active_experts": timing.active_experts.get("policy"),

@@ -15,6 +15,8 @@ SHARED = (
     "waves",
     "limit",
     "seed",
+    "backend",
+    "vllm",
     "dtype",
     "device",
     "kernel",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from lynx_exp.config import Config
-    from lynx_exp.engine import Engine
+    from lynx_exp.engine import LaneEngine
     from lynx_exp.launch.references import References
 
 LOCAL = ("act", "bind", "encode", "job")
@@ -36,7 +36,7 @@ class Engines(Protocol):
 
     references: References
 
-    def get(self, config: Config) -> Engine: ...
+    def get(self, config: Config) -> LaneEngine: ...
 
 
 def world_size() -> int:
@@ -56,7 +56,7 @@ def lead(engines: Engines) -> Engines:
 def follow(engines: Engines) -> None:
     """What all but the first rank do until it dismisses them. A ValueError is the first rank's to report; any other
     exception ends this process, and with it torchrun ends them all."""
-    engine: Engine | None = None
+    engine: LaneEngine | None = None
     while (message := _tell(None)) is not None:
         name, args, kwargs = message
         try:
@@ -86,14 +86,14 @@ class _LeadEngines:
     def references(self) -> References:
         return self._engines.references
 
-    def get(self, config: Config) -> Engine:
+    def get(self, config: Config) -> LaneEngine:
         if config.model.parallel is None:
             raise ValueError(
                 f"model.parallel=null: torchrun started {world_size()} processes; give model.parallel=tp or ep, "
                 "or start lynx-exp without it"
             )
         _LeadEngine.announce("get", (config,), {})
-        return cast("Engine", _LeadEngine(self._engines.get(config)))
+        return cast("LaneEngine", _LeadEngine(self._engines.get(config)))
 
 
 class _LeadEngine:
@@ -102,7 +102,7 @@ class _LeadEngine:
     running: str | None = None
     """The call that the other ranks are in, of all engines of the process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: LaneEngine) -> None:
         self._engine = engine
 
     def __getattr__(self, name: str) -> Any:

@@ -12,7 +12,7 @@ from lynx_exp.launch.cell import Cell, Task
 from lynx_exp.launch.tasks import LoadTask, tasks_of
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Matched, Request
+    from lynx_exp.engine import BatchPlan, LaneEngine, Matched, Request
     from lynx_exp.routing import Phases, Policy
 
 CALIBRATION_REQUESTS = 32
@@ -31,7 +31,7 @@ class References:
         self._matched: dict[tuple[str, str], Matched] = {}
 
     def continued(
-        self, cell: Cell, task: Task, engine: Engine, requests: Sequence[Request], plan: BatchPlan, use: str
+        self, cell: Cell, task: Task, engine: LaneEngine, requests: Sequence[Request], plan: BatchPlan, use: str
     ) -> list[Request]:
         """The requests with vanilla's responses as continuations (those of choices already have theirs)."""
         key = (use, cell.pair_id, task.name)
@@ -44,7 +44,7 @@ class References:
             self._continued[key] = found
         return self._continued[key]
 
-    def matched(self, cell: Cell, engine: Engine, encode: Encode, plan_of: Plan) -> Matched:
+    def matched(self, cell: Cell, engine: LaneEngine, encode: Encode, plan_of: Plan) -> Matched:
         """The cell's policy with its knob set for `match_active`, on documents that the cell does not score, where
         there are more than it does; else on its first. No score is looked at."""
         target, policy = cell.config.match_active, cell.policy
@@ -73,7 +73,7 @@ class References:
 
 
 def fidelity_rows(
-    engine: Engine,
+    engine: LaneEngine,
     policies: Sequence[tuple[Policy | None, Phases, str | None]],
     task: Task,
     continued: Sequence[Request],

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lynx_exp.launch.cell import Cell, Task
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, Request, Sampling
+    from lynx_exp.engine import BatchPlan, LaneEngine, Request, Sampling
     from lynx_exp.tasks import TaskRequest
 
 
-def encode_requests(task: Task, engine: Engine, truncate: str = "error", seed: int = 0) -> list[Request]:
+def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", seed: int = 0) -> list[Request]:
     """Token ids of the task's requests, and all else the engine must know of them.
 
     As lm-eval's `hf` model encodes them: prompts with their special tokens, unless they begin with the text of BOS; a
@@ -108,12 +108,12 @@ def _fit(ids: list[int], room: int, context: int | None, truncate: str, what: st
     )
 
 
-def _prompts(task: Task, engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
+def _prompts(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
     texts = [request.prompt for request in task.requests]
     return _encode(engine, texts), [[]] * len(texts)
 
 
-def _choices(task: Task, engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
+def _choices(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
     """White space at the end of a prompt belongs to the continuation, whose first token it is part of."""
     contexts, wholes = [], []
     for request in task.requests:
@@ -125,7 +125,7 @@ def _choices(task: Task, engine: Engine) -> tuple[list[list[int]], list[list[int
     return [ids or _prefix(engine) for ids in before], continuations
 
 
-def _prefix(engine: Engine) -> list[int]:
+def _prefix(engine: LaneEngine) -> list[int]:
     """What stands before a continuation without a prompt: BOS, else EOS."""
     for name in ("bos_token_id", "eos_token_id"):
         token = getattr(engine.tokenizer, name, None)
@@ -134,11 +134,11 @@ def _prefix(engine: Engine) -> list[int]:
     return [0]
 
 
-def _encode(engine: Engine, texts: list[str]) -> list[list[int]]:
+def _encode(engine: LaneEngine, texts: list[str]) -> list[list[int]]:
     """Token ids. A model without a tokenizer (random weights) gets the text's bytes: as good as any for its latency."""
     tokenizer = engine.tokenizer
     if tokenizer is None:
-        vocabulary = engine.model.get_input_embeddings().num_embeddings
+        vocabulary = engine.vocabulary
         return [[byte % vocabulary for byte in text.encode()] for text in texts]
     if not texts:
         return []

@@ -35,14 +35,18 @@ from lynx_exp.tasks.load import load_task
 from lynx_exp.tracking import Tracker, open_tracker
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import Engine
+    from lynx_exp.engine import LaneEngine
     from lynx_exp.routing.kernels import Kernel
 
-OpenEngine = Callable[[Config], "Engine"]
+OpenEngine = Callable[[Config], "LaneEngine"]
 
 
-def open_engine(config: Config) -> Engine:
-    """Load the model of `config`."""
+def open_engine(config: Config) -> LaneEngine:
+    """Load the model of `config` into its backend."""
+    if config.backend == "vllm":
+        from lynx_exp.launch.vllm import open_vllm
+
+        return open_vllm(config)
     from transformers.utils.logging import disable_progress_bar
 
     from lynx_exp.engine import Engine
@@ -71,18 +75,29 @@ class _Engines:
         self._open, self._load = open_engine, load
         self.references = References(load)
         self._key: str | None = None
-        self._engine: Engine | None = None
+        self._engine: LaneEngine | None = None
 
     @staticmethod
     def key(config: Config) -> str:
-        return digest([asdict(config.model), config.dtype, config.device, asdict(config.pack)])
+        return digest(
+            [
+                asdict(config.model),
+                config.dtype,
+                config.device,
+                asdict(config.pack),
+                config.backend,
+                asdict(config.vllm),
+            ]
+        )
 
-    def get(self, config: Config) -> Engine:
+    def get(self, config: Config) -> LaneEngine:
         from lynx_exp.routing.kernels import set_kernel
 
         _set_threads(config.threads)
         set_kernel(cast("Kernel", config.kernel))  # Config has checked it
         if self._engine is None or self._key != self.key(config):
+            if self._engine is not None:
+                self._engine.close()
             self._engine = None  # free the old one first
             self._engine, self._key = self._open(config), self.key(config)
             self.references = References(self._load)

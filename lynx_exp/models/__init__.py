@@ -12,15 +12,22 @@ from lynx_exp.models.load import (
     resolve_dtype,
 )
 from lynx_exp.models.placement import DeviceMap
+from lynx_exp.models.probe import Answers, UnknownRouter
+from lynx_exp.models.prove import Live, LiveRule, prove_answers
 from lynx_exp.models.ranks import from_first
-from lynx_exp.models.routers import Router, UnsupportedModel, find_routers, fingerprint
+from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
 
 __all__ = [
     "BUNDLED",
+    "Answers",
     "Attachment",
+    "Described",
     "DeviceMap",
+    "Live",
+    "LiveRule",
     "Router",
     "Rows",
+    "UnknownRouter",
     "UnsupportedModel",
     "bind",
     "calibration_path",
@@ -29,8 +36,10 @@ __all__ = [
     "find_routers",
     "fingerprint",
     "from_first",
+    "intercepted",
     "load_model",
     "locate",
+    "prove_answers",
     "random_model",
     "resolve_device",
     "resolve_dtype",

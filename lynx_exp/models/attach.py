@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lynx_exp.models.ranks import Agreement
-from lynx_exp.models.routers import Router, fingerprint
+from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
 
 
@@ -127,7 +127,7 @@ class Attachment:
         self.detach()
 
 
-def bind(policy: Policy, routers: Sequence[Router], calibration: str | None = None) -> Policy:
+def bind(policy: Policy, routers: Sequence[Described], calibration: str | None = None) -> Policy:
     """The policy as this model runs it; ValueError, with the reason, if one of its routers cannot."""
     shapes = [
         ModelShape(

@@ -79,7 +79,7 @@ def _at_once(self: Any, given_SD: Tensor, spans: Spans, turned: int | None) -> T
     """`[S, D]`, unweighted: all first products, all activations, all second products."""
     inner = _products(self, "gate_up_proj" if self.has_gate else "up_proj", given_SD, spans, turned)
     made_SD = _products(self, "down_proj", _activate(self, inner), spans, turned)
-    return self.post_expert_norm(made_SD) if self.has_post_expert_norm else made_SD
+    return self.post_expert_norm(made_SD) if getattr(self, "has_post_expert_norm", False) else made_SD
 
 
 def _one_by_one(self: Any, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:

@@ -9,7 +9,7 @@ T token rows, E experts, K top-k.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -74,22 +74,37 @@ def prove(module: nn.Module, parent: nn.Module) -> Proof:
     """How the router `module` of the block `parent` works; UnknownRouter says why it cannot be known."""
     answers = ask(module, parent)
     vectors = list(_vectors(module, parent, answers.logits_TE.shape[-1]))
-    for rule, bias in _candidates(module, parent, vectors, answers.logits_TE.shape[-1]):
+    groups, top_groups = _attribute(module, parent, _GROUPS), _attribute(module, parent, _TOP_GROUPS)
+    stated = [value for owner in (module, parent) for value in vars(owner).values() if isinstance(value, float)]
+    rule, ordered = prove_answers(answers, vectors=vectors, groups=groups, top_groups=top_groups, stated=stated)
+    return Proof(
+        form=answers.form,
+        rule=rule,
+        num_experts=answers.logits_TE.shape[-1],
+        top_k=answers.experts_TK.shape[-1],
+        ordered=ordered and not _may_be_unordered(module, parent),
+    )
+
+
+def prove_answers(
+    answers: Answers, *, vectors: Sequence[Live], groups: int, top_groups: int, stated: Sequence[float]
+) -> tuple[LiveRule, bool]:
+    """(the simplest rule that predicts the answers, whether the experts of all their rows come best first).
+
+    `vectors`: what may be a bias or a scale; `groups`, `top_groups`: what may limit a token, 1: nothing; `stated`:
+    numbers that the weights may be scaled by. UnknownRouter if there is none.
+    """
+    for rule, bias in _candidates(vectors, groups, top_groups, answers.logits_TE.shape[-1]):
         choice_TE = rule.choice(answers.logits_TE, rule.scores(answers.logits_TE))
         if not _chooses(choice_TE, answers):
             continue
         for renormalize, scale in [(True, None), (False, None), *product([True], vectors)]:
             factor = _factor(replace(rule, renormalize=renormalize), scale, answers)
             if factor is not None:
-                scaling = _stated(factor, module, parent, answers)
+                scaling = _stated(factor, stated, answers)
                 wanted_TK = choice_TE.gather(-1, answers.experts_TK)
-                return Proof(
-                    form=answers.form,
-                    rule=LiveRule(replace(rule, renormalize=renormalize, scaling=scaling), bias, scale),
-                    num_experts=answers.logits_TE.shape[-1],
-                    top_k=answers.experts_TK.shape[-1],
-                    ordered=bool((wanted_TK.diff(dim=-1) <= 0).all()) and not _may_be_unordered(module, parent),
-                )
+                live = LiveRule(replace(rule, renormalize=renormalize, scaling=scaling), bias, scale)
+                return live, bool((wanted_TK.diff(dim=-1) <= 0).all())
     raise UnknownRouter(
         "scores experts by none of the known rules (softmax, sigmoid or square root of softplus; bias; groups; "
         "renormalised or not); selecting experts for it would change more than the selection"
@@ -109,10 +124,9 @@ def _vectors(module: nn.Module, parent: nn.Module, num_experts: int) -> Iterator
 
 
 def _candidates(
-    module: nn.Module, parent: nn.Module, vectors: list[Live], num_experts: int
+    vectors: Sequence[Live], groups: int, top_groups: int, num_experts: int
 ) -> Iterator[tuple[RouterRule, Live | None]]:
     """Rules that differ in what they choose, simplest first."""
-    groups, top_groups = _attribute(module, parent, _GROUPS), _attribute(module, parent, _TOP_GROUPS)
     groupings: list[dict[str, Any]] = [{}]
     if 0 < top_groups < groups and num_experts % groups == 0:
         limited = {"groups": groups, "top_groups": top_groups}
@@ -151,10 +165,9 @@ def _factor(rule: RouterRule, scale: Live | None, answers: Answers) -> float | N
     return factor if fits else None
 
 
-def _stated(factor: float, module: nn.Module, parent: nn.Module, answers: Answers) -> float:
-    """The measured factor as the router states it: 1, or a number that it or its block holds."""
-    stated = [1.0, *(value for owner in (module, parent) for value in vars(owner).values() if isinstance(value, float))]
-    best = min(stated, key=lambda value: abs(value - factor))
+def _stated(factor: float, stated: Sequence[float], answers: Answers) -> float:
+    """The measured factor as the router states it: 1, or one of `stated`."""
+    best = min([1.0, *stated], key=lambda value: abs(value - factor))
     return best if abs(best - factor) <= answers.tolerance * factor else float(f"{factor:.6g}")
 
 

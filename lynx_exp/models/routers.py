@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,22 @@ Intercept = Callable[[Routing], Routing | None]
 
 class UnsupportedModel(ValueError):
     """The model is not an MoE, or its routers have no known form."""
+
+
+class Described(Protocol):
+    """What must be known of one layer's router to say whether it can run a policy."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def top_k(self) -> int: ...
+
+    @property
+    def rule(self) -> RouterRule: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +102,23 @@ class Router:
         if self.home is not None and self.home != logits.device:
             there = self._apply(function, logits.to(self.home), weights.to(self.home), experts.to(self.home))
             return there and (there[0].to(weights.device), there[1].to(experts.device))
-        if self.ordered:
-            new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
-            return None if new is None else (new.weights, new.experts)
-        order_TK = _wanted(self.rule, logits.float(), experts).argsort(dim=-1, descending=True, stable=True)
-        routing = Routing(
-            logits=logits.float(), experts=experts.gather(-1, order_TK), weights=weights.gather(-1, order_TK)
-        )
-        new = function(routing)
-        if new is None or new is routing:
-            return None
-        return _put_back(new.weights, order_TK), _put_back(new.experts, order_TK)
+        return intercepted(function, self.rule, self.ordered, logits, weights, experts)
+
+
+def intercepted(
+    function: Intercept, rule: RouterRule, ordered: bool, logits: Tensor, weights: Tensor, experts: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """(weights, experts) by `function`, in the slots that a router gave them; None to leave all as it is. `ordered`:
+    whether its experts come best first."""
+    if ordered:
+        new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
+        return None if new is None else (new.weights, new.experts)
+    order_TK = _wanted(rule, logits.float(), experts).argsort(dim=-1, descending=True, stable=True)
+    routing = Routing(logits=logits.float(), experts=experts.gather(-1, order_TK), weights=weights.gather(-1, order_TK))
+    new = function(routing)
+    if new is None or new is routing:
+        return None
+    return _put_back(new.weights, order_TK), _put_back(new.experts, order_TK)
 
 
 def _moved(rule: RouterRule, device: torch.device) -> RouterRule:
@@ -139,12 +161,13 @@ def find_routers(model: nn.Module) -> list[Router]:
     return [_describe(model, kind, layer, name, module, home) for layer, (name, module) in enumerate(found)]
 
 
-def fingerprint(routers: Sequence[Router]) -> str:
-    """Hash of the routers' weights, rounded to bfloat16 so that the same checkpoint has the same one in any dtype."""
+def fingerprint(routers: Sequence[Described]) -> str:
+    """Hash of the routers' weights, rounded to bfloat16 so that the same checkpoint has the same one in any dtype, and
+    without the routers' places in the model, so that it has the same one in any engine."""
     total = hashlib.sha256()
     for router in routers:
         for name, parameter in sorted(router.module.named_parameters()):
-            total.update(f"{router.name}.{name} {tuple(parameter.shape)}".encode())
+            total.update(f"{name} {tuple(parameter.shape)}".encode())
             total.update(parameter.detach().bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 

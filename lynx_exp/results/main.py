@@ -12,7 +12,7 @@ from typing import Any
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
-VERBS = ("table", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "gc")
+VERBS = ("table", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "import", "gc")
 """Modules of this package, in the order of `--help`."""
 
 EPILOG = """\
@@ -26,6 +26,7 @@ Examples:
   lynx-results diff results/before results/after
   lynx-results rescore results/demo
   lynx-results export --format lm-eval results/demo --out lm_eval
+  lynx-results import --format vllm-bench bench/ --to results/served
   lynx-results gc results
 
 Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 interrupted."""

@@ -20,8 +20,8 @@ from lynx_exp.routing.policy import Policy
 from lynx_exp.routing.types import ModelShape
 
 AUTO = "auto"
-FILE_NAME = "lynx_calibration.safetensors"
-"""In a model's folder, where `calibration=auto` looks first."""
+FILE_NAME = "lynx_calibration.st"
+"""In a model's folder, where `calibration=auto` looks first. Not named as weights are: vLLM loads all of those."""
 SIMILARITIES = ("cosine", "frobenius", "cka")
 _FORMAT = 1
 _KEY = "lynx_exp_calibration"

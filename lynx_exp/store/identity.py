@@ -31,6 +31,10 @@ SCIENTIFIC = (
     "limit",
     "seed",
     "backend",
+    "vllm.prefix_caching",
+    "vllm.max_num_batched_tokens",
+    "vllm.enforce_eager",
+    "vllm.engine_args",
     "dtype",
     "device",
     "kernel",
@@ -88,10 +92,10 @@ UNTOUCHED = ("vanilla", NOISE_FLOOR)
 NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
 """What may differ between a cell and its baseline."""
 
-CODE = ("routing", "models", "engine", "tasks")
+CODE = ("routing", "models", "engine", "vllm_plugin", "vllm_backend", "tasks")
 """Subpackages whose source is part of the hash."""
 
-OPEN = ("policy", "model.config", "model.device_map", "task.chat_template_args")
+OPEN = ("policy", "model.config", "model.device_map", "task.chat_template_args", "vllm.engine_args")
 """Nodes whose keys are not fields."""
 
 _WHOLE_FILE = 512 * 2**20
@@ -127,6 +131,8 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         fields["task.mixing"] = None
     if fields["batching"] == "static":
         fields["waves"] = None
+    if fields["backend"] != "vllm":
+        fields |= {name: None for name in fields if name.startswith("vllm.")}
     if not fields["measure.latency"]:
         fields |= {name: None for name in fields if name.startswith("measure.") and name != "measure.latency"}
     return fields
@@ -184,7 +190,7 @@ def folder_digest(folder: Path) -> str:
     Of a file above 512 MiB only the size and 64 samples of 1 MiB are read: enough to tell models apart.
     """
     kinds = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja", ".py")
-    beside = ("recipe.json", "README.md", "lynx_calibration.safetensors")
+    beside = ("recipe.json", "README.md", "lynx_calibration.st")
     files = (p for p in folder.iterdir() if p.suffix in kinds and p.name not in beside)
     return _hash_files(folder, files)
 

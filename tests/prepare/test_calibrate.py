@@ -190,19 +190,19 @@ def test_auto_looks_in_the_models_folder_then_where_the_command_writes(folder: P
         file.parent.mkdir(exist_ok=True)
         file.touch()
         assert find_calibration(name) == str(file)
-    (model / "lynx_calibration.safetensors").touch()
-    assert find_calibration(str(model)) == str(model / "lynx_calibration.safetensors")
+    (model / "lynx_calibration.st").touch()
+    assert find_calibration(str(model)) == str(model / "lynx_calibration.st")
 
 
 def test_the_bundled_model_has_its_calibration_beside_weights_that_it_is_no_part_of(tmp_path: Path) -> None:
     file = find_calibration("lynx_tiny")
-    assert file == str(BUNDLED["lynx_tiny"] / "lynx_calibration.safetensors")
+    assert file == str(BUNDLED["lynx_tiny"] / "lynx_calibration.st")
     bundled = Engine.from_pretrained("lynx_tiny", device="cpu")
     for name in ("sere", "naee", "lexi"):
         bundled.bind(build_policy(name))
     assert Calibration.load(file).provenance["model_digest"] == folder_digest(BUNDLED["lynx_tiny"])
     for kept in BUNDLED["lynx_tiny"].iterdir():
-        if kept.name != "lynx_calibration.safetensors":
+        if kept.name != "lynx_calibration.st":
             (tmp_path / kept.name).symlink_to(kept)
     assert folder_digest(tmp_path) == folder_digest(BUNDLED["lynx_tiny"])
 

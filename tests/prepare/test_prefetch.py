@@ -279,7 +279,7 @@ def test_weights_are_taken_once():
     small = {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"}
     others = ["original/model.safetensors", "consolidated.safetensors", "pytorch_model-00001-of-00001.bin", "m.gguf"]
     assert set(model_files([*FILES, *PARTS, *others], code=False)) == small | set(PARTS)
-    one = [*FILES, "model.safetensors", "lynx_calibration.safetensors", *others]
+    one = [*FILES, "model.safetensors", "lynx_calibration.st", *others]
     assert set(model_files(one, code=True)) == small | {"model.safetensors", "x.py"}
     old = [*FILES, "pytorch_model.bin", "training_args.bin", "original/x.pth"]
     assert set(model_files(old, code=False)) == small | {"pytorch_model.bin"}

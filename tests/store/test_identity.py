@@ -62,6 +62,8 @@ def effective(name: str, config: dict[str, Any]) -> dict[str, Any]:
         return {"task": config["task"] | {"weights": [1.0]}}
     if name == "waves":
         return {"batching": "continuous"}
+    if name.startswith("vllm."):
+        return {"backend": "vllm"}
     if name.startswith("measure.") and name != "measure.latency":
         return {"measure": config["measure"] | {"latency": True}}
     return {}

@@ -1,0 +1,7 @@
+"""Lanes, plans and timing over `vllm.LLM` in this process: the same questions as `lynx_exp.engine`, asked of a serving
+engine."""
+
+from lynx_exp.vllm_backend.engine import VllmEngine
+from lynx_exp.vllm_backend.opening import open_llm
+
+__all__ = ["VllmEngine", "open_llm"]

@@ -1,0 +1,114 @@
+"""The rows of a step where the policy reads them: tensors that stay where they are, so that a replayed CUDA graph
+reads the step that is being made and not the one that it was captured in.
+
+T token rows (with padding, if there is any), G lanes, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lynx_exp.routing import StepContext
+from lynx_exp.vllm_plugin.rows import StepRows
+from lynx_exp.vllm_plugin.settings import Acting
+
+
+@dataclass(kw_only=True, eq=False)
+class Part:
+    """The rows that one act decides for."""
+
+    acting: Acting
+    live_T: Tensor
+    shared: dict[str, Any]
+    """`StepContext.shared` of this step."""
+
+
+class Buffers:
+    """Filled in place before each step (`fill`); `step` is then what a policy is called with."""
+
+    def __init__(self, max_rows: int, max_lanes: int, acts: int, num_layers: int, device: torch.device) -> None:
+        """`acts`: policies that act in one step at most."""
+        self._device = device
+        self.rows = 0
+        """Rows of this step that are no padding."""
+        self.lanes = 1
+        """Lanes of this step."""
+        self.parts: list[Part] = []
+        self._decode_T = torch.zeros(max_rows, dtype=torch.bool, device=device)
+        self._padding_T = torch.ones(max_rows, dtype=torch.bool, device=device)
+        self._lane_T = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self._row_T = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self._live_AT = torch.zeros(acts, max_rows, dtype=torch.bool, device=device)
+        self._key_G = torch.zeros(max_lanes, dtype=torch.long, device=device)
+        self.active_2LG = torch.zeros(2, num_layers, max_lanes, dtype=torch.int32, device=device)
+        """Distinct experts that each lane's decode rows run in each layer: of the router's choice, of the policy's."""
+
+    @property
+    def max_rows(self) -> int:
+        return len(self._decode_T)
+
+    @property
+    def max_lanes(self) -> int:
+        return len(self._key_G)
+
+    def fill(self, rows: StepRows, acts: list[Acting]) -> None:
+        """Who the rows of the next step are, and who decides for them."""
+        count, lanes = len(rows.decode_T), len(rows.key_G)
+        if count > self.max_rows or lanes > self.max_lanes or len(acts) > len(self._live_AT):
+            raise RuntimeError(
+                f"{count} rows, {lanes} lanes, {len(acts)} policies in a step; this engine was made for "
+                f"{self.max_rows}, {self.max_lanes}, {len(self._live_AT)}"
+            )
+        was, self.rows, self.lanes = self.rows, count, lanes
+        self._put(self._decode_T, rows.decode_T, was)
+        self._put(self._lane_T, rows.place_T, was)
+        self._put(self._row_T, rows.row_T, was)
+        self._padding_T[:count].fill_(False)
+        self._padding_T[count:].fill_(True)
+        self._key_G[:lanes].copy_(self._from(rows.key_G), non_blocking=True)
+        self.parts = []
+        for at, acting in enumerate(acts):
+            self._put(self._live_AT[at], rows.acting_T(acting), was)
+            self.parts.append(Part(acting=acting, live_T=self._live_AT[at], shared={}))
+
+    def _put(self, buffer: Tensor, values: np.ndarray, was: int) -> None:
+        """`values` at the beginning, zeros where the last step had more."""
+        buffer[: len(values)].copy_(self._from(values), non_blocking=True)
+        if was > len(values):
+            buffer[len(values) : was].zero_()
+
+    def _from(self, values: np.ndarray) -> Tensor:
+        made = torch.from_numpy(np.ascontiguousarray(values))
+        return made.pin_memory() if self._device.type == "cuda" else made
+
+    def step(self, part: Part, layer: int, size: int) -> StepContext:
+        """What the policy of `part` is told of `size` rows, the padding included."""
+        return StepContext(
+            layer=layer,
+            decode=self._decode_T[:size],
+            lane=self._lane_T[:size],
+            live=part.live_T[:size],
+            num_lanes=self.lanes,
+            key=self._key_G[: self.lanes],
+            row=self._row_T[:size],
+            shared=part.shared,
+        )
+
+    def padding(self, size: int) -> Tensor:
+        """bool `[T]`"""
+        return self._padding_T[:size]
+
+    def count(self, which: int, layer: int, experts_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:
+        """Note how many distinct experts each lane's decode rows run; slots of weight 0 run none. In place, without
+        waiting for the device."""
+        size = len(experts_TK)
+        runs_TK = self._decode_T[:size, None] & weights_TK.ne(0)
+        slot_TK = self._lane_T[:size, None] * num_experts + experts_TK
+        hit = torch.zeros(self.lanes * num_experts, dtype=torch.int32, device=self._device)
+        hit.scatter_reduce_(0, slot_TK.flatten(), runs_TK.flatten().int(), reduce="amax")
+        self.active_2LG[which, layer, : self.lanes] = hit.view(self.lanes, num_experts).sum(-1)
