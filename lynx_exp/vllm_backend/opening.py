@@ -54,10 +54,6 @@ def open_llm(
         os.environ.setdefault(name, value)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
         raise ValueError("VLLM_ENABLE_V1_MULTIPROCESSING=1: backend=vllm steps the engine itself; set it to 0")
-    if "OMP_NUM_THREADS" not in os.environ and device == "cpu":
-        import torch
-
-        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else vLLM takes one
     register()
     make_llvmlite_bearable()
     from vllm import LLM

@@ -31,9 +31,11 @@ class Part:
 class Buffers:
     """Filled in place before each step (`fill`); `step` is then what a policy is called with."""
 
-    def __init__(self, max_rows: int, max_lanes: int, acts: int, num_layers: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, max_lanes: int, acts: int, num_layers: int, num_experts: int, device: torch.device
+    ) -> None:
         """`acts`: policies that act in one step at most."""
-        self._device = device
+        self._device, self._num_experts = device, num_experts
         self.rows = 0
         """Rows of this step that are no padding."""
         self.lanes = 1
@@ -43,6 +45,8 @@ class Buffers:
         self._padding_T = torch.ones(max_rows, dtype=torch.bool, device=device)
         self._lane_T = torch.zeros(max_rows, dtype=torch.long, device=device)
         self._row_T = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self._count_T = torch.full((max_rows,), max_lanes * num_experts, dtype=torch.long, device=device)
+        """Where the counts of the row's lane begin; behind all lanes for rows that decode nothing."""
         self._live_AT = torch.zeros(acts, max_rows, dtype=torch.bool, device=device)
         self._key_G = torch.zeros(max_lanes, dtype=torch.long, device=device)
         self.active_2LG = torch.zeros(2, num_layers, max_lanes, dtype=torch.int32, device=device)
@@ -68,6 +72,9 @@ class Buffers:
         self._put(self._decode_T, rows.decode_T, was)
         self._put(self._lane_T, rows.place_T, was)
         self._put(self._row_T, rows.row_T, was)
+        nowhere = self.max_lanes * self._num_experts
+        counted_T = np.where(rows.decode_T, rows.place_T * self._num_experts, nowhere)
+        self._put(self._count_T, counted_T, was, nowhere)
         self._padding_T[:count].fill_(False)
         self._padding_T[count:].fill_(True)
         self._key_G[:lanes].copy_(self._from(rows.key_G), non_blocking=True)
@@ -76,11 +83,11 @@ class Buffers:
             self._put(self._live_AT[at], rows.acting_T(acting), was)
             self.parts.append(Part(acting=acting, live_T=self._live_AT[at], shared={}))
 
-    def _put(self, buffer: Tensor, values: np.ndarray, was: int) -> None:
-        """`values` at the beginning, zeros where the last step had more."""
+    def _put(self, buffer: Tensor, values: np.ndarray, was: int, nothing: int = 0) -> None:
+        """`values` at the beginning, `nothing` where the last step had more."""
         buffer[: len(values)].copy_(self._from(values), non_blocking=True)
         if was > len(values):
-            buffer[len(values) : was].zero_()
+            buffer[len(values) : was].fill_(nothing)
 
     def _from(self, values: np.ndarray) -> Tensor:
         made = torch.from_numpy(np.ascontiguousarray(values))
@@ -103,12 +110,15 @@ class Buffers:
         """bool `[T]`"""
         return self._padding_T[:size]
 
-    def count(self, which: int, layer: int, experts_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:
-        """Note how many distinct experts each lane's decode rows run; slots of weight 0 run none. In place, without
-        waiting for the device."""
-        size = len(experts_TK)
-        runs_TK = self._decode_T[:size, None] & weights_TK.ne(0)
-        slot_TK = self._lane_T[:size, None] * num_experts + experts_TK
-        hit = torch.zeros(self.lanes * num_experts, dtype=torch.int32, device=self._device)
-        hit.scatter_reduce_(0, slot_TK.flatten(), runs_TK.flatten().int(), reduce="amax")
-        self.active_2LG[which, layer, : self.lanes] = hit.view(self.lanes, num_experts).sum(-1)
+    def count(self, layer: int, before_TK: Tensor, after_TW: Tensor) -> None:
+        """Note how many distinct experts each lane's decode rows run in a layer, by the router and after the policy. In
+        place, without waiting for the device. A slot that runs nothing repeats its row's first expert."""
+        start_T1 = self._count_T[: len(before_TK), None]
+        room = (self.max_lanes + 1) * self._num_experts
+        slots = [(start_T1 + before_TK).flatten()]
+        if after_TW is not before_TK:
+            slots.append((start_T1 + (after_TW + room)).flatten())
+        hit = torch.zeros(len(slots) * room, dtype=torch.int32, device=self._device)
+        hit.scatter_(0, slots[0] if len(slots) == 1 else torch.cat(slots), 1)
+        counts = hit.view(len(slots), self.max_lanes + 1, self._num_experts).sum(-1)
+        self.active_2LG[:, layer] = counts[:, : self.max_lanes]

@@ -58,6 +58,10 @@ def check_config(vllm_config: Any, settings: Settings) -> None:
             f"data_parallel_size={parallel.data_parallel_size}: lanes=true needs 1",
         ),
         (
+            settings.lanes and getattr(vllm_config, "use_v2_model_runner", False),
+            "VLLM_USE_V2_MODEL_RUNNER: lanes=true needs 0: the second model runner warms up with requests of no lane",
+        ),
+        (
             settings.lanes and vllm_config.scheduler_config.async_scheduling,
             "async_scheduling=True: lanes=true needs False, so that a finished row is not run once more",
         ),

@@ -24,6 +24,9 @@ from lynx_exp.vllm_plugin.record import LaneCount, Record, say
 from lynx_exp.vllm_plugin.rows import NOBODY, Seats, StepRows, lanes_of_requests, one_lane
 from lynx_exp.vllm_plugin.settings import VANILLA, WHERE, Acting, Settings
 
+_WARM_UP = ("_warmup_", "_v2_mixed_warmup")
+"""Names of the requests that vLLM's second model runner makes up to warm itself up."""
+
 
 class LynxWorker:
     """Belongs to its worker, as `worker.lynx`. Changes objects of this worker alone."""
@@ -37,6 +40,7 @@ class LynxWorker:
         """Of the step that is being made; None: nobody has said."""
         self._dummy = False
         """Whether the rows that run are nobody's."""
+        self._warms_up = False
         self._routed = 0
         """Layers that asked in this step."""
         acting = settings.acting
@@ -132,7 +136,8 @@ class LynxWorker:
         scheduler = config.scheduler_config
         lanes = scheduler.max_num_seqs if self._settings.lanes else 1
         rows = max(scheduler.max_num_batched_tokens, getattr(runner, "max_num_tokens", 0))
-        self._buffers = Buffers(rows, lanes, lanes, len(self._layers), device)
+        experts = max(layer.num_experts for layer in self._layers)
+        self._buffers = Buffers(rows, lanes, lanes, len(self._layers), experts, device)
         ops.WORKERS[id(config.compilation_config.static_forward_context)] = self
         width = self._layers[0].top_k
         if self._settings.acting is not None:
@@ -177,7 +182,7 @@ class LynxWorker:
         logits = torch.randn(4, layer.num_experts, generator=torch.Generator().manual_seed(0)).to(device)
         weights, experts = logits.softmax(-1).topk(layer.top_k, -1)
         given = Routing(logits=logits, experts=experts, weights=weights)
-        trial = Buffers(4, 1, 1, len(self._layers), device)
+        trial = Buffers(4, 1, 1, len(self._layers), layer.num_experts, device)
         part = Part(acting=VANILLA, live_T=torch.ones_like(trial.padding(4)), shared={})
         made = [policy(given, trial.step(part, each.layer, 4), each.rule) for each in self._layers]
         width = max(routing.experts.shape[1] for routing in made)
@@ -199,6 +204,7 @@ class LynxWorker:
         self._rows, self._routed = None, 0
 
     def _announce(self, names: Any, computed: Any, scheduled: Any) -> None:
+        self._warms_up = all(name.startswith(_WARM_UP) for name in names)
         rows = self._rows = self._seats.step(names, computed, scheduled)
         self._buffers.fill(rows, self._acts(rows))
 
@@ -219,7 +225,8 @@ class LynxWorker:
             raise RuntimeError(
                 f"lynx_exp: {self._routed} of {len(self._layers)} layers asked what to run; the others ran vanilla"
             )
-        self.record.add(rows, self._buffers.active_2LG)
+        if not self._warms_up:
+            self.record.add(rows, self._buffers.active_2LG)
 
     def route(
         self, number: int, width: int, logits: Tensor, weights: Tensor, experts: Tensor, padded: int | None
@@ -234,8 +241,6 @@ class LynxWorker:
             raise RuntimeError(f"lynx_exp: {layer.name}: {size} rows are routed, {buffers.rows} were announced")
         self._routed += 1
         chosen = experts.long()
-        if self._settings.count:
-            buffers.count(0, number, chosen, weights, layer.num_experts)
 
         def decide(routing: Routing) -> Routing | None:
             made = routing
@@ -247,7 +252,7 @@ class LynxWorker:
 
         new_weights, new = intercepted(decide, layer.rule, layer.ordered, logits, weights, chosen) or (weights, chosen)
         if self._settings.count:
-            buffers.count(1, number, new, new_weights, layer.num_experts)
+            buffers.count(number, chosen, new)
         if size > buffers.rows:  # always so where a graph is captured: then nobody's rows run
             padding_T1 = buffers.padding(size)[:, None]
             new = torch.where(padding_T1, new[:1], new)

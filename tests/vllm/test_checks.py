@@ -34,6 +34,7 @@ def test_versions_outside(version):
         ({"use_ubatching": True}, LYNX, "enable_dbo"),
         ({"use_sequence_parallel_moe": True}, LYNX, "sequence-parallel"),
         ({"data_parallel_size": 2}, LANES, "data_parallel_size=2: lanes=true needs 1"),
+        ({"use_v2_model_runner": True}, LANES, "VLLM_USE_V2_MODEL_RUNNER: lanes=true needs 0"),
         ({"async_scheduling": True}, LANES, "async_scheduling=True"),
         ({"enforce_eager": False, "device_type": "cuda"}, LANES, "enforce_eager=True"),
     ],

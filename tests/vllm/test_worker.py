@@ -195,6 +195,18 @@ def test_warm_up_runs_the_policy_over_nobody(start):
     assert engine.worker.lynx_record()["forward_passes"] == 0
 
 
+def test_requests_that_only_warm_up_are_not_counted(start):
+    engine = start({"policy": "lynx"}, second=True)
+    fill(engine, {"_warmup_0_": (1, 2), "_v2_mixed_warmup_decode_": (3,)}, max_tokens=3)
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert engine.worker.lynx_record()["forward_passes"] == 0
+    fill(engine, {"a": (1, 2)}, max_tokens=3)
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert engine.worker.lynx_record()["decode_rows"] == 2
+
+
 # Fail closed.
 
 
