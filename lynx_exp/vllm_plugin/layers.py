@@ -89,18 +89,7 @@ def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torc
     router = runner.router
     gate = getattr(model.get_submodule(name.rpartition(".")[0]), "gate", None)
     try:
-        answers = _ask(router, dtype, device)
-        rule, ordered = prove_answers(
-            answers,
-            vectors=[
-                Live(router, key)
-                for key, value in vars(router).items()
-                if isinstance(value, Tensor) and value.numel() == router.global_num_experts == max(value.shape)
-            ],
-            groups=getattr(router, "num_expert_group", None) or 1,
-            top_groups=getattr(router, "topk_group", None) or 1,
-            stated=[value for value in vars(router).values() if isinstance(value, float)],
-        )
+        rule, ordered = prove_router(router, dtype, device)
     except UnknownRouter as error:
         raise UnsupportedModel(f"{WHERE}: {name} ({type(router).__name__}): {error}") from error
     return Layer(
@@ -115,6 +104,22 @@ def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torc
         ordered=ordered and type(router).__name__ == "FusedTopKRouter",
         num_experts=router.global_num_experts,
         top_k=router.top_k,
+    )
+
+
+def prove_router(router: Any, dtype: torch.dtype, device: torch.device) -> tuple[LiveRule, bool]:
+    """(the rule by which a router of vLLM scores, whether experts come best first); UnknownRouter says why it cannot be
+    known."""
+    return prove_answers(
+        _ask(router, dtype, device),
+        vectors=[
+            Live(router, key)
+            for key, value in vars(router).items()
+            if isinstance(value, Tensor) and value.numel() == router.global_num_experts == max(value.shape)
+        ],
+        groups=getattr(router, "num_expert_group", None) or 1,
+        top_groups=getattr(router, "topk_group", None) or 1,
+        stated=[value for value in vars(router).values() if isinstance(value, float)],
     )
 
 

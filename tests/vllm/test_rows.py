@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.engine.batch import POSITIONS as ENGINE_POSITIONS
@@ -44,6 +44,7 @@ def schedules(draw):
     return prompts, lanes, steps
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_every_row_of_every_schedule(schedule):
     prompts, lanes, steps = schedule

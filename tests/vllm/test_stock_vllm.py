@@ -290,6 +290,37 @@ def test_the_routing_simulator_is_a_second_way_to_the_same_tokens(monkeypatch):
         pass
 
 
+SCHEMES = {
+    "softmax": {},
+    "softmax, not renormalised": {"renormalize": False},
+    "softmax in groups": {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2},
+    "sigmoid in groups, bias, scaled": {
+        "use_grouped_topk": True,
+        "num_expert_group": 4,
+        "topk_group": 2,
+        "scoring_func": "sigmoid",
+        "e_score_correction_bias": torch.linspace(-0.2, 0.3, 16),
+        "routed_scaling_factor": 2.5,
+    },
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_rules_of_vllms_own_routers_are_proved(scheme):
+    from vllm.model_executor.layers.fused_moe.router.router_factory import create_fused_moe_router
+
+    from lynx_exp.vllm_plugin.layers import prove_router
+
+    given = SCHEMES[scheme]
+    router = create_fused_moe_router(top_k=4, global_num_experts=16, **given)
+    rule = prove_router(router, torch.float32, torch.device("cpu"))[0]()
+    assert rule.score == given.get("scoring_func", "softmax")
+    assert rule.renormalize == given.get("renormalize", True)
+    assert (rule.groups, rule.top_groups) == (given.get("num_expert_group", 1), given.get("topk_group", 1))
+    assert rule.scaling == given.get("routed_scaling_factor", 1.0)
+    assert (rule.bias is None) == ("e_score_correction_bias" not in given)
+
+
 # Ways to run.
 
 

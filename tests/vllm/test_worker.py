@@ -64,7 +64,7 @@ def as_sets(experts, weights):
     ]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     budget=st.integers(3, 20),
@@ -205,6 +205,71 @@ def test_requests_that_only_warm_up_are_not_counted(start):
     while engine.has_unfinished_requests():
         engine.step()
     assert engine.worker.lynx_record()["decode_rows"] == 2
+
+
+class ByRule(Router):
+    """Routes as a rule says, with the attributes that vLLM's routers have."""
+
+    def __init__(self, rule, dtype=torch.float32):
+        super().__init__()
+        self.own, self.dtype = rule, dtype
+        self.num_expert_group, self.topk_group = rule.groups, rule.top_groups
+        self.e_score_correction_bias, self.routed_scaling_factor = rule.bias, rule.scaling
+
+    def _compute_routing(self, hidden_states, router_logits, indices_type, *, input_ids=None):
+        logits = router_logits.float()
+        scores = self.own.scores(logits)
+        experts = self.own.choice(logits, scores).topk(self.top_k, -1).indices.flip(-1)
+        weights = scores.gather(-1, experts)
+        if self.own.renormalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights * self.own.scaling, experts.int()
+
+
+BIAS = torch.linspace(-0.3, 0.4, EXPERTS)
+RULES = [
+    RouterRule(),
+    RouterRule(renormalize=False),
+    RouterRule(score="sigmoid", renormalize=False),
+    RouterRule(score="sigmoid", bias=BIAS, scaling=2.5),
+    RouterRule(groups=4, top_groups=1),
+    RouterRule(score="sigmoid", bias=BIAS, scaling=2.5, groups=2, top_groups=1, group_score="top2"),
+    RouterRule(score="sqrtsoftplus", bias=BIAS),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.score} {rule.groups} {rule.bias is not None}")
+@pytest.mark.parametrize("name", ["no_drop", "lynx", "oea"])
+def test_routers_are_served_by_their_own_rule(start, rule, name):
+    prompts = {f"r{n}": (n, n + 3) for n in range(6)}
+    engine = start({"policy": name}, router=lambda: ByRule(rule))
+    found = engine.worker.lynx._layers[0].rule
+    for field in ("score", "renormalize", "groups", "top_groups"):
+        assert getattr(found, field) == getattr(rule, field), field
+    assert found.scaling == rule.scaling and (found.bias is None) == (rule.bias is None)
+    fill(engine, prompts, max_tokens=3)
+    while engine.has_unfinished_requests():
+        engine.step()
+    policy = build_policy(name)
+    for rows, made in engine.runner.ran[1:]:
+        for layer, (weights, experts) in enumerate(made):
+            logits = torch.stack([logits_of(prompts[who], at, layer) for who, at in rows])
+            stock_weights, stock = ByRule(rule)._compute_routing(None, logits, None)
+            count = len(rows)
+            step = StepContext(
+                layer=layer,
+                decode=torch.ones(count, dtype=torch.bool),
+                lane=torch.zeros(count, dtype=torch.long),
+                live=torch.ones(count, dtype=torch.bool),
+                num_lanes=1,
+                key=torch.zeros(1, dtype=torch.long),
+                row=torch.arange(count),
+            )
+            given = Routing(logits=logits, experts=stock.long().flip(-1), weights=stock_weights.flip(-1))
+            wanted = policy(given, step, rule)
+            assert as_sets(experts, weights) == as_sets(wanted.experts, wanted.weights)
+            if name == "no_drop":
+                assert torch.equal(experts, stock) and torch.equal(weights, stock_weights)
 
 
 # Fail closed.
