@@ -32,7 +32,13 @@ class VllmEngine:
         from transformers import GenerationConfig
 
         self.llm = llm
-        self._facts = self._ask("lynx_record")
+        try:
+            self._facts = self._ask("lynx_record")
+        except NotImplementedError as error:  # a worker in a process of its own, where nobody registered it
+            raise ValueError(
+                "vllm: its workers know no policies: lynx_exp must be installed in this environment, and VLLM_PLUGINS, "
+                "if it is set, must name lynx"
+            ) from error
         config = llm.llm_engine.vllm_config
         self.context_length: int | None = config.model_config.max_model_len
         self.max_rows: int = config.scheduler_config.max_num_seqs

@@ -269,6 +269,16 @@ def test_ranks_that_differ_are_found(fake):
         engine.counts()
 
 
+def test_workers_without_the_plugin_are_found(fake):
+    def ask(method, args=()):
+        raise NotImplementedError(f"Method {method!r} is not implemented.")
+
+    llm = fake_vllm.LLM(fake_vllm.Engine())
+    llm.collective_rpc = ask
+    with pytest.raises(ValueError, match="its workers know no policies: lynx_exp must be installed"):
+        VllmEngine(llm)
+
+
 def test_the_knob_is_turned_on_given_continuations(fake):
     engine = engine_of()
     requests = [Request(prompt_ids=(n,), continuation_ids=tuple(range(5, 12))) for n in range(8)]
