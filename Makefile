@@ -46,7 +46,7 @@ $(VLLM_STAMP): pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_*.py
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .

@@ -44,3 +44,21 @@ def bring_up(setting: dict[str, Any] | None, **how: Any) -> fake_vllm.Engine:
     base(engine.worker, engine.vllm_config).init_device()
     engine.runner.load_model()
     return engine
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    """One engine after another in this process."""
+    from lynx_exp.vllm_backend import opening
+    from lynx_exp.vllm_plugin import make_llvmlite_bearable, register
+
+    patch = pytest.MonkeyPatch()
+    for name, value in opening._VARIABLES.items():
+        patch.setenv(name, value)
+    patch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.set_num_threads
+    register()
+    make_llvmlite_bearable()
+    yield
+    torch.set_num_threads = threads  # vLLM replaces it
+    patch.undo()
