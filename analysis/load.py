@@ -96,16 +96,19 @@ def _cell_row(cell: CellRecord) -> dict[str, Any]:
     row["timed_active_experts"] = _timed_active_experts(cell)
     row["seconds"] = cell.status.get("seconds")
     row["path"] = str(cell.path)
+    row["environment"] = json.dumps(_environment(cell.provenance), sort_keys=True)
     return row
 
 
-def _timed_active_experts(cell: CellRecord) -> float | None:
-    file = cell.path / "timing.json"
-    if not file.is_file():
-        return None
-    timing = json.loads(file.read_text())
-    value = timing.get("policy_active_experts")
-    return timing.get("vanilla_active_experts") if value is None else value
+_DIGITS = 10
+"""Of a hash or revision that a warning shows."""
+
+
+def _environment(provenance: dict[str, Any]) -> dict[str, str]:
+    """Of provenance.json what can change a number (its `numerics`), as people read it; what is not known is left out."""
+    found = {name: value for name, value in (provenance.get("numerics") or {}).items() if value not in (None, "", [])}
+    hashes = {"code", "model.digest", "torch.git"}
+    return {name: str(value)[:_DIGITS] if name in hashes else str(value) for name, value in found.items()}
 
 
 _REPEATED = ("subtask", "finish_reason")
@@ -132,13 +135,16 @@ def _read(file: Path, table: str) -> pa.Table | None:
     columns = [name for name in schema.names(table) if name != "cell_id"]
     repeated = [name for name in _REPEATED if name in columns]
     try:
-        return pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns).select(columns)
+        given = pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file}: cannot be read ({reason}); `lynx-results validate` says what else is damaged; remove the cell's "
             "folder and run the sweep again"
         ) from error
+    for name in set(columns) - set(given.column_names):  # a cell of an earlier version
+        given = given.append_column(name, pa.nulls(given.num_rows))
+    return given.select(columns)
 
 
 def _state(cell: CellRecord) -> str:

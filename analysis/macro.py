@@ -23,7 +23,8 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
     and `agreement` likewise. `speedup` and `tpot_ms` are geometric means over the cells. `subtasks` counts what was
-    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree. The
+    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree;
+    `documents` are those of all of them together. The
     subtasks of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active experts are
     one number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
     """
@@ -39,6 +40,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row |= {"setting": setting, "batch_size": batch, "series": name, "cells": part["cell_id"].nunique()}
             row |= {"subtasks": part["subtask"].nunique(), "all_subtasks": group["subtask"].nunique()}
             row["paired"] = bool(part["paired"].all())
+            row["documents"] = int(part.groupby("subtask")["documents"].max().sum())
             for quantity in ("score", "difference", "active_experts", "kl", "agreement"):
                 row |= flat(quantity, _macro(part, quantity))
             for end in ("score_low", "score_high"):

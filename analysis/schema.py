@@ -67,6 +67,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("length_stop_share", "share 0..1", "generated responses that the length limit cut off, over the cell"),
         ("timed_active_experts", "experts per layer and step", "mean over the timed decode steps of the policy"),
         ("seconds", "s", "wall time of the cell"),
+        ("environment", "-", "what can change last bits and times: versions, hardware, threads, as JSON"),
         ("path", "-", "folder of the cell"),
     ),
     "metrics": _columns(

@@ -103,7 +103,7 @@ def test_no_change_is_not_certainty() -> None:
     guard = _guard([(10, "eos"), (12, "eos")] * 8, [(10, "eos"), (12, "eos")] * 8)
     assert guard.new_tokens == Estimate(value=11.0)  # all lanes alike
     assert guard.new_tokens_difference == Estimate(value=0.0)
-    assert guard.length_stop_share_difference == unchanged(16, df=7)
+    assert guard.length_stop_share_difference == unchanged(16)
 
 
 def test_choices_and_cells_without_vanilla() -> None:

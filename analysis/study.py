@@ -1,0 +1,48 @@
+"""A results folder, read once: records, estimates with their verdicts, and what stands in the way of trusting them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import composition
+from analysis.compare import results
+from analysis.load import Records, load
+from analysis.macro import summary
+from analysis.soundness import warnings
+from analysis.verdicts import MARGIN, judged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """What tables, figures and recommendations are made of."""
+
+    records: Records
+    rows: pd.DataFrame
+    """One row per (cell, subtask): `compare.results` with `verdicts.judged`."""
+    summary: pd.DataFrame
+    """Macro means: `macro.summary` with `verdicts.judged`."""
+    lanes: pd.DataFrame
+    """Lanes of mixes: `composition.lanes`."""
+    margin: float
+    """Points."""
+    warnings: tuple[str, ...]
+    """For every table and figure: `soundness.warnings`."""
+
+
+def study(root: str | Path, margin: float = MARGIN) -> Study:
+    """Everything below `root`. ValueError if it holds no finished cell, or for a margin that is not above 0."""
+    if not margin > 0:
+        raise ValueError(f"margin={margin:g}: must be above 0 (points)")
+    records = load(root)
+    rows = results(records)
+    return Study(
+        records=records,
+        rows=judged(rows, margin),
+        summary=judged(summary(records, rows), margin),
+        lanes=composition.lanes(records, rows),
+        margin=margin,
+        warnings=warnings(records),
+    )
