@@ -8,6 +8,7 @@ BLEU is a function of sums over sentences, so a resample of lanes costs one matr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,16 +19,20 @@ from analysis.statistics import Estimate, bca, cluster_sums, floored, lane_draws
 ORDER = 4
 RESAMPLES = 2000
 Array = NDArray[np.float64]
+_SENTENCE = BLEU(effective_order=True)
 
 
 def sentence_counts(hypotheses: Sequence[str], references: Sequence[str]) -> Array:
     """Sufficient statistics [N, 10] of each sentence, in sacrebleu's default tokenisation."""
-    metric = BLEU(effective_order=True)
-    rows = []
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        score = metric.sentence_score(hypothesis, [reference])
-        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    rows = [_counts(*pair) for pair in zip(hypotheses, references, strict=True)]
     return np.array(rows, dtype=float).reshape(-1, 2 * ORDER + 2)
+
+
+@lru_cache(maxsize=2**17)
+def _counts(hypothesis: str, reference: str) -> tuple[int, ...]:
+    """Most of what policies answer is what vanilla answers: each sentence is counted once."""
+    score = _SENTENCE.sentence_score(hypothesis, [reference])
+    return (*score.counts, *score.totals, score.sys_len, score.ref_len)
 
 
 def bleu_of_counts(counts_10: ArrayLike) -> float:

@@ -31,16 +31,25 @@ def print_table(
             console.print(f"wrote {file}", soft_wrap=True)
 
 
-def write_figures(root: str | Path, out: str | Path | None = None, only: str | None = None) -> list[Path]:
+def write_figures(
+    root: str | Path,
+    out: str | Path | None = None,
+    only: str | None = None,
+    *,
+    paper: str | None = None,
+    margin: float = MARGIN,
+) -> list[Path]:
     """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
 
-    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`. A figure that lacks its data is
-    skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.
+    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`; `paper` one of
+    `analysis.figures.PAPERS`. A figure that lacks its data is skipped with a logged reason. Raises ValueError for an
+    unknown name or a folder without finished cells.
     """
     from analysis import figures
 
     if only is not None and only not in figures.NAMES:
         raise ValueError(f"figure {only!r} is unknown; known: {', '.join(figures.NAMES)}")
-    found = study(root)
+    if paper is not None and paper not in figures.PAPERS:
+        raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(found.rows, found.summary, found.lanes, folder, only=only)
+    return figures.draw(study(root, margin), folder, only=only, paper=paper)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +30,11 @@ class Study:
     """Points."""
     warnings: tuple[str, ...]
     """For every table and figure: `soundness.warnings`."""
+
+    def of(self, setting: str) -> Study:
+        """Its rows, means and lanes of one setting; records stay whole."""
+        parts = {name: getattr(self, name) for name in ("rows", "summary", "lanes")}
+        return replace(self, **{name: part[part["setting"] == setting] for name, part in parts.items() if len(part)})
 
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:
