@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, statistics
-from analysis.activity import active_experts
+from analysis.activity import active_experts, changed_share, prompt_changed_share
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
 from analysis.statistics import Estimate
@@ -28,8 +28,10 @@ def results(records: Records) -> pd.DataFrame:
     (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
     columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
     points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla), `active_experts`
-    (per layer and step; of a mix those of the stream that its subtasks share), `kl` (divergence from vanilla, millinats
-    per token), `agreement` (% of tokens), and where something is generated `new_tokens` (a response),
+    (per layer and step; of a mix those of the stream that its subtasks share), `changed` and `prompt_changed` (share
+    0..1 of the assignments of decode steps and of prompts that the policy changed; the latter where it acts there),
+    `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), and where something is generated
+    `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
     `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN. `better` and `worse` count the
     documents that score higher and lower than vanilla's; `p_mcnemar` is McNemar's test of the two, which takes
@@ -41,6 +43,7 @@ def results(records: Records) -> pd.DataFrame:
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     headlines = _headlines(records)
     active = active_experts(records)
+    changed, prompt_changed = changed_share(records), prompt_changed_share(records)
     fidelity = _fidelity(records)
     settings = settings_of(records.cells)
     labels = series_of(records.cells)
@@ -84,6 +87,8 @@ def results(records: Records) -> pd.DataFrame:
                 | _changed(own, None if headline["corpus"] else other)
                 | times
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
+                | flat("changed", changed.get(stream, NO_ESTIMATE))
+                | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))
                 | _guard_columns(guarded.get(key))
             )
@@ -95,7 +100,8 @@ def results(records: Records) -> pd.DataFrame:
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
-    *("timed_active_experts", "match_active", "selection_us"),
+    *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
+    *("timed_context", "prefill_active_experts", "prefill_tokens"),
 )
 
 

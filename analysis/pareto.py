@@ -19,7 +19,7 @@ from analysis.statistics.bootstrap import Array
 
 REFERENCE_LOSS = 5.0
 """Points: hypervolumes are measured from no saving at this loss. What loses more counts for nothing."""
-CONTROLS = ("no_drop",)
+CONTROLS = ("no_drop", "noise_floor")
 """Not settings that one would choose: they beat nothing, and are on no frontier."""
 _AT_ONCE = 2**24
 """Comparisons of points held in memory together."""
@@ -86,7 +86,7 @@ def replicates(parts: Sequence[pd.DataFrame], saving: Saving, resampler: Resampl
 def _point(part: pd.DataFrame, saving: Saving, resampler: Resampler) -> tuple[Array, Array]:
     differences, savings = [], []
     for _, same in part.groupby("subtask", sort=False):  # seeds of one subtask are averaged first, as in `macro`
-        rows = same.to_dict("records")
+        rows = same[["cell_id", "subtask", "unit", "difference", "difference_se"]].to_dict("records")
         seeds = [
             resampler.difference(
                 row["cell_id"],

@@ -32,6 +32,7 @@ class Resampler:
         self._task, self._mixing = cells["task"].to_dict(), cells["mixing"].to_dict()
         self._vanilla = {pair: cell for cell, pair in self._pair.items() if self._policy[cell] == "vanilla"}
         self._draws: dict[tuple[str, str, int], Array] = {}
+        self._known: dict[tuple[str, str, float, float], Array] = {}
 
     @cached_property
     def _samples(self) -> dict[Hashable, pd.DataFrame]:
@@ -56,6 +57,12 @@ class Resampler:
         Spread as the estimate is: few lanes make a bootstrap too narrow, and where nothing changed it has no spread at
         all; what is missing up to `se` is added as independent noise.
         """
+        key = cell, subtask, value, se
+        if key not in self._known:
+            self._known[key] = self._difference(*key, corpus)
+        return self._known[key]
+
+    def _difference(self, cell: str, subtask: str, value: float, se: float, corpus: bool) -> Array:
         if self._policy[cell] == "vanilla":
             return np.zeros(self.resamples)
         found = self._changes(cell, subtask, corpus=corpus)

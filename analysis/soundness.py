@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,7 +18,8 @@ _SHOWN = 2
 
 def warnings(records: Records) -> tuple[str, ...]:
     """One line each, for every table and figure of the records; empty if all cells are done and ran alike."""
-    return (*_unfinished(records.unfinished), *_unlike(records.cells), *_unlike_pairs(records.cells))
+    cells = records.cells
+    return (*_unfinished(records.unfinished), *_invalid(cells), *_unlike(cells), *_unlike_pairs(cells))
 
 
 def _unfinished(cells: Sequence[str]) -> list[str]:
@@ -31,6 +33,16 @@ def _unfinished(cells: Sequence[str]) -> list[str]:
     named = ", ".join(cell.rpartition(" (")[0] for cell in cells[:_SHOWN])
     more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
     return [f"missing: {_cells(len(cells))} not finished ({counted}): {named}{more}"]
+
+
+def _invalid(cells: pd.DataFrame) -> list[str]:
+    """Cells that ran to their end and yet say nothing about their model."""
+    hit = cells[cells["invalid"] != ""]
+    if hit.empty:
+        return []
+    first = hit.iloc[0]
+    more = f", and {len(hit) - 1} more" if len(hit) > 1 else ""
+    return [f"not to be trusted: {_cells(len(hit))}: {Path(first['path']).name} ({first['invalid']}){more}"]
 
 
 def _unlike(cells: pd.DataFrame) -> list[str]:

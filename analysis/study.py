@@ -9,8 +9,10 @@ import pandas as pd
 
 from analysis import composition
 from analysis.compare import results
+from analysis.labels import settings_of
 from analysis.load import Records, load
 from analysis.macro import summary
+from analysis.points import merged
 from analysis.soundness import warnings
 from analysis.verdicts import MARGIN, judged
 
@@ -21,7 +23,7 @@ class Study:
 
     records: Records
     rows: pd.DataFrame
-    """One row per (cell, subtask): `compare.results` with `verdicts.judged`."""
+    """One row per point and subtask: `compare.results`, `points.merged`, with `verdicts.judged`."""
     summary: pd.DataFrame
     """Macro means: `macro.summary` with `verdicts.judged`."""
     lanes: pd.DataFrame
@@ -32,9 +34,12 @@ class Study:
     """For every table and figure: `soundness.warnings`."""
 
     def of(self, setting: str) -> Study:
-        """Its rows, means and lanes of one setting; records stay whole."""
+        """What there is of one setting."""
         parts = {name: getattr(self, name) for name in ("rows", "summary", "lanes")}
-        return replace(self, **{name: part[part["setting"] == setting] for name, part in parts.items() if len(part)})
+        own = {name: part[part["setting"] == setting] for name, part in parts.items() if len(part)}
+        settings = settings_of(self.records.cells)
+        cells = {cell for cell, of in settings.items() if of == setting}
+        return replace(self, records=self.records.of(cells), **own) if len(cells) < len(settings) else self
 
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:
@@ -42,7 +47,7 @@ def study(root: str | Path, margin: float = MARGIN) -> Study:
     if not margin > 0:
         raise ValueError(f"margin={margin:g}: must be above 0 (points)")
     records = load(root)
-    rows = results(records)
+    rows = merged(results(records))
     return Study(
         records=records,
         rows=judged(rows, margin),

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from analysis.study import Study
 
-NAMES = ("pareto", "active_vs_batch", "tpot_vs_active", "matched_active", "mixing")
-"""The modules; a new figure is one more, with a `draw` of the same form."""
+NAMES = (
+    *("pareto", "active_vs_batch", "tpot_vs_active", "matched_active", "mixing"),
+    *("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18", "table2"),
+)
+"""The modules; a new figure is one more, with a `draw` of the same form. Those with numbers are named after the figures
+of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what they need."""
 
 OF_LANES = ("mixing",)
 """Those whose settings do not tell mixes apart: they compare what is a setting each to the others."""
@@ -33,7 +37,7 @@ def draw(found: Study, folder: Path, *, only: str | None = None, paper: str | No
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    told = style.WARNINGS.set(found.warnings)
+    told, asked = style.WARNINGS.set(found.warnings), style.ASKED.set(only is not None)
     try:
         with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
             for name in NAMES if only is None else (only,):
@@ -43,6 +47,7 @@ def draw(found: Study, folder: Path, *, only: str | None = None, paper: str | No
                     written += module.draw(found.of(setting), folder, _suffix(setting))
     finally:
         style.WARNINGS.reset(told)
+        style.ASKED.reset(asked)
     return written
 
 

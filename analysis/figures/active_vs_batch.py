@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from analysis import macro
 from analysis.figures import looks, style
+from analysis.labels import PROBES
 from analysis.study import Study
 
 NAME = "active_vs_batch"
@@ -21,8 +24,9 @@ def expected_active(batch_sizes: ArrayLike, num_experts: int, top_k: int) -> NDA
 
 
 def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
-    """One line per policy setting, means over the subtasks that all settings share at that batch size."""
-    name, summary = f"{NAME}{suffix}", found.summary
+    """One line per policy setting, means over the subtasks that all settings share at that batch size; of subtasks that
+    are not there at every batch size, those that are at most of them."""
+    name, summary = f"{NAME}{suffix}", _comparable(found)
     known = summary[summary["active_experts"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell recorded active experts in decode")
@@ -60,5 +64,16 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     axes.set_xlabel("batch size (rows of a decode step)")
     axes.set_ylabel("active experts (per layer and step)")
     style.legend(fig, handles, labels)
-    left_out = [f"not drawn, not all subtasks done: {', '.join(lacking)}"] if lacking else []
+    left_out = [f"not drawn, not all subtasks done: {style.listed(lacking)}"] if lacking else []
     return style.save(fig, folder, name, numbers, left_out)
+
+
+def _comparable(found: Study) -> pd.DataFrame:
+    """Macro means over subtasks that do not change with the batch size, for a line through them to mean anything."""
+    rows = found.rows[~found.rows["policy"].isin(PROBES)]
+    if rows.empty:
+        return rows
+    batches = rows.groupby("subtask")["batch_size"].nunique()
+    kept = rows[rows["subtask"].isin(batches.index[batches == batches.max()])]
+    unchanged = len(kept) == len(found.rows)
+    return found.summary if unchanged else macro.summary(found.records, kept)

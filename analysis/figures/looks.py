@@ -22,6 +22,7 @@ _LABEL_LETTERS = 54
 _FAMILIES = {
     "vanilla": ("#000000", "*"),
     "no_drop": ("#8c8c8c", "X"),
+    "noise_floor": ("#b5a642", "x"),
     "lynx": ("#0072B2", "o"),
     "lynx_v1_latency": ("#D55E00", "s"),
     "lynx_v1_accuracy": ("#E69F00", "P"),
@@ -50,6 +51,11 @@ class Look:
     color: str
     marker: str
     fill: str = "full"
+    line: str = "-"
+
+    def line_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for a line with markers."""
+        return self.marker_kwargs() | {"linestyle": self.line}
 
     def marker_kwargs(self) -> dict[str, Any]:
         """Arguments of `Axes.plot` for markers without a line; what is not filled is white, so bars end at the rim."""
@@ -76,6 +82,18 @@ def looks(frame: pd.DataFrame) -> dict[str, Look]:
         found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
         seen[policy] = seen.get(policy, 0) + 1
     return found
+
+
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def distinct(names: Sequence[str]) -> dict[str, Look]:
+    """A colour, marker and line style each, for what is no policy: tasks, phases, layers."""
+    return {
+        name: Look(color=PALETTE[at % len(PALETTE)], marker=_MARKERS[at % len(_MARKERS)], line=_LINES[at % len(_LINES)])
+        for at, name in enumerate(names)
+    }
 
 
 def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:

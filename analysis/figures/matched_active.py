@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import looks, style
+from analysis.labels import PROBES
 from analysis.study import Study
 
 NAME = "matched_active"
@@ -22,6 +23,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     Needs cells with `fidelity`.
     """
     name, summary = f"{NAME}{suffix}", found.summary
+    summary = summary[~summary["policy"].isin(PROBES)] if len(summary) else summary
     known = summary[summary["kl"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell compared its distributions with vanilla's (fidelity=true)")
@@ -82,12 +84,12 @@ def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) ->
             axes.axvline(at, color="#000000", linewidth=0.6, linestyle=":")
         above.annotate("vanilla", (at, 0), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=6)
     above.set_yticks([0, -2, -5, -10, -20, -50], ["0", "−2", "−5", "−10", "−20", "−50"])
-    above.set_ylabel("accuracy, points to vanilla")
+    above.set_ylabel("accuracy difference (points)")
     below.set_yscale("log")
     positive = part.loc[part["kl"] > 0, "kl"]
     if len(positive):
         below.set_ylim(positive.min() / 3, positive.max() * 3)
-    below.set_ylabel("KL from vanilla, millinats per token")
+    below.set_ylabel("KL from vanilla (millinats per token)")
     below.set_xlabel("active experts (per layer and step)")
     handles = [Line2D([], [], **drawn.marker_kwargs() | {"linestyle": "-"}) for drawn in look.values()]
     style.legend(fig, handles + rings[0], [*look, *rings[1]], columns=columns_of_legend)

@@ -69,7 +69,7 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     for axes, batch in zip(grid, batches, strict=True):
         axes.set_title(f"batch size {batch}", loc="left")
         _panel(axes, lanes[lanes["batch_size"] == batch], means[means["batch_size"] == batch], look, shifts)
-    grid[-1].set_xlabel("effective number of tasks in a lane")
+    grid[-1].set_xlabel("tasks in a lane (effective number)")
     middle = 1.0 - 0.5 * (fig.get_figheight() - legend_in) / fig.get_figheight()
     fig.supylabel("active experts (per layer and step)", y=middle, fontsize=style.RC["axes.labelsize"])
     style.legend(fig, handles, labels)

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import looks, style
+from analysis.labels import PROBES
 from analysis.pareto import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
 from analysis.resample import Resampler
 from analysis.study import Study
@@ -27,15 +28,17 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """Per saving two figures: macro means with one panel per batch size, and small multiples, one row per subtask.
 
     More batch sizes than one column holds are spread over several files, named after their batch sizes. Beside the
-    figures of macro means stands what each policy's settings dominate together (`NAME_families.csv`).
+    figures of macro means stands what each policy's settings dominate together (`NAME_families.csv`). Probes of a
+    model's tolerance have figures of their own.
     """
-    means = found.summary.assign(subtask=MACRO)
+    means, rows = (frame[~frame["policy"].isin(PROBES)] for frame in (found.summary, found.rows))
+    means = means.assign(subtask=MACRO)
     resampler = Resampler(found.records)
     written = []
     for saving in SAVINGS:
         for name, frame, layout, most in (
             (f"pareto_{saving.name}", means, _stacked, 4),
-            (f"pareto_{saving.name}_tasks", found.rows, _grid, 2),
+            (f"pareto_{saving.name}_tasks", rows, _grid, 2),
         ):
             points, left_out = points_of(frame, found.rows, saving, resampler)
             if points.empty or set(points["policy"]) <= {"vanilla"}:
@@ -71,7 +74,7 @@ def points_of(
     for reason, affected in reasons.items():
         hit = drawn & affected
         if hit.any():
-            left_out.append(f"not drawn, {reason}: {_listed(frame.loc[hit, 'series'])}")
+            left_out.append(f"not drawn, {reason}: {style.listed(frame.loc[hit, 'series'])}")
         drawn &= ~hit
     kept = frame[drawn]
     keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard", "verdict"]
@@ -84,7 +87,7 @@ def points_of(
         counted = part[~part["policy"].isin(CONTROLS)]
         benefits = pd.DataFrame({"saving": saving.sign * counted["x"], "y": counted["y"]})
         points.loc[counted.index, "frontier"] = nondominated(benefits)
-        worlds = replicates([_behind(point, rows) for point in part.to_dict("records")], saving, resampler)
+        worlds = replicates(_behind(part, rows), saving, resampler)
         beats = ~part["policy"].isin(CONTROLS).to_numpy()
         points.loc[part.index, "frontier_probability"] = frontier_probability(worlds, beats)
     return points, left_out
@@ -97,17 +100,20 @@ def families_of(points: pd.DataFrame, rows: pd.DataFrame, saving: Saving, resamp
         vanilla = part.loc[part["policy"] == "vanilla", "x"]
         if vanilla.empty:
             continue
-        worlds = replicates([_behind(point, rows) for point in part.to_dict("records")], saving, resampler)
+        worlds = replicates(_behind(part, rows), saving, resampler)
         found = families(part, worlds, saving, origin=saving.sign * float(vanilla.iloc[0]))
         parts.append(found.assign(batch_size=batch))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"policy": [], "batch_size": []})
 
 
-def _behind(point: dict, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a point averages."""
-    of_series = (rows["series"] == point["series"]) & (rows["batch_size"] == point["batch_size"])
-    usable = rows[of_series & rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
-    return usable if point["subtask"] == MACRO else usable[usable["subtask"] == point["subtask"]]
+def _behind(points: pd.DataFrame, rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows that each point averages."""
+    usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
+    found = []
+    for series, batch, subtask in points[["series", "batch_size", "subtask"]].itertuples(index=False):
+        own = usable[(usable["series"] == series) & (usable["batch_size"] == batch)]
+        found.append(own if subtask == MACRO else own[own["subtask"] == subtask])
+    return found
 
 
 def _split(frame: pd.DataFrame, most: int) -> list[tuple[pd.DataFrame, str]]:
@@ -145,11 +151,6 @@ def _draw(
     fig.supylabel(f"accuracy difference to vanilla\n{unit}", y=middle, fontsize=size, multialignment="center")
     style.legend(fig, handles, labels)
     return style.save(fig, folder, name, points, left_out)
-
-
-def _listed(names: pd.Series) -> str:
-    unique = list(dict.fromkeys(names))
-    return ", ".join(unique[:2]) + (f" and {len(unique) - 2} more" if len(unique) > 2 else "")
 
 
 def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:

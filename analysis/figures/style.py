@@ -71,6 +71,10 @@ WARNINGS: ContextVar[tuple[str, ...]] = ContextVar("WARNINGS", default=())
 """What every figure must say (`analysis.soundness`)."""
 
 
+ASKED: ContextVar[bool] = ContextVar("ASKED", default=False)
+"""Whether the figure was asked for by name."""
+
+
 def width_in() -> float:
     """Of the column that is drawn for."""
     return float(matplotlib.rcParams["figure.figsize"][0])
@@ -96,21 +100,33 @@ def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str], columns: 
 
 
 _NOTE_SIZE = 6
+_LETTERS_AN_INCH = 20
 
 
 def note(fig: Figure, lines: Iterable[str]) -> None:
     """Say on the figure what it leaves out, and what to mind; it grows by as much."""
-    letters = int(23.5 * width_in())
+    letters = int(_LETTERS_AN_INCH * width_in())
     text = [part for line in lines for part in textwrap.wrap(line, letters, subsequent_indent="  ")]
     if text:
         fig.set_figheight(fig.get_figheight() + len(text) * 1.25 * _NOTE_SIZE / 72)
         fig.suptitle("\n".join(text), fontsize=_NOTE_SIZE, style="italic", color="#555555", x=0.02, ha="left")
 
 
+def listed(names: Iterable[str]) -> str:
+    """The first two of them, each once, and how many more there are."""
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:2]) + (f" and {len(unique) - 2} more" if len(unique) > 2 else "")
+
+
 def skip(name: str, reason: str) -> list[Path]:
     """Log why a figure is not drawn; returns no files."""
     log.warning("figure %s skipped: %s", name, reason)
     return []
+
+
+def absent(name: str, cells: str) -> list[Path]:
+    """No cell is there that the figure is about: worth a line only to who asked for it by name."""
+    return skip(name, f"no cell {cells}") if ASKED.get() else []
 
 
 def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame, left_out: Iterable[str] = ()) -> list[Path]:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from analysis import guards
 from analysis.figures import looks, style
+from analysis.labels import PROBES
 from analysis.study import Study
 
 NAME = "tpot_vs_active"
@@ -38,7 +39,7 @@ def least_squares(active: pd.Series, tpot_ms: pd.Series) -> Fit | None:
 def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per measured cell, one line per batch size; colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(found.rows)
+    points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
     look = looks.looks(points)
@@ -49,7 +50,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     for batch, part in points.groupby("batch_size", sort=True):
         fits[batch] = least_squares(part["x"], part["y"])
         handles.append(Line2D([], [], color=colors[batch], linewidth=1.2))
-        labels.append(f"batch size {batch}: {_equation(fits[batch])}")
+        labels.append(f"batch size {batch}: {equation(fits[batch])}")
     families = points.drop_duplicates("policy")
     for series, policy in families[["series", "policy"]].itertuples(index=False):
         grey = looks.Look(color="#444444", marker=look[series].marker)
@@ -91,7 +92,8 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     return points.dropna(subset=["x", "y"]).reset_index()
 
 
-def _equation(fit: Fit | None) -> str:
+def equation(fit: Fit | None) -> str:
+    """As a legend shows it."""
     if fit is None:
         return "too few points for a line"
     sign = "+" if fit.slope >= 0 else "−"

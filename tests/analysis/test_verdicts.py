@@ -94,10 +94,9 @@ def test_the_table_prints_the_verdict_beside_each_row(study: Path) -> None:
 
 
 def provenance(folder: Path, **changes: str) -> None:
-    torch = {"version": "2.13.0", "cpu_capability": "AVX512", "threads": 2, "gpus": [], "cuda": None}
-    packages = {"torch": "2.13.0", "transformers": "5.23.0"} | changes
-    content = {"packages": packages, "torch": torch, "cpu": "some CPU", "code_sha256": "c" * 64}
-    (folder / "provenance.json").write_text(json.dumps(content))
+    numerics = {"packages.torch": "2.13.0", "torch.threads": 2, "torch.gpus": [], "cpu": "some CPU", "code": "c" * 64}
+    numerics |= {f"packages.{name}": version for name, version in changes.items()}
+    (folder / "provenance.json").write_text(json.dumps({"numerics": numerics}))
 
 
 def test_like_environments_need_no_word(cell: Write, tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_unlike_environments_are_named(cell: Write, tmp_path: Path) -> None:
         provenance(cell(policy=policy))
     provenance(cell(policy=POLICIES[4]), torch="2.12.0")
     warnings = soundness.warnings(load(tmp_path))
-    assert warnings[0] == "unlike environments: torch 2.13.0 (3 cells), 2.12.0 (1 cell)"
+    assert warnings[0] == "unlike environments: packages.torch 2.13.0 (3 cells), 2.12.0 (1 cell)"
     assert warnings[1] == "unlike environments: 1 of 3 cells ran in another one than their vanilla"
     assert len(warnings) == 2
     assert f"! {warnings[0]}" in printed(tmp_path)
@@ -132,3 +131,13 @@ def test_unfinished_cells_are_counted_by_state(cell: Write, tmp_path: Path) -> N
     assert warning.startswith("missing: 2 cells not finished (1 failed: MemoryError, 1 running): ")
     assert all(folder.name in warning for folder in folders)
     assert "! missing: 2 cells not finished" in printed(tmp_path)
+
+
+def test_a_cell_that_says_nothing_is_named(cell: Write, tmp_path: Path) -> None:
+    cell()
+    folder = cell(policy=POLICIES[2])
+    status = json.loads((folder / "status.json").read_text())
+    status["invalid"] = ["mini_gsm8k: all 16 responses are empty"]
+    (folder / "status.json").write_text(json.dumps(status))
+    (warning,) = soundness.warnings(load(tmp_path))
+    assert warning == f"not to be trusted: 1 cell: {folder.name} (mini_gsm8k: all 16 responses are empty)"
