@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, statistics
-from analysis.activity import active_experts
+from analysis.activity import active_experts, changed_share, prompt_changed_share
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
 from analysis.statistics import Estimate
@@ -27,17 +28,22 @@ def results(records: Records) -> pd.DataFrame:
     (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
     columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
     points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla), `active_experts`
-    (per layer and step; of a mix those of the stream that its subtasks share), `kl` (divergence from vanilla, millinats
-    per token), `agreement` (% of tokens), and where something is generated `new_tokens` (a response),
+    (per layer and step; of a mix those of the stream that its subtasks share), `changed` and `prompt_changed` (share
+    0..1 of the assignments of decode steps and of prompts that the policy changed; the latter where it acts there),
+    `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), and where something is generated
+    `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
-    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN. `guard` names how these leave
-    vanilla's band: "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where
-    there is nothing to compare (see `analysis.guards`).
+    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN. `better` and `worse` count the
+    documents that score higher and lower than vanilla's; `p_mcnemar` is McNemar's test of the two, which takes
+    documents for independent (NaN where scores are not 0 or 1). `guard` names how responses leave vanilla's band:
+    "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where there is nothing to
+    compare (see `analysis.guards`).
     """
     samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     headlines = _headlines(records)
     active = active_experts(records)
+    changed, prompt_changed = changed_share(records), prompt_changed_share(records)
     fidelity = _fidelity(records)
     settings = settings_of(records.cells)
     labels = series_of(records.cells)
@@ -61,7 +67,7 @@ def results(records: Records) -> pd.DataFrame:
             score, difference = _scores(headline, unit, own, other, counts.get(key), counts.get(partner))
             _check_value(cell, headline, unit, score)
             if cell["policy"] == "vanilla":
-                difference = Estimate(value=0.0)
+                difference, other = Estimate(value=0.0), None
             rows.append(
                 {name: cell[name] for name in _CELL_FIELDS}
                 | {
@@ -78,8 +84,11 @@ def results(records: Records) -> pd.DataFrame:
                 }
                 | flat("score", score)
                 | flat("difference", difference)
+                | _changed(own, None if headline["corpus"] else other)
                 | times
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
+                | flat("changed", changed.get(stream, NO_ESTIMATE))
+                | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))
                 | _guard_columns(guarded.get(key))
             )
@@ -91,7 +100,8 @@ def results(records: Records) -> pd.DataFrame:
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
-    *("timed_active_experts", "match_active", "selection_us"),
+    *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
+    *("timed_context", "prefill_active_experts", "prefill_tokens"),
 )
 
 
@@ -168,6 +178,8 @@ def _scores(
         return Estimate(value=headline["value"]), NO_ESTIMATE
     lanes = own["lane"].to_numpy()
     mine, theirs = (np.empty(0, int), np.empty(0, int)) if other is None else _matched(own, other)
+    if other is not None and len(mine) < max(len(own), len(other)):
+        log.warning("%d of %d documents have a vanilla partner; only they are compared", len(mine), len(own))
     if own_counts is not None:
         score, difference = bleu.corpus_bleu(own_counts, lanes), NO_ESTIMATE
         if len(mine) and other_counts is not None:
@@ -187,11 +199,18 @@ def _scores(
     return score, statistics.paired_difference(values[mine], vanilla, lanes[mine]).scaled(100)
 
 
+def _changed(own: pd.DataFrame | None, other: pd.DataFrame | None) -> dict[str, float]:
+    if own is None or other is None:
+        return {"better": math.nan, "worse": math.nan, "p_mcnemar": math.nan}
+    mine, theirs = _matched(own, other)
+    scores = (part["score"].to_numpy(dtype=float)[at] for part, at in ((own, mine), (other, theirs)))
+    found = statistics.discordance(*scores)
+    return {"better": found.better, "worse": found.worse, "p_mcnemar": found.p_value}
+
+
 def _matched(own: pd.DataFrame, other: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the documents that both hold, in the same order."""
     _, mine, theirs = np.intersect1d(own["doc_id"].to_numpy(), other["doc_id"].to_numpy(), return_indices=True)
-    if len(mine) < max(len(own), len(other)):
-        log.warning("%d of %d documents have a vanilla partner; only they are compared", len(mine), len(own))
     return mine, theirs
 
 

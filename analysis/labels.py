@@ -7,6 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+PROBES = ("reassign", "deny_rank", "keep_ranks")
+"""Policies that ask what a model tolerates, and have figures of their own: no rivals of the others."""
+
 SETTING = ("model", "backend", "dtype", "device", "batching", "scoring", "limit")
 """Fields that must agree before cells are averaged or drawn together, besides the workload (a mix is one of its own);
 the varying ones name the setting."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,21 @@ class Records:
     """One row per (cell, subtask, request), without texts."""
     steps: pd.DataFrame
     """One row per (cell, subtask, lane, decode step, layer)."""
+    prefill: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """One row per (cell, subtask, lane, layer); empty when no cell's policy acts on prompts."""
     timing: pd.DataFrame
     """One row per timed step; empty when no cell measured latency."""
+    breakdown: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """One row per (cell, name, repeat, section); empty when no cell timed sections."""
     fidelity: pd.DataFrame
     """One row per (cell, subtask, request); empty when no cell compared distributions with vanilla's."""
     unfinished: tuple[str, ...] = ()
     """Cells that were left out: folder and state."""
+
+    def of(self, cells: Collection[str]) -> Records:
+        """The rows of these cells."""
+        frames = {name: getattr(self, name) for name in schema.TABLES}
+        return replace(self, **{name: f[f["cell_id"].isin(cells)] for name, f in frames.items() if len(f)})
 
 
 def load(root: str | Path) -> Records:
@@ -80,7 +89,9 @@ def load(root: str | Path) -> Records:
         samples=_stack("samples", ids, cells),
         responses=_stack("responses", ids, cells),
         steps=_stack("steps", ids, cells),
+        prefill=_stack("prefill", ids, cells),
         timing=_stack("timing", ids, cells),
+        breakdown=_stack("breakdown", ids, cells),
         fidelity=_stack("fidelity", ids, cells),
         unfinished=unfinished,
     )
@@ -93,19 +104,37 @@ def _cell_row(cell: CellRecord) -> dict[str, Any]:
     row |= {name: metrics.get(name) for name in _NUMBERS_OF_A_CELL}
     row["matched"] = json.dumps(metrics["matched"]) if "matched" in metrics else None
     row["policy_params"] = json.dumps(params, sort_keys=True)
-    row["timed_active_experts"] = _timed_active_experts(cell)
+    row |= _timed(cell)
     row["seconds"] = cell.status.get("seconds")
     row["path"] = str(cell.path)
+    row["invalid"] = "; ".join(cell.status.get("invalid") or ())
+    row["environment"] = json.dumps(_environment(cell.provenance), sort_keys=True)
     return row
 
 
-def _timed_active_experts(cell: CellRecord) -> float | None:
+_DIGITS = 10
+"""Of a hash or revision that a warning shows."""
+
+
+def _environment(provenance: dict[str, Any]) -> dict[str, str]:
+    """Of provenance.json what can change a number (its `numerics`), as people read it; the unknown is left out."""
+    found = {name: value for name, value in (provenance.get("numerics") or {}).items() if value not in (None, "", [])}
+    hashes = {"code", "model.digest", "torch.git"}
+    return {name: str(value)[:_DIGITS] if name in hashes else str(value) for name, value in found.items()}
+
+
+def _timed(cell: CellRecord) -> dict[str, Any]:
+    """What the cell's policy (or vanilla, in its own cell) had on when it was timed."""
     file = cell.path / "timing.json"
-    if not file.is_file():
-        return None
-    timing = json.loads(file.read_text())
-    value = timing.get("policy_active_experts")
-    return timing.get("vanilla_active_experts") if value is None else value
+    timing = json.loads(file.read_text()) if file.is_file() else {}
+    found = {}
+    for column, name in (
+        ("timed_active_experts", "active_experts"),
+        ("prefill_active_experts", "prefill_active_experts"),
+    ):
+        own = timing.get(f"policy_{name}")
+        found[column] = timing.get(f"vanilla_{name}") if own is None else own
+    return found | {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
 
 
 _REPEATED = ("subtask", "finish_reason")
@@ -132,13 +161,16 @@ def _read(file: Path, table: str) -> pa.Table | None:
     columns = [name for name in schema.names(table) if name != "cell_id"]
     repeated = [name for name in _REPEATED if name in columns]
     try:
-        return pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns).select(columns)
+        given = pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file}: cannot be read ({reason}); `lynx-results validate` says what else is damaged; remove the cell's "
             "folder and run the sweep again"
         ) from error
+    for name in set(columns) - set(given.column_names):  # a cell of an earlier version
+        given = given.append_column(name, pa.nulls(given.num_rows))
+    return given.select(columns)
 
 
 def _state(cell: CellRecord) -> str:

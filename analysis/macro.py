@@ -22,10 +22,11 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
 
     `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
-    and `agreement` likewise. `speedup` and `tpot_ms` are geometric means over the cells. `subtasks` counts what was
-    averaged and `all_subtasks` what the setting holds at that batch size: compare rows only where the two agree. The
-    subtasks of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active experts are
-    one number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
+    and `agreement` likewise, each over the cells that have it. `speedup` and `tpot_ms` are geometric means over the
+    timed cells, if each task has one. `subtasks` counts what was averaged and `all_subtasks` what the setting holds at
+    that batch size: compare rows only where the two agree; `documents` are those of all of them together. The subtasks
+    of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active experts are one
+    number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
     """
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
@@ -39,7 +40,8 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row |= {"setting": setting, "batch_size": batch, "series": name, "cells": part["cell_id"].nunique()}
             row |= {"subtasks": part["subtask"].nunique(), "all_subtasks": group["subtask"].nunique()}
             row["paired"] = bool(part["paired"].all())
-            for quantity in ("score", "difference", "active_experts", "kl", "agreement"):
+            row["documents"] = int(part.groupby("subtask")["documents"].max().sum())
+            for quantity in ("score", "difference", "active_experts", "changed", "prompt_changed", "kl", "agreement"):
                 row |= flat(quantity, _macro(part, quantity))
             for end in ("score_low", "score_high"):
                 row[end] = float(np.clip(row[end], 0.0, 100.0))
@@ -52,7 +54,18 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 _SERIES_FIELDS = (
-    *("model", "mixing", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k", "match_active"),
+    *(
+        "model",
+        "mixing",
+        "policy",
+        "policy_params",
+        "policy_label",
+        "phases",
+        "layers",
+        "num_experts",
+        "top_k",
+        "match_active",
+    ),
 )
 
 
@@ -62,7 +75,7 @@ def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
         part = part.drop_duplicates("cell_id").assign(subtask="")
     estimates = []
     for _, same in part.groupby("subtask", sort=False):
-        columns = (same[f"{quantity}{suffix}"].mean(skipna=False) for suffix in ("", "_se", "_df"))
+        columns = (same[f"{quantity}{suffix}"].mean() for suffix in ("", "_se", "_df"))  # of the cells that have it
         value, se, df = (float(number) for number in columns)
         known = not (np.isnan(se) or np.isnan(df))
         estimates.append(Estimate(value=value, se=se if known else None, df=df if known else None))
@@ -71,10 +84,12 @@ def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
 
 def _macro_times(part: pd.DataFrame, timings: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     cells = part.drop_duplicates("cell_id")
-    found = [timings.get(cell_id) for cell_id in cells["cell_id"]]
-    if any(timing is None for timing in found):
+    of_task = {
+        task: [timings.get(cell) for cell in same["cell_id"]] for task, same in cells.groupby("task", sort=False)
+    }
+    timed = [timing for found in of_task.values() for timing in found if timing is not None]
+    if not all(any(timing is not None for timing in found) for found in of_task.values()):
         return flat("tpot_ms", NO_ESTIMATE) | flat("speedup", NO_ESTIMATE)
-    timed = [timing for timing in found if timing is not None]
     is_vanilla = part.iloc[0]["policy"] == "vanilla"
     own = [latency.tpot_per_repeat(timing, "vanilla" if is_vanilla else "policy") for timing in timed]
     ratios = [latency.speedup_per_repeat(timing) for timing in timed]

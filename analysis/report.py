@@ -7,41 +7,49 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis import composition, table
-from analysis.compare import results
-from analysis.load import load
-from analysis.macro import summary
+from analysis.study import study
+from analysis.verdicts import MARGIN
 
 
-def print_table(root: str | Path, console: Console | None = None, csv: str | Path | None = None) -> None:
+def print_table(
+    root: str | Path, console: Console | None = None, csv: str | Path | None = None, margin: float = MARGIN
+) -> None:
     """Print every finished cell below `root` by task and batch size, and write the numbers to `csv` if given.
 
-    Raises ValueError if the folder holds no finished cell.
+    `margin`: points that a difference is tested to be within. Raises ValueError if the folder holds no finished cell.
     """
-    records = load(root)
-    rows = results(records)
-    averaged, lanes = summary(records, rows), composition.lanes(records, rows)
+    found = study(root, margin)
     if console is None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=table.WIDTH)
-    table.print_rows(rows, averaged, console)
-    table.print_mixes(composition.summary(lanes), console)
+    table.print_warnings(found.warnings, console)
+    table.print_rows(found.rows, found.summary, console)
+    table.print_mixes(composition.summary(found.lanes), console)
     if csv is not None:
-        for file in table.write_csv(rows, averaged, lanes, csv):
+        for file in table.write_csv(found.rows, found.summary, found.lanes, csv):
             console.print(f"wrote {file}", soft_wrap=True)
 
 
-def write_figures(root: str | Path, out: str | Path | None = None, only: str | None = None) -> list[Path]:
+def write_figures(
+    root: str | Path,
+    out: str | Path | None = None,
+    only: str | None = None,
+    *,
+    paper: str | None = None,
+    margin: float = MARGIN,
+) -> list[Path]:
     """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
 
-    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`. A figure that lacks its data is
-    skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.
+    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`; `paper` one of
+    `analysis.figures.PAPERS`. A figure that lacks its data is skipped with a logged reason. Raises ValueError for an
+    unknown name or a folder without finished cells.
     """
     from analysis import figures
 
     if only is not None and only not in figures.NAMES:
         raise ValueError(f"figure {only!r} is unknown; known: {', '.join(figures.NAMES)}")
-    records = load(root)
-    rows = results(records)
+    if paper is not None and paper not in figures.PAPERS:
+        raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(rows, summary(records, rows), composition.lanes(records, rows), folder, only=only)
+    return figures.draw(study(root, margin), folder, only=only, paper=paper)

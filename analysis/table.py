@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis import guards
+from analysis import guards, verdicts
 
 WIDTH = 100
 """Columns that the table fits into; also the width where output is not a terminal."""
 
-_SCORE, _DIFFERENCE, _TPOT, _SPEEDUP, _ACTIVE = 16, 19, 5, 16, 6
-_LABEL = WIDTH - (_SCORE + _DIFFERENCE + _TPOT + _SPEEDUP + _ACTIVE) - 5
+_SCORE, _DIFFERENCE, _VERDICT, _TPOT, _SPEEDUP, _ACTIVE = 13, 19, 5, 4, 16, 4
+_LABEL = WIDTH - (_SCORE + _DIFFERENCE + _VERDICT + _TPOT + _SPEEDUP + _ACTIVE) - 6
+
+
+def print_warnings(warnings: Sequence[str], console: Console) -> None:
+    """What holds for every table below, before them."""
+    for line in warnings:
+        console.print(Text("\n".join(textwrap.wrap(f"! {line}", WIDTH, subsequent_indent="  ")), style="yellow"))
+    if warnings:
+        console.print()
 
 
 def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
-    """One table per (setting, subtask, batch size), then the macro means per batch size."""
+    """One table per (setting, subtask, batch size), then the macro means per batch size; both with the columns of
+    `verdicts.judged`."""
     for (setting, task, subtask, batch), group in rows.groupby(["setting", "task", "subtask", "batch_size"], sort=True):
         first = group.iloc[0]
         names = (task if task == subtask else f"{task}: {subtask}", f"batch size {batch}", setting)
@@ -40,12 +49,16 @@ def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> N
         console.print(_fidelity_table(group, _title("distance from vanilla", f"batch size {batch}", setting)))
         console.print()
     flagged = rows["guard"].map(guards.is_flagged).any()
-    legend = _LEGEND + (_FIDELITY_LEGEND if len(compared) else "") + (_GUARD_LEGEND if flagged else "")
+    legend = (
+        _LEGEND.format(margin=f"{rows['margin'].iloc[0]:g}")
+        + (_FIDELITY_LEGEND if len(compared) else "")
+        + (_GUARD_LEGEND if flagged else "")
+    )
     console.print(Text(legend, style="dim"))
 
 
 _FIDELITY_LEGEND = (
-    "\nKL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
+    "KL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
     "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer."
 )
 
@@ -53,12 +66,14 @@ _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane; a speed-up's over repeats. difference: to vanilla on\n"
     "the same documents, in points. TPOT: ms per decode step, median over repeats. speed-up: vanilla's\n"
     "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
-    "batch. Policies act in decode unless a phase is named. -: not measured."
+    "batch. Policies act in decode unless a phase is named. -: not measured.\n"
+    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
+    "Holm over all rows); ≥N, undecided: with N documents ±{margin} would show if nothing changed (power 80 %)."
 )
 
 
 _GUARD_LEGEND = (
-    f"\n!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
+    f"!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
     f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit, and"
     f" beyond chance or over {guards.SIZE_ALONE:g} times that much."
 )
@@ -110,9 +125,10 @@ def _table(group: pd.DataFrame, *, title: str, about: str, unit: str) -> Table:
     table.add_column("policy", width=_LABEL, overflow="fold")
     table.add_column({"%": "accuracy %", "own": "score"}.get(unit, unit), width=_SCORE)
     table.add_column("difference", width=_DIFFERENCE)
+    table.add_column("test", width=_VERDICT, justify="right")
     table.add_column("TPOT\nms", width=_TPOT, justify="right")
     table.add_column("speed-up", width=_SPEEDUP)
-    table.add_column("active\nexp.", width=_ACTIVE, justify="right")
+    table.add_column("act.\nexp.", width=_ACTIVE, justify="right")
     for row in group.to_dict("records"):
         table.add_row(*_cells(row))
     return table
@@ -124,7 +140,7 @@ def _fidelity_table(group: pd.DataFrame, title: str) -> Table:
     heading = Text.assemble((title, "bold"), (f"   {about}", "dim"))
     table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
     table.add_column("policy", width=_LABEL + 1, overflow="fold")
-    table.add_column("active\nexp.", width=_ACTIVE, justify="right")
+    table.add_column("act.\nexp.", width=_ACTIVE, justify="right")
     table.add_column("difference", width=_DIFFERENCE)
     table.add_column("KL, mnat/token", width=_DIFFERENCE)
     table.add_column("agree\n%", width=6, justify="right")
@@ -176,8 +192,28 @@ def _cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
         label.append(f" ({row['subtasks']} of {row['all_subtasks']} subtasks)", style="yellow")
     difference = "-" if reference else _interval(row, "difference", "{:+.1f}") if row["paired"] else "no vanilla"
     speedup = "1" if reference and not math.isnan(row["tpot_ms"]) else _interval(row, "speedup", "{:.2f}")
-    tpot, active = _number(row["tpot_ms"], "{:#.3g}"), _number(row["active_experts"], "{:.2f}")
-    return label, _interval(row, "score", "{:.1f}"), difference, tpot, speedup, active
+    tpot, active = _number(row["tpot_ms"], "{:#.3g}"), _number(row["active_experts"], "{:#.3g}")
+    return label, _interval(row, "score", "{:.1f}", ends="{:.0f}"), difference, _verdict(row), tpot, speedup, active
+
+
+_WORDS = {verdicts.WORSE: ("worse", "red"), verdicts.BETTER: ("gains", "green"), verdicts.NONE: ("-", "")}
+
+
+def _verdict(row: Mapping[str, Any]) -> Text:
+    if row["verdict"] == verdicts.WITHIN:
+        return Text(f"±{row['margin']:g}", style="green")
+    if row["verdict"] == verdicts.OPEN:
+        return Text(f"≥{_count(row['documents_needed'])}", style="yellow")
+    word, style = _WORDS[row["verdict"]]
+    return Text(word, style=style)
+
+
+def _count(number: float) -> str:
+    """Of at most four characters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 9999.5 and number >= size:
+            return f"{math.ceil(number / size)}{unit}"
+    return f"{math.ceil(number)}"
 
 
 def _label(row: Mapping[str, Any]) -> Text:
@@ -185,16 +221,17 @@ def _label(row: Mapping[str, Any]) -> Text:
     return label.append(" !", style="bold red") if guards.is_flagged(row["guard"]) else label
 
 
-def _interval(row: Mapping[str, Any], name: str, form: str) -> Text | str:
+def _interval(row: Mapping[str, Any], name: str, form: str, ends: str = "") -> Text | str:
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if math.isnan(value) or math.isnan(low):
         return _number(value, form)
-    inside = f" [{_number(low, form)},{_number(high, form)}]"
+    inside = f" [{_number(low, ends or form)},{_number(high, ends or form)}]"
     return Text.assemble(_number(value, form), (inside, "dim"))
 
 
 def _number(value: float, form: str) -> str:
-    """`-` for a missing number; 100.0 loses its zero, and -0.0 its sign, to fit the columns."""
+    """`-` for a missing number; 100.0 loses its zero, 123. its point and -0.0 its sign, to fit the columns."""
     if math.isnan(value):
         return "-"
-    return form.format(value + 0.0).removesuffix(".0") if abs(value) > 99.9 else form.format(value + 0.0)
+    text = form.format(value + 0.0).removesuffix(".")
+    return text.removesuffix(".0") if abs(value) > 99.9 else text

@@ -200,6 +200,12 @@ class MeasureConfig:
     precision: float = 0.02
     """What the repeats go on for: half the width of the speed-up's 95 % interval, relative to its median. A policy's
     own code costs a few percent; coarser than this could not show it."""
+    context: int | None = None
+    """Tokens of each prompt that is timed: the task's, repeated or cut; null: the task's as they are."""
+    prefill: bool = False
+    """Time the lane's prefill, too."""
+    breakdown: bool = False
+    """Time the sections of a decode step, too: attention, router, policy, experts, rest."""
 
     def __post_init__(self) -> None:
         for name in ("new_tokens", "repeats"):
@@ -208,6 +214,10 @@ class MeasureConfig:
             raise ValueError(f"measure.max_repeats={self.max_repeats}: must be at least measure.repeats={self.repeats}")
         if not 0 < self.precision < 1:
             raise ValueError(f"measure.precision={self.precision:g}: must be above 0 and below 1")
+        at_least("measure.context", self.context, 1, optional=True)
+        for name in ("prefill", "breakdown"):
+            if getattr(self, name) and not self.latency:
+                raise ValueError(f"measure.{name}=true: needs measure.latency=true")
 
 
 @dataclass(kw_only=True)
@@ -301,6 +311,9 @@ class Config:
     """CPU threads of the model; null leaves the default."""
     fidelity: bool = False
     """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
+    tokens: bool = False
+    """Write what became of every decoded token of vanilla's responses: confidence of the routers, experts that ran, KL
+    divergence after it."""
     scoring: str = "decode"
     """Choices: decode, as if their tokens were decoded in the cell's lanes; prefill, in one pass as lm-eval does."""
     truncate: str = "error"

@@ -11,14 +11,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from yaml import safe_load
 
+from analysis.figures import NAMES
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, TaskConfig, TrackerConfig, config_folder, to_config
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.model import inspect_model
 from lynx_exp.launch.plugin import job_grids, register
 from lynx_exp.prepare.cli import read_recipe
 from lynx_exp.prepare.train import TrainConfig
-from lynx_exp.routing import ModelShape, build_policy, policy_names
+from lynx_exp.routing import ModelShape, build_policy, layer_range, policy_names
 from lynx_exp.store.identity import Ids
 from lynx_exp.tasks import known_tasks
 
@@ -61,13 +63,52 @@ def test_every_sweep_composes_all_its_jobs(path):
     argument = f"+{path.parts[0]}={path.stem}"
     sweeper = composed(argument, whole=True).hydra.sweeper
     params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    jobs = job_grids(params, list(sweeper.cells), [argument], OverridesParser.create(), list(sweeper.controls))
+    if path.parts[0] == "paper":  # hundreds, which differ only in task and batch size
+        params = [word.partition(",")[0] for word in params]
+    shape = SHAPES["lynx_tiny"]
+    parser, controls = OverridesParser.create(), list(sweeper.controls)
+    jobs = job_grids(params, list(sweeper.cells), [argument], parser, controls, lambda overrides: shape)
     configs = [to_config(composed(*job)) for job in jobs]
     assert len({str(config) for config in configs}) == len(configs), "no two jobs are the same"
+    named = {"paper": "paper"}.get(path.parts[0], path.stem)
     for config in configs:
         build_policy("vanilla" if config.is_untouched else config.policy_name, **config.policy_params)
         assert set(config.task.subtasks) <= set(known_tasks())
-        assert config.study_name == path.stem or path.parts[0] in ("cluster", "control")
+        assert config.study_name == named or path.parts[0] in ("cluster", "control")
+
+
+SHAPES = {
+    "lynx_tiny": ModelShape(num_experts=16, top_k=2, num_layers=4),
+    "mixtral_8x7b": ModelShape(num_experts=8, top_k=2, num_layers=32),
+    "qwen3_30b_a3b": ModelShape(num_experts=128, top_k=8, num_layers=48),
+    "dbrx_base": ModelShape(num_experts=16, top_k=4, num_layers=40),
+}
+PAPER = sorted(path.stem for path in SWEEPS.glob("paper/*.yaml"))
+
+
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("study", PAPER)
+def test_the_papers_studies_fit_any_model(study, model):
+    """Every policy of every job can run on it, in the layers that the job names."""
+    shape = SHAPES[model]
+    sweeper = composed(f"+paper={study}", whole=True).hydra.sweeper
+    jobs = job_grids([], list(sweeper.cells), [f"+paper={study}"], OverridesParser.create(), [], lambda words: shape)
+    assert len({tuple(job) for job in jobs}) == len(jobs)
+    for _, *words in jobs:
+        given = dict(word.split("=", 1) for word in words)
+        params = safe_load((CONF / "policy" / f"{given['policy']}.yaml").read_text())
+        params |= {key[7:]: safe_load(value) for key, value in given.items() if key.startswith("policy.")}
+        if params.pop("name") != "vanilla":
+            params.pop("match_active", None)
+            build_policy(given["policy"], **params).check(shape)
+        if "layers" in given:
+            assert 0 < len(layer_range(given["layers"].strip("'"), shape.num_layers)) <= shape.num_layers
+
+
+def test_all_of_the_paper_is_all_of_it():
+    studies = composed("+paper=all", whole=True).hydra.sweeper.studies
+    assert sorted(study.partition("=")[2] for study in studies) == [name for name in PAPER if name != "all"]
+    assert set(PAPER) - {"all"} < {*NAMES}, "a study is named after its figure"
 
 
 def test_the_demo_is_the_grid_that_its_readers_expect():

@@ -8,23 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from analysis.study import Study
 
-NAMES = ("pareto", "active_vs_batch", "tpot_vs_active", "matched_active", "mixing")
-"""The modules; a new figure is one more, with a `draw` of the same form."""
+NAMES = (
+    *("pareto", "active_vs_batch", "tpot_vs_active", "matched_active", "mixing"),
+    *("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18", "table2"),
+)
+"""The modules; a new figure is one more, with a `draw` of the same form. Those with numbers are named after the figures
+of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what they need."""
 
 OF_LANES = ("mixing",)
-"""Those whose `draw` takes lanes in place of rows and means: they compare what is a setting each to the others."""
+"""Those whose settings do not tell mixes apart: they compare what is a setting each to the others."""
+
+PAPERS = ("neurips", "icml", "mlsys")
+"""Keys of `analysis.figures.style.PAPERS`, known without matplotlib."""
 
 
-def draw(
-    rows: pd.DataFrame, summary: pd.DataFrame, lanes: pd.DataFrame, folder: Path, *, only: str | None = None
-) -> list[Path]:
+def draw(found: Study, folder: Path, *, only: str | None = None, paper: str | None = None) -> list[Path]:
     """Draw all figures, or the one named `only`, into `folder`; returns the files written.
 
-    `rows`, `summary` and `lanes` are those of `analysis.compare`, `analysis.macro` and `analysis.composition`. Cells of
-    different settings (models, number formats ...) never share a figure: each setting gets its own files, named after
-    what differs. A flagged point (`analysis.guards`) is ringed.
+    `paper`: a key of PAPERS, for its column width and letters. Cells of different settings (models, number formats ...)
+    never share a figure: each setting gets its own files, named after what differs. A flagged point (`analysis.guards`)
+    is ringed; what is missing, and cells that ran in unlike environments, are named on every figure.
     """
     import matplotlib  # only when something is drawn: the names alone must stay cheap
 
@@ -32,15 +37,17 @@ def draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    modules = {name: importlib.import_module(f"analysis.figures.{name}") for name in NAMES if only in (None, name)}
-    with matplotlib.rc_context(style.RC):
-        for setting, part in rows.groupby("setting", sort=True):
-            averaged = summary[summary["setting"] == setting] if len(summary) else summary
-            for name in (name for name in modules if name not in OF_LANES):
-                written += modules[name].draw(part, averaged, folder, _suffix(setting))
-        for name in (name for name in modules if name in OF_LANES):
-            for setting in sorted(set(lanes["setting"])) or [""]:
-                written += modules[name].draw(lanes[lanes["setting"] == setting], folder, _suffix(setting))
+    told, asked = style.WARNINGS.set(found.warnings), style.ASKED.set(only is not None)
+    try:
+        with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
+            for name in NAMES if only is None else (only,):
+                module = importlib.import_module(f"analysis.figures.{name}")
+                settings = set(found.lanes["setting"] if name in OF_LANES else found.rows["setting"])
+                for setting in sorted(settings) or [""]:
+                    written += module.draw(found.of(setting), folder, _suffix(setting))
+    finally:
+        style.WARNINGS.reset(told)
+        style.ASKED.reset(asked)
     return written
 
 

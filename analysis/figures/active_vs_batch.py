@@ -10,7 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.figures import style
+from analysis import macro
+from analysis.figures import looks, style
+from analysis.labels import PROBES
+from analysis.study import Study
 
 NAME = "active_vs_batch"
 
@@ -20,9 +23,10 @@ def expected_active(batch_sizes: ArrayLike, num_experts: int, top_k: int) -> NDA
     return num_experts * (1.0 - (1.0 - top_k / num_experts) ** np.asarray(batch_sizes, dtype=float))
 
 
-def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
-    """One line per policy setting, means over the subtasks that all settings share at that batch size."""
-    name = f"{NAME}{suffix}"
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+    """One line per policy setting, means over the subtasks that all settings share at that batch size; of subtasks that
+    are not there at every batch size, those that are at most of them."""
+    name, summary = f"{NAME}{suffix}", _comparable(found)
     known = summary[summary["active_experts"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell recorded active experts in decode")
@@ -30,9 +34,9 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
     lacking = list(dict.fromkeys(known.loc[known["subtasks"] < known["all_subtasks"], "series"]))
     if complete.empty:
         return style.skip(name, "no policy has finished all subtasks of a batch size")
-    look = style.looks(complete)
-    handles, labels = style.family_entries(complete, look)
-    rings = style.ring_entry(complete)
+    look = looks.looks(complete)
+    handles, labels = looks.family_entries(complete, look)
+    rings = looks.ring_entry(complete)
     handles, labels = handles + rings[0], labels + rings[1]
     sizes = complete[["num_experts", "top_k"]].dropna().drop_duplicates()
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * (len(labels) + len(sizes)) + 0.25)
@@ -51,7 +55,7 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
         axes.plot(line["batch_size"], line["active_experts"], **drawn.marker_kwargs() | {"linestyle": "-"})
         low, high = line["active_experts_low"], line["active_experts_high"]
         axes.vlines(line["batch_size"], low, high, color=drawn.color, linewidth=0.7, zorder=1.9)
-    style.ring(axes, complete, "batch_size", "active_experts")
+    looks.ring(axes, complete, "batch_size", "active_experts")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(batches))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -60,5 +64,16 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
     axes.set_xlabel("batch size (rows of a decode step)")
     axes.set_ylabel("active experts (per layer and step)")
     style.legend(fig, handles, labels)
-    style.note(fig, [f"not drawn, not all subtasks done: {', '.join(lacking)}"] if lacking else [])
-    return style.save(fig, folder, name, numbers)
+    left_out = [f"not drawn, not all subtasks done: {style.listed(lacking)}"] if lacking else []
+    return style.save(fig, folder, name, numbers, left_out)
+
+
+def _comparable(found: Study) -> pd.DataFrame:
+    """Macro means over subtasks that do not change with the batch size, for a line through them to mean anything."""
+    rows = found.rows[~found.rows["policy"].isin(PROBES)]
+    if rows.empty:
+        return rows
+    batches = rows.groupby("subtask")["batch_size"].nunique()
+    kept = rows[rows["subtask"].isin(batches.index[batches == batches.max()])]
+    unchanged = len(kept) == len(found.rows)
+    return found.summary if unchanged else macro.summary(found.records, kept)

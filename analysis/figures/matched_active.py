@@ -10,17 +10,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.figures import style
+from analysis.figures import looks, style
+from analysis.labels import PROBES
+from analysis.study import Study
 
 NAME = "matched_active"
 
 
-def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """One line per policy through its settings, means over the subtasks; one figure per batch size.
 
     Needs cells with `fidelity`.
     """
-    name = f"{NAME}{suffix}"
+    name, summary = f"{NAME}{suffix}", found.summary
+    summary = summary[~summary["policy"].isin(PROBES)] if len(summary) else summary
     known = summary[summary["kl"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell compared its distributions with vanilla's (fidelity=true)")
@@ -61,8 +64,8 @@ def _line(policy: str, params: str) -> str:
 
 def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     lines = part[["line", "policy"]].drop_duplicates().rename(columns={"line": "series"}).sort_values("series")
-    look = style.looks(lines)
-    rings = style.ring_entry(part)
+    look = looks.looks(lines)
+    rings = looks.ring_entry(part)
     columns_of_legend = 1 if rings[0] else 2  # its label takes a whole line
     fig = style.figure(4.4 + style.LEGEND_ROW_IN * -(-(len(look) + len(rings[0])) // columns_of_legend))
     above, below = fig.subplots(2, 1, sharex=True)
@@ -70,8 +73,8 @@ def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) ->
         line = part[part["line"] == series].sort_values("active_experts")
         _plot(above, line, "difference", drawn)
         _plot(below, line[line["kl"] > 0], "kl", drawn)
-    style.ring(above, part, "active_experts", "difference")
-    style.ring(below, part[part["kl"] > 0], "active_experts", "kl")
+    looks.ring(above, part, "active_experts", "difference")
+    looks.ring(below, part[part["kl"] > 0], "active_experts", "kl")
     above.set_yscale("symlog", linthresh=5, linscale=1.2)
     _frame(above, part["difference"], below=0.25, above=3.0)
     above.axhline(0, color="#000000", linewidth=0.6, linestyle=":")
@@ -81,12 +84,12 @@ def _draw(part: pd.DataFrame, vanilla: pd.DataFrame, folder: Path, name: str) ->
             axes.axvline(at, color="#000000", linewidth=0.6, linestyle=":")
         above.annotate("vanilla", (at, 0), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=6)
     above.set_yticks([0, -2, -5, -10, -20, -50], ["0", "−2", "−5", "−10", "−20", "−50"])
-    above.set_ylabel("accuracy, points to vanilla")
+    above.set_ylabel("accuracy difference (points)")
     below.set_yscale("log")
     positive = part.loc[part["kl"] > 0, "kl"]
     if len(positive):
         below.set_ylim(positive.min() / 3, positive.max() * 3)
-    below.set_ylabel("KL from vanilla, millinats per token")
+    below.set_ylabel("KL from vanilla (millinats per token)")
     below.set_xlabel("active experts (per layer and step)")
     handles = [Line2D([], [], **drawn.marker_kwargs() | {"linestyle": "-"}) for drawn in look.values()]
     style.legend(fig, handles + rings[0], [*look, *rings[1]], columns=columns_of_legend)
@@ -102,7 +105,7 @@ def _frame(axes: Axes, values: pd.Series, *, below: float, above: float) -> None
     axes.set_ylim(least * (1 + below), max(float(values.max()), 0.0) + above)
 
 
-def _plot(axes: Axes, line: pd.DataFrame, quantity: str, drawn: style.Look) -> None:
+def _plot(axes: Axes, line: pd.DataFrame, quantity: str, drawn: looks.Look) -> None:
     axes.plot(line["active_experts"], line[quantity], **drawn.marker_kwargs() | {"linestyle": "-"})
     low, high = line[f"{quantity}_low"], line[f"{quantity}_high"]
     if quantity == "kl":

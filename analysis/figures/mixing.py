@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis import composition
-from analysis.figures import style
+from analysis.figures import looks, style
+from analysis.study import Study
 
 NAME = "mixing"
 _MOST = 4
@@ -23,12 +24,13 @@ _SPREAD, _SPREAD_OF_ALL = 0.04, 0.15
 that their intervals stand side by side."""
 
 
-def draw(lanes: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """Active experts against the effective number of tasks in a lane, from `composition.lanes`.
 
     Small points are lanes, large ones their means with 95 % intervals; a line joins separate and shuffled lanes of the
     same requests. One colour per policy setting; one file per mix.
     """
+    lanes = found.lanes
     known = lanes[lanes["active_experts"].notna()] if len(lanes) else lanes
     if known.empty:
         return style.skip(f"{NAME}{suffix}", "no cell of a mix (task.weights) recorded active experts")
@@ -57,7 +59,7 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     plain: dict[str, Any] = {"color": "#444444", "marker": "o", "linestyle": "none"}
     handles.append(Line2D([], [], **plain))
     handles.append(Line2D([], [], **plain, markerfacecolor="white"))
-    rings = style.ring_entry(means)
+    rings = looks.ring_entry(means)
     labels = [*look, "filled: shuffled lanes, mean and 95 % interval", "open: separate lanes of the same requests"]
     handles, labels = handles + rings[0], labels + rings[1]
     batches = sorted(lanes["batch_size"].unique())
@@ -67,7 +69,7 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     for axes, batch in zip(grid, batches, strict=True):
         axes.set_title(f"batch size {batch}", loc="left")
         _panel(axes, lanes[lanes["batch_size"] == batch], means[means["batch_size"] == batch], look, shifts)
-    grid[-1].set_xlabel("effective number of tasks in a lane")
+    grid[-1].set_xlabel("tasks in a lane (effective number)")
     middle = 1.0 - 0.5 * (fig.get_figheight() - legend_in) / fig.get_figheight()
     fig.supylabel("active experts (per layer and step)", y=middle, fontsize=style.RC["axes.labelsize"])
     style.legend(fig, handles, labels)
@@ -75,16 +77,16 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     return style.save(fig, folder, name, numbers)
 
 
-def _looks(means: pd.DataFrame) -> dict[str, style.Look]:
+def _looks(means: pd.DataFrame) -> dict[str, looks.Look]:
     """A colour a setting, since here the fill tells the mixing; vanilla, its control and all markers as elsewhere."""
-    usual = {series: replace(one, fill="full") for series, one in style.looks(means).items()}
+    usual = {series: replace(one, fill="full") for series, one in looks.looks(means).items()}
     controls = set(means.loc[means["policy"].isin(("vanilla", "no_drop")), "series"])
     colors = cycle(style.PALETTE[:-1])
     return {name: one if name in controls else replace(one, color=next(colors)) for name, one in usual.items()}
 
 
 def _panel(
-    axes: Axes, lanes: pd.DataFrame, means: pd.DataFrame, look: dict[str, style.Look], shifts: dict[str, float]
+    axes: Axes, lanes: pd.DataFrame, means: pd.DataFrame, look: dict[str, looks.Look], shifts: dict[str, float]
 ) -> None:
     for series, drawn in reversed(look.items()):  # vanilla last, on top of its control
         own, mean = lanes[lanes["series"] == series], means[means["series"] == series].sort_values("mixing")
@@ -96,7 +98,7 @@ def _panel(
         for point in mean.to_dict("records"):
             face = {} if point["mixing"] == composition.MIXED else {"markerfacecolor": "white"}
             axes.plot([point["x"]], [point["active_experts"]], **drawn.marker_kwargs() | face, zorder=4)
-    style.ring(axes, means, "x", "active_experts")
+    looks.ring(axes, means, "x", "active_experts")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(0.08)

@@ -3,109 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from analysis.figures import style
-from analysis.figures.frontier import nondominated
+from analysis.figures import looks, style
+from analysis.labels import PROBES
+from analysis.pareto import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
+from analysis.resample import Resampler
+from analysis.study import Study
 
+MACRO = "mean over subtasks"
 _DEEP = -20.0
 """A loss beyond this many points would flatten everything near vanilla: the axis turns logarithmic far from zero."""
 _LINEAR = 5.0
+_BAND = "#eef3ee"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saving:
-    """The horizontal axis of a Pareto figure."""
-
-    name: str
-    column: str
-    label: tuple[str, str]
-    """Quantity and unit."""
-    sign: int
-    """+1: more is better; -1: less is better."""
-    missing: str
-
-
-SAVINGS = (
-    Saving(
-        name="speedup",
-        column="speedup",
-        label=("decode speed-up", "(× vanilla)"),
-        sign=+1,
-        missing="no timed cell has a vanilla partner (measure.latency=true records timing)",
-    ),
-    Saving(
-        name="active",
-        column="active_experts",
-        label=("active experts", "(per layer and step)"),
-        sign=-1,
-        missing="no cell with a vanilla partner recorded active experts",
-    ),
-)
-
-
-def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """Per saving two figures: macro means with one panel per batch size, and small multiples, one row per subtask.
 
-    More batch sizes than one column holds are spread over several files, named after their batch sizes.
+    More batch sizes than one column holds are spread over several files, named after their batch sizes. Beside the
+    figures of macro means stands what each policy's settings dominate together (`NAME_families.csv`). Probes of a
+    model's tolerance have figures of their own.
     """
-    means = summary.assign(subtask="mean over subtasks")
+    means, rows = (frame[~frame["policy"].isin(PROBES)] for frame in (found.summary, found.rows))
+    means = means.assign(subtask=MACRO)
+    resampler = Resampler(found.records)
     written = []
     for saving in SAVINGS:
         for name, frame, layout, most in (
             (f"pareto_{saving.name}", means, _stacked, 4),
             (f"pareto_{saving.name}_tasks", rows, _grid, 2),
         ):
-            for part, ending in _split(frame, most):
-                written += _draw(part, saving, folder, f"{name}{ending}{suffix}", layout)
+            points, left_out = points_of(frame, found.rows, saving, resampler)
+            if points.empty or set(points["policy"]) <= {"vanilla"}:
+                style.skip(f"{name}{suffix}", saving.missing)
+                continue
+            for part, ending in _split(points, most):
+                written += _draw(part, left_out, found.margin, saving, folder, f"{name}{ending}{suffix}", layout)
+            if frame is means:
+                file = folder / f"{name}_families{suffix}.csv"
+                families_of(points, found.rows, saving, resampler).to_csv(file, index=False)
+                written.append(file)
     return written
 
 
-def _split(frame: pd.DataFrame, most: int) -> list[tuple[pd.DataFrame, str]]:
-    """Parts of at most that many batch sizes, with an ending for the file name if there are several."""
-    batches = sorted(frame["batch_size"].unique()) if len(frame) else []
-    if len(batches) <= most:
-        return [(frame, "")]
-    groups = [batches[start : start + most] for start in range(0, len(batches), most)]
-    return [(frame[frame["batch_size"].isin(group)], "_b" + "-".join(map(str, group))) for group in groups]
+def points_of(
+    frame: pd.DataFrame, rows: pd.DataFrame, saving: Saving, resampler: Resampler
+) -> tuple[pd.DataFrame, list[str]]:
+    """The points of `frame` (rows, or macro means) that can be drawn, and a line for each reason why others cannot.
 
-
-Panels = dict[tuple[str, int], Axes]
-Layout = Callable[[pd.DataFrame, Saving, float], tuple[Figure, Panels]]
-
-
-def _draw(frame: pd.DataFrame, saving: Saving, folder: Path, name: str, layout: Layout) -> list[Path]:
-    points, left_out = _points(frame, saving)
-    if points.empty or set(points["policy"]) <= {"vanilla"}:
-        return style.skip(name, saving.missing)
-    look = style.looks(points)
-    handles, labels = style.family_entries(points, look)
-    rings = style.ring_entry(points)
-    handles, labels = handles + rings[0], labels + rings[1]
-    legend_in = style.LEGEND_ROW_IN * len(labels)
-    fig, panels = layout(points, saving, legend_in)
-    deep = points["y"].min() < _DEEP
-    for key, part in points.groupby(["subtask", "batch_size"], sort=False):
-        _panel(panels[key], part, saving, look, bins=4 if layout is _grid else 6)
-        if deep:
-            _compress(panels[key], _SPARSE if layout is _grid else _DENSE)
-    unit = f"(points, log scale beyond ±{_LINEAR:g})" if deep else "(points)"
-    middle = 1.0 - 0.5 * (fig.get_figheight() - legend_in) / fig.get_figheight()
-    size = style.RC["axes.labelsize"]
-    fig.supylabel(f"accuracy difference to vanilla\n{unit}", y=middle, fontsize=size, multialignment="center")
-    style.legend(fig, handles, labels)
-    style.note(fig, left_out)
-    return style.save(fig, folder, name, points)
-
-
-def _points(frame: pd.DataFrame, saving: Saving) -> tuple[pd.DataFrame, list[str]]:
-    """The points that can be drawn, and a line for each reason why others cannot."""
+    `x` is the saving, `y` the difference to vanilla in points; `frontier` marks those that no other of the same subtask
+    and batch size beats, `frontier_probability` how often that is so among bootstrap worlds.
+    """
     if frame.empty:
         return pd.DataFrame({"policy": []}), []
     reasons = {
@@ -119,24 +74,83 @@ def _points(frame: pd.DataFrame, saving: Saving) -> tuple[pd.DataFrame, list[str
     for reason, affected in reasons.items():
         hit = drawn & affected
         if hit.any():
-            left_out.append(f"not drawn, {reason}: {_listed(frame.loc[hit, 'series'])}")
+            left_out.append(f"not drawn, {reason}: {style.listed(frame.loc[hit, 'series'])}")
         drawn &= ~hit
     kept = frame[drawn]
-    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard"]
+    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard", "verdict"]
     points = kept[keys].copy()
     for axis, column in (("x", saving.column), ("y", "difference")):
         for end in ("", "_low", "_high"):
             points[f"{axis}{end}"] = kept[f"{column}{end}"]
-    points["frontier"] = False
+    points["frontier"], points["frontier_probability"] = False, 0.0
     for _, part in points.groupby(["subtask", "batch_size"]):
-        benefits = pd.DataFrame({"saving": saving.sign * part["x"], "y": part["y"]})
-        points.loc[part.index, "frontier"] = nondominated(benefits)
+        counted = part[~part["policy"].isin(CONTROLS)]
+        benefits = pd.DataFrame({"saving": saving.sign * counted["x"], "y": counted["y"]})
+        points.loc[counted.index, "frontier"] = nondominated(benefits)
+        worlds = replicates(_behind(part, rows), saving, resampler)
+        beats = ~part["policy"].isin(CONTROLS).to_numpy()
+        points.loc[part.index, "frontier_probability"] = frontier_probability(worlds, beats)
     return points, left_out
 
 
-def _listed(names: pd.Series) -> str:
-    unique = list(dict.fromkeys(names))
-    return ", ".join(unique[:2]) + (f" and {len(unique) - 2} more" if len(unique) > 2 else "")
+def families_of(points: pd.DataFrame, rows: pd.DataFrame, saving: Saving, resampler: Resampler) -> pd.DataFrame:
+    """Hypervolume of each policy's settings by batch size; no row where vanilla's own saving is not on record."""
+    parts = []
+    for batch, part in points.groupby("batch_size", sort=True):
+        vanilla = part.loc[part["policy"] == "vanilla", "x"]
+        if vanilla.empty:
+            continue
+        worlds = replicates(_behind(part, rows), saving, resampler)
+        found = families(part, worlds, saving, origin=saving.sign * float(vanilla.iloc[0]))
+        parts.append(found.assign(batch_size=batch))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"policy": [], "batch_size": []})
+
+
+def _behind(points: pd.DataFrame, rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows that each point averages."""
+    usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
+    found = []
+    for series, batch, subtask in points[["series", "batch_size", "subtask"]].itertuples(index=False):
+        own = usable[(usable["series"] == series) & (usable["batch_size"] == batch)]
+        found.append(own if subtask == MACRO else own[own["subtask"] == subtask])
+    return found
+
+
+def _split(frame: pd.DataFrame, most: int) -> list[tuple[pd.DataFrame, str]]:
+    """Parts of at most that many batch sizes, with an ending for the file name if there are several."""
+    batches = sorted(frame["batch_size"].unique())
+    if len(batches) <= most:
+        return [(frame, "")]
+    groups = [batches[start : start + most] for start in range(0, len(batches), most)]
+    return [(frame[frame["batch_size"].isin(group)], "_b" + "-".join(map(str, group))) for group in groups]
+
+
+Panels = dict[tuple[str, int], Axes]
+Layout = Callable[[pd.DataFrame, Saving, float], tuple[Figure, Panels]]
+
+
+def _draw(
+    points: pd.DataFrame, left_out: list[str], margin: float, saving: Saving, folder: Path, name: str, layout: Layout
+) -> list[Path]:
+    look = looks.looks(points)
+    handles, labels = looks.family_entries(points, look)
+    handles.append(Patch(facecolor=_BAND))
+    labels.append(f"within ±{margin:g}; dotted: frontier; pale: beaten by another")
+    rings = looks.ring_entry(points)
+    handles, labels = handles + rings[0], labels + rings[1]
+    legend_in = style.LEGEND_ROW_IN * len(labels)
+    fig, panels = layout(points, saving, legend_in)
+    deep = points["y"].min() < _DEEP
+    for key, part in points.groupby(["subtask", "batch_size"], sort=False):
+        _panel(panels[key], part, saving, look, margin, bins=4 if layout is _grid else 6)
+        if deep:
+            _compress(panels[key], _SPARSE if layout is _grid else _DENSE)
+    unit = f"(points, log scale beyond ±{_LINEAR:g})" if deep else "(points)"
+    middle = 1.0 - 0.5 * (fig.get_figheight() - legend_in) / fig.get_figheight()
+    size = style.RC["axes.labelsize"]
+    fig.supylabel(f"accuracy difference to vanilla\n{unit}", y=middle, fontsize=size, multialignment="center")
+    style.legend(fig, handles, labels)
+    return style.save(fig, folder, name, points, left_out)
 
 
 def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
@@ -147,7 +161,7 @@ def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Fi
     panels = {}
     for axes, batch in zip(grid[:, 0], batches, strict=True):
         axes.set_title(f"batch size {batch}", loc="left")
-        panels["mean over subtasks", batch] = axes
+        panels[MACRO, batch] = axes
     return fig, panels
 
 
@@ -166,18 +180,21 @@ def _grid(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figur
     return fig, panels
 
 
-def _panel(axes: Axes, part: pd.DataFrame, saving: Saving, look: dict[str, style.Look], *, bins: int) -> None:
+def _panel(
+    axes: Axes, part: pd.DataFrame, saving: Saving, look: dict[str, looks.Look], margin: float, *, bins: int
+) -> None:
+    axes.axhspan(-margin, margin, color=_BAND, zorder=0.5)
     axes.axhline(0.0, color="#999999", linewidth=0.6, zorder=1)
     best = part[part["frontier"]].sort_values(["x", "y"], ascending=[True, saving.sign < 0])
     steps = "steps-pre" if saving.sign > 0 else "steps-post"
     axes.plot(best["x"], best["y"], color="#444444", linewidth=0.8, linestyle=":", drawstyle=steps, zorder=2)
-    marked = part["frontier"] | part["policy"].isin(("vanilla", "no_drop"))
+    marked = part["frontier"] | part["policy"].isin(("vanilla", *CONTROLS))
     drawn = [look[name] if full else look[name].faint() for name, full in zip(part["series"], marked, strict=True)]
-    style.error_bars(axes, part, [one.color for one in drawn])
+    looks.error_bars(axes, part, [one.color for one in drawn])
     for point, one, full in zip(part.to_dict("records"), drawn, marked, strict=True):
         height = 6 if point["policy"] == "vanilla" else 5 if point["policy"] == "no_drop" else 4 if full else 3
         axes.plot([point["x"]], [point["y"]], **one.marker_kwargs(), zorder=height)
-    style.ring(axes, part, "x", "y")
+    looks.ring(axes, part, "x", "y")
     axes.xaxis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(0.06)

@@ -1,35 +1,30 @@
-"""One look for all figures: one column wide, colour-blind safe, vector, the same bytes for the same numbers."""
+"""One page for all figures: exact column widths, vector, the same bytes for the same numbers, and what is missing
+said on the figure."""
 
 from __future__ import annotations
 
-import json
 import logging
+import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.lines import Line2D
-
-from analysis import guards
 
 log = logging.getLogger("analysis")
 
 WIDTH_IN = 3.25
 LEGEND_ROW_IN = 0.135
-_LABEL_LETTERS = 54
-"""Letters of a legend line that fit beside its markers."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, without yellow, which fades on white paper."""
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
+    "mathtext.fontset": "dejavusans",
     "font.size": 7,
     "axes.labelsize": 7.5,
     "axes.titlesize": 7.5,
@@ -53,102 +48,41 @@ RC: dict[str, Any] = {
     "lines.markeredgewidth": 0.8,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "lynx_exp",
+    "figure.figsize": (WIDTH_IN, 2.2),
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
 }
+"""Fonts are those that matplotlib brings along, so that every machine has them; type 42 embeds them as outlines that
+can be searched and that conferences accept."""
 
-_FAMILIES = {
-    "vanilla": ("#000000", "*"),
-    "no_drop": ("#8c8c8c", "X"),
-    "lynx": ("#0072B2", "o"),
-    "lynx_v1_latency": ("#D55E00", "s"),
-    "lynx_v1_accuracy": ("#E69F00", "P"),
-    "top_k": ("#009E73", "^"),
-    "deny_rank": ("#CC79A7", "v"),
-    "random_keep": ("#56B4E9", "D"),
-    "coverage": ("#000000", "o"),
-    "oea": ("#CC79A7", "p"),
-    "xshare": ("#009E73", "h"),
-    "sere": ("#E69F00", "d"),
-    "naee": ("#8c8c8c", "<"),
-    "lexi": ("#8c8c8c", ">"),
-    "top_p": ("#8c8c8c", "v"),
-    "min_p": ("#8c8c8c", "^"),
+_SERIF = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "font.size": 8, "legend.fontsize": 7.5}
+_SERIF |= {"axes.labelsize": 8.5, "axes.titlesize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8}
+PAPERS: dict[str, dict[str, Any]] = {
+    "neurips": _SERIF | {"figure.figsize": (5.5, 2.2)},
+    "icml": _SERIF | {"figure.figsize": (3.25, 2.2)},
+    "mlsys": _SERIF | {"figure.figsize": (3.25, 2.2)},
 }
-_OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
-_SIZES = {"*": 5.5, "X": 7.0}
-"""Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
-_FILLS = ("full", "none", "left", "right", "top", "bottom")
+"""What to change of RC: the width of a column, and letters that go with Times (STIX, which matplotlib brings along).
+Widths as in the conferences' style files: neurips_2025.sty sets one column of 5.5 inches; icml2025.sty and
+mlsys2025.sty two columns in 6.75 inches, 0.25 inches apart."""
+
+WARNINGS: ContextVar[tuple[str, ...]] = ContextVar("WARNINGS", default=())
+"""What every figure must say (`analysis.soundness`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """How one policy setting is drawn: colour and marker tell the policy, the fill its parameters."""
-
-    color: str
-    marker: str
-    fill: str = "full"
-
-    def marker_kwargs(self) -> dict[str, Any]:
-        """Arguments of `Axes.plot` for markers without a line; what is not filled is white, so bars end at the rim."""
-        face = {"fillstyle": "full", "markerfacecolor": "white"} if self.fill == "none" else {"fillstyle": self.fill}
-        size = _SIZES.get(self.marker, RC["lines.markersize"])
-        common = {"color": self.color, "marker": self.marker, "markersize": size, "linestyle": "none"}
-        return {**common, **face, "markerfacecoloralt": "white"}
-
-    def faint(self) -> Look:
-        """The same look, pale but opaque."""
-        red, green, blue = to_rgb(self.color)
-        return replace(self, color=to_hex((0.4 * red + 0.6, 0.4 * green + 0.6, 0.4 * blue + 0.6)))
+ASKED: ContextVar[bool] = ContextVar("ASKED", default=False)
+"""Whether the figure was asked for by name."""
 
 
-def looks(frame: pd.DataFrame) -> dict[str, Look]:
-    """One look per `series`, in the order of the frame; needs columns `series` and `policy`."""
-    found: dict[str, Look] = {}
-    others = sorted(set(frame["policy"]) - set(_FAMILIES))
-    seen: dict[str, int] = {}
-    for name, policy in frame[["series", "policy"]].drop_duplicates().itertuples(index=False):
-        index = others.index(policy) if policy in others else 0
-        default = (PALETTE[index % len(PALETTE)], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
-        color, marker = _FAMILIES.get(policy, default)
-        found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
-        seen[policy] = seen.get(policy, 0) + 1
-    return found
-
-
-def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
-    """Legend handles and labels, one line per policy: its markers, then its parameter values in the same order."""
-    handles: list[Artist | tuple[Artist, ...]] = []
-    labels = []
-    for policy, part in frame.drop_duplicates("series").groupby("policy", sort=False):
-        shown = part["series"] if len(part) <= len(_FILLS) else part["series"].iloc[:1]
-        handles.append(tuple(Line2D([], [], **look[name].marker_kwargs()) for name in shown))
-        labels.append(part["series"].iloc[0] if len(part) == 1 else _family_label(str(policy), part))
-    return handles, labels
-
-
-def _family_label(policy: str, part: pd.DataFrame) -> str:
-    many = f"{policy}, {len(part)} settings (see the CSV)"
-    if len(part) > len(_FILLS):
-        return many
-    fields = zip(part["policy_params"], part["phases"], strict=True)
-    settings = [json.loads(params) | {"phases": phases} for params, phases in fields]
-    names = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
-    values = [", ".join(_short(setting.get(name)) for name in names) for setting in settings]
-    if len(names) == 1:
-        label = f"{policy}({names[0]} = {', '.join(values)})"
-    else:
-        label = f"{policy}, ({', '.join(names)}) = " + ", ".join(f"({value})" for value in values)
-    return label if len(label) <= _LABEL_LETTERS else many
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+def width_in() -> float:
+    """Of the column that is drawn for."""
+    return float(matplotlib.rcParams["figure.figsize"][0])
 
 
 def figure(height_in: float) -> Figure:
     """An empty figure, one column wide."""
-    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    return Figure(figsize=(width_in(), height_in), layout="constrained")
 
 
 def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 1) -> None:
@@ -165,44 +99,23 @@ def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str], columns: 
     )
 
 
-def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
-    """Thin bars of the 95 % intervals of `x` and `y`, one colour a point; a missing interval draws nothing."""
-    for along, across, lines in (("x", "y", axes.hlines), ("y", "x", axes.vlines)):
-        known = points[f"{along}_low"].notna().to_numpy()
-        if known.any():
-            bars = points[known]
-            shown = [color for color, keep in zip(colors, known, strict=True) if keep]
-            lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
-
-
-_RING: dict[str, Any] = {
-    "marker": "o",
-    "linestyle": "none",
-    "color": "#C00000",
-    "markerfacecolor": "none",
-    "markeredgewidth": 0.8,
-}
-_RING_SIZE = 8.5
-
-
-def ring(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
-    """A ring around each flagged point, above the points; needs a column `guard`."""
-    flagged = points[points["guard"].map(guards.is_flagged)]
-    axes.plot(flagged[x], flagged[y], **_RING, markersize=_RING_SIZE, zorder=7)
-
-
-def ring_entry(points: pd.DataFrame) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
-    """The legend's handle and label of the rings; none if no point is flagged."""
-    if not points["guard"].map(guards.is_flagged).any():
-        return [], []
-    return [Line2D([], [], **_RING, markersize=7)], ["responses longer or shorter than vanilla's"]
+_NOTE_SIZE = 6
+_LETTERS_AN_INCH = 20
 
 
 def note(fig: Figure, lines: Iterable[str]) -> None:
-    """Say on the figure what it leaves out."""
-    text = "\n".join(lines)
+    """Say on the figure what it leaves out, and what to mind; it grows by as much."""
+    letters = int(_LETTERS_AN_INCH * width_in())
+    text = [part for line in lines for part in textwrap.wrap(line, letters, subsequent_indent="  ")]
     if text:
-        fig.suptitle(text, fontsize=6, style="italic", color="#555555")
+        fig.set_figheight(fig.get_figheight() + len(text) * 1.25 * _NOTE_SIZE / 72)
+        fig.suptitle("\n".join(text), fontsize=_NOTE_SIZE, style="italic", color="#555555", x=0.02, ha="left")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first two of them, each once, and how many more there are."""
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:2]) + (f" and {len(unique) - 2} more" if len(unique) > 2 else "")
 
 
 def skip(name: str, reason: str) -> list[Path]:
@@ -211,10 +124,19 @@ def skip(name: str, reason: str) -> list[Path]:
     return []
 
 
-def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame) -> list[Path]:
-    """Write NAME.pdf, NAME.png (300 dpi) and NAME.csv, free of dates and program versions."""
+def absent(name: str, cells: str) -> list[Path]:
+    """No cell is there that the figure is about: worth a line only to who asked for it by name."""
+    return skip(name, f"no cell {cells}") if ASKED.get() else []
+
+
+def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame, left_out: Iterable[str] = ()) -> list[Path]:
+    """Write NAME.pdf, NAME.png (300 dpi) and NAME.csv, free of dates and program versions.
+
+    `left_out`: lines that stand on the figure, before those of WARNINGS.
+    """
+    note(fig, [*left_out, *WARNINGS.get()])
     pdf, png, csv = (folder / f"{name}.{ending}" for ending in ("pdf", "png", "csv"))
-    fig.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    fig.savefig(pdf, metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
     fig.set_layout_engine("none")  # the layout is settled: not computed again
     fig.savefig(png, metadata={"Software": None})
     numbers.to_csv(csv, index=False)

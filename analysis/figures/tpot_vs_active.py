@@ -12,7 +12,9 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from analysis import guards
-from analysis.figures import style
+from analysis.figures import looks, style
+from analysis.labels import PROBES
+from analysis.study import Study
 
 NAME = "tpot_vs_active"
 
@@ -34,13 +36,13 @@ def least_squares(active: pd.Series, tpot_ms: pd.Series) -> Fit | None:
     return Fit(intercept=float(line.intercept), slope=float(line.slope), r_squared=float(line.rvalue**2))
 
 
-def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -> list[Path]:
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per measured cell, one line per batch size; colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(rows)
+    points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
-    look = style.looks(points)
+    look = looks.looks(points)
     fits, labels = {}, []
     handles: list[Any] = []
     batches = sorted(points["batch_size"].unique())
@@ -48,22 +50,22 @@ def draw(rows: pd.DataFrame, summary: pd.DataFrame, folder: Path, suffix: str) -
     for batch, part in points.groupby("batch_size", sort=True):
         fits[batch] = least_squares(part["x"], part["y"])
         handles.append(Line2D([], [], color=colors[batch], linewidth=1.2))
-        labels.append(f"batch size {batch}: {_equation(fits[batch])}")
+        labels.append(f"batch size {batch}: {equation(fits[batch])}")
     families = points.drop_duplicates("policy")
     for series, policy in families[["series", "policy"]].itertuples(index=False):
-        grey = style.Look(color="#444444", marker=look[series].marker)
+        grey = looks.Look(color="#444444", marker=look[series].marker)
         handles.append(Line2D([], [], **grey.marker_kwargs()))
         labels.append(policy)
-    rings = style.ring_entry(points)
+    rings = looks.ring_entry(points)
     handles, labels = handles + rings[0], labels + rings[1]
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * len(labels) + 0.25)
     axes = fig.subplots()
-    style.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
+    looks.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
     for point in points.to_dict("records"):
         color = colors[point["batch_size"]]
-        drawn = style.Look(color=color, marker=look[point["series"]].marker)
+        drawn = looks.Look(color=color, marker=look[point["series"]].marker)
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
-    style.ring(axes, points, "x", "y")
+    looks.ring(axes, points, "x", "y")
     for batch, fit in fits.items():
         if fit is not None:
             ends = points.loc[points["batch_size"] == batch, "x"].agg(["min", "max"]).to_numpy()
@@ -90,7 +92,8 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     return points.dropna(subset=["x", "y"]).reset_index()
 
 
-def _equation(fit: Fit | None) -> str:
+def equation(fit: Fit | None) -> str:
+    """As a legend shows it."""
     if fit is None:
         return "too few points for a line"
     sign = "+" if fit.slope >= 0 else "−"

@@ -8,21 +8,19 @@ timing = engine.measure(prompts, batch_size=16, policies={"quarter": build_polic
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lynx_exp.engine import timed
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.decoder import Decoder, choose_decoder
-from lynx_exp.engine.fastest import fastest_experts, using_experts
+from lynx_exp.engine.fastest import fastest_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.generate import run_padded
-from lynx_exp.engine.graph import cuda_capture
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched, match_active, mean_active
-from lynx_exp.engine.measure import Timing, measure
 from lynx_exp.engine.memory import memory_budget
 from lynx_exp.engine.opening import context_of, from_config, from_pretrained
 from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
@@ -283,13 +281,20 @@ class Engine:
         yield from self.fidelity_of(requests, plan, [self.act(policy, phases, layers)], on_step=on_step)
 
     def fidelity_of(
-        self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act], *, on_step: OnStep = _silent
+        self,
+        requests: Sequence[Request],
+        plan: BatchPlan,
+        acts: Sequence[Act],
+        *,
+        tokens: Collection[int] = (),
+        on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
-        """`fidelity` of several policies (bound), for which vanilla goes through the model once."""
+        """`fidelity` of several policies (bound), for which vanilla goes through the model once; of those whose numbers
+        are in `tokens` token by token, too."""
         check_lengths(requests, self.context_length)
         store = self._scoring_store(requests, plan, acts)
         for pack in passes(requests, plan, self.model):
-            yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step)
+            yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step, tokens)
 
     def match_active(
         self,
@@ -316,47 +321,7 @@ class Engine:
         """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
         return selection_time(self.model, self.routers, self.bind(policy), prompts)
 
-    def measure(
-        self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        *,
-        batch_size: int,
-        policies: Mapping[str, Policy],
-        phases: Phases = "decode",
-        layers: str | None = None,
-        new_tokens: int = 32,
-        repeats: int = 5,
-        max_repeats: int | None = None,
-        precision: float = 0.02,
-        on_step: OnStep = _silent,
-    ) -> Timing:
-        """Time decode steps of one lane, the first `batch_size` prompts, under vanilla and each policy, interleaved.
-
-        After a warm-up until steps are stable, `repeats` times; and on up to `max_repeats` (None: no more) while the
-        95 % interval of a speed-up is wider than +- `precision`, relative to its median.
-        """
-        if len(prompts) < batch_size:
-            raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
-        encoded = [self.encode(prompt) for prompt in prompts[:batch_size]]
-        bound = {name: self.bind(policy) for name, policy in policies.items()}
-        chosen, candidates = self._fastest_experts(encoded)
-        with torch.inference_mode(), using_experts(self.model, chosen):
-            timing = measure(
-                self.model,
-                self.routers,
-                encoded,
-                self._lane_alone,
-                bound,
-                phases,
-                layers,
-                new_tokens=new_tokens,
-                repeats=repeats,
-                max_repeats=repeats if max_repeats is None else max_repeats,
-                precision=precision,
-                on_step=on_step,
-                capture=cuda_capture if self.graphs and self.device.type == "cuda" and self.has_slots else None,
-            )
-        return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
+    measure, measure_prefill, breakdown = timed.measure, timed.measure_prefill, timed.breakdown
 
     def _lane_alone(self, prompts: Sequence[Sequence[int]], room: int) -> Batch | SlotBatch:
         if self.has_slots:

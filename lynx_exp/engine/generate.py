@@ -1,7 +1,7 @@
 """Decoding of models without slots (sliding windows, recurrent layers): lanes of one plan start together, padded
 on the left, and finished rows leave when they are many.
 
-R rows, G lanes, L layers.
+R rows, T token rows of a forward pass, G lanes, L layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.stopping import Stopper
-from lynx_exp.models import Attachment, Router, count_active
+from lynx_exp.models import Attachment, Record, Router, Rows, count_active, count_changed
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the physical batch once the live ones are fewer than this share of it: copying the cache is not
@@ -78,13 +78,16 @@ def generate_pack(
     of_lane = [[row for row, (at, _, _) in zip(rows, seats, strict=True) if at == index] for index in range(len(lanes))]
     open_lanes = set(range(len(lanes)))
     live_rows: list[list[int]] = [[] for _ in lanes]
-    active_steps: list[torch.Tensor] = []
+    steps: list[torch.Tensor] = []
     draw = Draw.of([row.request.sampling for row in rows])
 
     # Attached for the forward pass alone: whoever holds this generator may use the model between two lanes.
-    attachment.rows, attachment.record = batch.prefill_rows(), None
+    prompt_rows = batch.prefill_rows()
+    record: Record | None = [] if attachment.on_prompts else None
+    attachment.rows, attachment.record = prompt_rows, record
     with attachment:
         logits = batch.prefill()
+    prompts = _of_prompts(record, prompt_rows) if record is not None else [(0, [])] * len(lanes)
     while True:
         token_R = most_likely(logits) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
         fed = [row for row in rows if row.finish is None]
@@ -95,7 +98,7 @@ def generate_pack(
         for index in sorted(open_lanes):
             if all(row.finish is not None for row in of_lane[index]):
                 open_lanes.discard(index)
-                yield _result(lanes[index], of_lane[index], stopper, live_rows[index], active_steps, index)
+                yield _result(lanes[index], of_lane[index], stopper, live_rows[index], steps, index, prompts[index])
         live = [row.finish is None for row in rows]
         if not any(live):
             return
@@ -111,13 +114,29 @@ def generate_pack(
         attachment.rows, attachment.record = batch.step_rows(live_R), []
         with attachment:
             logits = batch.step(token_R)
-        active_steps.append(count_active(attachment.record, batch.lane, live_R, len(lanes), routers[0].num_experts))
+        active_GL = count_active(attachment.record, batch.lane, live_R, len(lanes), routers[0].num_experts)
+        steps.append(torch.stack([active_GL, count_changed(attachment.record, batch.lane, live_R, len(lanes))]))
+
+
+def _of_prompts(record: Record, rows: Rows) -> list[tuple[int, list[int]]]:
+    """Of each lane: the tokens of its prompts, and their assignments changed in each layer."""
+    tokens = torch.bincount(rows.lane[rows.live], minlength=rows.num_lanes).tolist()
+    changed = count_changed(record, rows.lane, rows.live, rows.num_lanes).tolist()
+    return list(zip(tokens, changed, strict=True))
 
 
 def _result(
-    lane: int, rows: list[Row], stopper: Stopper, live_rows: list[int], active_steps: list[torch.Tensor], index: int
+    lane: int,
+    rows: list[Row],
+    stopper: Stopper,
+    live_rows: list[int],
+    steps: list[torch.Tensor],
+    index: int,
+    prompts: tuple[int, list[int]],
 ) -> LaneResult:
-    active = [step[index] for step in active_steps[: len(live_rows)]]
+    """`steps`: `[2, G, L]` each, active experts and assignments changed."""
+    own = [step[:, index] for step in steps[: len(live_rows)]]
+    active, changed = torch.stack(own, 1).tolist() if own else ([], [])
     return LaneResult(
         lane=lane,
         requests=tuple(row.number for row in rows),
@@ -125,5 +144,8 @@ def _result(
         texts=[stopper.text(row.tokens, row.request.stop) for row in rows],
         finish_reasons=[str(row.finish) for row in rows],
         live_rows=list(live_rows),
-        active_experts=torch.stack(active).tolist() if active else [],
+        active_experts=active,
+        changed=changed,
+        prompt_tokens=prompts[0],
+        prompt_changed=prompts[1],
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from lynx_exp.engine.likely import NO_TOKEN, NotANumber
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.results import LaneResult
@@ -77,6 +79,9 @@ class Lane:
     """In the order in which they entered."""
     live_rows: list[int] = field(default_factory=list)
     """A decode step."""
+    prompt_tokens: int = 0
+    prompt_changed: Tensor | None = None
+    """`[L]`; None: no policy decides in its prefills."""
 
     def __post_init__(self) -> None:
         self.free = list(range(self.width))
@@ -90,7 +95,7 @@ class Lane:
         """Rows of the physical batch that it holds or will need again."""
         return self.width if self.queue else self.live
 
-    def result(self, stopper: Stopper, active_experts: list[list[int]]) -> LaneResult:
+    def result(self, stopper: Stopper, active_experts: list[list[int]], changed: list[list[int]]) -> LaneResult:
         return LaneResult(
             lane=self.number,
             requests=tuple(row.number for row in self.rows),
@@ -100,6 +105,9 @@ class Lane:
             finish_reasons=[str(row.finish) for row in self.rows],
             live_rows=self.live_rows,
             active_experts=active_experts,
+            changed=changed,
+            prompt_tokens=self.prompt_tokens,
+            prompt_changed=[] if self.prompt_changed is None else self.prompt_changed.tolist(),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -38,6 +38,12 @@ class LaneResult:
     """Per decode step."""
     active_experts: list[list[int]]
     """Per decode step and layer."""
+    changed: list[list[int]] = field(default_factory=list)
+    """Per decode step and layer: assignments changed, of top-k for each live row (`count_changed`)."""
+    prompt_tokens: int = 0
+    """Token rows of prefills in which a policy decided; 0: none did."""
+    prompt_changed: list[int] = field(default_factory=list)
+    """Per layer: their assignments changed, of top-k for each; empty: no policy decided there."""
 
     def active_rows(self) -> list[ActiveRow]:
         return [

@@ -5,7 +5,8 @@ So all steps go through the model in one forward pass, and the policy is told th
 batch of their own. Equal to stepwise decoding up to rounding, since attention is causal and experts act on each row
 alone. Prompts that no policy changes come from the store, where they went through the model once for everybody.
 
-R rows, N positions of the padded prompts, T tokens of the longest continuation, G lanes, L layers, V vocabulary.
+R rows, N positions of the padded prompts, T tokens of the longest continuation, G lanes, S decode steps of the longest
+lane, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.prompts import PromptStore, gather
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.slots import round_up
-from lynx_exp.models import Attachment, Router, Rows, count_active
+from lynx_exp.models import Attachment, Router, Rows, count_active, count_changed
 
 Scoring = Literal["decode", "prefill"]
 
@@ -66,8 +67,14 @@ class Forced:
     given_RT: Tensor
     """False: past the end of the row's continuation."""
     plan: ForcedPlan
-    active_GTL: Tensor
+    active_GSL: Tensor
     """Active experts of each lane, decode step and layer."""
+    changed_GSL: Tensor
+    """Likewise: assignments that the policy changed."""
+    prompt_changed_GL: Tensor | None
+    """Those among prefill rows; None: the policy does not decide there."""
+    prompt_tokens_G: list[int]
+    """Prefill rows of each lane."""
 
 
 def force_pack(
@@ -91,12 +98,17 @@ def force_pack(
         logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
     else:
         logits_RTV = _from_store(model, attachment, asked, steps, target_RT, given_RT, store)
+    decode_steps = 0 if scoring == "prefill" else steps.num_steps
+    active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, len(lanes), decode_steps)
     return Forced(
         logits_RTV=logits_RTV,
         target_RT=target_RT,
         given_RT=given_RT,
         plan=steps,
-        active_GTL=_active(attachment, routers, len(lanes), 0 if scoring == "prefill" else steps.num_steps),
+        active_GSL=active_GSL,
+        changed_GSL=changed_GSL,
+        prompt_changed_GL=prompt_changed_GL,
+        prompt_tokens_G=prompt_tokens_G,
     )
 
 
@@ -211,7 +223,10 @@ def score_pack(
             logprobs=logprob_R[mine].tolist(),
             greedy=greedy_R[mine].tolist(),
             live_rows=live_rows,
-            active_experts=forced.active_GTL[index, : len(live_rows)].tolist(),
+            active_experts=forced.active_GSL[index, : len(live_rows)].tolist(),
+            changed=forced.changed_GSL[index, : len(live_rows)].tolist(),
+            prompt_tokens=forced.prompt_tokens_G[index],
+            prompt_changed=[] if forced.prompt_changed_GL is None else forced.prompt_changed_GL[index].tolist(),
         )
 
 
@@ -251,11 +266,23 @@ def _right_pad(continuations: Sequence[Sequence[int]], device: torch.device) -> 
     return ids, torch.arange(width, device=device) < lengths[:, None]
 
 
-def _active(attachment: Attachment, routers: Sequence[Router], num_lanes: int, num_steps: int) -> Tensor:
-    """`[G, S, L]`: active experts of each lane, decode step and layer; the batches of decode steps come last."""
+def _counts(
+    attachment: Attachment, routers: Sequence[Router], num_lanes: int, num_steps: int
+) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
+    """The last four fields of `Forced`. Batches of prefill rows, if any, come before those of decode steps."""
     rows, record = attachment.rows, attachment.record
-    if not record or not num_steps:
-        return torch.zeros(num_lanes, 0, len(routers), dtype=torch.long)
+    if not record:  # a single token each: nothing was fed
+        none = torch.zeros(num_lanes, 0, len(routers), dtype=torch.long)
+        return none, none, None, [0] * num_lanes
     assert rows is not None
-    counts = count_active(record, rows.lane, rows.live, rows.num_lanes, routers[0].num_experts)
-    return counts[-num_lanes * num_steps :].view(num_lanes, num_steps, -1)
+    changed = count_changed(record, rows.lane, rows.live, rows.num_lanes)
+    first = rows.num_lanes - num_lanes * num_steps
+    shape = (num_lanes, num_steps, len(record))
+    active_GSL = torch.zeros(shape, dtype=torch.long)
+    if num_steps:
+        active = count_active(record, rows.lane, rows.live, rows.num_lanes, routers[0].num_experts)
+        active_GSL = active[first:].view(shape)
+    if not first or not attachment.on_prompts:
+        return active_GSL, changed[first:].view(shape), None, [0] * num_lanes
+    tokens_G = torch.bincount(rows.lane[rows.live], minlength=rows.num_lanes)[:first]
+    return active_GSL, changed[first:].view(shape), changed[:first], tokens_G.tolist()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lynx_exp.engine.batch import POSITIONS
-from lynx_exp.models import Router, count_active
+from lynx_exp.models import Record, Router, count_active, count_changed
 from lynx_exp.models.ranks import Agreement
 from lynx_exp.routing import Phases, Policy, Routing, StepContext, layer_range
 
@@ -58,13 +58,13 @@ class _Part:
 
 class Sections:
     """Tell it who the rows are (`arrange`, whenever that changes, and `begin` before each step), then run the model
-    inside a `with` block; `active` is what the step ran."""
+    inside a `with` block; `counts` is what the step ran."""
 
     def __init__(self, routers: Sequence[Router], acts: Sequence[Act], device: torch.device) -> None:
         self._routers, self._acts, self._device = routers, acts, device
         self._layers = [None if act.layers is None else layer_range(act.layers, len(routers)) for act in acts]
         self._removers: list[Callable[[], None]] = []
-        self._record: list[tuple[Tensor, Tensor]] = []
+        self._record: Record = []
         self._agreement = Agreement(routers)
 
     def arrange(self, act_R: Sequence[int], lane_R: Sequence[int], slot_R: Sequence[int], dead: int) -> None:
@@ -107,10 +107,12 @@ class Sections:
                 key = torch.from_numpy(key_G[part.lane_places]).to(self._device)
                 part.step = part.fixed | {"key": key, "shared": {}}
 
-    def active(self) -> Tensor:
-        """`[G, L]`: distinct experts that the live rows of each lane place ran in the last step."""
+    def counts(self) -> Tensor:
+        """`[2, G, L]` of the last step: distinct experts that the live rows of each lane place ran, and assignments of
+        theirs that policies changed."""
         num_experts = self._routers[0].num_experts
-        return count_active(self._record, self._lane_T, self._live_T, self._places, num_experts)
+        active_GL = count_active(self._record, self._lane_T, self._live_T, self._places, num_experts)
+        return torch.stack([active_GL, count_changed(self._record, self._lane_T, self._live_T, self._places)])
 
     def _route(self, router: Router, routing: Routing) -> Routing | None:
         new = None if self._plain else self._decide(router, routing)
@@ -120,7 +122,7 @@ class Sections:
             weights[self._rows :] = 0
             new = Routing(logits=routing.logits, experts=used.experts, weights=weights)
         used = new or routing
-        self._record.append((used.experts, used.weights))
+        self._record.append((used.experts, used.weights, routing.experts))
         if self._agreement.sought:
             self._agreement.check(router.layer, used.experts, self._live_T)
         return new

@@ -25,7 +25,7 @@ from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.sections import Sections
 from lynx_exp.engine.slots import Cursor, Prefilled, Slots, round_up
 from lynx_exp.engine.stopping import Stopper
-from lynx_exp.models import Attachment, Router
+from lynx_exp.models import Attachment, Router, count_changed
 from lynx_exp.models.ranks import group_of
 
 OnStep = Callable[[int, int], None]
@@ -159,8 +159,12 @@ class Stream:
             return [self._stores[lane.job].get(prompt) for prompt in prompts]
         with Attachment(self._routers, job.act.policy, job.act.phases, job.act.layers) as attachment:
             key = (lane.number << 32) + PREFILL_KEY + lane.admissions
-            attachment.rows = prompt_rows_of(prompts, slots, key, self._device)
+            rows = prompt_rows_of(prompts, slots, key, self._device)
+            attachment.rows, attachment.record = rows, []
             own = prefill(self._model, prompts)
+        changed_L = count_changed(attachment.record, rows.lane, rows.live, 1)[0]
+        lane.prompt_changed = changed_L if lane.prompt_changed is None else lane.prompt_changed + changed_L
+        lane.prompt_tokens += sum(map(len, prompts))
         return [(own, row) for row in range(len(prompts))]
 
     def _arrange(self) -> None:
@@ -188,7 +192,7 @@ class Stream:
         self._sections.begin(self._key_G)
         with self._sections:  # whoever holds the generator may use the model between two lanes
             logits = self._decoder.step(torch.tensor(tokens, device=self._device))
-        self._history.append(self._sections.active())
+        self._history.append(self._sections.counts())
         for lane in self._lanes:
             lane.live_rows.append(lane.live)
         if self._draw is None:
@@ -233,8 +237,9 @@ class Stream:
 
     def _result(self, lane: Lane) -> LaneResult:
         start = lane.began - self._forgotten
-        steps = [active[lane.place] for active in self._history[start : start + len(lane.live_rows)]]
-        return lane.result(self._stopper, torch.stack(steps).tolist() if steps else [])
+        steps = [counts[:, lane.place] for counts in self._history[start : start + len(lane.live_rows)]]
+        active, changed = torch.stack(steps, 1).tolist() if steps else ([], [])
+        return lane.result(self._stopper, active, changed)
 
 
 def run_stream(

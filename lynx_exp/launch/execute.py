@@ -11,6 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
+
 from lynx_exp.launch.cell import Cell, Task
 from lynx_exp.launch.latency import measure_cell
 from lynx_exp.launch.metrics import cell_metrics
@@ -25,6 +27,7 @@ from lynx_exp.store.cell import CellWriter, record_failure
 from lynx_exp.store.faults import DiskFull, fault_of
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
+from lynx_exp.store.tables import BREAKDOWN, TOKENS
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Job, LaneEngine, LaneResult, Request, Scoring
@@ -53,6 +56,7 @@ class Attempt:
     checked: float = field(default_factory=monotonic)
     """When it was last seen that the claim stands."""
     fidelity: list[dict[str, Any]] | None = None
+    tokens: list[pa.Table] | None = None
 
     @property
     def phases(self) -> Phases:
@@ -61,6 +65,11 @@ class Attempt:
     @property
     def acts(self) -> dict[str, Any]:
         return {"phases": self.phases, "layers": self.cell.config.layers}
+
+    @property
+    def compares(self) -> bool:
+        """Whether its distributions are compared with vanilla's."""
+        return self.policy is not None and self.cell.config.fidelity
 
     def job(self, task: Task, engine: LaneEngine) -> Job:
         """Its missing lanes of a task that generates."""
@@ -284,11 +293,12 @@ class Pack:
         return note
 
     def _compare(self) -> None:
-        """Fidelity of all policies of one batch size at once: vanilla goes through the model once for them. Those that
-        act on prompts have theirs in one pass with the responses, which may change last bits: vanilla then too."""
+        """Fidelity of all policies of one batch size at once, and their tokens: vanilla goes through the model once for
+        them. Those that act on prompts have theirs in one pass with the responses, which may change last bits: vanilla
+        then too."""
         by_plan: dict[tuple[int, bool], list[Attempt]] = {}
         for attempt in self._open:
-            if attempt.policy is not None and attempt.cell.config.fidelity:
+            if attempt.compares or attempt.cell.config.tokens:
                 prefills = attempt.phases in ("prefill", "both")
                 by_plan.setdefault((attempt.cell.config.batch_size, prefills), []).append(attempt)
         for together in by_plan.values():
@@ -301,18 +311,23 @@ class Pack:
 
     def _compare_some(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            attempt.fidelity = []
+            attempt.fidelity = [] if attempt.compares else None
+            attempt.tokens = [] if attempt.cell.config.tokens else None
+        asked = [number for number, attempt in enumerate(attempts) if attempt.tokens is not None]
         first = attempts[0]
         policies = [(attempt.policy, attempt.phases, attempt.cell.config.layers) for attempt in attempts]
         for task in first.cell.tasks:
             requests, plan = first.requests[task.name], first.plans[task.name]
             continued = self._references.continued(first.cell, task, self._engine, requests, plan, "fidelity")
-            for number, row in fidelity_rows(self._engine, policies, task, continued, plan):
-                rows = attempts[number].fidelity
-                assert rows is not None
-                rows.append(row)
+            for number, row, tokens in fidelity_rows(self._engine, policies, task, continued, plan, asked):
+                attempt = attempts[number]
+                if attempt.fidelity is not None:
+                    attempt.fidelity.append(row)
+                if attempt.tokens is not None and tokens is not None:
+                    attempt.tokens.append(tokens)
         for attempt in attempts:
-            assert attempt.policy is not None
+            if attempt.policy is None or not attempt.compares:
+                continue
             first_task = attempt.cell.tasks[0].name
             plan = attempt.plans[first_task]
             prompts = [attempt.requests[first_task][number].prompt_ids for number in plan.lanes[0][: plan.widest]]
@@ -324,10 +339,15 @@ class Pack:
         if not self._is_mine(cell.folder):
             raise ClaimLost(str(cell.folder))
         timing_rows, timing_info = None, None
+        more: dict[str, pa.Table] = {}
+        if attempt.tokens is not None:
+            more["tokens"] = pa.concat_tables([TOKENS.empty_table(), *attempt.tokens])
         if cell.config.measure.latency:
-            timing_rows, timing_info = measure_cell(
+            timing_rows, timing_info, sections = measure_cell(
                 cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
             )
+            if sections:
+                more["breakdown"] = pa.Table.from_pylist(sections, schema=BREAKDOWN)
         scores = {task.name: self._scores(attempt, task) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],
@@ -345,6 +365,7 @@ class Pack:
             timing_info=timing_info,
             fidelity_rows=attempt.fidelity,
             invalid=invalid_reasons(cell, writer),
+            more=more,
         )
 
     def _scores(self, attempt: Attempt, task: Task) -> Scores:

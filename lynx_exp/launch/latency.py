@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,26 +21,24 @@ def measure_cell(
     requests: dict[str, list[Request]],
     plans: dict[str, BatchPlan],
     progress: Progress,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(rows of timing.parquet, timing.json). Prompts are the first in plan order, repeated if there are too few."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
+    """(rows of timing.parquet, timing.json, rows of breakdown.parquet). Prompts are the first in plan order, repeated
+    if there are too few."""
     import torch
 
     measure, batch_size = cell.config.measure, cell.config.batch_size
     task = next((task for task in cell.tasks if task.kind == "generate"), cell.tasks[0])
     order = [number for lane in plans[task.name].lanes for number in lane]
     chosen = islice(cycle(order), batch_size)
-    timing = engine.measure(
-        [list(requests[task.name][number].prompt_ids) for number in chosen],
-        batch_size=batch_size,
-        policies={} if policy is None else {"policy": policy},
-        phases=cast("Phases", cell.config.phases),
-        layers=cell.config.layers,
-        new_tokens=measure.new_tokens,
-        repeats=measure.repeats,
-        max_repeats=measure.max_repeats,
-        precision=measure.precision,
-        on_step=progress.tokens,
-    )
+    prompts = [_of_length(requests[task.name][number].prompt_ids, cell, engine) for number in chosen]
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "policies": {} if policy is None else {"policy": policy},
+        "phases": cast("Phases", cell.config.phases),
+        "layers": cell.config.layers,
+    }
+    until = {name: getattr(measure, name) for name in ("repeats", "max_repeats", "precision")}
+    timing = engine.measure(prompts, new_tokens=measure.new_tokens, on_step=progress.tokens, **until, **common)
     if not timing.stable:
         progress.note(
             f"{cell.name}: steps still changing after {timing.warmup_rounds} rounds of warm-up; mind its latency"
@@ -66,5 +65,35 @@ def measure_cell(
         "vanilla_active_experts": timing.active_experts["vanilla"],
         "policy_active_experts": timing.active_experts.get("policy"),
         "threads": torch.get_num_threads(),
+        "context": measure.context,
     }
-    return rows, info
+    if measure.prefill:
+        prefills = engine.measure_prefill(prompts, **until, **common)
+        rows += [
+            {"name": f"{name} prefill", "repeat": repeat, "step": 0, "ms": ms}
+            for name, times in prefills.ms.items()
+            for repeat, (ms,) in enumerate(times)
+        ]
+        info |= {f"{name}_prefill_active_experts": active for name, active in prefills.active_experts.items()}
+        info |= {"prefill_tokens": prefills.prompt_tokens, "prefill_stable": prefills.stable}
+    sections: list[dict[str, Any]] = []
+    if measure.breakdown:
+        found = engine.breakdown(prompts, new_tokens=measure.new_tokens, repeats=measure.repeats, **common)
+        sections = [
+            {"name": name, "repeat": repeat, "section": section, "ms": ms}
+            for name, times in found.ms.items()
+            for section, repeats in times.items()
+            for repeat, ms in enumerate(repeats)
+        ]
+    return rows, info, sections
+
+
+def _of_length(prompt: Sequence[int], cell: Cell, engine: Engine) -> list[int]:
+    """The prompt, repeated or cut to `measure.context` tokens."""
+    wanted, room = cell.config.measure.context, cell.config.measure.new_tokens
+    if wanted is None:
+        return list(prompt)
+    most = engine.context_length
+    if most is not None and wanted + room > most:
+        raise ValueError(f"measure.context={wanted}: and measure.new_tokens={room} exceed the model's {most} positions")
+    return list(islice(cycle(prompt), wanted))

@@ -6,7 +6,7 @@ Registered by `register()`, not by a `hydra_plugins` folder, so that they exist 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import product
@@ -21,11 +21,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from lynx_exp.config import Config, config_folder, to_config
+from lynx_exp.config import Config, ModelConfig, config_folder, to_config
+from lynx_exp.launch.of_model import Shape, asks_for_the_model, filled
 
 if TYPE_CHECKING:
     from lynx_exp.launch.outcomes import Report
@@ -42,7 +43,7 @@ def grid(words: Sequence[str], parser: OverridesParser) -> list[list[str]]:
         if not override.is_sweep_override():
             choices[key] = [f"{key}={override.get_value_element_as_str()}" if "~" not in key else key]
         elif override.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            choices[key] = list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
         else:
             raise ValueError(f"{override.input_line}: not a finite sweep; give a list (1,2,3) or range(1,4)")
     return [list(job) for job in product(*choices.values())]
@@ -54,8 +55,11 @@ def job_grids(
     arguments: Sequence[str],
     parser: OverridesParser,
     controls: Sequence[str] = (),
+    shape_of: Callable[[list[str]], Shape] | None = None,
 ) -> list[list[str]]:
     """The overrides of every job: `params` (crossed) x the union of `cells` (each a crossed grid); `arguments` win.
+
+    `shape_of` gives the model of a job without its cell, for cells that hold numbers of the model (`of_model`).
 
     An argument on a key takes that key, and everything below it, out of every cell; a control takes its keys out of
     everything else, and is run once for what is left.
@@ -68,7 +72,14 @@ def job_grids(
 
     unions = list(dict.fromkeys(tuple(word for word in cell.split() if not overridden(word)) for cell in cells)) or [()]
     shared = [*arguments, *(word for word in params if not overridden(word))]
-    jobs = [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(cell, parser)]
+
+    def of(base: list[str], cell: Sequence[str]) -> Sequence[str]:
+        if shape_of is None or not asks_for_the_model(cell):
+            return cell
+        shape = shape_of(base)
+        return [filled(word, shape) for word in cell]
+
+    jobs = [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(of(base, cell), parser)]
     for control in controls:
         keys = [word.partition("=")[0] for word in control.split()]
 
@@ -83,7 +94,8 @@ def job_grids(
 
 class LynxSweeper(Sweeper):
     """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`;
-    `hydra.sweeper.controls` stand beside all of them."""
+    `hydra.sweeper.controls` stand beside all of them. Or `hydra.sweeper.studies`: other files of `sweeps/`, all of
+    their jobs as one multirun."""
 
     hydra_context: HydraContext
     launcher: Launcher
@@ -93,20 +105,52 @@ class LynxSweeper(Sweeper):
         params: dict[str, str] | None = None,
         cells: Sequence[str] | None = None,
         controls: Sequence[str] | None = None,
+        studies: Sequence[str] | None = None,
     ) -> None:
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
-        self.cells, self.controls = list(cells or []), list(controls or [])
+        self.cells, self.controls, self.studies = list(cells or []), list(controls or []), list(studies or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context = hydra_context
+        self.config = config
+        self._shapes: dict[str, Shape] = {}
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = job_grids(self.params, self.cells, arguments, parser, self.controls)
+        jobs = [
+            job
+            for sweeper, given in self._sweepers(arguments)
+            for job in job_grids(sweeper.params, sweeper.cells, given, parser, sweeper.controls, self._shape_of)
+        ]
         return self.launcher.launch(jobs, initial_job_idx=0)
+
+    def _sweepers(self, arguments: list[str]) -> Iterator[tuple[LynxSweeper, list[str]]]:
+        """This one; or one for each of `studies`, its file in place of the one that names it in the arguments."""
+        if not self.studies:
+            yield self, arguments
+            return
+        groups = {study.partition("=")[0] for study in self.studies}
+        others = [word for word in arguments if word.partition("=")[0].lstrip("+") not in groups]
+        for study in self.studies:
+            given = [f"+{study}", *others]
+            load = self.hydra_context.config_loader.load_configuration
+            found = load("config", given, run_mode=RunMode.MULTIRUN).hydra.sweeper
+            yield LynxSweeper(found.params, found.cells, [*found.controls, *self.controls]), given
+
+    def _shape_of(self, overrides: list[str]) -> Shape:
+        from lynx_exp.launch.model import inspect_model
+
+        assert self.config is not None, "set up"
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        model = OmegaConf.to_object(config.model)
+        assert isinstance(model, ModelConfig)
+        key = str(model)
+        if key not in self._shapes:
+            self._shapes[key] = inspect_model(model)
+        return self._shapes[key]
 
 
 class LynxLauncher(Launcher):
@@ -174,6 +218,8 @@ class SweeperConf:
     """Each a grid in one string: `policy=lynx policy.alpha=1.0,3.0`."""
     controls: list[str] = field(default_factory=list)
     """Each one cell in one string, run for whatever else varies: `policy=noise_floor`."""
+    studies: list[str] = field(default_factory=list)
+    """Other files of `sweeps/`, such as `paper=fig7`, to be run as one multirun."""
 
 
 def register() -> None:

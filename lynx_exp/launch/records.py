@@ -7,10 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.store.tables import LaneRecord
+import pyarrow as pa
+
+from lynx_exp.store.tables import TOKENS, LaneRecord
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneResult, Request
+    from lynx_exp.engine.tokens import TokenRows
     from lynx_exp.launch.cell import Task
     from lynx_exp.tasks import Scores
 
@@ -42,7 +45,25 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
         rows=rows,
         live_rows=result.live_rows,
         active_experts=result.active_experts,
+        changed=result.changed,
+        prompt_tokens=result.prompt_tokens,
+        prompt_changed=result.prompt_changed,
     )
+
+
+def token_table(request: dict[str, Any], rows: TokenRows) -> pa.Table:
+    """Rows of tokens.parquet of one response; `request`: its row of fidelity.parquet."""
+    tokens, layers, _ = rows.experts_NLW.shape
+    each = [[int(e) for e in slots if e >= 0] for slots in rows.experts_NLW.flatten(0, 1).tolist()]
+    columns = {name: [request[name]] * (tokens * layers) for name in ("subtask", "request", "doc_id", "lane")}
+    columns |= {
+        "step": [step for step in rows.steps for _ in range(layers)],
+        "layer": list(range(layers)) * tokens,
+        "kl": rows.kl_N.repeat_interleave(layers).tolist(),
+        "confidence": rows.confidence_NL.flatten().tolist(),
+        "experts": each,
+    }
+    return pa.Table.from_pydict(columns, schema=TOKENS)
 
 
 def answers(task: Task, rows: Sequence[dict[str, Any]]) -> list[Any]:

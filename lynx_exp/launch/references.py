@@ -3,12 +3,15 @@ pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
+
 from lynx_exp.launch.cell import Cell, Task
+from lynx_exp.launch.records import token_table
 from lynx_exp.launch.tasks import LoadTask, tasks_of
 
 if TYPE_CHECKING:
@@ -78,19 +81,19 @@ def fidelity_rows(
     task: Task,
     continued: Sequence[Request],
     plan: BatchPlan,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the policy, row of its fidelity.parquet) for each request."""
+    tokens: Collection[int] = (),
+) -> Iterator[tuple[int, dict[str, Any], pa.Table | None]]:
+    """(number of the policy, row of its fidelity.parquet, rows of its tokens.parquet) for each request; the last of
+    those whose numbers are in `tokens`."""
     acts = [engine.act(policy, phases, layers) for policy, phases, layers in policies]
-    for each in engine.fidelity_of(continued, plan, acts):
-        yield (
-            each.act,
-            {
-                "subtask": task.requests[each.request].subtask or task.name,
-                "request": each.request,
-                "doc_id": task.requests[each.request].doc_id,
-                "lane": each.lane,
-                "tokens": each.tokens,
-                "kl": each.kl,
-                "agreeing": each.agreeing,
-            },
-        )
+    for each in engine.fidelity_of(continued, plan, acts, tokens=tuple(tokens)):
+        row = {
+            "subtask": task.requests[each.request].subtask or task.name,
+            "request": each.request,
+            "doc_id": task.requests[each.request].doc_id,
+            "lane": each.lane,
+            "tokens": each.tokens,
+            "kl": each.kl,
+            "agreeing": each.agreeing,
+        }
+        yield each.act, row, token_table(row, each.token_rows) if each.token_rows is not None else None

@@ -1,6 +1,6 @@
 """Routers of any transformers MoE, and policies on them. torch and transformers only."""
 
-from lynx_exp.models.attach import Attachment, Rows, bind, count_active
+from lynx_exp.models.attach import Attachment, Record, Rows, bind, count_active, count_changed
 from lynx_exp.models.load import (
     BUNDLED,
     calibration_path,
@@ -26,12 +26,14 @@ __all__ = [
     "Live",
     "LiveRule",
     "Router",
+    "Record",
     "Rows",
     "UnknownRouter",
     "UnsupportedModel",
     "bind",
     "calibration_path",
     "count_active",
+    "count_changed",
     "find_calibration",
     "find_routers",
     "fingerprint",

@@ -1,7 +1,7 @@
 """Attach a policy to a model's routers, tell it who the rows of the next forward pass are, and detach it without a
 trace.
 
-T token rows of a forward pass, K top-k, G lanes.
+T token rows of a forward pass, K top-k, W slots after a policy, G lanes, L layers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from torch.nn.functional import pad
 from lynx_exp.models.ranks import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
+
+Record = list[tuple[Tensor, Tensor, Tensor]]
+"""A layer: the experts that run `[T, W]`, their weights `[T, W]`, the experts that the router chose `[T, K]` (the same
+tensor as the first where no policy decided)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,8 @@ class Rows:
 class Attachment:
     """A policy for every router of a model; it acts from `attach()` to `detach()`, or inside a `with` block.
 
-    Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run:
-    (experts `[T, K]`, weights `[T, K]`), in layer order, at no cost to the step.
+    Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run and
+    what it chose itself, in layer order, at no cost to the step; while `confidence` is one, how sure it is of each row.
 
     Raises ValueError if the model cannot run the policy. On ranks that choose different experts the forward pass raises
     RuntimeError: the first that records, and the first prefill; others may be timed.
@@ -59,7 +63,8 @@ class Attachment:
         self._layers = None if layers is None else layer_range(layers, len(routers))
         self._rows: Rows | None = None
         self._step: dict[str, Any] | None = None
-        self.record: list[tuple[Tensor, Tensor]] | None = None
+        self.record: Record | None = None
+        self.confidence: list[Tensor] | None = None
         self.idle_dead = False
         """Whether dead rows run no expert: their weights become 0. Live rows do not notice."""
         self._dead_T1: Tensor | None = None
@@ -67,6 +72,11 @@ class Attachment:
         self._routers = routers
         self._agreement = Agreement(routers)
         self._removers: list[Callable[[], None]] = []
+
+    @property
+    def on_prompts(self) -> bool:
+        """Whether a policy decides in prefills."""
+        return self._policy is not None and self._phases in ("prefill", "both")
 
     @property
     def rows(self) -> Rows | None:
@@ -102,7 +112,9 @@ class Attachment:
             new = Routing(logits=routing.logits, experts=used.experts, weights=weights)
         used = new or routing
         if self.record is not None:
-            self.record.append((used.experts, used.weights))
+            self.record.append((used.experts, used.weights, routing.experts))
+        if self.confidence is not None:
+            self.confidence.append(routing.confidence(router.rule))
         rows = self._rows
         if self._agreement.sought and rows is not None and (self.record is not None or rows.phase == "prefill"):
             self._agreement.check(router.layer, used.experts, rows.live, rows.phase)
@@ -145,25 +157,32 @@ def bind(policy: Policy, routers: Sequence[Described], calibration: str | None =
     return policy.bind(shapes[0])
 
 
-def count_active(
-    record: list[tuple[Tensor, Tensor]], lane: Tensor, live: Tensor, num_lanes: int, num_experts: int
-) -> Tensor:
+def count_active(record: Record, lane: Tensor, live: Tensor, num_lanes: int, num_experts: int) -> Tensor:
     """`[G, L]` int64: distinct experts that each lane's live rows run in each layer; slots of weight 0 run nothing."""
-    record = _equally_wide(record)
-    experts_LTK = torch.stack([experts for experts, _ in record])
-    runs_LTK = torch.stack([weights for _, weights in record]).ne(0) & live[:, None]
-    slot_LTK = lane[:, None] * num_experts + experts_LTK
+    experts_LTW, runs_LTW = _equally_wide(record)
+    runs_LTW = runs_LTW & live[:, None]
+    slot_LTW = lane[:, None] * num_experts + experts_LTW
     hit = torch.zeros(len(record), num_lanes * num_experts, dtype=torch.int32, device=lane.device)
-    hit.scatter_reduce_(1, slot_LTK.flatten(1), runs_LTK.flatten(1).int(), reduce="amax")
+    hit.scatter_reduce_(1, slot_LTW.flatten(1), runs_LTW.flatten(1).int(), reduce="amax")
     return hit.view(len(record), num_lanes, num_experts).sum(-1).T
 
 
-def _equally_wide(record: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The record with empty slots where a policy gave some layers more slots than others."""
-    width = max(experts.shape[1] for experts, _ in record)
-    if all(experts.shape[1] == width for experts, _ in record):
-        return record
-    return [
-        (pad(experts, (0, width - experts.shape[1])), pad(weights, (0, width - weights.shape[1])))
-        for experts, weights in record
-    ]
+def count_changed(record: Record, lane: Tensor, live: Tensor, num_lanes: int) -> Tensor:
+    """`[G, L]` int64: assignments changed, of each lane's K per live row: experts that the router chose for a row and
+    that do not run for it."""
+    if all(experts is own for experts, _, own in record):
+        return torch.zeros(num_lanes, len(record), dtype=torch.long, device=lane.device)
+    experts_LTW, runs_LTW = _equally_wide(record)
+    own_LTK = torch.stack([own for _, _, own in record])
+    kept_LTK = ((own_LTK[..., None] == experts_LTW[:, :, None]) & runs_LTW[:, :, None]).any(-1)
+    changed_LT = (~kept_LTK & live[:, None]).sum(-1)
+    return torch.zeros(len(record), num_lanes, dtype=torch.long, device=lane.device).index_add_(1, lane, changed_LT).T
+
+
+def _equally_wide(record: Record) -> tuple[Tensor, Tensor]:
+    """(experts, whether they run), each `[L, T, W]`, with empty slots where a policy gave some layers more slots than
+    others."""
+    width = max(experts.shape[1] for experts, _, _ in record)
+    experts = [pad(experts, (0, width - experts.shape[1])) for experts, _, _ in record]
+    runs = [pad(weights.ne(0), (0, width - weights.shape[1])) for _, weights, _ in record]
+    return torch.stack(experts), torch.stack(runs)

@@ -21,3 +21,13 @@ def add_sandbox(verb: argparse.ArgumentParser) -> None:
         help="where generated code runs again, if there is any (default: as each cell was run)",
     )
     verb.add_argument("--confirm-unsafe-code", action="store_true", help="needed for --sandbox unsafe")
+
+
+def add_margin(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--margin",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="difference to vanilla that is tested for: is it within so many points? (default: 1)",
+    )

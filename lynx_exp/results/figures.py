@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.arguments import add_folder, add_margin
 
 HELP = "draw every figure that the records can give"
 
@@ -19,7 +19,11 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 def add_drawing(verb: argparse.ArgumentParser) -> None:
     add_folder(verb)
+    from analysis.figures import PAPERS
+
     verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to draw (default: FOLDER/figures)")
+    verb.add_argument("--paper", choices=PAPERS, help="column width and letters of a conference's style")
+    add_margin(verb)
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -29,6 +33,6 @@ def run(asked: argparse.Namespace) -> int:
 def draw(asked: argparse.Namespace, only: str | None) -> int:
     import analysis
 
-    for path in analysis.write_figures(asked.folder, out=asked.out, only=only):
+    for path in analysis.write_figures(asked.folder, asked.out, only, paper=asked.paper, margin=asked.margin):
         print(path)
     return 0

@@ -12,15 +12,16 @@ from typing import Any
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
-VERBS = ("table", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "import", "gc")
+VERBS = ("table", "recommend", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "import", "gc")
 """Modules of this package, in the order of `--help`."""
 
 EPILOG = """\
 Examples:
   lynx-results table results/demo
   lynx-results table results --csv results.csv
+  lynx-results recommend results/demo --margin 1
   lynx-results pareto results/demo
-  lynx-results figures results/demo --out paper/figures
+  lynx-results figures results/demo --out paper/figures --paper icml
   lynx-results status results/demo
   lynx-results validate results/demo
   lynx-results diff results/before results/after

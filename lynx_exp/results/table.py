@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.arguments import add_folder, add_margin
 
-HELP = "one row a cell: accuracy, difference to vanilla, TPOT, speed-up, active experts"
+HELP = "one row a cell: accuracy, difference to vanilla and what it amounts to, TPOT, speed-up, active experts"
 
 
 def add(verb: argparse.ArgumentParser) -> None:
     add_folder(verb)
     verb.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows and their intervals")
+    add_margin(verb)
 
 
 def run(asked: argparse.Namespace) -> int:
     import analysis
 
-    analysis.print_table(asked.folder, csv=asked.csv)
+    analysis.print_table(asked.folder, csv=asked.csv, margin=asked.margin)
     return 0

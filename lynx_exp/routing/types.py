@@ -52,6 +52,12 @@ class Routing:
         """`[T, E]` in the order of `choice`, in units of logits: the logits, with the router's bias."""
         return self._once("affinity", rule, lambda: rule.affinity(self.logits, self.mass(rule), self.choice(rule)))
 
+    def confidence(self, rule: RouterRule) -> Tensor:
+        """`[T]` how sure the router is of a token: the variance of its normalised probabilities over all experts,
+        between 0 and (E-1)/E^2 (arXiv 2411.08982v3, figure 6)."""
+        mass_TE = self.mass(rule)
+        return (mass_TE / mass_TE.sum(-1, keepdim=True)).var(-1, correction=0)
+
     def _once(self, view: str, rule: RouterRule, compute: Callable[[], Tensor]) -> Tensor:
         known: dict[tuple[str, RouterRule], Tensor] = vars(self).setdefault("_known", {})
         if (view, rule) not in known:

@@ -16,7 +16,17 @@ import pyarrow as pa
 from lynx_exp.store.claims import CLAIM, is_held
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
-from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING, LaneRecord, read_lane, write_lane
+from lynx_exp.store.tables import (
+    FIDELITY,
+    PREFILL,
+    RESPONSES,
+    SAMPLES,
+    STEPS,
+    TIMING,
+    LaneRecord,
+    read_lane,
+    write_lane,
+)
 
 FINISHED_FILES = (
     "cell.json",
@@ -146,9 +156,10 @@ class CellWriter:
         timing_info: Mapping[str, Any] | None = None,
         fidelity_rows: Sequence[Mapping[str, Any]] | None = None,
         invalid: Sequence[str] = (),
+        more: Mapping[str, pa.Table] | None = None,
     ) -> None:
         """Fold the journal into the tables, write the rest, then DONE, then drop the journal. `invalid`: why nobody
-        should trust what the cell gives."""
+        should trust what the cell gives; `more`: further tables by name, without the ending."""
         responses = [row for subtask in self.plan for row in self.responses(subtask)]
         write_parquet(self.folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
         write_parquet(self.folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
@@ -165,6 +176,13 @@ class CellWriter:
             table = pa.Table.from_pylist([dict(r) for r in fidelity_rows], schema=FIDELITY)
             write_parquet(self.folder / "fidelity.parquet", table)
             files += ("fidelity.parquet",)
+        prompts = [
+            row for lanes in self.lanes.values() for _, lane in sorted(lanes.items()) for row in lane.prefill_rows()
+        ]
+        tables = dict(more or {}) | ({"prefill": pa.Table.from_pylist(prompts, schema=PREFILL)} if prompts else {})
+        for name, table in tables.items():
+            write_parquet(self.folder / f"{name}.parquet", table)
+            files += (f"{name}.parquet",)
         self._status("done", invalid=invalid)
         write_json(self.folder / "DONE", {"files": {name: sha256_of(self.folder / name) for name in files}})
         shutil.rmtree(self.folder / "lanes")

@@ -20,6 +20,7 @@ SCIENTIFIC = (
     "phases",
     "layers",
     "fidelity",
+    "tokens",
     "task.subtasks",
     "task.weights",
     "task.mixing",
@@ -47,6 +48,9 @@ SCIENTIFIC = (
     "measure.repeats",
     "measure.max_repeats",
     "measure.precision",
+    "measure.context",
+    "measure.prefill",
+    "measure.breakdown",
 )
 """In the hash. `threads`, `kernel` and where the model lies change latency and last bits; a cell without `measure`
 lacks that record."""
@@ -89,7 +93,7 @@ NOISE_FLOOR = "noise_floor"
 UNTOUCHED = ("vanilla", NOISE_FLOOR)
 """Where no policy is attached."""
 
-NOT_PAIRED = ("policy", "phases", "layers", "fidelity")
+NOT_PAIRED = ("policy", "phases", "layers", "fidelity", "tokens")
 """What may differ between a cell and its baseline."""
 
 CODE = ("routing", "models", "engine", "vllm_plugin", "vllm_backend", "tasks")

@@ -48,12 +48,26 @@ class CellRecord:
 
     def timing(self) -> pa.Table | None:
         """One row a (name, repeat, step); None if the cell measured no latency."""
-        path = self.path / "timing.parquet"
-        return pq.read_table(path) if path.exists() else None
+        return self._optional("timing")
 
     def fidelity(self) -> pa.Table | None:
         """None if the cell did not compare distributions."""
-        path = self.path / "fidelity.parquet"
+        return self._optional("fidelity")
+
+    def prefill(self) -> pa.Table | None:
+        """One row a (subtask, lane, layer); None if no policy acted on prompts."""
+        return self._optional("prefill")
+
+    def breakdown(self) -> pa.Table | None:
+        """One row a (name, repeat, section); None if the cell timed no sections."""
+        return self._optional("breakdown")
+
+    def tokens(self) -> pa.Table | None:
+        """One row a (subtask, request, fed token, layer); None if the cell did not write them."""
+        return self._optional("tokens")
+
+    def _optional(self, table: str) -> pa.Table | None:
+        path = self.path / f"{table}.parquet"
         return pq.read_table(path) if path.exists() else None
 
 

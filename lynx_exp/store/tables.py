@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ RESPONSES = pa.schema(
 """One row a request. `logprob` (sum over the continuation) and `greedy` only for scored requests."""
 
 STEPS = pa.schema(
-    [("subtask", pa.string())] + [(n, pa.int32()) for n in ("lane", "step", "layer", "live_rows", "active_experts")]
+    [("subtask", pa.string())]
+    + [(n, pa.int32()) for n in ("lane", "step", "layer", "live_rows", "active_experts", "changed")]
 )
-"""One row a (subtask, lane, decode step, layer)."""
+"""One row a (subtask, lane, decode step, layer). `changed`: assignments of the live rows (top-k each) that the policy
+changed: experts that the router chose and that did not run for the row."""
+
+PREFILL = pa.schema([("subtask", pa.string())] + [(n, pa.int32()) for n in ("lane", "layer", "tokens", "changed")])
+"""One row a (subtask, lane, layer) of a policy that acts on prompts: their tokens, and of these `changed` as above."""
 
 SAMPLES = pa.schema(
     [
@@ -61,7 +66,28 @@ SAMPLES = pa.schema(
 what became of generated code; `sandbox`: where it ran, tier and self-test as JSON."""
 
 TIMING = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("step", pa.int32()), ("ms", pa.float64())])
-"""One row a (name, repeat, step); name is `vanilla` or `policy`, paired by (repeat, step)."""
+"""One row a (name, repeat, step); name is `vanilla` or `policy`, paired by (repeat, step); `vanilla prefill` and
+`policy prefill` are whole prefills of the lane, step 0."""
+
+BREAKDOWN = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("section", pa.string()), ("ms", pa.float64())])
+"""One row a (name, repeat, section) of a decode step: mean over its steps; sections add up to the step."""
+
+TOKENS = pa.schema(
+    [
+        ("subtask", pa.string()),
+        ("request", pa.int64()),
+        ("doc_id", pa.int64()),
+        ("lane", pa.int32()),
+        ("step", pa.int32()),
+        ("layer", pa.int32()),
+        ("kl", pa.float32()),
+        ("confidence", pa.float32()),
+        ("experts", pa.list_(pa.int16())),
+    ]
+)
+"""One row a (subtask, request, fed token, layer), on vanilla's responses. `step`: the lane's decode step; `kl`: of the
+next-token distribution after it, KL(vanilla || policy) in nats, the same in every layer; `confidence`: variance of the
+router's normalised probabilities, in vanilla's pass; `experts`: what ran."""
 
 FIDELITY = pa.schema(
     [
@@ -90,6 +116,16 @@ class LaneRecord:
     """A decode step."""
     active_experts: Sequence[Sequence[int]]
     """A decode step, a layer."""
+    changed: Sequence[Sequence[int]] = field(default_factory=list)
+    """A decode step, a layer; empty: not counted."""
+    prompt_tokens: int = 0
+    prompt_changed: Sequence[int] = field(default_factory=list)
+    """A layer; empty: no policy acted on prompts."""
+
+    def prefill_rows(self) -> Iterable[dict[str, Any]]:
+        for layer, changed in enumerate(self.prompt_changed):
+            place = {"subtask": self.subtask, "lane": self.lane, "layer": layer}
+            yield place | {"tokens": self.prompt_tokens, "changed": changed}
 
     def step_rows(self) -> Iterable[dict[str, Any]]:
         for step, (live, layers) in enumerate(zip(self.live_rows, self.active_experts, strict=True)):
@@ -101,6 +137,7 @@ class LaneRecord:
                     "layer": layer,
                     "live_rows": live,
                     "active_experts": active,
+                    "changed": self.changed[step][layer] if self.changed else None,
                 }
 
 
@@ -113,6 +150,9 @@ def write_lane(path: Path, lane: LaneRecord, plan_digest: str) -> None:
         "rows": [[row[name] for name in RESPONSES.names] for row in lane.rows],
         "live_rows": list(lane.live_rows),
         "active_experts": [list(layers) for layers in lane.active_experts],
+        "changed": [list(layers) for layers in lane.changed],
+        "prompt_tokens": lane.prompt_tokens,
+        "prompt_changed": list(lane.prompt_changed),
     }
     text = json.dumps(content, separators=(",", ":")).encode()
     write_atomically(path, lambda file: file.write(_hash(text) + b"\n" + text))
@@ -136,5 +176,5 @@ def read_lane(path: Path, subtask: str, lane: int, requests: Sequence[int], plan
     rows = [dict(zip(RESPONSES.names, row, strict=True)) for row in content["rows"]]
     if [row["request"] for row in rows] != list(requests):
         raise ValueError(f"{path}: its rows are not those of the plan")
-    live_rows, active = content["live_rows"], content["active_experts"]
-    return LaneRecord(subtask=subtask, lane=lane, rows=rows, live_rows=live_rows, active_experts=active)
+    counted = ("live_rows", "active_experts", "changed", "prompt_tokens", "prompt_changed")
+    return LaneRecord(subtask=subtask, lane=lane, rows=rows, **{name: content[name] for name in counted})

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sacrebleu import corpus_bleu
 
 from lynx_exp.store.identity import SCHEMA
-from lynx_exp.store.tables import RESPONSES, SAMPLES
+from lynx_exp.store.tables import PREFILL, RESPONSES, SAMPLES
 
 EXPERTS, TOP_K, LAYERS = 16, 2, 3
 TEXT = "the small river runs past an old stone mill and under a bridge of dark oak where boats wait"
@@ -88,8 +88,9 @@ def write_cell(
 
     Vanilla's answers depend on the task only, a policy spoils some of them, so that pairs are realistic.
     """
-    point = f"{task}-{batch_size}-{info}"
-    cell_id = hashlib.sha256(f"{policy.label}-{point}".encode()).hexdigest()[:16]
+    paired = {name: value for name, value in info.items() if name not in ("phases", "layers")}
+    point = f"{task}-{batch_size}-{paired}"
+    cell_id = hashlib.sha256(f"{policy.name}-{policy.params}-{task}-{batch_size}-{info}".encode()).hexdigest()[:16]
     folder = root / study / f"{policy.name}-{task}-b{batch_size}-{cell_id[:10]}"
     folder.mkdir(parents=True)
     cell = {
@@ -119,7 +120,8 @@ def write_cell(
         rows = _samples(subtask, batch_size, documents, policy, rng)
         samples += rows
         if task not in MIX:
-            steps += _steps(subtask, batch_size, documents, policy.keep, rng)
+            in_decode = info.get("phases") != "prefill"
+            steps += _steps(subtask, batch_size, documents, policy.keep if in_decode else 1.0, rng)
         metrics.append(_metric(subtask, rows))
     if task in MIX:
         _share_lanes(samples, batch_size, info["mixing"])
@@ -143,6 +145,8 @@ def write_cell(
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
     responses = [row | {"response": row["filtered"], "prompt_tokens": 20} for row in samples]
     pq.write_table(pa.Table.from_pylist(responses, RESPONSES), folder / "responses.parquet")
+    if info.get("phases") in ("prefill", "both"):
+        _write_prefill(folder, (SUBTASKS | MIX)[task], documents // batch_size, policy)
     if repeats:
         _write_timing(folder, policy, batch_size, repeats, rng)
     if kl is not None:
@@ -216,8 +220,21 @@ def _steps(
             for layer in range(LAYERS):
                 active = int(np.clip(round(_active(live, keep) + more + rng.normal(0, 0.8)), 1, EXPERTS))
                 row = {"subtask": subtask, "lane": lane, "step": step, "layer": layer}
-                rows.append(row | {"live_rows": live, "active_experts": active})
+                changed = round(max(1 - keep, 0) * live * TOP_K)
+                rows.append(row | {"live_rows": live, "active_experts": active, "changed": changed})
     return rows
+
+
+def _write_prefill(folder: Path, subtasks: Sequence[str], lanes: int, policy: FakePolicy) -> None:
+    """A hundred prompt tokens a lane."""
+    changed = round(max(1 - policy.keep, 0) * 100 * TOP_K)
+    rows = [
+        {"subtask": subtask, "lane": lane, "layer": layer, "tokens": 100, "changed": changed}
+        for subtask in subtasks
+        for lane in range(lanes)
+        for layer in range(LAYERS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, PREFILL), folder / "prefill.parquet")
 
 
 def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: int, rng: np.random.Generator) -> None:
@@ -235,6 +252,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     active = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
     warmup = {
         "attempt": 1,
+        "context": None,
         "warmup_rounds": 2,
         "stable": True,
         "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows},

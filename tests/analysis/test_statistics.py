@@ -26,13 +26,9 @@ def test_singleton_clusters_give_the_one_sample_t_interval(values: list[float]) 
 
 @given(scores, st.integers(2, 4))
 def test_copies_in_one_cluster_add_nothing(values: list[float], copies: int) -> None:
-    once = statistics.paired_difference(values, np.zeros(len(values)), range(len(values)))
-    repeated = statistics.paired_difference(
-        np.repeat(values, copies), np.zeros(len(values) * copies), np.repeat(np.arange(len(values)), copies)
-    )
-    if once.value:  # no change at all is bounded by the number of documents instead
-        assert repeated.se == pytest.approx(once.se)
-        assert repeated.low == pytest.approx(once.low)
+    once = statistics.ratio_of_sums(values, np.ones(len(values)))
+    repeated = statistics.ratio_of_sums(np.multiply(values, copies), np.full(len(values), copies))
+    assert (repeated.low, repeated.high) == pytest.approx((once.low, once.high))
 
 
 def test_clustered_mean_worked_by_hand() -> None:
@@ -88,6 +84,47 @@ def test_identical_answers_are_bounded_by_their_number() -> None:
     assert many.high < few.high / 5
 
 
+def test_few_changes_get_bonett_and_prices_width() -> None:
+    vanilla = np.ones(400)
+    policy = vanilla.copy()
+    policy[::200] = 0  # two of 400, in lanes of one: the t interval's width is that of two documents
+    estimate = statistics.paired_difference(policy, vanilla, np.arange(400))
+    worse, better, padded = (2 + 1) / 402, (0 + 1) / 402, 402
+    half = stats.norm.ppf(0.975) * math.sqrt((worse + better - (worse - better) ** 2) / padded)
+    assert estimate.value == -0.005
+    assert estimate.high == pytest.approx(-0.005 + half)
+    assert estimate.df == math.inf
+
+
+def test_many_changes_keep_the_clustered_interval() -> None:
+    rng = np.random.default_rng(0)
+    policy, lanes = np.repeat(rng.random(20) < 0.5, 10).astype(float), np.repeat(np.arange(20), 10)
+    estimate = statistics.paired_difference(policy, 1 - policy, lanes)
+    plain = statistics.ratio_of_sums(*statistics.cluster_sums(2 * policy - 1, lanes))
+    assert estimate == plain
+
+
+def test_the_floor_is_of_the_size_of_the_changes() -> None:
+    def half(size: float) -> float:
+        changes = np.zeros(100)
+        changes[3] = size
+        estimate = statistics.floored(statistics.ratio_of_sums(changes, np.ones(100)), changes)
+        assert estimate.low is not None and estimate.high is not None
+        return estimate.high - estimate.low
+
+    assert half(0.25) == pytest.approx(half(1.0) / 4)
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=4, max_size=40), st.integers(1, 4))
+def test_the_floor_never_narrows(changes: list[float], lane: int) -> None:
+    plain = statistics.ratio_of_sums(*statistics.cluster_sums(changes, np.arange(len(changes)) // lane))
+    after = statistics.floored(plain, changes)
+    if plain.low is None:
+        assert after == plain
+    else:
+        assert after.low is not None and after.low <= plain.low + 1e-12
+
+
 def test_macro_of_one_is_itself_and_of_equals_narrows() -> None:
     one = statistics.t_interval(2.0, 0.5, 7)
     assert statistics.macro_mean([one]).low == pytest.approx(one.low)
@@ -95,6 +132,13 @@ def test_macro_of_one_is_itself_and_of_equals_narrows() -> None:
     assert four.value == pytest.approx(2.0)
     assert four.se == pytest.approx(0.5 / 2)
     assert four.df == pytest.approx(28)
+
+
+def test_macro_of_infinite_degrees_is_normal() -> None:
+    one = statistics.unchanged(64)
+    both = statistics.macro_mean([one, one])
+    assert both.df == math.inf
+    assert both.high == pytest.approx(1.959964 * math.sqrt(2) / 66 / math.sqrt(2), rel=1e-6)
 
 
 def test_macro_lacks_an_interval_if_a_part_does() -> None:

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, Timing
+from lynx_exp.engine.breakdown import SECTIONS, Breakdown
 from lynx_exp.engine.lane import lanes_of
+from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.sections import Act
+from lynx_exp.engine.tokens import TokenRows
 from lynx_exp.tasks import Metric, SampleScore, Scores, TaskRequest
 
 TINY = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "vocab_size": 300}
@@ -71,6 +76,16 @@ class FakeTask:
         return Scores(samples=samples, metrics=[metric])
 
 
+def token_rows(count: int, layers: int = 2) -> TokenRows | None:
+    """Two experts a token and layer, one of them not run in the first."""
+    if not count:
+        return None
+    experts = torch.tensor([[0, -1], [2, 3]]).expand(count, layers, 2)
+    confidence = torch.full((count, layers), 0.25)
+    kl = torch.arange(count, dtype=torch.float64) / 8
+    return TokenRows(steps=list(range(count)), kl_N=kl, confidence_NL=confidence, experts_NLW=experts)
+
+
 @dataclass
 class FakeEngine:
     """Answers request r with `answer r`, a lane at a time: those of all jobs in the order in which the real one lets
@@ -121,6 +136,7 @@ class FakeEngine:
             greedy=[False] * len(numbers) if scored else None,
             live_rows=[len(numbers), 1],
             active_experts=[[4, 3], [2, 2]],
+            changed=[[0, 0], [0, 0]] if policy is None else [[1, 2], [1, 0]],
         )
 
     def act(self, policy: Any, phases: Any = "decode", layers: str | None = None) -> Act:
@@ -190,17 +206,34 @@ class FakeEngine:
         found = replace(policy, **{policy.knob.parameter: 3})
         return Matched(policy=found, parameter=policy.knob.parameter, value=3, active=target + 0.1, target=target)
 
-    def fidelity_of(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> Iterator[Fidelity]:
+    def fidelity_of(
+        self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act], *, tokens: Sequence[int] = ()
+    ) -> Iterator[Fidelity]:
+        tokens_of = tokens
         assert all(request.continuation_ids for request in requests)
         for act in range(len(acts)):
             for lane, numbers in enumerate(plan.lanes):
                 for number in numbers:
                     tokens = len(requests[number].continuation_ids)
                     kl = 0.1 * (act + 1) * tokens
-                    yield Fidelity(act=act, lane=lane, request=number, tokens=tokens, kl=kl, agreeing=tokens - 1)
+                    rows = token_rows(tokens - 1) if act in tokens_of else None
+                    yield Fidelity(
+                        act=act, lane=lane, request=number, tokens=tokens, kl=kl, agreeing=tokens - 1, token_rows=rows
+                    )
 
     def selection_time(self, policy: Any, prompts: Any) -> float:
         return 12.5
+
+    def measure_prefill(self, prompts: Any, *, policies: Any, repeats: int, **_: Any) -> PrefillTiming:
+        ms = {name: [[20.0 + at]] * repeats for at, name in enumerate(("vanilla", *policies))}
+        tokens = sum(map(len, prompts))
+        active = dict.fromkeys(ms, 3.5)
+        return PrefillTiming(ms=ms, active_experts=active, prompt_tokens=tokens, stable=True, precision_reached=True)
+
+    def breakdown(self, prompts: Any, *, policies: Any, repeats: int, new_tokens: int, **_: Any) -> Breakdown:
+        sections = {section: [float(at)] * repeats for at, section in enumerate(SECTIONS)}
+        ms = {name: sections for name in ("vanilla", *policies)}
+        return Breakdown(ms=ms, batch_size=len(prompts), new_tokens=new_tokens)
 
     def measure(self, prompts: Any, *, batch_size: int, policies: Any, new_tokens: int, repeats: int, **_: Any) -> Any:
         assert len(prompts) == batch_size

@@ -42,6 +42,7 @@ TOGETHER = {
     "phases": "both",
     "layers": "1:",
     "fidelity": True,
+    "tokens": True,
     "measure": MeasureConfig(latency=True),
     "batch_size": 5,
 }

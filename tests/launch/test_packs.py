@@ -181,7 +181,7 @@ def test_a_fault_in_the_comparison_costs_only_its_own_cell(bench, config, monkey
     bad = {"name": "random_keep", "keep_experts": 3}
     fidelity_of = bench.engine.fidelity_of
 
-    def broken(requests: Any, plan: Any, acts: Any) -> Any:
+    def broken(requests: Any, plan: Any, acts: Any, tokens: Any) -> Any:
         for number, act in enumerate(acts):
             if act.policy.name == "random_keep":
                 raise RuntimeError("not a number")

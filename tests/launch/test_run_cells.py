@@ -13,7 +13,7 @@ import pytest
 
 from lynx_exp.config import MeasureConfig, PackConfig
 from lynx_exp.launch.stopping import Interrupted, Preempted
-from lynx_exp.store.read import read_cells
+from lynx_exp.store.read import is_done, read_cells
 from tests.analysis.fake_study import POLICIES, write_cell
 
 LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}
@@ -230,6 +230,57 @@ def test_fidelity_is_recorded(bench, config):
     assert cell.metrics["by_subtask"]["gen"]["agreement"] == pytest.approx(2 / 3)
     (cell.path / "fidelity.parquet").unlink()
     assert bench.run([config(LYNX, ("gen", "choice"), fidelity=True)]).outcomes[0].state == "done"
+
+
+def test_tokens_are_recorded_for_policies_and_vanilla(bench, config):
+    for policy, fidelity in ((LYNX, True), ({"name": "vanilla"}, False)):
+        report = bench.run([config(policy, ("gen", "choice"), tokens=True, fidelity=fidelity)])
+        (cell,) = read_cells(report.outcomes[0].folder)
+        tokens = cell.tokens().to_pylist()
+        fed = 5 * 2  # each of five responses has three tokens, the last of which is never fed
+        of_gen = [row for row in tokens if row["subtask"] == "gen"]
+        assert len(of_gen) == fed * bench.engine.num_layers
+        assert [(row["step"], row["layer"], row["experts"]) for row in of_gen[:4]] == [
+            (0, 0, [0]),  # a slot that runs nothing is not there
+            (0, 1, [2, 3]),
+            (1, 0, [0]),
+            (1, 1, [2, 3]),
+        ]
+        assert (of_gen[2]["kl"], of_gen[2]["confidence"]) == (0.125, 0.25)
+        assert (cell.fidelity() is not None) == fidelity
+        (cell.path / "tokens.parquet").unlink()
+        assert not is_done(cell.path), "DONE counts it"
+
+
+def test_changed_assignments_are_recorded(bench, config):
+    for policy, total in ((LYNX, 4), ({"name": "vanilla"}, 0)):
+        (cell,) = read_cells(bench.run([config(policy)]).outcomes[0].folder)
+        steps = cell.steps().to_pylist()
+        assert sum(row["changed"] for row in steps if row["lane"] == 0) == total
+        assert cell.prefill() is None
+
+
+def test_prefills_and_sections_are_recorded(bench, config):
+    measure = MeasureConfig(latency=True, new_tokens=2, repeats=3, prefill=True, breakdown=True, context=11)
+    (cell,) = read_cells(bench.run([config(LYNX, measure=measure)]).outcomes[0].folder)
+    timing = cell.timing().to_pylist()
+    prefills = [(row["name"], row["step"], row["ms"]) for row in timing if "prefill" in row["name"]]
+    assert prefills == [("vanilla prefill", 0, 20.0)] * 3 + [("policy prefill", 0, 21.0)] * 3
+    info = json.loads((cell.path / "timing.json").read_text())
+    assert (info["context"], info["prefill_tokens"]) == (11, 11 * cell.info["batch_size"])
+    assert (info["vanilla_prefill_active_experts"], info["policy_prefill_active_experts"]) == (3.5, 3.5)
+    sections = cell.breakdown().to_pylist()
+    assert len(sections) == 2 * 3 * 5 and {row["name"] for row in sections} == {"vanilla", "policy"}
+
+
+def test_a_context_beyond_the_model_costs_its_cell(bench, config):
+    bench.engine.context_length = 60
+    measure = MeasureConfig(latency=True, new_tokens=8, context=53)
+    (outcome,) = bench.run([config(LYNX, measure=measure)]).outcomes
+    assert (
+        outcome.state == "failed"
+        and "measure.context=53: and measure.new_tokens=8 exceed the model's 60" in outcome.error
+    )
 
 
 def test_layers_reach_the_engine_and_tell_cells_apart(bench, config):

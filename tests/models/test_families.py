@@ -126,7 +126,7 @@ def count_hooks(model: torch.nn.Module) -> int:
 def active(call: Call, routing: Routing) -> int:
     """Active experts, summed over lanes."""
     step = call.step
-    record = [(routing.experts, routing.weights)]
+    record = [(routing.experts, routing.weights, routing.experts)]
     return int(count_active(record, step.lane, step.live, step.num_lanes, routing.num_experts).sum())
 
 

@@ -85,7 +85,7 @@ def test_llama_4_multiplies_hidden_states_by_its_one_sigmoid():
         remove = routers[0].module.register_forward_hook(lambda module, inputs, output: seen.append(output))
         logits(model)
     remove.remove()
-    (scores_TE, logits_TE), (experts, weights) = seen[0], attachment.record[0]
+    (scores_TE, logits_TE), (experts, weights, _) = seen[0], attachment.record[0]
     assert torch.equal(scores_TE.gather(-1, experts), weights) and (scores_TE.count_nonzero(-1) == 1).all()
     assert torch.allclose(weights[:, 0], logits_TE.amax(-1).sigmoid()), "a token keeps the mass of its own expert"
 

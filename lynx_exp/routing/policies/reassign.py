@@ -84,7 +84,5 @@ class Reassign(Policy):
         """`[T]` bool."""
         if self.gate == "none":
             return step.live
-        mass_TE = routing.mass(rule)
-        confidence_T = (mass_TE / mass_TE.sum(-1, keepdim=True)).var(-1, correction=0)
-        high_T = confidence_T > self.threshold
+        high_T = routing.confidence(rule) > self.threshold
         return step.live & (high_T if self.gate == "high" else ~high_T)

@@ -1,0 +1,159 @@
+"""How policies look: colour and marker tell the policy, the fill its parameters, a ring what is to be looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.lines import Line2D
+
+from analysis import guards
+from analysis.figures.style import PALETTE, RC, width_in
+
+_LABEL_LETTERS = 54
+"""Letters of a legend line that fit beside its markers, in a column of 3.25 inches."""
+
+_FAMILIES = {
+    "vanilla": ("#000000", "*"),
+    "no_drop": ("#8c8c8c", "X"),
+    "noise_floor": ("#b5a642", "x"),
+    "lynx": ("#0072B2", "o"),
+    "lynx_v1_latency": ("#D55E00", "s"),
+    "lynx_v1_accuracy": ("#E69F00", "P"),
+    "top_k": ("#009E73", "^"),
+    "deny_rank": ("#CC79A7", "v"),
+    "random_keep": ("#56B4E9", "D"),
+    "coverage": ("#000000", "o"),
+    "oea": ("#CC79A7", "p"),
+    "xshare": ("#009E73", "h"),
+    "sere": ("#E69F00", "d"),
+    "naee": ("#8c8c8c", "<"),
+    "lexi": ("#8c8c8c", ">"),
+    "top_p": ("#8c8c8c", "v"),
+    "min_p": ("#8c8c8c", "^"),
+}
+_OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
+_SIZES = {"*": 5.5, "X": 7.0}
+"""Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
+_FILLS = ("full", "none", "left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How one policy setting is drawn: colour and marker tell the policy, the fill its parameters."""
+
+    color: str
+    marker: str
+    fill: str = "full"
+    line: str = "-"
+
+    def line_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for a line with markers."""
+        return self.marker_kwargs() | {"linestyle": self.line}
+
+    def marker_kwargs(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot` for markers without a line; what is not filled is white, so bars end at the rim."""
+        face = {"fillstyle": "full", "markerfacecolor": "white"} if self.fill == "none" else {"fillstyle": self.fill}
+        size = _SIZES.get(self.marker, RC["lines.markersize"])
+        common = {"color": self.color, "marker": self.marker, "markersize": size, "linestyle": "none"}
+        return {**common, **face, "markerfacecoloralt": "white"}
+
+    def faint(self) -> Look:
+        """The same look, pale but opaque."""
+        red, green, blue = to_rgb(self.color)
+        return replace(self, color=to_hex((0.4 * red + 0.6, 0.4 * green + 0.6, 0.4 * blue + 0.6)))
+
+
+def looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """One look per `series`, in the order of the frame; needs columns `series` and `policy`."""
+    found: dict[str, Look] = {}
+    others = sorted(set(frame["policy"]) - set(_FAMILIES))
+    seen: dict[str, int] = {}
+    for name, policy in frame[["series", "policy"]].drop_duplicates().itertuples(index=False):
+        index = others.index(policy) if policy in others else 0
+        default = (PALETTE[index % len(PALETTE)], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
+        color, marker = _FAMILIES.get(policy, default)
+        found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
+        seen[policy] = seen.get(policy, 0) + 1
+    return found
+
+
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def distinct(names: Sequence[str]) -> dict[str, Look]:
+    """A colour, marker and line style each, for what is no policy: tasks, phases, layers."""
+    return {
+        name: Look(color=PALETTE[at % len(PALETTE)], marker=_MARKERS[at % len(_MARKERS)], line=_LINES[at % len(_LINES)])
+        for at, name in enumerate(names)
+    }
+
+
+def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+    """Legend handles and labels, one line per policy: its markers, then its parameter values in the same order."""
+    handles: list[Artist | tuple[Artist, ...]] = []
+    labels = []
+    for policy, part in frame.drop_duplicates("series").groupby("policy", sort=False):
+        shown = part["series"] if len(part) <= len(_FILLS) else part["series"].iloc[:1]
+        handles.append(tuple(Line2D([], [], **look[name].marker_kwargs()) for name in shown))
+        labels.append(part["series"].iloc[0] if len(part) == 1 else _family_label(str(policy), part))
+    return handles, labels
+
+
+def _family_label(policy: str, part: pd.DataFrame) -> str:
+    many = f"{policy}, {len(part)} settings (see the CSV)"
+    if len(part) > len(_FILLS):
+        return many
+    fields = zip(part["policy_params"], part["phases"], strict=True)
+    settings = [json.loads(params) | {"phases": phases} for params, phases in fields]
+    names = [name for name in settings[0] if len({str(setting.get(name)) for setting in settings}) > 1]
+    values = [", ".join(_short(setting.get(name)) for name in names) for setting in settings]
+    if len(names) == 1:
+        label = f"{policy}({names[0]} = {', '.join(values)})"
+    else:
+        label = f"{policy}, ({', '.join(names)}) = " + ", ".join(f"({value})" for value in values)
+    return label if len(label) <= _LABEL_LETTERS * width_in() / 3.25 else many
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
+    """Thin bars of the 95 % intervals of `x` and `y`, one colour a point; a missing interval draws nothing."""
+    for along, across, lines in (("x", "y", axes.hlines), ("y", "x", axes.vlines)):
+        known = points[f"{along}_low"].notna().to_numpy()
+        if known.any():
+            bars = points[known]
+            shown = [color for color, keep in zip(colors, known, strict=True) if keep]
+            lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
+
+
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "none",
+    "color": "#C00000",
+    "markerfacecolor": "none",
+    "markeredgewidth": 0.8,
+}
+_RING_SIZE = 8.5
+
+
+def ring(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
+    """A ring around each flagged point, above the points; needs a column `guard`."""
+    flagged = points[points["guard"].map(guards.is_flagged)]
+    axes.plot(flagged[x], flagged[y], **_RING, markersize=_RING_SIZE, zorder=7)
+
+
+def ring_entry(points: pd.DataFrame) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+    """The legend's handle and label of the rings; none if no point is flagged."""
+    if not points["guard"].map(guards.is_flagged).any():
+        return [], []
+    return [Line2D([], [], **_RING, markersize=7)], ["responses longer or shorter than vanilla's"]

@@ -1,0 +1,77 @@
+"""Accuracy and latency of vanilla and of every timed policy by task (Lynx table 2): LaTeX and CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import latency
+from analysis.figures import curves, style
+from analysis.labels import PROBES
+from analysis.latex import booktabs, escape, number
+from analysis.study import Study
+
+_COLUMNS = (
+    *(("task", "l"), ("policy", "l"), ("score", "r"), ("difference", "r"), (r"p50 TPOT (ms)", "r")),
+    *((r"mean TPOT (ms)", "r"), ("speed-up", "r"), ("active experts", "r")),
+)
+
+
+def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+    """One file a batch size: rows of vanilla and of the settings timed in decode, by subtask. TPOT is of single steps:
+    their median and their mean; the speed-up is paired step by step, a median over repeats."""
+    rows = found.rows[found.rows["tpot_ms"].notna() & ~found.rows["policy"].isin(PROBES)]
+    rows = rows[(rows["phases"] == "decode") | (rows["policy"] == "vanilla")]
+    policies = rows.groupby("batch_size")["policy"].transform(lambda names: len(set(names) - {"vanilla"}))
+    rows = rows[policies > 0] if len(rows) else rows
+    if rows.empty:
+        return style.absent(
+            f"table2{suffix}", "was timed under vanilla and a policy (measure.latency=true; +paper=table2)"
+        )
+    written = []
+    batches = sorted(rows["batch_size"].unique())
+    for batch in batches:
+        part = rows[rows["batch_size"] == batch]
+        name = f"table2{suffix}" if len(batches) == 1 else f"table2_b{batch}{suffix}"
+        part = part.assign(**_steps(part, found.records.timing))
+        tex, csv = folder / f"{name}.tex", folder / f"{name}.csv"
+        groups = [[_row(row) for row in group.to_dict("records")] for _, group in part.groupby("subtask", sort=False)]
+        notes = [
+            f"batch size {batch}; [low, high]: 95 % intervals; needs \\usepackage{{booktabs}}",
+            *style.WARNINGS.get(),
+        ]
+        tex.write_text(booktabs(_COLUMNS, groups, notes))
+        columns = ("score", "difference", "tpot_p50_ms", "tpot_mean_ms", "speedup", "active_experts")
+        curves.numbers(part, *columns).to_csv(csv, index=False)
+        written += [tex, csv]
+    return written
+
+
+def _steps(part: pd.DataFrame, timing: pd.DataFrame) -> dict[str, list[float]]:
+    """Median and mean of the cells' timed steps, intervals over repeats."""
+    found: dict[str, list[float]] = {}
+    for cell, policy in part[["cell_id", "policy"]].itertuples(index=False):
+        who = "vanilla" if policy == "vanilla" else "policy"
+        own = timing[(timing["cell_id"] == cell) & (timing["name"] == who)].groupby("repeat")["ms"]
+        for name, repeats in (("tpot_p50_ms", own.median()), ("tpot_mean_ms", own.mean())):
+            estimate = latency.median(repeats.to_numpy(dtype=float))
+            for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+                found.setdefault(f"{name}{end}", []).append(np.nan if value is None else value)
+    return found
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    vanilla = row["policy"] == "vanilla"
+    return [
+        escape(row["subtask"]) if vanilla else "",
+        escape(row["series"]),
+        number(row["score"], form="{:.1f}"),
+        "--" if vanilla else number(row["difference"], row["difference_low"], row["difference_high"], "{:+.1f}"),
+        number(row["tpot_p50_ms"], form="{:.2f}"),
+        number(row["tpot_mean_ms"], form="{:.2f}"),
+        "--" if vanilla else number(row["speedup"], row["speedup_low"], row["speedup_high"], "{:.2f}"),
+        number(row["active_experts"], form="{:.1f}"),
+    ]

@@ -1,0 +1,79 @@
+"""What a reader must know before any number: cells that are missing, and cells that ran in unlike environments."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.labels import settings_of
+from analysis.load import Records
+
+_SHOWN = 2
+"""Values of a field, or unfinished cells, that a warning names."""
+
+
+def warnings(records: Records) -> tuple[str, ...]:
+    """One line each, for every table and figure of the records; empty if all cells are done and ran alike."""
+    cells = records.cells
+    return (*_unfinished(records.unfinished), *_invalid(cells), *_unlike(cells), *_unlike_pairs(cells))
+
+
+def _unfinished(cells: Sequence[str]) -> list[str]:
+    """`cells` as in `Records.unfinished`: "FOLDER (STATE)"."""
+    if not cells:
+        return []
+    states = Counter(cell.rpartition(" (")[2].removesuffix(")") for cell in cells)
+    counted = ", ".join(
+        f"{count} {state}" for state, count in sorted(states.items(), key=lambda item: (-item[1], item[0]))
+    )
+    named = ", ".join(cell.rpartition(" (")[0] for cell in cells[:_SHOWN])
+    more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
+    return [f"missing: {_cells(len(cells))} not finished ({counted}): {named}{more}"]
+
+
+def _invalid(cells: pd.DataFrame) -> list[str]:
+    """Cells that ran to their end and yet say nothing about their model."""
+    hit = cells[cells["invalid"] != ""]
+    if hit.empty:
+        return []
+    first = hit.iloc[0]
+    more = f", and {len(hit) - 1} more" if len(hit) > 1 else ""
+    return [f"not to be trusted: {_cells(len(hit))}: {Path(first['path']).name} ({first['invalid']}){more}"]
+
+
+def _unlike(cells: pd.DataFrame) -> list[str]:
+    """Of each setting, the fields of the environment in which its cells differ."""
+    settings = settings_of(cells)
+    lines = []
+    for setting, group in cells.groupby(cells["cell_id"].map(settings), sort=True):
+        environments = [json.loads(text) for text in group["environment"]]
+        for name in _fields(environments):
+            values = Counter(environment.get(name, "not on record") for environment in environments)
+            if len(values) > 1:
+                shown = ", ".join(f"{value} ({_cells(count)})" for value, count in values.most_common(_SHOWN))
+                more = f", {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+                where = f"{setting}: " if setting else ""
+                lines.append(f"unlike environments: {where}{name} {shown}{more}")
+    return lines
+
+
+def _unlike_pairs(cells: pd.DataFrame) -> list[str]:
+    """How many policies are compared with a vanilla that ran elsewhere: their differences hold more than the policy."""
+    vanilla = dict(cells.loc[cells["policy"] == "vanilla", ["pair_id", "environment"]].itertuples(index=False))
+    pairs = cells[(cells["policy"] != "vanilla") & cells["pair_id"].isin(list(vanilla))]
+    unlike = [vanilla[pair] != own for pair, own in pairs[["pair_id", "environment"]].itertuples(index=False)]
+    if not any(unlike):
+        return []
+    return [f"unlike environments: {sum(unlike)} of {len(pairs)} cells ran in another one than their vanilla"]
+
+
+def _fields(environments: Sequence[Mapping[str, str]]) -> list[str]:
+    return list(dict.fromkeys(name for environment in environments for name in environment))
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"

@@ -1,0 +1,57 @@
+"""Is a difference beyond chance? Tests, and what testing many at once does to them."""
+
+# N documents, M tests
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from analysis.statistics.estimate import Estimate
+
+EXACT_BELOW = 25
+"""Discordant pairs below which McNemar's test is the exact binomial one; above, chi-squared with continuity."""
+
+
+def p_value(estimate: Estimate, null: float = 0.0) -> float:
+    """Two-sided, that the true value is `null`; NaN for an estimate without a standard error."""
+    if estimate.se is None or estimate.df is None or estimate.se <= 0:
+        return float("nan")
+    return float(2 * stats.t.sf(abs(estimate.value - null) / estimate.se, estimate.df))
+
+
+def holm(p_M: ArrayLike) -> NDArray[np.float64]:
+    """Adjusted p-values (Holm 1979): rejecting those below 5 % errs in no more than 5 % of families. NaN stays NaN and
+    does not count."""
+    given = np.asarray(p_M, dtype=float)
+    adjusted = np.full(len(given), np.nan)
+    known = ~np.isnan(given)
+    if known.any():
+        adjusted[known] = multipletests(given[known], method="holm")[1]
+    return adjusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discordance:
+    """Documents that policy and vanilla answer differently."""
+
+    better: int
+    worse: int
+    p_value: float
+    """McNemar's test, which takes documents for independent: beside the clustered interval, not in its place. 1 where
+    there is no such document; NaN where scores are not 0 or 1."""
+
+
+def discordance(policy_N: ArrayLike, vanilla_N: ArrayLike) -> Discordance:
+    policy, vanilla = np.asarray(policy_N, dtype=float), np.asarray(vanilla_N, dtype=float)
+    better, worse = int((policy > vanilla).sum()), int((policy < vanilla).sum())
+    if not np.isin([policy, vanilla], (0.0, 1.0)).all():
+        return Discordance(better=better, worse=worse, p_value=float("nan"))
+    both = len(policy) - better - worse
+    test = mcnemar([[both, worse], [better, 0]], exact=better + worse < EXACT_BELOW)
+    return Discordance(better=better, worse=worse, p_value=float(test.pvalue) if better + worse else 1.0)

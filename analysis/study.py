@@ -1,0 +1,58 @@
+"""A results folder, read once: records, estimates with their verdicts, and what stands in the way of trusting them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import composition
+from analysis.compare import results
+from analysis.labels import settings_of
+from analysis.load import Records, load
+from analysis.macro import summary
+from analysis.points import merged
+from analysis.soundness import warnings
+from analysis.verdicts import MARGIN, judged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """What tables, figures and recommendations are made of."""
+
+    records: Records
+    rows: pd.DataFrame
+    """One row per point and subtask: `compare.results`, `points.merged`, with `verdicts.judged`."""
+    summary: pd.DataFrame
+    """Macro means: `macro.summary` with `verdicts.judged`."""
+    lanes: pd.DataFrame
+    """Lanes of mixes: `composition.lanes`."""
+    margin: float
+    """Points."""
+    warnings: tuple[str, ...]
+    """For every table and figure: `soundness.warnings`."""
+
+    def of(self, setting: str) -> Study:
+        """What there is of one setting."""
+        parts = {name: getattr(self, name) for name in ("rows", "summary", "lanes")}
+        own = {name: part[part["setting"] == setting] for name, part in parts.items() if len(part)}
+        settings = settings_of(self.records.cells)
+        cells = {cell for cell, of in settings.items() if of == setting}
+        return replace(self, records=self.records.of(cells), **own) if len(cells) < len(settings) else self
+
+
+def study(root: str | Path, margin: float = MARGIN) -> Study:
+    """Everything below `root`. ValueError if it holds no finished cell, or for a margin that is not above 0."""
+    if not margin > 0:
+        raise ValueError(f"margin={margin:g}: must be above 0 (points)")
+    records = load(root)
+    rows = merged(results(records))
+    return Study(
+        records=records,
+        rows=judged(rows, margin),
+        summary=judged(summary(records, rows), margin),
+        lanes=composition.lanes(records, rows),
+        margin=margin,
+        warnings=warnings(records),
+    )

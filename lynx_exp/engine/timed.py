@@ -1,0 +1,136 @@
+"""Methods of `Engine` that time one lane alone: its decode steps, its prefill, and where a step's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lynx_exp.engine.breakdown import Breakdown, break_down
+from lynx_exp.engine.fastest import using_experts
+from lynx_exp.engine.graph import cuda_capture
+from lynx_exp.engine.measure import Timing
+from lynx_exp.engine.measure import measure as measure_steps
+from lynx_exp.engine.prefill_timing import PrefillTiming, time_prefill
+from lynx_exp.routing import Phases, Policy
+
+if TYPE_CHECKING:
+    from lynx_exp.engine.engine import Engine
+
+OnStep = Callable[[int], None]
+Prompts = Sequence[str] | Sequence[Sequence[int]]
+
+
+def _silent(*_said: object) -> None:
+    """Progress that nobody watches."""
+
+
+def measure(
+    self: Engine,
+    prompts: Prompts,
+    *,
+    batch_size: int,
+    policies: Mapping[str, Policy],
+    phases: Phases = "decode",
+    layers: str | None = None,
+    new_tokens: int = 32,
+    repeats: int = 5,
+    max_repeats: int | None = None,
+    precision: float = 0.02,
+    on_step: OnStep = _silent,
+) -> Timing:
+    """Time decode steps of one lane, the first `batch_size` prompts, under vanilla and each policy, interleaved.
+
+    After a warm-up until steps are stable, `repeats` times; and on up to `max_repeats` (None: no more) while the
+    95 % interval of a speed-up is wider than +- `precision`, relative to its median.
+    """
+    encoded = _lane(self, prompts, batch_size)
+    chosen, candidates = self._fastest_experts(encoded)
+    with torch.inference_mode(), using_experts(self.model, chosen):
+        timing = measure_steps(
+            self.model,
+            self.routers,
+            encoded,
+            self._lane_alone,
+            _bound(self, policies),
+            phases,
+            layers,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            max_repeats=repeats if max_repeats is None else max_repeats,
+            precision=precision,
+            on_step=on_step,
+            capture=cuda_capture if self.graphs and self.device.type == "cuda" and self.has_slots else None,
+        )
+    return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
+
+
+def measure_prefill(
+    self: Engine,
+    prompts: Prompts,
+    *,
+    batch_size: int,
+    policies: Mapping[str, Policy],
+    phases: Phases = "both",
+    layers: str | None = None,
+    repeats: int = 5,
+    max_repeats: int | None = None,
+    precision: float = 0.02,
+) -> PrefillTiming:
+    """Time the prefill of one lane as `measure` does its steps, experts computed in the same way. A policy that does
+    not act on prompts is not timed: its prefill is vanilla's."""
+    encoded = _lane(self, prompts, batch_size)
+    acting = _bound(self, policies) if phases in ("prefill", "both") else {}
+    with torch.inference_mode(), using_experts(self.model, self._fastest_experts(encoded)[0]):
+        return time_prefill(
+            self.model,
+            self.routers,
+            encoded,
+            acting,
+            phases,
+            layers,
+            repeats=repeats,
+            max_repeats=repeats if max_repeats is None else max_repeats,
+            precision=precision,
+        )
+
+
+def breakdown(
+    self: Engine,
+    prompts: Prompts,
+    *,
+    batch_size: int,
+    policies: Mapping[str, Policy],
+    phases: Phases = "decode",
+    layers: str | None = None,
+    new_tokens: int = 16,
+    repeats: int = 5,
+) -> Breakdown:
+    """Where the time of a decode step of one lane goes: attention, router, policy, experts, and the rest."""
+    encoded = _lane(self, prompts, batch_size)
+    if not self.has_slots:
+        raise ValueError(f"{type(self.model).__name__}: a breakdown needs full attention in every layer")
+    with torch.inference_mode(), using_experts(self.model, self._fastest_experts(encoded)[0]):
+        return break_down(
+            self.model,
+            self.routers,
+            self._make_decoder(),
+            encoded,
+            _bound(self, policies),
+            phases,
+            layers,
+            new_tokens=new_tokens,
+            repeats=repeats,
+        )
+
+
+def _lane(self: Engine, prompts: Prompts, batch_size: int) -> list[tuple[int, ...]]:
+    if len(prompts) < batch_size:
+        raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
+    return [self.encode(prompt) for prompt in prompts[:batch_size]]
+
+
+def _bound(self: Engine, policies: Mapping[str, Policy]) -> dict[str, Policy]:
+    return {name: self.bind(policy) for name, policy in policies.items()}

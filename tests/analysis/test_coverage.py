@@ -1,0 +1,161 @@
+"""Do the intervals and tests do what they say? Simulated sweeps: lanes with harms of their own, many times over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import bleu, statistics
+
+SWEEPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Vanilla is right with `accuracy`; in each lane the policy spoils a share of what was right and mends a share of
+    what was wrong, both drawn for the lane (beta, the larger `alike` the less lanes differ)."""
+
+    lanes: int
+    rows: int
+    accuracy: float = 0.9
+    spoils: float = 0.1
+    mends: float = 0.2
+    alike: float = 20.0
+
+    @property
+    def truth(self) -> float:
+        return (1 - self.accuracy) * self.mends - self.accuracy * self.spoils
+
+    def draws(self, seed: int, sweeps: int = SWEEPS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(policy, vanilla, lane) of each simulated cell."""
+        rng = np.random.default_rng(seed)
+        lane = np.repeat(np.arange(self.lanes), self.rows)
+        for _ in range(sweeps):
+            spoils, mends = (
+                rng.beta(share * self.alike, (1 - share) * self.alike, self.lanes)[lane]
+                for share in (self.spoils, self.mends)
+            )
+            vanilla = rng.random(len(lane)) < self.accuracy
+            chance = rng.random(len(lane))
+            yield np.where(vanilla, chance >= spoils, chance < mends).astype(float), vanilla.astype(float), lane
+
+
+def coverage(sweep: Sweep, seed: int = 0) -> float:
+    hits = 0
+    for policy, vanilla, lane in sweep.draws(seed):
+        estimate = statistics.paired_difference(policy, vanilla, lane)
+        assert estimate.low is not None and estimate.high is not None
+        hits += estimate.low <= sweep.truth <= estimate.high
+    return hits / SWEEPS
+
+
+def test_a_95_percent_interval_covers_95_percent() -> None:
+    assert 0.93 <= coverage(Sweep(lanes=25, rows=16)) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        Sweep(lanes=8, rows=16, accuracy=0.8, alike=8),
+        Sweep(lanes=16, rows=16, spoils=0.2, alike=10),
+        Sweep(lanes=64, rows=4, accuracy=0.6),
+        Sweep(lanes=200, rows=1, accuracy=0.5),
+        Sweep(lanes=100, rows=16, spoils=0.03, mends=0.1, alike=100),
+    ],
+    ids=str,
+)
+def test_coverage_of_many_designs(sweep: Sweep) -> None:
+    assert 0.93 <= coverage(sweep, seed=1) <= 0.97
+
+
+@pytest.mark.parametrize("lanes, rows", [(4, 16), (64, 1), (16, 4)])
+def test_rare_changes_are_not_taken_for_certainty(lanes: int, rows: int) -> None:
+    """One document in fifty changes: the clustered formula alone covers 60 to 80 %."""
+    assert coverage(Sweep(lanes=lanes, rows=rows, accuracy=0.95, spoils=0.01, mends=0.1)) >= 0.95
+
+
+# 4,000 documents in 250 lanes, 2.6 % of them changing; the loss is exactly one point
+REGRESSION = Sweep(lanes=250, rows=16, accuracy=0.9, spoils=0.02, mends=0.08, alike=1e6)
+NULL = Sweep(lanes=250, rows=16, accuracy=0.9, spoils=0.0145, mends=0.1305, alike=1e6)
+ERROR = 3 * math.sqrt(0.05 * 0.95 / SWEEPS)
+"""Three standard errors of a share of 5 % in so many sweeps."""
+
+
+def rates(sweep: Sweep, seed: int) -> tuple[float, float]:
+    """Shares of sweeps that find a difference, and that find it within one point."""
+    different = within = 0
+    for policy, vanilla, lane in sweep.draws(seed):
+        estimate = statistics.paired_difference(policy, vanilla, lane).scaled(100)
+        different += statistics.p_value(estimate) < 0.05
+        within += statistics.tost(estimate, 1.0) < 0.05
+    return different / SWEEPS, within / SWEEPS
+
+
+def power(sweep: Sweep, against: float) -> float:
+    """Of a two-sided 5 % test, by the normal formula; points."""
+    changed = sweep.accuracy * sweep.spoils + (1 - sweep.accuracy) * sweep.mends
+    se = 100 * math.sqrt((changed - sweep.truth**2) / (sweep.lanes * sweep.rows))
+    return float(stats.norm.sf(1.96 - against / se))
+
+
+def test_a_planted_point_is_found_and_not_called_equivalent() -> None:
+    found, within = rates(REGRESSION, seed=2)
+    assert pytest.approx(-0.01) == REGRESSION.truth
+    assert power(REGRESSION, 1.0) > 0.95
+    assert abs(found - power(REGRESSION, 1.0)) < 0.02
+    assert within <= 0.05 + ERROR  # at the margin's edge the test errs in 5 %
+
+
+def test_a_planted_nothing_is_not_found_and_called_equivalent() -> None:
+    found, within = rates(NULL, seed=3)
+    assert pytest.approx(0.0, abs=1e-12) == NULL.truth
+    assert found <= 0.05 + ERROR
+    assert within > 0.95
+
+
+def test_the_sample_size_named_has_the_power_named() -> None:
+    """Plan from one simulated pilot of 640 documents; run that many documents: four of five show equivalence."""
+    pilot = Sweep(lanes=40, rows=16, accuracy=0.9, spoils=0.0145, mends=0.1305, alike=1e6)
+    sizes = [
+        statistics.documents_needed(statistics.paired_difference(*cell).scaled(100), 640, 1.0)
+        for cell in pilot.draws(4, sweeps=300)
+    ]
+    lanes = round(float(np.median(sizes)) / 16)
+    asked = Sweep(lanes=lanes, rows=16, accuracy=0.9, spoils=0.0145, mends=0.1305, alike=1e6)
+    assert rates(asked, seed=5)[1] == pytest.approx(statistics.POWER, abs=0.06)
+
+
+@pytest.mark.slow
+def test_bleu_differences_cover_theirs() -> None:
+    """Sentences of ten words of which the policy spoils some, more in some lanes: 600 sweeps of 64 lanes of 16."""
+    rng = np.random.default_rng(6)
+
+    def counts(right: np.ndarray) -> np.ndarray:
+        matched = [right]
+        for n in range(2, 5):
+            matched.append(matched[-1][:, :-1] & right[:, n - 1 :])
+        ones = np.ones(len(right))
+        totals = [ones * (11 - n) for n in range(1, 5)]
+        return np.stack([*(m.sum(axis=1) for m in matched), *totals, 10 * ones, 10 * ones], axis=1).astype(float)
+
+    def cell(lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lane = np.repeat(np.arange(lanes), 16)
+        vanilla = rng.random((len(lane), 10)) < 0.95
+        hit = rng.random(len(lane)) < rng.beta(1, 9, lanes)[lane]
+        policy = vanilla & ~(hit[:, None] & (rng.random(vanilla.shape) < 0.3))
+        return counts(policy), counts(vanilla), lane
+
+    large = cell(20000)
+    truth = bleu.bleu_of_counts(large[0].sum(axis=0)) - bleu.bleu_of_counts(large[1].sum(axis=0))
+    hits = 0
+    for seed in range(600):
+        estimate = bleu.paired_bleu_difference(*cell(64), resamples=1000, seed=seed)
+        assert estimate.low is not None and estimate.high is not None
+        hits += estimate.low <= truth <= estimate.high
+    assert 0.92 <= hits / 600 <= 0.98

@@ -1,0 +1,118 @@
+"""The setting to take: the fastest that is shown to be as good, and a reason for every other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_study import POLICIES, FakePolicy
+from rich.console import Console
+
+from analysis.recommend import ALL, RECOMMENDED, print_recommendations, recommendations
+from analysis.study import study as read_study
+from lynx_exp.results.main import main
+
+Write = Callable[..., Path]
+FAST = FakePolicy(name="lynx_v1_latency", params={"keep_experts": 4}, keep=0.38)
+MILD = FakePolicy(name="lynx", params={"alpha": 3.0}, keep=0.8)
+HARMFUL = FakePolicy(name="top_k", params={"k": 1}, keep=0.3, harm=0.5)
+LONG = FakePolicy(name="oea", params={"k0": 1}, keep=0.35, longer=8)
+PROBE = FakePolicy(name="random_keep", params={"keep_experts": 8}, keep=0.2)
+MANY = 1200
+"""Documents with which an unchanged score is within one point: 1.65 sqrt(2) / 1202 = 0.2 points."""
+
+
+def reasons(root: Path, scope: str = "mini_gsm8k", **more: float) -> dict[str, str]:
+    frame = recommendations(read_study(root, **more))
+    chosen = frame[frame["scope"] == scope]
+    return dict(zip(chosen["policy"], chosen["why"], strict=True))
+
+
+def test_the_fastest_of_those_that_lose_nothing(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], POLICIES[1], FAST, MILD, HARMFUL, LONG, PROBE):
+        cell(policy=policy, documents=MANY)
+    found = reasons(tmp_path)
+    assert found["lynx_v1_latency"] == RECOMMENDED
+    assert found["lynx"].startswith("within, but slower: 1.")
+    assert found["top_k"] == "worse than vanilla"
+    assert found["oea"] == "within, but look at its responses: longer"
+    assert set(found) == {"lynx_v1_latency", "lynx", "top_k", "oea"}, "no vanilla, no control, no probe"
+
+
+def test_too_few_documents_recommend_nothing(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], FAST):
+        cell(policy=policy, documents=64)
+    assert reasons(tmp_path)["lynx_v1_latency"] == "undecided: 2,517 documents"
+    assert reasons(tmp_path, margin=4.0)["lynx_v1_latency"] == RECOMMENDED
+
+
+def test_without_latency_the_fewest_experts(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], FAST, MILD):
+        cell(policy=policy, documents=MANY, repeats=0)
+    frame = recommendations(read_study(tmp_path))
+    assert set(frame["saving"]) == {"active_experts"}
+    assert frame["why"].tolist()[0] == RECOMMENDED and frame["policy"].tolist()[0] == "lynx_v1_latency"
+    assert frame["why"].tolist()[1].startswith("within, but more experts: ")
+
+
+def test_what_was_not_timed_does_not_race(cell: Write, tmp_path: Path) -> None:
+    for policy, repeats in ((POLICIES[0], 5), (MILD, 5), (FAST, 0)):
+        cell(policy=policy, documents=MANY, repeats=repeats)
+    found = reasons(tmp_path)
+    assert found == {"lynx": RECOMMENDED, "lynx_v1_latency": "within, but no decode speed-up on record"}
+
+
+def test_slower_than_vanilla_is_no_gain(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], FakePolicy(name="lynx", params={"alpha": 9.0}, keep=1.1)):
+        cell(policy=policy, documents=MANY)
+    assert reasons(tmp_path) == {"lynx": "within, but no faster than vanilla"}
+
+
+def test_over_all_subtasks_only_what_did_all(cell: Write, tmp_path: Path) -> None:
+    for task in ("mini_gsm8k", "mini_humaneval"):
+        for policy in (POLICIES[0], MILD):
+            cell(policy=policy, task=task, documents=MANY)
+    cell(policy=FAST, documents=MANY)
+    found = reasons(tmp_path, scope=ALL)
+    assert found == {"lynx": RECOMMENDED, "lynx_v1_latency": "only 1 of 2 subtasks done"}
+    assert reasons(tmp_path)["lynx_v1_latency"] == RECOMMENDED
+
+
+def test_no_vanilla_no_recommendation(cell: Write, tmp_path: Path) -> None:
+    cell(policy=FAST, documents=32)
+    assert reasons(tmp_path) == {"lynx_v1_latency": "no vanilla partner to compare with"}
+
+
+def printed(root: Path, **more: float) -> str:
+    stream = io.StringIO()
+    print_recommendations(read_study(root, **more), Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_the_command_prints_and_writes(cell: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for policy in (POLICIES[0], FAST, MILD):
+        cell(policy=policy, documents=64)
+    cell(policy=HARMFUL, documents=64, state="failed")
+    main(["recommend", str(tmp_path), "--margin", "6", "--csv", str(tmp_path / "out" / "all.csv")])
+    out = capsys.readouterr().out
+    assert "mini_gsm8k · batch size 4" in out and "recommended" in out and "±6" in out
+    assert "missing: 1 cell not finished (1 failed: MemoryError)" in out
+    assert max(len(line.rstrip()) for line in out.splitlines() if not line.startswith("wrote")) <= 100
+    assert pd.read_csv(tmp_path / "out" / "all.csv")["why"].eq(RECOMMENDED).sum() == 1
+    assert "none: no candidate is shown to be within ±1 and to save anything" in printed(tmp_path)
+
+
+@pytest.mark.parametrize(("margin", "text"), [("0", "margin=0: must be above 0"), ("-2", "margin=-2: must be above 0")])
+def test_a_bad_margin_is_one_line(study: Path, margin: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["recommend", str(study), f"--margin={margin}"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("lynx-results: error: ") and text in err and err.count("\n") == 1
+
+
+def test_nothing_but_vanilla(cell: Write, tmp_path: Path) -> None:
+    cell()
+    assert "no candidate" in printed(tmp_path)
