@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,10 @@ _NUMBERS_OF_A_CELL = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Frames with the columns that `analysis.schema.TABLES` documents; each row names its `cell_id`."""
+    """Frames with the columns that `analysis.schema.TABLES` documents; each row names its `cell_id`.
+
+    Unpacks into the three that most notebooks need: `cells, samples, steps = load("results/demo")`.
+    """
 
     cells: pd.DataFrame
     """One row per finished cell."""
@@ -53,6 +56,9 @@ class Records:
     """One row per (cell, subtask, request); empty when no cell compared distributions with vanilla's."""
     unfinished: tuple[str, ...] = ()
     """Cells that were left out: folder and state."""
+
+    def __iter__(self) -> Iterator[pd.DataFrame]:
+        return iter((self.cells, self.samples, self.steps))
 
     def of(self, cells: Collection[str]) -> Records:
         """The rows of these cells."""

@@ -1,4 +1,4 @@
-"""Columns of the frames that `analysis.load` returns: name, unit and meaning, from which documentation is generated."""
+"""Columns of the frames that `analysis.load` returns: name, unit and meaning; docs/records.md is made from it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
 _CELL_ID = ("cell_id", "-", "the cell that the row belongs to")
 _SUBTASK = ("subtask", "-", "one lm-eval task of the cell's task")
 _LANE = ("lane", "-", "virtual decode batch; the cluster of every interval")
+
+ROWS = {
+    "cells": "a finished cell",
+    "metrics": "a cell, subtask, metric and filter",
+    "samples": "a cell, subtask and document",
+    "responses": "a cell, subtask and request, without its text",
+    "steps": "a cell, subtask, lane, decode step and layer",
+    "timing": "a timed decode step; empty where no cell measured latency",
+    "fidelity": "a cell, subtask and request; empty where no cell compared distributions with vanilla's",
+}
+"""What one row of each frame is."""
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "cells": _columns(
@@ -170,12 +181,3 @@ no number here needs and which would fill the memory (`lynx_exp.store.read` read
 def names(table: str) -> list[str]:
     """Column names of a frame, in order."""
     return [column.name for column in TABLES[table]]
-
-
-def describe() -> str:
-    """All frames as Markdown tables."""
-    parts = []
-    for table, columns in TABLES.items():
-        rows = [f"| `{column.name}` | {column.unit} | {column.meaning} |" for column in columns]
-        parts.append("\n".join([f"### {table}", "", "| column | unit | meaning |", "| --- | --- | --- |", *rows]))
-    return "\n\n".join(parts) + "\n"

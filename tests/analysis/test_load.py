@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis import load, schema
+from analysis import describe, load, schema
 
 Write = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 
 
 def test_frames_have_the_documented_columns(study: Path) -> None:
@@ -25,8 +28,37 @@ def test_frames_have_the_documented_columns(study: Path) -> None:
     assert set(records.samples["cell_id"]) == set(records.cells["cell_id"])
     assert len(records.metrics) == 5 * 5 * 2
     assert records.unfinished == ()
-    described = schema.describe()
-    assert all(f"`{name}`" in described for table in schema.TABLES for name in schema.names(table))
+
+
+def test_records_unpack_into_the_three_that_notebooks_need(study: Path) -> None:
+    cells, samples, steps = records = load(study)
+    assert cells is records.cells and samples is records.samples and steps is records.steps
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "records.md").read_text()
+    assert written == describe.page(), "run `python -m analysis.describe > docs/records.md`"
+    assert "(docs/records.md)" in (ROOT / "README.md").read_text()
+    for table, columns in schema.TABLES.items():
+        section = written.split(f"\n## {table}\n")[1].split("\n## ")[0]
+        rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+        assert [row[0].strip("| `") for row in rows] == [column.name for column in columns]
+        assert all(unit and meaning.strip(" |") for _, unit, meaning in rows), "each has a unit and a meaning"
+
+
+def test_the_documented_example_runs(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "demo").symlink_to(study / "demo")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", describe.page(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    first = names["samples"][names["samples"]["cell_id"] == names["cells"]["cell_id"].iloc[0]]
+    cell = names["cells"].iloc[0]
+    means = names["accuracy"][cell["policy_label"], cell["batch_size"]]
+    for subtask, part in first.groupby("subtask", observed=True):
+        assert means[subtask] == pytest.approx(part["score"].mean(), nan_ok=True)
+    assert names["active"].loc["vanilla"] > names["active"].loc["lynx_v1_latency(keep_experts=4)"]
 
 
 def test_cells_keep_policy_and_activity(cell: Write, tmp_path: Path) -> None:
@@ -79,6 +111,5 @@ def test_nothing_finished_is_one_clear_line(cell: Write, tmp_path: Path) -> None
 def test_import_brings_in_nothing_heavy() -> None:
     heavy = ("matplotlib", "scipy", "sacrebleu", "torch")
     code = f"import sys, analysis, analysis.figures; print([name for name in {heavy} if name in sys.modules])"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
