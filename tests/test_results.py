@@ -1,8 +1,10 @@
-"""`lynx-results rescore` and `export`: what a user types, what is printed, and what bad input comes to."""
+"""`lynx-results` report, rescore and export: what a user types, what is printed, and what bad input comes to."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -87,7 +89,33 @@ def test_a_cell_that_cannot_be_stops_no_other(study: Path, capsys: pytest.Captur
     assert out.count("\n") == err.count("\n") == 1 and "config.yaml: not one that this version reads" in err
 
 
+def test_a_report_asks_the_prompts_anew(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def browser(file: Path) -> dict[str, Any]:
+        return json.loads(file.read_text().split('id="data">')[1].split("</script>")[0])["browser"]
+
+    assert results("report", study) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and re.fullmatch(rf"{re.escape(str(study))}/report.html \(\d\.\d MiB\)\n", out)
+    data = browser(study / "report.html")
+    for group in data["groups"]:
+        for doc, _, prompt, digest in group["docs"]:
+            text = data["texts"][prompt]
+            assert text.startswith("Question: ") and hashlib.sha256(text.encode()).hexdigest()[:16] == digest, doc
+    for folder in (path.parent for path in study.glob("*/DONE")):
+        provenance = read_json(folder / "provenance.json")
+        write_json(folder / "provenance.json", provenance | {"data_sha256": {"mini_gsm8k": "0" * 64}})
+    out_file = tmp_path / "new" / "page.html"
+    assert results("report", study, "--out", out_file) == 0
+    assert [doc[2] for doc in browser(out_file)["groups"][0]["docs"]] == [-1] * 3, "hashes alone"
+    assert "mini_gsm8k: no longer what the cell answered: the prompts are the same" in out_file.read_text()
+    assert results("report", study, "--out", out_file, "--no-prompts") == 0
+    assert "no longer what" not in out_file.read_text()
+
+
 BAD = (
+    (["report", "nowhere"], "'nowhere' does not exist"),
+    (["report", "."], "holds no finished cell"),
+    (["report", ".", "--margin", "0"], "margin=0: must be above 0"),
     (["rescore", "nowhere"], "nowhere: not a folder"),
     (["rescore", "."], "holds no finished cell; give a cell, a study"),
     (["export", "--format", "lm-eval", "."], "holds no finished cell"),

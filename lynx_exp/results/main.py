@@ -12,7 +12,11 @@ from typing import Any
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
-VERBS = ("table", "recommend", "pareto", "figures", "status", "validate", "diff", "rescore", "export", "import", "gc")
+VERBS = (
+    *("table", "recommend", "pareto", "figures", "report"),
+    *("status", "validate", "diff", "gc"),
+    *("rescore", "export", "import", "sync", "dashboard"),
+)
 """Modules of this package, in the order of `--help`."""
 
 EPILOG = """\
@@ -25,6 +29,7 @@ Examples:
   lynx-results status results/demo
   lynx-results validate results/demo
   lynx-results diff results/before results/after
+  lynx-results report results/demo
   lynx-results rescore results/demo
   lynx-results export --format lm-eval results/demo --out lm_eval
   lynx-results import --format vllm-bench bench/ --to results/served

@@ -20,3 +20,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five policies, four tasks, two batch sizes. Read only: tests write elsewhere."""
     chosen = [POLICIES[index] for index in (2, 0, 1, 6, 5)]
     return write_study(tmp_path_factory.mktemp("results"), policies=chosen, documents=32)
+
+
+@pytest.fixture(scope="session")
+def study_page(study: Path) -> str:
+    """The HTML report of `study`, with figures."""
+    from analysis.page.document import page
+
+    return page(study, find_prompts=lambda cells: ({"None": "asked"}, ["a reason"]))

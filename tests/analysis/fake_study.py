@@ -143,7 +143,7 @@ def write_cell(
     _json(folder / "provenance.json", {})
     pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
-    responses = [row | {"response": row["filtered"], "prompt_tokens": 20} for row in samples]
+    responses = [row | {"prompt_tokens": 20} for row in samples]
     pq.write_table(pa.Table.from_pylist(responses, RESPONSES), folder / "responses.parquet")
     if info.get("phases") in ("prefill", "both"):
         _write_prefill(folder, (SUBTASKS | MIX)[task], documents // batch_size, policy)
@@ -172,7 +172,8 @@ def _samples(
             answer[4:6] = ["lost", "lost"]
         score = None if subtask == "mini_wmt16" else float(right and not spoiled)
         row = {"subtask": subtask, "doc_id": doc, "lane": doc // batch_size, "score": score, "scores": "{}"}
-        row |= {"target": " ".join(words), "filtered": " ".join(answer), "request": doc, "slot": doc % batch_size}
+        row |= {"target": " ".join(words), "filtered": " ".join(answer), "response": " ".join(answer)}
+        row |= {"request": doc, "slot": doc % batch_size}
         rows.append(row | _ending(subtask, doc, policy))
     return rows
 

@@ -1,0 +1,53 @@
+"""The figures of `lynx-results figures`, drawn anew from the records of the page and carried inside it."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from analysis import figures
+from analysis.study import Study
+
+COLOURS = 96
+"""Of a picture's palette: lines, markers and the edges of letters need no more, and the file is a quarter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    module: str
+    """Of `analysis.figures`."""
+    name: str
+    """As the file is called."""
+    caption: str
+    uri: str
+    width: int
+    height: int
+    """Pixels, at 300 an inch."""
+
+
+def pictures(study: Study) -> list[Picture]:
+    """Every figure that the records can give; why one is not drawn is logged."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for module in figures.NAMES:
+            about = importlib.import_module(f"analysis.figures.{module}").__doc__ or module
+            caption = about.strip().split("\n\n")[0].replace("\n", " ")
+            for file in figures.draw(study, Path(folder) / module, only=module):
+                if file.suffix == ".png":
+                    found.append(_picture(module, file, caption))
+    return found
+
+
+def _picture(module: str, file: Path, caption: str) -> Picture:
+    with Image.open(file) as image:
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(module=module, name=file.stem, caption=caption, uri=uri, width=small.width, height=small.height)
