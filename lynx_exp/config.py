@@ -274,8 +274,13 @@ class TrackerConfig:
     entity: str | None = None
     mode: str = "offline"
     tags: list[str] = field(default_factory=list)
+    wait_s: float = 1.0
+    """Online: how long the end of a run waits without a sign of life until uploads go on by themselves. A job whose
+    machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
 
     def __post_init__(self) -> None:
+        if not self.wait_s >= 0:
+            raise ValueError(f"tracker.wait_s={self.wait_s:g}: must be at least 0 (seconds)")
         one_of("tracker.name", self.name, TRACKERS)
         one_of("tracker.mode", self.mode, WANDB_MODES)
 

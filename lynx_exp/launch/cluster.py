@@ -23,6 +23,7 @@ from lynx_exp.launch.progress import work_of
 from lynx_exp.launch.run import write_sweeps
 from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
+from lynx_exp.launch.tracked import end_tracking
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load import load_task
 
@@ -71,7 +72,8 @@ def run_on_cluster(
     report = Report(outcomes=[outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
-        run_then(unique, console, {})
+        run_then(unique, console)
+    end_tracking([cell for cell in unique if outcomes[cell.folder].state == "done"], {})
     return report
 
 

@@ -11,7 +11,6 @@ from typing import Literal
 from rich.console import Console
 
 from lynx_exp.launch.cell import Cell
-from lynx_exp.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> N
         console.print(f"failed: {folder}: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def run_then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracker]) -> None:
+def run_then(cells: Sequence[Cell], console: Console) -> None:
     """Tables and figures of every study, as its configs ask. What goes wrong here is said, and costs no cell."""
     wanted = dict.fromkeys((cell.study, what) for cell in cells for what in cell.config.then)
     for study, what in wanted:
@@ -57,7 +56,5 @@ def run_then(cells: Sequence[Cell], console: Console, trackers: dict[str, Tracke
             else:
                 files = analysis.write_figures(study)
                 console.print("figures:", *map(str, files), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
-                for tracker in trackers.values():
-                    tracker.log_figures([file for file in files if file.suffix == ".png"])
         except Exception as error:
             print(f"lynx-exp: warning: {what} of {study}: {type(error).__name__}: {error}", file=sys.stderr)

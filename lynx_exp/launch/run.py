@@ -24,15 +24,15 @@ from lynx_exp.launch.references import References
 from lynx_exp.launch.refusals import Refusals
 from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
+from lynx_exp.launch.tracked import Trackers, end_tracking, track
 from lynx_exp.store.cell import record_failure, tidy
 from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.faults import DiskFull, fault_of
 from lynx_exp.store.identity import digest
 from lynx_exp.store.provenance import scrub
-from lynx_exp.store.read import is_done, read_cell
+from lynx_exp.store.read import is_done
 from lynx_exp.store.sweeps import Asked, write_sweep
 from lynx_exp.tasks.load import load_task
-from lynx_exp.tracking import Tracker, open_tracker
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine
@@ -155,9 +155,8 @@ def run_cells(
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
-        run_then(unique, console, run.trackers)
-    for tracker in run.trackers.values():
-        tracker.close()
+        run_then(unique, console)
+    end_tracking([cell for cell in unique if run.outcomes[cell.folder].state == "done"], run.trackers)
     return report
 
 
@@ -183,7 +182,7 @@ class _Run:
     ) -> None:
         self.claims, self._packed, self._refusals = claims, packed, Refusals(cells)
         self.outcomes: dict[Path, Outcome] = {}
-        self.trackers: dict[str, Tracker] = {}
+        self.trackers: Trackers = {}
         self._todo: list[Cell] = []
         for cell in cells:
             if is_done(cell.folder):
@@ -238,7 +237,7 @@ class _Run:
         pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.is_mine)
         for cell in pack.run(mine):
             self._end(cell, Outcome(state="done", folder=cell.folder))
-            _track(cell, self.trackers)
+            track(cell, self.trackers)
         for cell in mine:  # those whose claim was lost on the way
             self.claims.give_back(cell.folder)
 
@@ -293,13 +292,3 @@ def _by_model(cells: Sequence[Cell]) -> list[Cell]:
     """The same cells, those of one model together, so that each model is loaded once."""
     order = list(dict.fromkeys(_Engines.key(cell.config) for cell in cells))
     return sorted(cells, key=lambda cell: order.index(_Engines.key(cell.config)))
-
-
-def _track(cell: Cell, trackers: dict[str, Tracker]) -> None:
-    tracker = cell.config.tracker
-    if tracker.name == "none":
-        return
-    key = digest([asdict(tracker), str(cell.study)])
-    if key not in trackers:
-        trackers[key] = open_tracker(tracker, cell.study)
-    trackers[key].log_cell(read_cell(cell.folder), asdict(cell.config))

@@ -34,6 +34,8 @@ Examples:
   lynx-results export --format lm-eval results/demo --out lm_eval
   lynx-results import --format vllm-bench bench/ --to results/served
   lynx-results gc results
+  lynx-results sync results/demo --project moe
+  lynx-results dashboard results/demo --json
 
 Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 interrupted."""
 

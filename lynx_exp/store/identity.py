@@ -81,6 +81,7 @@ COSMETIC = (
     "tracker.entity",
     "tracker.mode",
     "tracker.tags",
+    "tracker.wait_s",
     "results",
     "study_name",
     "then",

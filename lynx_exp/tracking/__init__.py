@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from lynx_exp.config import TrackerConfig
@@ -12,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Tracker(Protocol):
-    def log_cell(self, record: CellRecord, config: dict[str, Any]) -> None:
-        """Show one finished cell; `config` is its whole config."""
+    def log_cell(self, record: CellRecord) -> None:
+        """Show one finished cell."""
 
-    def log_figures(self, files: Sequence[Path]) -> None:
-        """Show pictures of a study."""
+    def log_study(self, study: Path) -> None:
+        """Show what the cells of a study's folder say together, and its figures."""
 
     def close(self) -> None:
         """No more comes."""
@@ -25,9 +24,9 @@ class Tracker(Protocol):
 class NoTracker:
     """Shows nothing."""
 
-    def log_cell(self, record: CellRecord, config: dict[str, Any]) -> None: ...
+    def log_cell(self, record: CellRecord) -> None: ...
 
-    def log_figures(self, files: Sequence[Path]) -> None: ...
+    def log_study(self, study: Path) -> None: ...
 
     def close(self) -> None: ...
 

@@ -1,120 +1,141 @@
-"""Weights & Biases: one run a cell, rebuilt from the cell's record. Offline by default; no failure does harm."""
+"""Weights & Biases as a tracker: jobs go to a process of their own, so that no fault there costs the run anything."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from threading import Condition, Thread
+from time import monotonic
+from typing import TYPE_CHECKING
 
-from lynx_exp.store.provenance import scrub
+from lynx_exp.tracking.runs import Place
 
 if TYPE_CHECKING:
     from lynx_exp.config import TrackerConfig
     from lynx_exp.store.read import CellRecord
 
-SAMPLES_SHOWN = 50
+OFFLINE_WAIT_S = 30.0
+"""What `tracker.wait_s` is for uploads, for files on this machine, which must be whole when the job ends."""
 
 
 class WandbTracker:
-    """Project = the tracker's, group = the study, job type = the policy, id = cell and attempt: a cell has one run."""
+    """One run a cell, one a study. Every method returns at once, but for `close`."""
 
     def __init__(self, config: TrackerConfig, study: Path) -> None:
-        self._config = config
+        self._place = Place.of(asdict(config))
+        self._wait_s = config.wait_s if config.mode == "online" else OFFLINE_WAIT_S
         self._study = study
-        self._warned = False
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._process: subprocess.Popen[str] | None = None
+        self._news = Condition()
+        self._open: dict[str, int] = {}
+        """Jobs without an answer, by name."""
+        self._failed: dict[str, str] = {}
+        self._heard, self._over = 0.0, False
+        self._broken = ""
 
-    def log_cell(self, record: CellRecord, config: dict[str, Any]) -> None:
-        """Metrics, batch behaviour and latency as summary; active experts by decode step; some samples."""
-        self._guarded(lambda: self._log_cell(record, config))
+    def log_cell(self, record: CellRecord) -> None:
+        self._ask({"cell": str(record.path.resolve()), "name": record.path.name})
 
-    def log_figures(self, files: Sequence[Path]) -> None:
-        """One run of the study, with its pictures."""
-        self._guarded(lambda: self._log_figures(files))
+    def log_study(self, study: Path) -> None:
+        self._ask({"study": str(study.resolve()), "name": f"{study.name} (tables and figures)"})
 
     def close(self) -> None:
-        """Every run was finished when it was logged."""
+        """Wait for what is on its way, as long as it moves; then say what is missing, and how to make up for it."""
+        if self._process is None:
+            self._tell()
+            return
+        self._lines.put(None)
+        with self._news:
+            self._heard, said = monotonic(), False
+            while not self._over and monotonic() - self._heard < self._wait_s:
+                moved = self._news.wait(min(1.0, self._wait_s))
+                if not moved and not said and self._open:
+                    _say(f"wandb: {len(self._open)} more to be written")
+                    said = True
+        self._tell()
 
-    def _guarded(self, call: Callable[[], None]) -> None:
+    def _ask(self, job: Mapping[str, str]) -> None:
+        if self._broken:
+            self._failed[job["name"]] = self._broken
+            return
         try:
-            call()
-        except Exception as error:  # a tracker must not cost a cell
-            if not self._warned:
-                print(f"lynx-exp: warning: wandb: {type(error).__name__}: {error}; the run goes on", file=sys.stderr)
-            self._warned = True
+            if self._process is None:
+                self._start()
+        except Exception as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            self._failed[job["name"]] = self._broken
+            return
+        with self._news:
+            self._open[job["name"]] = 1
+        self._lines.put(json.dumps(job) + "\n")
 
-    def _start(self, **about: Any) -> Any:
-        import wandb
-
-        mode: Any = self._config.mode
+    def _start(self) -> None:
         self._study.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
-            project=self._config.project,
-            entity=self._config.entity,
-            group=self._study.name,
-            mode=mode,
-            dir=str(self._study),
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(
-                silent=True, console="off", x_disable_stats=True, disable_code=True, disable_git=True
-            ),
-            **about,
+        data = self._study / "wandb" / "data"  # what uploads need lies with the study, not in the home folder
+        environment = {"WANDB_DATA_DIR": str(data)} | dict(os.environ)
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "lynx_exp.tracking.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,  # Ctrl-C is for the run alone
         )
+        self._lines.put(json.dumps(asdict(self._place)) + "\n")
+        Thread(target=self._write, args=(process,), daemon=True).start()
+        Thread(target=self._read, args=(process,), daemon=True).start()
 
-    def _log_cell(self, record: CellRecord, config: dict[str, Any]) -> None:
-        import wandb
+    def _write(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        with suppress(OSError, ValueError):  # it is gone, which the reader notices, too
+            while (line := self._lines.get()) is not None:
+                process.stdin.write(line)
+                process.stdin.flush()
+        with suppress(OSError, ValueError):
+            process.stdin.close()
 
-        info = record.info
-        run = self._start(
-            id=f"{info['cell_id'][:20]}-{record.status['attempt']}",
-            name=f"{info['task']} {info['policy_label']} b{info['batch_size']}",
-            job_type=info["policy"],
-            tags=[*self._config.tags, info["task"], info["policy"], f"batch_{info['batch_size']}"],
-            config=_scrubbed(config) | {"cell": info, "provenance": record.provenance},
-        )
-        try:
-            for step, active in enumerate(_active_by_step(record)):
-                run.log({"decode_step": step, "active_experts": active})
-            table = wandb.Table(columns=["subtask", "doc_id", "score", "target", "filtered"])
-            for row in record.samples().slice(0, SAMPLES_SHOWN).to_pylist():
-                table.add_data(row["subtask"], row["doc_id"], row["score"], row["target"], row["filtered"])
-            run.log({"samples": table})
-            run.summary.update(_summary(record))
-        finally:
-            run.finish()
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            answer = json.loads(line)
+            with self._news:
+                name = answer.get("logged") or answer["failed"]
+                self._open.pop(name, None)
+                if "why" in answer:
+                    self._failed[name] = answer["why"]
+                else:
+                    self._failed.pop(name, None)
+                self._heard = monotonic()
+                self._news.notify_all()
+        code = process.wait()
+        process.stdout.close()
+        with self._news:
+            for name in self._open:
+                self._failed.setdefault(name, f"its process ended with code {code}")
+            self._open.clear()
+            self._over = True
+            self._broken = self._broken or f"its process ended with code {code}"
+            self._news.notify_all()
 
-    def _log_figures(self, files: Sequence[Path]) -> None:
-        import wandb
-
-        run = self._start(name=f"{self._study.name} figures", job_type="figures", tags=list(self._config.tags))
-        try:
-            run.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in files})
-        finally:
-            run.finish()
-
-
-def _scrubbed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _scrubbed(item) for key, item in value.items()}
-    return scrub(value) if isinstance(value, str) else value
-
-
-def _active_by_step(record: CellRecord) -> list[float]:
-    """Mean active experts over lanes and layers, a decode step."""
-    rows = record.steps().group_by("step").aggregate([("active_experts", "mean")]).sort_by("step").to_pylist()
-    return [row["active_experts_mean"] for row in rows]
+    def _tell(self) -> None:
+        mend = f"`lynx-results sync {self._study}` uploads from the cells on disk"
+        with self._news:
+            if self._failed:
+                why = list(dict.fromkeys(self._failed.values()))
+                more = ", and others" if len(why) > 1 else ""
+                _say(f"warning: wandb: {len(self._failed)} not logged ({why[0]}{more}); {mend}")
+            if self._open:
+                _say(f"wandb: {len(self._open)} still going up in the background; should that fail, {mend}")
 
 
-def _summary(record: CellRecord) -> dict[str, Any]:
-    metrics = record.metrics
-    summary = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-    if "matched" in metrics:
-        summary |= {f"matched/{key}": value for key, value in metrics["matched"].items()}
-    for row in metrics["metrics"]:
-        name = f"{row['subtask']}/{row['metric']}" + ("" if row["headline"] else f",{row['filter']}")
-        summary[name] = row["value"]
-    timing = record.timing()
-    if timing is not None:
-        for row in timing.group_by("name").aggregate([("ms", "mean")]).to_pylist():
-            summary[f"tpot_ms/{row['name']}"] = row["ms_mean"]
-    return summary | {"seconds": record.status["seconds"]}
+def _say(line: str) -> None:
+    print(f"lynx-exp: {line}", file=sys.stderr)

@@ -114,7 +114,7 @@ def test_a_kill_between_two_cells_marks_the_rest_as_interrupted(bench, config, m
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lynx_exp.launch.run._track", stop)  # where a tracker's upload would be cut short
+    monkeypatch.setattr("lynx_exp.launch.run.track", stop)  # where a tracker's upload would be cut short
     with pytest.raises(Interrupted, match="1 of 3 cells are done"):
         bench.run([config(), config(POINTS[3]["policy"]), config(batch_size=3)])
     assert sorted(statuses(Path(config().results))) == ["done", "interrupted", "interrupted"]

@@ -1,0 +1,136 @@
+"""What a finished cell shows in Weights & Biases: its config, curves, summary, samples and files. Without wandb."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lynx_exp.store.provenance import scrub
+from lynx_exp.store.read import CellRecord
+
+SAMPLES_SHOWN = 100
+STEPS_SHOWN = 512
+"""Points of a curve; of a longer one every second, third ... decode step."""
+SAMPLE_COLUMNS = (
+    *("subtask", "doc_id", "score", "target", "filtered", "response", "finish_reason", "new_tokens", "lane", "verdict"),
+)
+STEP = "decode_step"
+
+
+def run_id(*parts: str) -> str:
+    """20 hex digits: the same of the same parts, so that a cell is one run however often it is logged."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def run_id_of(record: CellRecord) -> str:
+    return run_id("cell", record.info["study"], record.info["cell_id"])
+
+
+def about(record: CellRecord) -> dict[str, Any]:
+    """Arguments of `wandb.init` that name the run."""
+    info = record.info
+    return {
+        "id": run_id_of(record),
+        "name": f"{info['task']} {info['policy_label']} b{info['batch_size']}",
+        "group": info["study"],
+        "job_type": "eval",
+        "tags": [str(info["task"]), str(info["policy"]), f"batch_{info['batch_size']}"],
+        "config": config(record),
+    }
+
+
+def config(record: CellRecord) -> dict[str, Any]:
+    """The resolved config as it was run, with what the cell and its surroundings were."""
+    stored = yaml.safe_load((record.path / "config.yaml").read_text())
+    label = {"policy_label": record.info["policy_label"]}  # what people group runs by
+    return _scrubbed(stored) | label | {"cell": _scrubbed(record.info), "provenance": _scrubbed(record.provenance)}
+
+
+def _scrubbed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item) for item in value]
+    return scrub(value) if isinstance(value, str) else value
+
+
+def summary(record: CellRecord) -> dict[str, Any]:
+    """The headline numbers.
+
+    `score/SUBTASK`: the headline metric. `SUBTASK/METRIC,FILTER`: every metric. `active_experts`, `kl` and the others
+    of metrics.json under their own names; `SUBTASK/active_experts`. `tpot_ms`, `vanilla_tpot_ms`, `speedup`: of timed
+    cells, medians over steps and repeats.
+    """
+    metrics = record.metrics
+    found: dict[str, Any] = {key: value for key, value in metrics.items() if _is_number(value)}
+    for key, value in (metrics.get("matched") or {}).items():
+        if _is_number(value):
+            found[f"matched/{key}"] = value
+    for subtask, numbers in (metrics.get("by_subtask") or {}).items():
+        found |= {f"{subtask}/{key}": value for key, value in numbers.items() if _is_number(value)}
+    for row in metrics["metrics"]:
+        if row["value"] is not None:
+            found[f"{row['subtask']}/{row['metric']},{row['filter']}"] = row["value"]
+            if row["headline"]:
+                found[f"score/{row['subtask']}"] = row["value"]
+    return found | _times(record) | {"seconds": record.status.get("seconds"), "attempt": record.status.get("attempt")}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _times(record: CellRecord) -> dict[str, float]:
+    table = record.timing()
+    if table is None or not table.num_rows:
+        return {}
+    steps = table.to_pandas().pivot(index=["repeat", "step"], columns="name", values="ms")
+    is_vanilla = record.info["policy"] == "vanilla"
+    found = {"vanilla_tpot_ms": float(steps["vanilla"].median())} if "vanilla" in steps else {}
+    own = "vanilla" if is_vanilla else "policy"
+    if own in steps:
+        found["tpot_ms"] = float(steps[own].median())
+    if not is_vanilla and {"vanilla", "policy"} <= set(steps.columns):
+        found["speedup"] = float((steps["vanilla"] / steps["policy"]).median())
+    return found
+
+
+def curves(record: CellRecord) -> Iterator[dict[str, Any]]:
+    """A row a decode step, in order: of each subtask the mean and the histogram (counts, edges) of the active experts
+    of all lanes and layers, and the mean of live rows."""
+    table = record.steps().to_pandas()
+    if table.empty:
+        return
+    edges = np.arange(int(table["active_experts"].max()) + 2) - 0.5
+    last = int(table["step"].max())
+    shown = table[table["step"] % (last // STEPS_SHOWN + 1) == 0]
+    for step, rows in shown.groupby("step", sort=True):
+        row: dict[str, Any] = {STEP: int(step)}
+        for subtask, part in rows.groupby("subtask", sort=True):
+            counts, _ = np.histogram(part["active_experts"], bins=edges)
+            row[f"steps/{subtask}/active_experts"] = float(part["active_experts"].mean())
+            row[f"steps/{subtask}/live_rows"] = float(part["live_rows"].mean())
+            row[f"steps/{subtask}/histogram"] = (counts.tolist(), edges.tolist())
+        yield row
+
+
+def samples(record: CellRecord) -> list[list[Any]]:
+    """The first documents of every subtask in turn, columns as in SAMPLE_COLUMNS."""
+    table = record.samples()
+    known = [name for name in SAMPLE_COLUMNS if name in table.column_names]
+    rows = table.select(known).to_pylist()
+    by_subtask: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_subtask.setdefault(row["subtask"], []).append(row)
+    share = max(SAMPLES_SHOWN // max(len(by_subtask), 1), 1)
+    return [[row.get(name) for name in SAMPLE_COLUMNS] for part in by_subtask.values() for row in part[:share]]
+
+
+def files(record: CellRecord) -> list[Path]:
+    """The record itself."""
+    return sorted(path for path in record.path.iterdir() if path.is_file() and path.suffix in (".json", ".parquet"))
