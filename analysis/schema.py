@@ -27,7 +27,9 @@ ROWS = {
     "samples": "a cell, subtask and document",
     "responses": "a cell, subtask and request, without its text",
     "steps": "a cell, subtask, lane, decode step and layer",
+    "prefill": "a cell, subtask, lane and layer; empty where no cell's policy acts on prompts",
     "timing": "a timed decode step; empty where no cell measured latency",
+    "breakdown": "a cell, name, repeat and section; empty where no cell timed sections",
     "fidelity": "a cell, subtask and request; empty where no cell compared distributions with vanilla's",
 }
 """What one row of each frame is."""

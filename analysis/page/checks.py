@@ -45,6 +45,7 @@ def _warnings(material: Material) -> list[str]:
         doubts.setdefault(why, []).append(cell.path.name)
     return [
         *material.study.warnings,
+        *(f"invalid: {cell.path.name}: {reason}" for cell, reason in facts.invalid(material.done)),
         *(f"no vanilla partner: {name}, batch size {batch}, {', '.join(of)}" for (name, batch), of in lonely),
         *material.warnings,
         *([f"rows from a single lane, which gives no interval: {single}"] if single else []),

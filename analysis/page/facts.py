@@ -10,8 +10,8 @@ from typing import Any
 
 from lynx_exp.store.read import CellRecord
 
-OF_A_CELL = ("command", "data_sha256", "data_revisions", "model")
-"""Parts of a provenance that belong to what was asked, not to where it ran."""
+OF_A_CELL = ("command", "data_sha256", "data_revisions", "model", "numerics")
+"""Parts of a provenance that belong to what was asked, not to where it ran; `numerics` repeats others."""
 _STATES = {"running": "running, or lost", "not started": "not started"}
 
 
@@ -91,12 +91,17 @@ def unfinished(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
                 "policy": str(cell.info.get("policy_label", "")),
                 "batch size": str(cell.info.get("batch_size", "")),
                 "state": _STATES.get(state, state),
-                "why": ": ".join(str(error[name]) for name in ("class", "message") if error.get(name)),
+                "why": ": ".join(str(error[name]) for name in ("kind", "class", "message") if error.get(name)),
                 "lanes kept": f"{kept} of {lanes}" if lanes else "-",
                 "attempt": str(cell.status.get("attempt", "-")),
             }
         )
     return rows
+
+
+def invalid(cells: Sequence[CellRecord]) -> list[tuple[CellRecord, str]]:
+    """Finished cells whose answers mean nothing, and why."""
+    return [(cell, str(reason)) for cell in cells for reason in cell.status.get("invalid") or ()]
 
 
 def timing_doubts(cells: Sequence[CellRecord]) -> list[tuple[CellRecord, str]]:

@@ -88,6 +88,8 @@ def _alarms(material: Material) -> str:
     flagged = int(material.study.rows["guard"].map(guards.is_flagged).sum())
     lonely = int((~material.study.rows["paired"].astype(bool)).sum())
     alarms = [("unfinished" if line.startswith("missing") else "provenance", line) for line in material.study.warnings]
+    invalid = len(facts.invalid(material.done))
+    alarms += [("checks", f"findings that answers are invalid: {invalid}")] if invalid else []
     alarms += [("checks", f"rows with responses outside vanilla's band: {flagged}")] if flagged else []
     alarms += [("checks", f"rows without a vanilla partner, and so without difference: {lonely}")] if lonely else []
     links = "".join(f'<a href="#{at}">{escape(text)}</a>' for at, text in alarms)

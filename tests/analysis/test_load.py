@@ -39,6 +39,7 @@ def test_the_documentation_is_up_to_date() -> None:
     written = (ROOT / "docs" / "records.md").read_text()
     assert written == describe.page(), "run `python -m analysis.describe > docs/records.md`"
     assert "(docs/records.md)" in (ROOT / "README.md").read_text()
+    assert list(schema.ROWS) == list(schema.TABLES)
     for table, columns in schema.TABLES.items():
         section = written.split(f"\n## {table}\n")[1].split("\n## ")[0]
         rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]

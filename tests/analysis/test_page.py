@@ -168,7 +168,8 @@ def test_what_is_missing_is_said(cell: Write, tmp_path: Path) -> None:
 def test_unlike_environments_are_said(cell: Write, tmp_path: Path) -> None:
     for policy, cpu in ((VANILLA, "one"), (LYNX, "other"), (HARMFUL, "one")):
         folder = cell(policy=policy)
-        (folder / "provenance.json").write_text(json.dumps({"cpu": cpu, "torch": {"threads": 2}, "command": [cpu]}))
+        told = {"cpu": cpu, "torch": {"threads": 2}, "command": [cpu], "numerics": {"cpu": cpu, "torch.threads": 2}}
+        (folder / "provenance.json").write_text(json.dumps(told))
     got = Page(page(tmp_path)).sections
     for section in ("overview", "checks"):
         assert "unlike environments: cpu one (2 cells), other (1 cell)" in got[section]
@@ -183,10 +184,13 @@ def test_flags_and_doubts_are_said(cell: Write, tmp_path: Path) -> None:
     timing = json.loads((folder / "timing.json").read_text()) | {"stable": False, "precision_reached": False}
     (folder / "timing.json").write_text(json.dumps(timing))
     status = json.loads((folder / "status.json").read_text()) | {"notes": ["halved for memory"]}
+    status["invalid"] = ["every response is empty"]
     (folder / "status.json").write_text(json.dumps(status))
     source = Page(page(tmp_path))
     assert "rows with responses outside vanilla's band: 1" in source.sections["overview"]
+    assert "findings that answers are invalid: 1" in source.sections["overview"]
     checks = source.sections["checks"]
+    assert f"invalid: {folder.name}: every response is empty" in checks
     assert "longer" in checks and "(+9.0)" in checks and f"{folder.name}: halved for memory" in checks
     assert "step times had not settled" in checks
     assert "5 repeats did not reach the precision asked for: 1 cell" in checks

@@ -12,6 +12,7 @@ import wandb
 import yaml
 
 from lynx_exp.store.files import sha256_of, write_json, write_parquet, write_text
+from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.read import CellRecord, read_cell
 from lynx_exp.store.tables import RESPONSES, SAMPLES, STEPS, TIMING
 
@@ -36,7 +37,7 @@ def write(tmp_path: Path) -> Write:
         folder = tmp_path / "demo" / name
         folder.mkdir(parents=True)
         label = policy if policy == "vanilla" else f"{policy}(alpha=3)"
-        info = {"schema": 1, "cell_id": f"{name}-{policy}".ljust(64, "0"), "pair_id": "p", "study": "demo"}
+        info = {"schema": SCHEMA, "cell_id": f"{name}-{policy}".ljust(64, "0"), "pair_id": "p", "study": "demo"}
         info |= {"model": f"{Path.home()}/models/tiny", "task": "t", "policy": policy, "policy_label": label}
         info |= {"policy_params": {"alpha": 3}, "phases": "decode", "batch_size": 4, "num_experts": 8, "seed": 0}
         info |= {"device": "cpu", "dtype": "float32", "limit": 70, "batching": "static", "backend": "transformers"}
