@@ -391,6 +391,10 @@ class Config:
         only = "only with backend=transformers"
         for field_name, value, default, hint in (
             ("fidelity", self.fidelity, False, ""),
+            ("tokens", self.tokens, False, ""),
+            ("measure.context", self.measure.context, None, ""),
+            ("measure.prefill", self.measure.prefill, False, ""),
+            ("measure.breakdown", self.measure.breakdown, False, ""),
             ("scoring", self.scoring, "decode", ""),
             ("kernel", self.kernel, "auto", ""),
             ("threads", self.threads, None, "; set OMP_NUM_THREADS"),

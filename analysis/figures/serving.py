@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
+from analysis.figures.looks import looks
 from lynx_exp.store.read_serving import STOCK
 
 NAME = "serving"
@@ -37,7 +38,7 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
     points["policy"] = points["policy"].replace(STOCK, "vanilla")  # drawn as it is elsewhere
     if points.empty:
         return style.skip(name, "no run says how many requests it had at once, nor at what rate they came")
-    look = style.looks(points)
+    look = looks(points)
     labels = list(look)
     fig = style.figure(1.35 * len(PANELS) + style.LEGEND_ROW_IN * len(labels) + 0.25)
     panels = fig.subplots(len(PANELS), 1, sharex=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from lynx_exp.engine.breakdown import Breakdown
 from lynx_exp.engine.fidelity import Fidelity
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.score import Scoring
 from lynx_exp.engine.sections import Act
@@ -72,7 +74,9 @@ class LaneEngine(Protocol):
         on_step: Callable[[int], None] = ...,
     ) -> Iterator[LaneResult]: ...
 
-    def fidelity_of(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> Iterator[Fidelity]: ...
+    def fidelity_of(
+        self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act], *, tokens: Collection[int] = ...
+    ) -> Iterator[Fidelity]: ...
 
     def match_active(
         self,
@@ -101,5 +105,30 @@ class LaneEngine(Protocol):
         precision: float = ...,
         on_step: Callable[[int], None] = ...,
     ) -> Timing: ...
+
+    def measure_prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        policies: Mapping[str, Policy],
+        phases: Phases = ...,
+        layers: str | None = ...,
+        repeats: int = ...,
+        max_repeats: int | None = ...,
+        precision: float = ...,
+    ) -> PrefillTiming: ...
+
+    def breakdown(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        policies: Mapping[str, Policy],
+        phases: Phases = ...,
+        layers: str | None = ...,
+        new_tokens: int = ...,
+        repeats: int = ...,
+    ) -> Breakdown: ...
 
     def close(self) -> None: ...

@@ -88,7 +88,7 @@ def measure_cell(
     return rows, info, sections
 
 
-def _of_length(prompt: Sequence[int], cell: Cell, engine: Engine) -> list[int]:
+def _of_length(prompt: Sequence[int], cell: Cell, engine: LaneEngine) -> list[int]:
     """The prompt, repeated or cut to `measure.context` tokens."""
     wanted, room = cell.config.measure.context, cell.config.measure.new_tokens
     if wanted is None:

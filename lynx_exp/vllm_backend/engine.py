@@ -5,7 +5,7 @@ engine = VllmEngine(open_llm("lynx_tiny", dtype="float32", device="cpu", max_row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -177,7 +177,9 @@ class VllmEngine:
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)
 
-    def fidelity_of(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> Iterator[Fidelity]:
+    def fidelity_of(
+        self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act], *, tokens: Collection[int] = ()
+    ) -> Iterator[Fidelity]:
         """Refused: whole next-token distributions do not leave a serving engine."""
         raise ValueError("fidelity: only with backend=transformers")
 
@@ -214,6 +216,14 @@ class VllmEngine:
             precision=precision,
             on_step=on_step,
         )
+
+    def measure_prefill(self, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+        """Refused: a serving engine times requests (`Timing.serving` has their time to the first token)."""
+        raise ValueError("measure.prefill: only with backend=transformers")
+
+    def breakdown(self, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+        """Refused: its layers are compiled, and not to be taken apart."""
+        raise ValueError("measure.breakdown: only with backend=transformers")
 
     def close(self) -> None:
         """Free the engine: two of them do not fit beside each other."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lynx_exp.config import Config, MeasureConfig, ModelConfig, PackConfig, TaskConfig
+from lynx_exp.config import Config, MeasureConfig, ModelConfig, PackConfig, TaskConfig, VllmConfig
 from lynx_exp.engine.stream import Stream
 from lynx_exp.launch.cell import prepare_cells
 from lynx_exp.launch.outcomes import Report
@@ -59,6 +59,7 @@ APART = {
     "threads": 1,
     "scoring": "prefill",
     "truncate": "left",
+    "vllm": VllmConfig(max_num_batched_tokens=99),
 }
 BESIDE = {
     *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"),
@@ -68,7 +69,7 @@ BESIDE = {
 
 
 def test_every_field_is_decided():
-    assert set(SHARED) == set(APART)
+    assert set(SHARED) == {*APART, "backend"}
     assert {f.name for f in fields(Config)} == set(TOGETHER) | set(APART) | BESIDE
 
 
