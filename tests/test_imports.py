@@ -25,7 +25,7 @@ ALLOWED = {
     "prepare": {"prepare", "launch", "store", "tasks", "engine", "models", "routing", "config", "explain", "exits"},
     "lm_eval_model": {"lm_eval_model", "lm_eval_hook", "launch", "tasks", "engine", "routing", "config"},
     "lm_eval_hook": set(),
-    "config": set(),
+    "config": {"config"},
     "exits": set(),
     "explain": {"config"},
 }

@@ -1,0 +1,58 @@
+"""Everything a user types to `lynx-exp`, typed and checked. Imports neither torch nor anything slow.
+
+Hydra composes YAML into the schema below; `to_config` turns the result into plain objects, whose checks name the field,
+its value and what is allowed. The policy node is open: each policy has its own parameters, checked in
+`lynx_exp.routing`.
+"""
+
+from __future__ import annotations
+
+from lynx_exp.config.cell import Config, to_config
+from lynx_exp.config.choices import (
+    BATCHINGS,
+    DTYPES,
+    MIXINGS,
+    PHASES,
+    SANDBOXES,
+    SCORINGS,
+    TRUNCATES,
+    at_least,
+    did_you_mean,
+    one_of,
+)
+from lynx_exp.config.folders import config_folder
+from lynx_exp.config.labels import default_parameters, label_policy
+from lynx_exp.config.parts import (
+    GenerationConfig,
+    MeasureConfig,
+    ModelConfig,
+    PackConfig,
+    TaskConfig,
+    TrackerConfig,
+    VllmConfig,
+)
+
+__all__ = [
+    "BATCHINGS",
+    "Config",
+    "DTYPES",
+    "GenerationConfig",
+    "MIXINGS",
+    "MeasureConfig",
+    "ModelConfig",
+    "PHASES",
+    "PackConfig",
+    "SANDBOXES",
+    "SCORINGS",
+    "TRUNCATES",
+    "TaskConfig",
+    "TrackerConfig",
+    "VllmConfig",
+    "at_least",
+    "config_folder",
+    "default_parameters",
+    "did_you_mean",
+    "label_policy",
+    "one_of",
+    "to_config",
+]

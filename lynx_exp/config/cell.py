@@ -1,0 +1,191 @@
+"""One cell: what is run, and where its record goes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lynx_exp.config.choices import (
+    BACKENDS,
+    BATCHINGS,
+    DTYPES,
+    KERNELS,
+    NOISE_FLOOR_SEED,
+    PHASES,
+    SANDBOXES,
+    SCORINGS,
+    THEN,
+    TRUNCATES,
+    at_least,
+    one_of,
+)
+from lynx_exp.config.labels import label_policy
+from lynx_exp.config.parts import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One cell, and where its record goes."""
+
+    model: ModelConfig = MISSING
+    policy: Any = MISSING
+    """name, and the policy's own parameters."""
+    task: TaskConfig = MISSING
+    phases: str = "decode"
+    """In which phases the policy acts: decode, prefill, both, none."""
+    layers: str | None = None
+    """In which layers it acts: numbers and ranges such as 1: or 0,4:8; null is all."""
+    batch_size: int = 16
+    """Rows of one lane in decode: the requests that share a batch."""
+    batching: str = "static"
+    """static: a lane of batch_size prompts that drains; continuous: of batch_size slots, refilled from its queue."""
+    waves: int = 4
+    """Continuous batching: requests of a lane's queue, in batch sizes. One wave is static batching."""
+    limit: int | None = None
+    """First N documents of every subtask; null takes all."""
+    seed: int = 0
+    """Of the batch plan: who shares a batch with whom."""
+    backend: str = "transformers"
+    dtype: str = "auto"
+    device: str = "auto"
+    kernel: str = "auto"
+    """What selects experts: auto (Triton on CUDA, where installed), torch or triton."""
+    threads: int | None = None
+    """CPU threads of the model; null leaves the default."""
+    fidelity: bool = False
+    """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
+    tokens: bool = False
+    """Write what became of every decoded token of vanilla's responses: confidence of the routers, experts that ran, KL
+    divergence after it."""
+    scoring: str = "decode"
+    """Choices: decode, as if their tokens were decoded in the cell's lanes; prefill, in one pass as lm-eval does."""
+    truncate: str = "error"
+    """Prompts that exceed the model's context: error refuses them, left cuts their beginning."""
+    sandbox: str = "auto"
+    """Where generated code runs: auto takes the strongest of bubblewrap, namespaces and landlock that passes its
+    self-test on this machine; unsafe is a plain process."""
+    confirm_unsafe_code: bool = False
+    """Needed for sandbox=unsafe."""
+    plan: bool = False
+    """Say what would be run, what it takes and what is missing for it, and run nothing."""
+    max_failures: int | None = 3
+    """A cell that has failed so often in a row, none of its lanes further, is left alone; null tries for ever."""
+    ignore_oom: bool = False
+    """Run a cell although a smaller batch of the same has run out of memory."""
+    pack: PackConfig = field(default_factory=PackConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    tracker: TrackerConfig = MISSING
+    results: str = "results"
+    """Root of the results."""
+    study_name: str = "default"
+    """Folder below `results`."""
+    then: list[str] = field(default_factory=list)
+    """What to do when all cells have run: table, figures."""
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("limit", self.limit, 1, optional=True)
+        at_least("threads", self.threads, 1, optional=True)
+        at_least("waves", self.waves, 1)
+        at_least("max_failures", self.max_failures, 1, optional=True)
+        one_of("phases", self.phases, PHASES)
+        one_of("batching", self.batching, BATCHINGS)
+        one_of("scoring", self.scoring, SCORINGS)
+        one_of("truncate", self.truncate, TRUNCATES)
+        one_of("sandbox", self.sandbox, SANDBOXES)
+        if self.sandbox == "unsafe" and not self.confirm_unsafe_code:
+            raise ValueError(
+                "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
+                "give confirm_unsafe_code=true as well if that is what you want"
+            )
+        one_of("backend", self.backend, BACKENDS)
+        if self.backend == "vllm":
+            self._check_vllm()
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("kernel", self.kernel, KERNELS)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N")
+        if self.model.device_map is not None and self.device != "auto":
+            raise ValueError(f"device={self.device}: model.device_map says where the layers go; leave device=auto")
+        if self.model.parallel is not None and ":" in self.device:
+            raise ValueError(f"device={self.device}: model.parallel takes one device a rank; give auto, cpu or cuda")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
+            raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
+        for name in self.then:
+            one_of("then", name, THEN)
+        if not isinstance(self.policy, dict) or not isinstance(self.policy.get("name"), str):
+            raise ValueError(
+                f"policy={self.policy}: must be one of the files in conf/policy, which give a name and parameters"
+            )
+        target = self.match_active
+        if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or target <= 0):
+            raise ValueError(
+                f"policy.match_active={target}: must be a number of experts, a share of vanilla's (below 1), or null"
+            )
+
+    def _check_vllm(self) -> None:
+        """ValueError for what only the transformers backend does."""
+        only = "only with backend=transformers"
+        for field_name, value, default, hint in (
+            ("fidelity", self.fidelity, False, ""),
+            ("tokens", self.tokens, False, ""),
+            ("measure.context", self.measure.context, None, ""),
+            ("measure.prefill", self.measure.prefill, False, ""),
+            ("measure.breakdown", self.measure.breakdown, False, ""),
+            ("scoring", self.scoring, "decode", ""),
+            ("kernel", self.kernel, "auto", ""),
+            ("threads", self.threads, None, "; set OMP_NUM_THREADS"),
+            ("model.device_map", self.model.device_map, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.parallel", self.model.parallel, None, "; give vllm.engine_args.tensor_parallel_size"),
+            ("model.experts_implementation", self.model.experts_implementation, "auto", "; vLLM has its own"),
+        ):
+            if value != default:
+                raise ValueError(f"{field_name}={str(value).lower()}: {only}{hint}")
+        if self.model.kind == "random":
+            raise ValueError(
+                f"model.kind=random: {only}; save it with save_pretrained and give model=hub model.id=FOLDER"
+            )
+
+    @property
+    def policy_name(self) -> str:
+        return self.policy["name"]
+
+    @property
+    def match_active(self) -> float | None:
+        """Active experts that the policy's knob is to be set for; below 1, as a share of vanilla's."""
+        return None if self.is_untouched else self.policy.get("match_active")
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the model routes as it always does: vanilla, or vanilla again on another plan."""
+        return self.policy_name in ("vanilla", "noise_floor")
+
+    @property
+    def plan_seed(self) -> int:
+        """Of the batch plan."""
+        return self.seed + (NOISE_FLOOR_SEED if self.policy_name == "noise_floor" else 0)
+
+    @property
+    def policy_params(self) -> dict[str, Any]:
+        """As the policy is built with."""
+        return {key: value for key, value in self.policy.items() if key not in ("name", "match_active")}
+
+    @property
+    def policy_label(self) -> str:
+        """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what stays at its default (`UNSHOWN`); with
+        `match_active` in place of the knob that it turns; layers where they are not all."""
+        return label_policy(self.policy_name, self.policy_params, self.layers, self.match_active)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The checked config of one cell from what Hydra composed.
+
+    Raises ValueError (a check), or one of OmegaConf's errors (a missing or mistyped value).
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
