@@ -21,6 +21,8 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
         return style.absent(f"fig17{suffix}", "of a policy was timed at several batch sizes (+paper=fig17)")
     look = looks.looks(points)
     handles, labels = looks.family_entries(points, look)
+    rings = looks.ring_entry(points)
+    handles, labels = handles + rings[0], labels + rings[1]
     tasks = sorted(points["task"].unique())
     fig, grid = curves.panels(tasks, 1, len(labels), sharex=True, height_in=1.5)
     batches = sorted(points["batch_size"].unique())

@@ -9,15 +9,14 @@ import matplotlib
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.figures import style
-from analysis.figures.looks import looks
+from analysis.figures import looks, style
 from lynx_exp.store.read_serving import STOCK
 
 NAME = "serving"
 PANELS = (
     ("median TPOT (ms)", "tpot_median_ms"),
     ("p99 TPOT (ms)", "tpot_p99_ms"),
-    ("tokens per second", "output_throughput"),
+    ("throughput (tokens per second)", "output_throughput"),
 )
 
 
@@ -38,7 +37,7 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
     points["policy"] = points["policy"].replace(STOCK, "vanilla")  # drawn as it is elsewhere
     if points.empty:
         return style.skip(name, "no run says how many requests it had at once, nor at what rate they came")
-    look = looks(points)
+    look = looks.looks(points)
     labels = list(look)
     fig = style.figure(1.35 * len(PANELS) + style.LEGEND_ROW_IN * len(labels) + 0.25)
     panels = fig.subplots(len(PANELS), 1, sharex=True)
@@ -52,6 +51,8 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
         axes.set_ylabel(label)
     panels[-1].set_xticks(sorted(points[along].unique()))
     fig.align_ylabels(panels)
-    panels[-1].set_xlabel("requests at once" if along == "max_concurrency" else "requests per second")
+    panels[-1].set_xlabel(
+        "concurrency (requests at once)" if along == "max_concurrency" else "arrivals (requests per second)"
+    )
     style.legend(fig, [Line2D([], [], **look[label].marker_kwargs()) for label in labels], labels)
     return style.save(fig, folder, name, points.drop(columns="series"))

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import latency
+from analysis import guards, latency
 from analysis.figures import curves, style
 from analysis.labels import PROBES
 from analysis.latex import booktabs, escape, number
 from analysis.study import Study
 
+_FLAG = r"$^{\dagger}$"
 _COLUMNS = (
     *(("task", "l"), ("policy", "l"), ("score", "r"), ("difference", "r"), (r"p50 TPOT (ms)", "r")),
     *((r"mean TPOT (ms)", "r"), ("speed-up", "r"), ("active experts", "r")),
@@ -67,7 +68,7 @@ def _row(row: dict[str, Any]) -> list[str]:
     vanilla = row["policy"] == "vanilla"
     return [
         escape(row["subtask"]) if vanilla else "",
-        escape(row["series"]),
+        escape(row["series"]) + (_FLAG if guards.is_flagged(row["guard"]) else ""),
         number(row["score"], form="{:.1f}"),
         "--" if vanilla else number(row["difference"], row["difference_low"], row["difference_high"], "{:+.1f}"),
         number(row["tpot_p50_ms"], form="{:.2f}"),

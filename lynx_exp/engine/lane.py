@@ -95,7 +95,10 @@ class Lane:
         """Rows of the physical batch that it holds or will need again."""
         return self.width if self.queue else self.live
 
-    def result(self, stopper: Stopper, active_experts: list[list[int]], changed: list[list[int]]) -> LaneResult:
+    def result(
+        self, stopper: Stopper, active_experts: list[list[int]], changed: list[list[int]] | None = None
+    ) -> LaneResult:
+        """`changed`: None where nobody counted."""
         return LaneResult(
             lane=self.number,
             requests=tuple(row.number for row in self.rows),
@@ -105,7 +108,7 @@ class Lane:
             finish_reasons=[str(row.finish) for row in self.rows],
             live_rows=self.live_rows,
             active_experts=active_experts,
-            changed=changed,
+            changed=changed or [],
             prompt_tokens=self.prompt_tokens,
             prompt_changed=[] if self.prompt_changed is None else self.prompt_changed.tolist(),
         )

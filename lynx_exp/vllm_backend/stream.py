@@ -254,7 +254,7 @@ class Stream:
 
     def _result(self, running: Running) -> LaneResult:
         lane = running.lane
-        made = lane.result(self._engine.stopper, running.active, [])
+        made = lane.result(self._engine.stopper, running.active)
         if not self._scored:
             return made
         rows = [row for row in lane.rows if isinstance(row, Seated)]

@@ -19,7 +19,7 @@ from analysis.figures.tpot_vs_active import least_squares
 Write = Callable[..., Path]
 FIGURES = (
     *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-    *("active_vs_batch", "tpot_vs_active"),
+    *("active_vs_batch", "tpot_vs_active", "fig17"),
 )
 
 
@@ -28,7 +28,8 @@ def drawn(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("figures")
     written = write_figures(study, out=out)
     families = {f"pareto_{saving}_families.csv" for saving in ("speedup", "active")}
-    expected = {f"{name}.{end}" for name in FIGURES for end in ("pdf", "png", "csv")} | families
+    tables = {f"table2_b{batch}.{end}" for batch in (4, 16) for end in ("tex", "csv")}
+    expected = {f"{name}.{end}" for name in FIGURES for end in ("pdf", "png", "csv")} | families | tables
     assert {path.name for path in written} == expected
     return out
 

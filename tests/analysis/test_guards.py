@@ -204,12 +204,16 @@ def test_every_figure_rings_the_point(flagged: Path, tmp_path: Path, monkeypatch
     ]
     assert {path.stem for path in tables} == {
         *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-        *("active_vs_batch", "tpot_vs_active", "matched_active_b2", "matched_active_b4"),
+        *("active_vs_batch", "tpot_vs_active", "matched_active_b2", "matched_active_b4", "fig17"),
+        *("table2_b2", "table2_b4"),
     }
     for path in tables:
         numbers = pd.read_csv(path, keep_default_na=False)
         assert set(numbers.loc[numbers["guard"].map(guards.is_flagged), "policy"]) == {"random_keep"}, path.name
-    assert len(labels) == len(tables)
+    assert len(labels) == len(tables) - 2, "a figure each, and two tables in LaTeX"
+    for file in tmp_path.glob("table2_*.tex"):
+        flagged_rows = [line for line in file.read_text().splitlines() if "dagger}" in line]
+        assert flagged_rows and all("random\\_keep" in line for line in flagged_rows)
     assert all(names.count("responses longer or shorter than vanilla's") == 1 for names in labels)
 
 
