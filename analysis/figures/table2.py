@@ -44,6 +44,8 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
             f"batch size {batch}; [low, high]: 95 % intervals; needs \\usepackage{{booktabs}}",
             *style.WARNINGS.get(),
         ]
+        if part["guard"].map(guards.is_flagged).any():
+            notes.append("dagger: responses longer or shorter than vanilla's, or cut off more or less often")
         tex.write_text(booktabs(_COLUMNS, groups, notes))
         columns = ("score", "difference", "tpot_p50_ms", "tpot_mean_ms", "speedup", "active_experts")
         curves.numbers(part, *columns).to_csv(csv, index=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import bleu, statistics
+from analysis import bleu, latency, statistics
 
 SWEEPS = 2000
 
@@ -159,3 +159,15 @@ def test_bleu_differences_cover_theirs() -> None:
         assert estimate.low is not None and estimate.high is not None
         hits += estimate.low <= truth <= estimate.high
     assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_a_speedup_of_nine_repeats_covers_its_truth() -> None:
+    """The median of paired steps' medians, with 3 % of noise and a machine that drifts: a truth of 1.2."""
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(SWEEPS):
+        ratios = 1.2 * np.exp(rng.normal(0, 0.03, 9))
+        estimate = latency.median(ratios, resamples=400)
+        assert estimate.low is not None and estimate.high is not None
+        hits += estimate.low <= 1.2 <= estimate.high
+    assert 0.92 <= hits / SWEEPS <= 0.98

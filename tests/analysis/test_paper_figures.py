@@ -28,6 +28,7 @@ from analysis.latex import booktabs, escape, number
 from analysis.points import merged
 from analysis.study import study as read_study
 from analysis.tokens import expert_counts
+from lynx_exp.results.main import main
 
 PAPER = ("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18")
 Write = Callable[..., Path]
@@ -269,6 +270,14 @@ def test_papers_have_their_column(paper: Path, tmp_path: Path, name: str, inches
     assert int.from_bytes(png[16:20]) == round(300 * inches)
     assert b"STIXGeneral" in (tmp_path / "fig7.pdf").read_bytes()
     assert style.width_in() != inches or inches == 6.4, "nothing is left changed"
+
+
+def test_the_command_draws_one(paper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["figures", str(paper), "--only", "fig8", "--paper", "mlsys", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / f"fig8.{end}") for end in ("pdf", "png", "csv")]
+    with pytest.raises(SystemExit) as stop:
+        main(["figures", str(paper), "--only", "fig99"])
+    assert stop.value.code == 2
 
 
 def test_an_unknown_paper_is_named(paper: Path) -> None:
