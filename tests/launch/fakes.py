@@ -224,6 +224,9 @@ class FakeEngine:
     def selection_time(self, policy: Any, prompts: Any) -> float:
         return 12.5
 
+    def close(self) -> None:
+        """Nothing to free."""
+
     def measure_prefill(self, prompts: Any, *, policies: Any, repeats: int, **_: Any) -> PrefillTiming:
         ms = {name: [[20.0 + at]] * repeats for at, name in enumerate(("vanilla", *policies))}
         tokens = sum(map(len, prompts))
