@@ -66,11 +66,12 @@ class Records:
         return replace(self, **{name: f[f["cell_id"].isin(cells)] for name, f in frames.items() if len(f)})
 
 
-def load(root: str | Path) -> Records:
+def load(root: str | Path, *, warn: bool = True) -> Records:
     """Read all finished cells at or below `root` (a study's folder or any folder above).
 
-    Cells that are running, interrupted or failed are left out and named in one logged warning line. A cell that lies in
-    two studies counts once. Raises ValueError if the folder does not exist or holds no finished cell.
+    Cells that are running, interrupted or failed are left out, and named in `Records.unfinished` and, unless `warn` is
+    false, in one logged warning line. A cell that lies in two studies counts once. Raises ValueError if the folder does
+    not exist or holds no finished cell.
     """
     root = Path(root)
     if not root.is_dir():
@@ -81,7 +82,7 @@ def load(root: str | Path) -> Records:
     repeated = len(found) - len(unfinished) - len(cells)
     if not cells:
         raise ValueError(_no_cells(root, unfinished))
-    if unfinished:
+    if unfinished and warn:
         log.warning("%d unfinished %s left out: %s", len(unfinished), _cells(len(unfinished)), ", ".join(unfinished))
     if repeated:
         log.warning("%d %s found in more than one study, counted once", repeated, _cells(repeated))

@@ -91,6 +91,10 @@ def _not_within(row: dict[str, Any], margin: float) -> str:
         return "worse than vanilla"
     if row["verdict"] == verdicts.BETTER:
         return f"better than vanilla, perhaps by more than {margin:g}"
+    if row["verdict"] == verdicts.PERHAPS_WORSE:
+        return "worse, were it the only row"
+    if row["verdict"] == verdicts.PERHAPS_BETTER:
+        return "better, were it the only row"
     if row["verdict"] == verdicts.WITHIN:
         return "within, but not as one of so many (Holm)"
     if row["verdict"] == verdicts.OPEN:

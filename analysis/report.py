@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analysis import composition, table
+from analysis.figures import Track
 from analysis.study import study
 from analysis.verdicts import MARGIN
 
@@ -38,12 +39,13 @@ def write_figures(
     *,
     paper: str | None = None,
     margin: float = MARGIN,
+    track: Track = iter,
 ) -> list[Path]:
     """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
 
     `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`; `paper` one of
-    `analysis.figures.PAPERS`. A figure that lacks its data is skipped with a logged reason. Raises ValueError for an
-    unknown name or a folder without finished cells.
+    `analysis.figures.PAPERS`; `track` is given the names and shows how far it is. A figure that lacks its
+    data is skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.
     """
     from analysis import figures
 
@@ -52,4 +54,4 @@ def write_figures(
     if paper is not None and paper not in figures.PAPERS:
         raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(study(root, margin), folder, only=only, paper=paper)
+    return figures.draw(study(root, margin), folder, only=only, paper=paper, track=track)

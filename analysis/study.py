@@ -46,7 +46,7 @@ def study(root: str | Path, margin: float = MARGIN) -> Study:
     """Everything below `root`. ValueError if it holds no finished cell, or for a margin that is not above 0."""
     if not margin > 0:
         raise ValueError(f"margin={margin:g}: must be above 0 (points)")
-    records = load(root)
+    records = load(root, warn=False)  # `warnings` names what is unfinished
     rows = merged(results(records))
     return Study(
         records=records,

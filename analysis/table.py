@@ -18,7 +18,7 @@ from analysis import guards, verdicts
 WIDTH = 100
 """Columns that the table fits into; also the width where output is not a terminal."""
 
-_SCORE, _DIFFERENCE, _VERDICT, _TPOT, _SPEEDUP, _ACTIVE = 13, 19, 5, 4, 16, 4
+_SCORE, _DIFFERENCE, _VERDICT, _TPOT, _SPEEDUP, _ACTIVE = 13, 19, 6, 4, 16, 4
 _LABEL = WIDTH - (_SCORE + _DIFFERENCE + _VERDICT + _TPOT + _SPEEDUP + _ACTIVE) - 6
 
 
@@ -68,7 +68,8 @@ _LEGEND = (
     "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
     "batch. Policies act in decode unless a phase is named. -: not measured.\n"
     "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
-    "Holm over all rows); ≥N, undecided: with N documents ±{margin} would show if nothing changed (power 80 %)."
+    "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
+    "±{margin} would show if nothing changed (power 80 %)."
 )
 
 
@@ -196,7 +197,13 @@ def _cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
     return label, _interval(row, "score", "{:.1f}", ends="{:.0f}"), difference, _verdict(row), tpot, speedup, active
 
 
-_WORDS = {verdicts.WORSE: ("worse", "red"), verdicts.BETTER: ("gains", "green"), verdicts.NONE: ("-", "")}
+_WORDS = {
+    verdicts.WORSE: ("worse", "red"),
+    verdicts.BETTER: ("gains", "green"),
+    verdicts.PERHAPS_WORSE: ("worse?", "red"),
+    verdicts.PERHAPS_BETTER: ("gains?", "green"),
+    verdicts.NONE: ("-", ""),
+}
 
 
 def _verdict(row: Mapping[str, Any]) -> Text:

@@ -15,6 +15,9 @@ MARGIN = 1.0
 """Points: "less than 1 point lost" is what papers of this field claim (Lynx v3, abstract)."""
 
 WITHIN, WORSE, BETTER, OPEN, NONE = "within", "worse", "better", "open", "-"
+PERHAPS_WORSE, PERHAPS_BETTER = "worse?", "better?"
+"""Beyond chance as the only row, not as one of so many."""
+UNDECIDED = (OPEN, PERHAPS_WORSE, PERHAPS_BETTER)
 
 COLUMNS = ("margin", "p_difference", "p_holm", "p_within", "verdict", "documents_needed")
 
@@ -25,9 +28,10 @@ def judged(rows: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     `p_difference` tests that there is no difference (t test on the clustered standard error), `p_holm` is that after
     Holm's correction over all rows of the setting that have one; `p_within` tests that the difference is larger than
     `margin` points (`statistics.tost`). `verdict`: "within" if p_within < 5 % (also where a difference is certain, but
-    small), else "worse" or "better" if p_holm < 5 %, else "open"; "-" for vanilla and where nothing can be compared or
-    scores are not in points. `documents_needed`: of an open row, with which equivalence would be shown (power 80 %) if
-    the policy changed nothing; more than there are.
+    small), else "worse" or "better" if p_holm < 5 %, "worse?" or "better?" if only p_difference is, else "open"; "-"
+    for vanilla and where nothing can be compared or scores are not in points. `documents_needed`: of an undecided row
+    (one of UNDECIDED), with which equivalence would be shown (power 80 %) if the policy changed nothing; more than
+    there are.
     """
     if rows.empty:
         return rows.assign(**{name: pd.Series(dtype=object) for name in COLUMNS})
@@ -41,7 +45,7 @@ def judged(rows: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
         max(statistics.documents_needed(estimate, documents, margin), documents + 1.0)
         for estimate, documents in zip(estimates, found["documents"], strict=True)
     ]
-    found["documents_needed"] = np.where(found["verdict"] == OPEN, needed, np.nan)
+    found["documents_needed"] = np.where(found["verdict"].isin(UNDECIDED), needed, np.nan)
     return found
 
 
@@ -59,6 +63,9 @@ def _verdict(row: dict[str, Any]) -> str:
         return NONE
     if row["p_within"] < alpha:
         return WITHIN
-    if row["p_holm"] < alpha:
-        return BETTER if (row["difference"] > 0) == bool(row.get("higher_is_better", True)) else WORSE
-    return OPEN
+    if row["p_difference"] >= alpha:
+        return OPEN
+    sure = row["p_holm"] < alpha
+    if (row["difference"] > 0) == bool(row.get("higher_is_better", True)):
+        return BETTER if sure else PERHAPS_BETTER
+    return WORSE if sure else PERHAPS_WORSE

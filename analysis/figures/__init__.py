@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,16 @@ of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what t
 OF_LANES = ("mixing",)
 """Those whose settings do not tell mixes apart: they compare what is a setting each to the others."""
 
+Track = Callable[[Sequence[str]], Iterable[str]]
+"""Passes names of figures on one by one and shows how far it is."""
+
 PAPERS = ("neurips", "icml", "mlsys")
 """Keys of `analysis.figures.style.PAPERS`, known without matplotlib."""
 
 
-def draw(found: Study, folder: Path, *, only: str | None = None, paper: str | None = None) -> list[Path]:
+def draw(
+    found: Study, folder: Path, *, only: str | None = None, paper: str | None = None, track: Track = iter
+) -> list[Path]:
     """Draw all figures, or the one named `only`, into `folder`; returns the files written.
 
     `paper`: a key of PAPERS, for its column width and letters. Cells of different settings (models, number formats ...)
@@ -40,7 +46,7 @@ def draw(found: Study, folder: Path, *, only: str | None = None, paper: str | No
     told, asked = style.WARNINGS.set(found.warnings), style.ASKED.set(only is not None)
     try:
         with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
-            for name in NAMES if only is None else (only,):
+            for name in track(NAMES if only is None else (only,)):
                 module = importlib.import_module(f"analysis.figures.{name}")
                 settings = set(found.lanes["setting"] if name in OF_LANES else found.rows["setting"])
                 for setting in sorted(settings) or [""]:

@@ -64,7 +64,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     axes.set_xlabel("batch size (rows of a decode step)")
     axes.set_ylabel("active experts (per layer and step)")
     style.legend(fig, handles, labels)
-    left_out = [f"not drawn, not all subtasks done: {style.listed(lacking)}"] if lacking else []
+    left_out = [f"not drawn, not of all subtasks: {style.listed(lacking)}"] if lacking else []
     return style.save(fig, folder, name, numbers, left_out)
 
 

@@ -67,7 +67,7 @@ def points_of(
         "no vanilla partner": ~frame["paired"].astype(bool),
         f"no {saving.label[0]} on record": frame[saving.column].isna(),
         "no difference in points": frame["difference"].isna() | (frame.get("unit", "%") == "own"),
-        "not all subtasks done": frame["subtasks"] < frame["all_subtasks"] if "all_subtasks" in frame else False,
+        "not of all subtasks": frame["subtasks"] < frame["all_subtasks"] if "all_subtasks" in frame else False,
     }
     drawn = pd.Series(True, index=frame.index)
     left_out = []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.figures import Track
 from analysis.page import sections
 from analysis.page.browse import browser
 from analysis.page.material import Material
@@ -31,11 +32,14 @@ def no_prompts(cells: Sequence[CellRecord]) -> tuple[Mapping[str, str], Sequence
     return {}, ()
 
 
-def page(root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN) -> str:
+def page(
+    root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN, track: Track = iter
+) -> str:
     """The page of all cells at or below `root`.
 
-    `margin`: points of accuracy that a difference is tested to be within. Raises ValueError if it is not above 0, or if
-    there is no finished cell. What the analysis warns of is said on the page, and not on stderr.
+    `margin`: points of accuracy that a difference is tested to be within; `track`: of the figures, as in
+    `figures.draw`. Raises ValueError if the margin is not above 0, or if there is no finished cell. What the analysis
+    warns of is said on the page, and not on stderr.
     """
     with _heard() as warnings:
         compared = study(root, margin)
@@ -44,7 +48,7 @@ def page(root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: fl
     done = [cell for cell in found if str(cell.path) in paths]
     prompts, missing = find_prompts(done)
     with _heard() as undrawn:
-        drawn = pictures(compared)
+        drawn = pictures(compared, track)
     material = Material(
         root=Path(root), study=compared, done=done, found=found, warnings=warnings, pictures=drawn, undrawn=undrawn,
         missing_prompts=missing,

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from analysis import figures
+from analysis.figures import Track
 from analysis.study import Study
 
 COLOURS = 96
@@ -31,11 +32,11 @@ class Picture:
     """Pixels, at 300 an inch."""
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: Study, track: Track = iter) -> list[Picture]:
     """Every figure that the records can give; why one is not drawn is logged."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for module in figures.NAMES:
+        for module in track(figures.NAMES):
             about = importlib.import_module(f"analysis.figures.{module}").__doc__ or module
             caption = about.strip().split("\n\n")[0].replace("\n", " ")
             for file in figures.draw(study, Path(folder) / module, only=module):

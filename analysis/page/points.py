@@ -112,7 +112,12 @@ def _verdict(row: Mapping[str, Any]) -> str:
         return f"shown to be within {margin} of vanilla"
     if verdict == verdicts.OPEN:
         return f"undecided; {row['documents_needed']:,.0f} documents could show ±{row['margin']:g}"
-    words = {verdicts.WORSE: "worse than vanilla, beyond chance", verdicts.BETTER: "better than vanilla, beyond chance"}
+    words = {
+        verdicts.WORSE: "worse than vanilla, beyond chance",
+        verdicts.BETTER: "better than vanilla, beyond chance",
+        verdicts.PERHAPS_WORSE: "worse than vanilla if it were the only row, but not among so many",
+        verdicts.PERHAPS_BETTER: "better than vanilla if it were the only row, but not among so many",
+    }
     return words.get(verdict, "")
 
 

@@ -50,8 +50,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: task, policy, batch size."""
-        return f"{self._asked} {self.config.policy_label} batch {self.config.batch_size}"
+        """For people: task, policy, where it acts unless in decode, batch size."""
+        acts = "" if self.policy is None or self.config.phases == "decode" else f" [{self.config.phases}]"
+        return f"{self._asked} {self.config.policy_label}{acts} batch {self.config.batch_size}"
 
     @property
     def _asked(self) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from rich.console import Console
 
 from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.waiting import bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def run_then(cells: Sequence[Cell], console: Console) -> None:
             if what == "table":
                 analysis.print_table(study, console=console if console.is_terminal else None)
             else:
-                files = analysis.write_figures(study)
+                files = analysis.write_figures(study, track=bar)
                 console.print("figures:", *map(str, files), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
         except Exception as error:
             print(f"lynx-exp: warning: {what} of {study}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lynx_exp.results.arguments import add_folder, add_margin
+from lynx_exp.launch.waiting import bar
 
 HELP = "draw every figure that the records can give"
 
@@ -33,6 +34,8 @@ def run(asked: argparse.Namespace) -> int:
 def draw(asked: argparse.Namespace, only: str | None) -> int:
     import analysis
 
-    for path in analysis.write_figures(asked.folder, asked.out, only, paper=asked.paper, margin=asked.margin):
-        print(path)
+    paths = analysis.write_figures(
+        asked.folder, asked.out, only, paper=asked.paper, margin=asked.margin, track=bar if only is None else iter
+    )
+    print(*paths, sep="\n")
     return 0

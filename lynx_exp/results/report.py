@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from lynx_exp.results.arguments import add_folder, add_margin
+from lynx_exp.launch.waiting import bar
 
 HELP = "write one HTML page: what ran, Pareto to click on, figures, tables, answers side by side, provenance"
 DESCRIPTION = """\
@@ -29,7 +30,8 @@ def run(asked: argparse.Namespace) -> int:
     from lynx_exp.launch.prompts import prompts_of
     from lynx_exp.store.files import write_text
 
-    text = page(asked.folder, find_prompts=no_prompts if asked.no_prompts else prompts_of, margin=asked.margin)
+    find = no_prompts if asked.no_prompts else prompts_of
+    text = page(asked.folder, find_prompts=find, margin=asked.margin, track=bar)
     out = asked.out or asked.folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
