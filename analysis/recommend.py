@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from analysis import guards, statistics, verdicts
+from analysis.labels import PROBES
 from analysis.pareto import ACTIVE, CONTROLS, SPEEDUP, Saving
 from analysis.statistics import LEVEL
 from analysis.study import Study
 from analysis.table import WIDTH, print_warnings
 
-NOT_FOR_USE = ("vanilla", *CONTROLS, "random_keep", "deny_rank", "reassign")
+NOT_FOR_USE = ("vanilla", *CONTROLS, "random_keep", *PROBES)
 """Vanilla, controls and probes: nobody would deploy them."""
 ALL = "all subtasks"
 RECOMMENDED = "recommended"
@@ -26,8 +28,9 @@ def recommendations(found: Study) -> pd.DataFrame:
     """One row a candidate, per setting, batch size and scope (a subtask, or all of them together), those ahead first.
 
     `saving` names what is ranked by: `speedup`, or `active_experts` where no candidate of the scope was timed; `value`,
-    `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope: the fastest of
-    many is chosen, and one that passes by luck would be. `why` is "recommended" for the first shown to be within
+    `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope that could be
+    chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by luck
+    would be. `why` is "recommended" for the first shown to be within
     `found.margin` points that saves something and draws no flag; of each other what is against it.
     """
     frames = [found.rows.assign(scope=found.rows["subtask"])]
@@ -48,7 +51,11 @@ _COLUMNS = [*_KEPT, "saving", "value", "value_low", "value_high", *_DIFFERENCE, 
 
 def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
     saving = SPEEDUP if group["speedup"].notna().any() else ACTIVE
-    ordered = group.assign(p_within=statistics.holm(group["p_within"]), seen=group[saving.column].notna())
+    seen, paired = group[saving.column].notna(), group["paired"].astype(bool)
+    complete = group["subtasks"] >= group["all_subtasks"] if "subtasks" in group else True
+    rivals = group["p_within"].where(seen & paired & complete)
+    adjusted = np.where(rivals.notna(), statistics.holm(rivals), group["p_within"])
+    ordered = group.assign(p_within=adjusted, seen=seen)
     ordered["ahead"] = saving.sign * ordered[saving.column]
     ordered = ordered.sort_values(["seen", "ahead"], ascending=False, kind="stable")
     rows: list[dict[str, Any]] = []

@@ -81,6 +81,22 @@ def test_over_all_subtasks_only_what_did_all(cell: Write, tmp_path: Path) -> Non
     assert reasons(tmp_path)["lynx_v1_latency"] == RECOMMENDED
 
 
+def test_only_rivals_that_could_be_chosen_count_as_many(cell: Write, tmp_path: Path) -> None:
+    for task in ("mini_gsm8k", "mini_humaneval"):
+        for policy in (POLICIES[0], MILD):
+            cell(policy=policy, task=task, documents=224)
+    for keep_experts in range(4, 13):
+        policy = FakePolicy(name="lynx_v1_latency", params={"keep_experts": keep_experts}, keep=0.38)
+        cell(policy=policy, documents=224)
+    cell(policy=FakePolicy(name="keep_ranks", params={"ranks": 1}), documents=224)
+    frame = recommendations(read_study(tmp_path))
+    assert "keep_ranks" not in set(frame["policy"]), "a probe"
+    (mild,) = frame[(frame["scope"] == ALL) & (frame["policy"] == "lynx")].to_dict("records")
+    assert mild["why"] == RECOMMENDED and 0.005 < mild["p_within"] < 0.05, "not times ten"
+    of_task = frame[(frame["scope"] == "mini_gsm8k") & (frame["policy"] == "lynx")]
+    assert of_task["p_within"].item() > 0.05, "there, all ten are rivals"
+
+
 def test_no_vanilla_no_recommendation(cell: Write, tmp_path: Path) -> None:
     cell(policy=FAST, documents=32)
     assert reasons(tmp_path) == {"lynx_v1_latency": "no vanilla partner to compare with"}
