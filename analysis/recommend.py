@@ -29,9 +29,9 @@ def recommendations(found: Study) -> pd.DataFrame:
 
     `saving` names what is ranked by: `speedup`, or `active_experts` where no candidate of the scope was timed; `value`,
     `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope that could be
-    chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by luck
-    would be. `why` is "recommended" for the first shown to be within
-    `found.margin` points that saves something and draws no flag; of each other what is against it.
+    chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by
+    luck would be. `why` is "recommended" for the first shown to be within `found.margin` points that saves something and
+    draws no flag; of each other what is against it.
     """
     frames = [found.rows.assign(scope=found.rows["subtask"])]
     if len(found.summary) and found.summary["all_subtasks"].max() > 1:
@@ -126,7 +126,7 @@ def print_recommendations(found: Study, console: Console | None = None, csv: str
         file = Path(csv)
         file.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(file, index=False)
-        console.print(f"wrote {file}", soft_wrap=True)
+        console.print(f"wrote {file}", soft_wrap=True, markup=False)
 
 
 _LEGEND = (
@@ -147,7 +147,7 @@ def _print_block(block: pd.DataFrame, heading: str, margin: float, console: Cons
         taken = row["why"] == RECOMMENDED
         label = row["series"] + (" !" if guards.is_flagged(row["guard"]) else "")
         cells = (label, _shown(row, "value", "{:.2f}"), _shown(row, "difference", "{:+.1f}"), row["why"])
-        table.add_row(*cells, style="bold green" if taken else "")
+        table.add_row(*map(Text, cells), style="bold green" if taken else "")
     console.print(table)
     if not (block["why"] == RECOMMENDED).any():
         console.print(Text(f"none: no candidate is shown to be within ±{margin:g} and to save anything", "yellow"))

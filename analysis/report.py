@@ -29,7 +29,7 @@ def print_table(
     table.print_mixes(composition.summary(found.lanes), console)
     if csv is not None:
         for file in table.write_csv(found.rows, found.summary, found.lanes, csv):
-            console.print(f"wrote {file}", soft_wrap=True)
+            console.print(f"wrote {file}", soft_wrap=True, markup=False)
 
 
 def write_figures(

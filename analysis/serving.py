@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lynx_exp.store.read_serving import STOCK, read_serving
 
@@ -113,7 +114,7 @@ def show(study: Path, console: Console | None = None) -> Sequence[Path]:
 
 
 def _table(model: str, part: pd.DataFrame) -> Table:
-    table = Table(title=f"{model}: served by vLLM, median / p99", title_justify="left")
+    table = Table(title=Text(f"{model}: served by vLLM, median / p99", style="italic"), title_justify="left")
     for name in ("load", "policy", "runs"):
         table.add_column(name, no_wrap=True)
     shown = [column for column in SHOWN if part.get(_of(column[1]), pd.Series(dtype=float)).notna().any()]
@@ -131,7 +132,7 @@ def _table(model: str, part: pd.DataFrame) -> Table:
         experts = (row["experts_before"], row["experts_after"])
         cells.append("" if pd.isna(experts[0]) else "{:.1f} -> {:.1f}".format(*experts))
         cells.append("" if pd.isna(row["points"]) else f"{row['points']:+.1f}")
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     return table
 
 

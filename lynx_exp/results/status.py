@@ -85,6 +85,7 @@ def draw(studies: list[StudyState], most: int | None) -> RenderableType:
 def _table(studies: list[StudyState]) -> RenderableType:
     """A row a study; columns of states that occur."""
     from rich.table import Table
+    from rich.text import Text
 
     from lynx_exp.store.survey import STATES
 
@@ -98,7 +99,7 @@ def _table(studies: list[StudyState]) -> RenderableType:
         committed, total = study.requests
         rate = "-" if study.rate is None else f"{study.rate:.3g}"
         pace = (f"{committed}/{total}", rate, _clock(study.eta_s))
-        table.add_row(str(study.path), str(len(study.cells)), *counts, *pace)
+        table.add_row(Text(str(study.path)), str(len(study.cells)), *counts, *pace)
     return table
 
 

@@ -97,6 +97,12 @@ def test_only_rivals_that_could_be_chosen_count_as_many(cell: Write, tmp_path: P
     assert of_task["p_within"].item() > 0.05, "there, all ten are rivals"
 
 
+def test_a_phase_is_named(cell: Write, tmp_path: Path) -> None:
+    for policy, phases in ((POLICIES[0], "decode"), (FAST, "both"), (FAST, "decode")):
+        cell(policy=policy, documents=64, phases=phases)
+    assert f"{FAST.label} [both]" in printed(tmp_path)
+
+
 def test_no_vanilla_no_recommendation(cell: Write, tmp_path: Path) -> None:
     cell(policy=FAST, documents=32)
     assert reasons(tmp_path) == {"lynx_v1_latency": "no vanilla partner to compare with"}
