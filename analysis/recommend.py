@@ -30,8 +30,8 @@ def recommendations(found: Study) -> pd.DataFrame:
     `saving` names what is ranked by: `speedup`, or `active_experts` where no candidate of the scope was timed; `value`,
     `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope that could be
     chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by
-    luck would be. `why` is "recommended" for the first shown to be within `found.margin` points that saves something and
-    draws no flag; of each other what is against it.
+    luck would be. `why` is "recommended" for the first shown to be within `found.margin` points that saves something
+    and draws no flag; of each other what is against it.
     """
     frames = [found.rows.assign(scope=found.rows["subtask"])]
     if len(found.summary) and found.summary["all_subtasks"].max() > 1:

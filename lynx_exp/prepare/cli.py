@@ -226,7 +226,8 @@ def _train(asked: argparse.Namespace) -> None:
             out,
             train_callback(console, config.steps, lambda step, text: bar.update(task, completed=step, losses=text)),
         )
-    console.print(f"{out}: model, tokenizer and recipe.json; run it with model=hub model.id={out}", highlight=False, markup=False)
+    made = f"{out}: model, tokenizer and recipe.json; run it with model=hub model.id={out}"
+    console.print(made, highlight=False, markup=False)
 
 
 def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:

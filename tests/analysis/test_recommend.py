@@ -100,7 +100,7 @@ def test_only_rivals_that_could_be_chosen_count_as_many(cell: Write, tmp_path: P
 def test_a_phase_is_named(cell: Write, tmp_path: Path) -> None:
     for policy, phases in ((POLICIES[0], "decode"), (FAST, "both"), (FAST, "decode")):
         cell(policy=policy, documents=64, phases=phases)
-    assert f"{FAST.label} [both]" in printed(tmp_path)
+    assert "[both]" in printed(tmp_path), "no markup"
 
 
 def test_no_vanilla_no_recommendation(cell: Write, tmp_path: Path) -> None:
