@@ -171,6 +171,15 @@ def _check_validity(content: Content, stream: str, endings: NDArray[Any], texts:
         content.add("invalid", "status.json", f"that all responses to {stream} are cut off or empty", "nothing said")
 
 
+def _check_touched(content: Content, stream: str, steps: int) -> None:
+    """That a cell whose policy waited in vain for a decode step says so."""
+    waited = content.info["phases"] == "decode" and content.info["policy"] not in ("vanilla", "noise_floor")
+    if waited and not steps and content.status.get("invalid") == []:
+        content.add(
+            "invalid", "status.json", f"that no step of {stream} was decode, and the policy idle", "nothing said"
+        )
+
+
 def check_steps(content: Content) -> None:
     """Steps as the responses' lengths make them, and as many experts as there can be. Only where the plan is kept."""
     steps, responses = content.table("steps"), content.table("responses")
@@ -182,6 +191,7 @@ def check_steps(content: Content) -> None:
         content.add("steps", file, f"rows of {', '.join(content.plan)}", some(strange))
     for stream, own in rows_of(content, responses):
         part = {name: column[steps["subtask"] == stream] for name, column in steps.items()}
+        _check_touched(content, stream, len(part["step"]))
         _check_stream(content, stream, {name: column[own] for name, column in responses.items()}, part, layers)
     _check_active(content, steps)
 

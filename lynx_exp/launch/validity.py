@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def invalid_reasons(cell: Cell, writer: CellWriter) -> list[str]:
     """In one line each. Random weights have no answers to judge."""
+    reasons = _never_acted(cell, writer)
     if _is_random(cell):
-        return []
-    reasons = []
+        return reasons
     for task in cell.tasks:
         rows = writer.responses(task.name)
         if task.kind != "generate" or not rows:
@@ -24,6 +24,16 @@ def invalid_reasons(cell: Cell, writer: CellWriter) -> list[str]:
         if not any((row["response"] or "").strip() for row in rows):
             reasons.append(f"{task.name}: all {len(rows)} responses are empty")
     return reasons
+
+
+def _never_acted(cell: Cell, writer: CellWriter) -> list[str]:
+    """Tasks on which a policy for decode saw no decode step: every response a single token, or choices in one pass."""
+    if cell.policy is None or cell.config.phases != "decode":
+        return []
+    untouched = [
+        task.name for task in cell.tasks if not any(lane.live_rows for lane in writer.lanes[task.name].values())
+    ]
+    return [f"{name}: no decode step, {cell.config.policy_label} never acted: this is vanilla's" for name in untouched]
 
 
 def _is_random(cell: Cell) -> bool:

@@ -114,7 +114,13 @@ class LynxWorker:
 
     def bind(self, given: Mapping[str, Any]) -> None:
         """ValueError, with the reason, if this model cannot run what a request would bring: `lynx_bind`."""
-        self._bind(Acting.parse(given, "extra_args.lynx"))
+        policy, _ = self._bind(Acting.parse(given, "extra_args.lynx"))
+        width, top_k = self._width(policy), self._layers[0].top_k
+        if policy is not None and width > top_k and not self._vllm_config.model_config.enforce_eager:
+            raise ValueError(
+                f"{WHERE}: {policy.label}: gives a token up to {width} experts, and lanes=true compiles for {top_k}; "
+                "set enforce_eager=True"
+            )
 
     def take(self) -> list[LaneCount]:
         """Decode steps of the lanes since the last call: `LLM.collective_rpc("lynx_steps")`."""

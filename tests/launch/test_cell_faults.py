@@ -136,6 +136,17 @@ def test_what_says_nothing_is_marked_as_invalid(answer, reason, told, bench, con
     assert outcome.state == "done" and line.startswith("gen: all 5 responses ") and told in line
 
 
+def test_a_policy_that_never_acted_is_marked_as_invalid(bench, config, monkeypatch):
+    made = type(bench.engine)._lane
+    monkeypatch.setattr(
+        type(bench.engine), "_lane", lambda self, *args: replace(made(self, *args), live_rows=[], active_experts=[])
+    )
+    vanilla, lynx, both = bench.run([config(), config(LYNX), config(LYNX, phases="both")]).outcomes
+    assert status(vanilla)["invalid"] == [] == status(both)["invalid"]
+    assert status(lynx)["state"] == "done"
+    assert status(lynx)["invalid"] == ["gen: no decode step, lynx(alpha=1, beta=1) never acted: this is vanilla's"]
+
+
 SIZES = {
     **{"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
     **{"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},

@@ -329,6 +329,31 @@ def test_a_model_without_experts_is_refused(start, monkeypatch):
         start({"policy": "lynx"})
 
 
+@pytest.mark.parametrize(("eager", "device"), [(True, "cpu"), (False, "cpu"), (True, "cuda")])
+def test_more_experts_than_vllm_has_slots_for(start, eager, device):
+    engine = start({"lanes": True})
+    engine.vllm_config.model_config.enforce_eager = eager
+    asked = {"policy": "oea", "k0": 1, "k_max": TOP_K + 2}
+    engine.worker.lynx_bind(asked | {"k_max": TOP_K})
+    if device == "cpu" and eager:
+        engine.worker.lynx_bind(asked)
+        return
+    if device != "cpu":
+        engine.runner.device = Elsewhere()
+    says = "compiles for" if device == "cpu" else "sized for"
+    with pytest.raises(ValueError, match=rf"oea.*up to {TOP_K + 2} experts.*{says} {TOP_K}"):
+        engine.worker.lynx_bind(asked)
+
+
+class Elsewhere(str):
+    """A device that is no CPU, for who looks at its type; tensors are made on the CPU."""
+
+    type = "cuda"
+
+    def __new__(cls) -> Elsewhere:
+        return super().__new__(cls, "cpu")
+
+
 def test_a_calibration_of_another_model_is_refused(start):
     with pytest.raises(ValueError, match="calibration"):
         start({"policy": "sere"})
