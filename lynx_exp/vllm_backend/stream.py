@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lynx_exp.engine import Job, LaneResult, Request
 from lynx_exp.engine.lane import Lane, Row, lanes_of
@@ -51,6 +54,7 @@ class Running:
         self.lane, self.number = lane, number
         self.scored = scored
         self.active: list[list[int]] = []
+        self.changed: list[list[int]] = []
         self.rows: dict[str, Seated] = {}
         """By vLLM's name of the request; those that are not finished."""
 
@@ -222,9 +226,19 @@ class Stream:
                     in_step &= decoding == rows and count.step.first == count.step.last
                 running.lane.live_rows.append(live)
                 running.active.append(list(count.after))
+                running.changed.append(list(count.changed))
+            if count is not None and self._acts[running.lane.act].prefills:
+                self._prefilled(running.lane, count)
             if not in_step:
                 fallen.append(running)
         return fallen
+
+    @staticmethod
+    def _prefilled(lane: Lane, count: LaneCount) -> None:
+        """Add what a policy that acts in prefill did there."""
+        changed = torch.tensor(count.prompt_changed, dtype=torch.long)
+        lane.prompt_tokens += count.step.prompt_rows
+        lane.prompt_changed = changed if lane.prompt_changed is None else lane.prompt_changed + changed
 
     def _put_back(self, running: Running) -> None:
         """A lane whose rows did not share their steps: again, alone; a second time it is an error."""
@@ -254,21 +268,15 @@ class Stream:
 
     def _result(self, running: Running) -> LaneResult:
         lane = running.lane
-        made = lane.result(self._engine.stopper, running.active)
+        made = lane.result(self._engine.stopper, running.active, running.changed)
         if not self._scored:
             return made
         rows = [row for row in lane.rows if isinstance(row, Seated)]
-        return LaneResult(
-            lane=made.lane,
-            requests=made.requests,
-            slots=made.slots,
-            token_ids=made.token_ids,
+        return replace(
+            made,
             texts=[""] * len(rows),
-            finish_reasons=made.finish_reasons,
             logprobs=[row.logprob for row in rows],
             greedy=[row.greedy for row in rows],
-            live_rows=made.live_rows,
-            active_experts=made.active_experts,
         )
 
 

@@ -49,8 +49,11 @@ class Buffers:
         """Where the counts of the row's lane begin; behind all lanes for rows that decode nothing."""
         self._live_AT = torch.zeros(acts, max_rows, dtype=torch.bool, device=device)
         self._key_G = torch.zeros(max_lanes, dtype=torch.long, device=device)
-        self.active_2LG = torch.zeros(2, num_layers, max_lanes, dtype=torch.int32, device=device)
-        """Distinct experts that each lane's decode rows run in each layer: of the router's choice, of the policy's."""
+        self._prompt_T = torch.full((max_rows,), max_lanes, dtype=torch.long, device=device)
+        """The lane of a row that decodes nothing; behind all lanes for the others."""
+        self.counts_4LG = torch.zeros(4, num_layers, max_lanes, dtype=torch.int32, device=device)
+        """Of each lane in each layer: distinct experts that its decode rows run, of the router's choice and of the
+        policy's; assignments that the policy changed, of its decode rows and of the others."""
 
     @property
     def max_rows(self) -> int:
@@ -75,6 +78,7 @@ class Buffers:
         nowhere = self.max_lanes * self._num_experts
         counted_T = np.where(rows.decode_T, rows.place_T * self._num_experts, nowhere)
         self._put(self._count_T, counted_T, was, nowhere)
+        self._put(self._prompt_T, np.where(rows.decode_T, self.max_lanes, rows.place_T), was, self.max_lanes)
         self._padding_T[:count].fill_(False)
         self._padding_T[count:].fill_(True)
         self._key_G[:lanes].copy_(self._from(rows.key_G), non_blocking=True)
@@ -111,8 +115,8 @@ class Buffers:
         return self._padding_T[:size]
 
     def count(self, layer: int, before_TK: Tensor, after_TW: Tensor) -> None:
-        """Note how many distinct experts each lane's decode rows run in a layer, by the router and after the policy. In
-        place, without waiting for the device. A slot that runs nothing repeats its row's first expert."""
+        """Fill in `counts_4LG` of a layer, without waiting for the device. A slot that runs nothing repeats its row's
+        first expert."""
         start_T1 = self._count_T[: len(before_TK), None]
         room = (self.max_lanes + 1) * self._num_experts
         slots = [(start_T1 + before_TK).flatten()]
@@ -121,4 +125,12 @@ class Buffers:
         hit = torch.zeros(len(slots) * room, dtype=torch.int32, device=self._device)
         hit.scatter_(0, slots[0] if len(slots) == 1 else torch.cat(slots), 1)
         counts = hit.view(len(slots), self.max_lanes + 1, self._num_experts).sum(-1)
-        self.active_2LG[:, layer] = counts[:, : self.max_lanes]
+        self.counts_4LG[:2, layer] = counts[:, : self.max_lanes]
+        self.counts_4LG[2:, layer] = 0
+        if after_TW is before_TK:
+            return
+        gone_T = (before_TK[:, :, None] != after_TW[:, None, :]).all(-1).sum(-1, dtype=torch.int32)
+        for plane, lane_T in ((2, self._count_T // self._num_experts), (3, self._prompt_T)):
+            changed = torch.zeros(self.max_lanes + 1, dtype=torch.int32, device=self._device)
+            changed.index_add_(0, lane_T[: len(gone_T)], gone_T)
+            self.counts_4LG[plane, layer] = changed[: self.max_lanes]

@@ -25,13 +25,17 @@ _EVERY = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCount:
-    """A decode step of one lane."""
+    """A step of one lane."""
 
     step: LaneStep
     before: Sequence[int]
     """A layer: distinct experts of the router's own choice."""
     after: Sequence[int]
     """A layer: distinct experts that ran."""
+    changed: Sequence[int] = ()
+    """A layer: assignments of the decode rows that the policy changed."""
+    prompt_changed: Sequence[int] = ()
+    """A layer: likewise of the others."""
 
 
 class Record:
@@ -47,23 +51,24 @@ class Record:
         self._by_rows: dict[int, tuple[int, Tensor]] = {}
         self._kept: list[LaneCount] = []
 
-    def add(self, rows: StepRows, active_2LG: Tensor) -> None:
-        """A step that has been launched. `active_2LG`: as `Buffers` has it, about to be overwritten."""
+    def add(self, rows: StepRows, counts_4LG: Tensor) -> None:
+        """A step that has been launched. `counts_4LG`: as `Buffers` has it, about to be overwritten."""
         decode = int(rows.decode_T.sum())
         self.forward_passes += 1
         self.decode_rows += decode
         self.prefill_rows += len(rows.decode_T) - decode
         self.mixed_steps += 0 < decode < len(rows.decode_T)
         if self._keep:
-            counts = active_2LG[:, :, : len(rows.lanes)].permute(2, 0, 1).tolist()
+            counts = counts_4LG[:, :, : len(rows.lanes)].permute(2, 0, 1).tolist()
             self._kept += [
-                LaneCount(step=lane, before=before, after=after)
-                for lane, (before, after) in zip(rows.lanes, counts, strict=True)
-                if lane.live_rows or lane.repeated
+                LaneCount(step=lane, before=before, after=after, changed=changed, prompt_changed=prompt_changed)
+                for lane, (before, after, changed, prompt_changed) in zip(rows.lanes, counts, strict=True)
+                if lane.live_rows or lane.repeated or lane.acting.phases != "decode"
             ]
         elif decode:
-            steps, total = self._by_rows.get(decode, (0, torch.zeros_like(active_2LG[:, :, 0], dtype=torch.long)))
-            self._by_rows[decode] = steps + 1, total.add_(active_2LG[:, :, 0])
+            now_2L = counts_4LG[:2, :, 0]
+            steps, total = self._by_rows.get(decode, (0, torch.zeros_like(now_2L, dtype=torch.long)))
+            self._by_rows[decode] = steps + 1, total.add_(now_2L)
         if self._report is not None and monotonic() - self._written > _EVERY:
             self.write()
 

@@ -44,6 +44,8 @@ class LaneStep:
     that decodes in step. -1 without decode rows."""
     repeated: int
     """Rows that were computed before, and lost to a preemption."""
+    prompt_rows: int = 0
+    """All others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,7 @@ class Seats:
                     first=int(tokens.min()) if len(tokens) else -1,
                     last=int(tokens.max()) if len(tokens) else -1,
                     repeated=int((mine & ~new_T).sum()),
+                    prompt_rows=int((mine & new_T & ~decode_T).sum()),
                 )
             )
             keys.append(self._key(number, drawn, len(tokens) > 0))

@@ -232,7 +232,7 @@ class LynxWorker:
                 f"lynx_exp: {self._routed} of {len(self._layers)} layers asked what to run; the others ran vanilla"
             )
         if not self._warms_up:
-            self.record.add(rows, self._buffers.active_2LG)
+            self.record.add(rows, self._buffers.counts_4LG)
 
     def route(
         self, number: int, width: int, logits: Tensor, weights: Tensor, experts: Tensor, padded: int | None

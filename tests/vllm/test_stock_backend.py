@@ -42,7 +42,8 @@ def asked(engine: Any, count: int = 16) -> list[Any]:
 
 
 def test_lanes_of_many_policies_are_those_of_the_transformers_backend(backend):
-    """Tokens, texts, ends, rows and active experts of every lane, though all share one engine and kernels differ."""
+    """Tokens, texts, ends, rows, active experts and assignments changed of every lane, though all share one engine and
+    kernels differ."""
     from lynx_exp import Engine
     from lynx_exp.engine import BatchPlan
 
@@ -54,13 +55,14 @@ def test_lanes_of_many_policies_are_those_of_the_transformers_backend(backend):
     ]
     policies += [POLICIES["lynx_v1_latency"], POLICIES["random_keep"], POLICIES["sere"]]
     plans = [BatchPlan.static(16, 4, 1), BatchPlan.static(16, 16, 1)]
-    made = [(plan, policy) for plan in plans for policy in policies]
-    jobs = [backend.job(requests, plan, policy) for plan, policy in made]
+    made = [(plan, policy, "decode") for plan in plans for policy in policies]
+    made += [(plans[0], POLICIES["lynx_v1_latency"], phases) for phases in ("prefill", "both")]
+    jobs = [backend.job(requests, plan, policy, phases) for plan, policy, phases in made]
     own = {(job, lane.lane): lane for job, lane in backend.run_jobs(jobs)}
     same = {
         key: own[key] == lane
-        for number, (plan, policy) in enumerate(made)
-        for lane in other.run_lanes(requests, plan, policy)
+        for number, (plan, policy, phases) in enumerate(made)
+        for lane in other.run_lanes(requests, plan, policy, phases)
         for key in [(number, lane.lane)]
     }
     assert len(same) == len(own) and all(same.values()), [key for key, equal in same.items() if not equal]
@@ -86,6 +88,7 @@ def test_scores_are_those_of_the_transformers_backend(backend):
         for one, two in zip(mine, theirs, strict=True):
             assert one.logprobs == pytest.approx(two.logprobs, abs=1e-3) and one.greedy == two.greedy
             assert (one.live_rows, one.active_experts) == (two.live_rows, two.active_experts)
+            assert (one.changed, one.prompt_tokens) == (two.changed, two.prompt_tokens)
 
 
 def test_continuous_lanes_in_vllm(backend):

@@ -38,9 +38,9 @@ def reference(requests, plan, number, policy) -> LaneResult:
         for each in members
     }
     finish = {each: ended(requests[each], tokens[each]) for each in members}
-    live_rows, active = [], []
+    live_rows, active, changed = [], [], []
     while live := [each for each in members if finish[each] is None]:
-        layers = []
+        layers, own = [], []
         for layer in range(LAYERS):
             positions = [len(requests[each].prompt_ids) + len(tokens[each]) - 1 for each in live]
             rows = zip(live, positions, strict=True)
@@ -62,11 +62,15 @@ def reference(requests, plan, number, policy) -> LaneResult:
                     RouterRule(),
                 )
             layers.append(routing)
+            own.append(experts.tolist())
         live_rows.append(len(live))
         active.append([len(made.experts[made.weights != 0].unique()) for made in layers])
+        changed.append(
+            [sum(map(gone, before, made.experts, made.weights)) for before, made in zip(own, layers, strict=True)]
+        )
         for at, each in enumerate(live):
-            own = [made.experts[at] for made in layers]
-            tokens[each].append(token_after(requests[each].prompt_ids, positions[at], own))
+            ran = [made.experts[at] for made in layers]
+            tokens[each].append(token_after(requests[each].prompt_ids, positions[at], ran))
         finish |= {each: ended(requests[each], tokens[each]) for each in live}
     return LaneResult(
         lane=number,
@@ -77,7 +81,13 @@ def reference(requests, plan, number, policy) -> LaneResult:
         finish_reasons=[finish[each] for each in members],
         live_rows=live_rows,
         active_experts=active,
+        changed=changed,
     )
+
+
+def gone(before, experts, weights):
+    """Of a row's choice, how many experts do not run for it."""
+    return len(set(before) - set(experts[weights != 0].tolist()))
 
 
 def stock(prompt):
