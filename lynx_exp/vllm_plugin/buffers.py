@@ -49,8 +49,8 @@ class Buffers:
         """Where the counts of the row's lane begin; behind all lanes for rows that decode nothing."""
         self._live_AT = torch.zeros(acts, max_rows, dtype=torch.bool, device=device)
         self._key_G = torch.zeros(max_lanes, dtype=torch.long, device=device)
-        self._prompt_T = torch.full((max_rows,), max_lanes, dtype=torch.long, device=device)
-        """The lane of a row that decodes nothing; behind all lanes for the others."""
+        self._changed_T = torch.full((max_rows,), 2 * max_lanes, dtype=torch.long, device=device)
+        """Where the row's assignments count: its lane, behind all lanes for rows that decode nothing; padding last."""
         self.counts_4LG = torch.zeros(4, num_layers, max_lanes, dtype=torch.int32, device=device)
         """Of each lane in each layer: distinct experts that its decode rows run, of the router's choice and of the
         policy's; assignments that the policy changed, of its decode rows and of the others."""
@@ -78,7 +78,8 @@ class Buffers:
         nowhere = self.max_lanes * self._num_experts
         counted_T = np.where(rows.decode_T, rows.place_T * self._num_experts, nowhere)
         self._put(self._count_T, counted_T, was, nowhere)
-        self._put(self._prompt_T, np.where(rows.decode_T, self.max_lanes, rows.place_T), was, self.max_lanes)
+        changed_T = rows.place_T + np.where(rows.decode_T, 0, self.max_lanes)
+        self._put(self._changed_T, changed_T, was, 2 * self.max_lanes)
         self._padding_T[:count].fill_(False)
         self._padding_T[count:].fill_(True)
         self._key_G[:lanes].copy_(self._from(rows.key_G), non_blocking=True)
@@ -126,11 +127,10 @@ class Buffers:
         hit.scatter_(0, slots[0] if len(slots) == 1 else torch.cat(slots), 1)
         counts = hit.view(len(slots), self.max_lanes + 1, self._num_experts).sum(-1)
         self.counts_4LG[:2, layer] = counts[:, : self.max_lanes]
-        self.counts_4LG[2:, layer] = 0
         if after_TW is before_TK:
+            self.counts_4LG[2:, layer] = 0
             return
         gone_T = (before_TK[:, :, None] != after_TW[:, None, :]).all(-1).sum(-1, dtype=torch.int32)
-        for plane, lane_T in ((2, self._count_T // self._num_experts), (3, self._prompt_T)):
-            changed = torch.zeros(self.max_lanes + 1, dtype=torch.int32, device=self._device)
-            changed.index_add_(0, lane_T[: len(gone_T)], gone_T)
-            self.counts_4LG[plane, layer] = changed[: self.max_lanes]
+        changed = torch.zeros(2 * self.max_lanes + 1, dtype=torch.int32, device=self._device)
+        changed.index_add_(0, self._changed_T[: len(gone_T)], gone_T)
+        self.counts_4LG[2:, layer] = changed[:-1].view(2, self.max_lanes)
