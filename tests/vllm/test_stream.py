@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.routing import RouterRule, Routing, StepContext, build_policy
 from lynx_exp.vllm_backend.engine import VllmEngine
+from lynx_exp.vllm_plugin.rows import POSITIONS, PREFILL_KEY
 from tests.vllm import fake_vllm
 from tests.vllm.conftest import bring_up
 from tests.vllm.fake_vllm import EOS, LAYERS, chosen_by_the_router, logits_of, token_after
@@ -133,6 +134,30 @@ def test_every_lane_is_what_it_is_alone(fake, lengths, sizes, policies, max_rows
         job = jobs[number]
         assert lane == reference(requests, job.plan, lane.lane, job.act.policy)
     assert notes == [] and not engine.llm.llm_engine.held
+
+
+@pytest.mark.parametrize("phases", ["prefill", "both"])
+def test_what_a_policy_changes_in_prompts_is_counted(fake, phases):
+    engine, policy, requests = engine_of(), POLICIES[3], requests_of([4, 5, 6])
+    (lane,) = engine.run_lanes(requests, BatchPlan.in_order(3, 3), policy, phases)
+    rows = [(slot, at) for slot, request in enumerate(requests) for at in range(len(request.prompt_ids))]
+    expected = []
+    for layer in range(LAYERS):
+        logits = torch.stack([logits_of(requests[slot].prompt_ids, at, layer) for slot, at in rows])
+        weights, experts = (part.flip(-1) for part in chosen_by_the_router(logits))
+        step = StepContext(
+            layer=layer,
+            decode=torch.zeros(len(rows), dtype=torch.bool),
+            lane=torch.zeros(len(rows), dtype=torch.long),
+            live=torch.ones(len(rows), dtype=torch.bool),
+            num_lanes=1,
+            key=torch.tensor([PREFILL_KEY]),
+            row=torch.tensor([slot * POSITIONS + at for slot, at in rows]),
+        )
+        made = policy(Routing(logits=logits, experts=experts.long(), weights=weights), step, RouterRule())
+        expected.append(sum(map(gone, experts.tolist(), made.experts, made.weights)))
+    assert (lane.prompt_tokens, lane.prompt_changed) == (15, expected) and all(expected)
+    assert any(map(any, lane.changed)) == (phases == "both")
 
 
 @pytest.mark.parametrize("disturb", ["preempted", "one prompt a step"])
