@@ -26,9 +26,14 @@ SHOWN = (
 )
 
 
+RANGED = ("tpot_median_ms", "tpot_p99_ms", "output_throughput")
+
+
 def frame(study: Path) -> pd.DataFrame:
-    """One row a policy and load, means over its runs; `speedup`: of the median TPOT over the stock server's (or,
-    without one, over vanilla's) under the same load, with the range over runs; `points`: of accuracy to vanilla.
+    """One row a policy and load, means over its runs, with the range over them of what is drawn (RANGED).
+
+    `speedup`: of the median TPOT over the stock server's (or, without one, over vanilla's) under the same load, with the
+    range over runs; `points`: of accuracy to vanilla.
 
     ValueError if the study keeps no run.
     """
@@ -46,6 +51,9 @@ def frame(study: Path) -> pd.DataFrame:
         row = {"model": model, "load": load, "policy_label": label, "runs": len(part)}
         row |= {name: first[name] for name in (*LOAD[1:], "policy", "phases")}
         row |= part[numbers].mean().to_dict()
+        for name in RANGED:
+            ends = (part[name].min(), part[name].max()) if len(part) > 1 else (np.nan, np.nan)
+            row |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
         rows.append(row | _speedup(runs[(runs["model"] == model) & (runs["load"] == load)], part))
     made = pd.DataFrame(rows)
     quality = _quality(study)

@@ -21,7 +21,8 @@ PANELS = (
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """A line a policy over the concurrency, or over the request rate where that is what varies; a figure a model."""
+    """A line a policy over the concurrency, or over the request rate where that is what varies, with the range over runs;
+    a figure a model."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with matplotlib.rc_context(style.RC):
@@ -44,7 +45,11 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
     for axes, (label, column) in zip(panels, PANELS, strict=True):
         for series, part in points.groupby("series", sort=False):
             part = part.sort_values(along)
-            axes.plot(part[along], part[column], color=look[str(series)].color, zorder=2)
+            color = look[str(series)].color
+            axes.plot(part[along], part[column], color=color, zorder=2)
+            axes.vlines(
+                part[along], part[f"{column}_low"], part[f"{column}_high"], color=color, linewidth=0.7, zorder=2
+            )
             axes.plot(part[along], part[column], **look[str(series)].marker_kwargs(), zorder=3)
         axes.margins(x=0.06, y=0.12)
         axes.set_ylim(bottom=0)
