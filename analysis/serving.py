@@ -32,8 +32,8 @@ RANGED = ("tpot_median_ms", "tpot_p99_ms", "output_throughput")
 def frame(study: Path) -> pd.DataFrame:
     """One row a policy and load, means over its runs, with the range over them of what is drawn (RANGED).
 
-    `speedup`: of the median TPOT over the stock server's (or, without one, over vanilla's) under the same load, with the
-    range over runs; `points`: of accuracy to vanilla.
+    `speedup`: of the median TPOT over the stock server's (or, without one, over vanilla's) under the same load, with
+    the range over runs; `points`: of accuracy to vanilla.
 
     ValueError if the study keeps no run.
     """

@@ -21,8 +21,8 @@ PANELS = (
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """A line a policy over the concurrency, or over the request rate where that is what varies, with the range over runs;
-    a figure a model."""
+    """A line a policy over the concurrency, or over the request rate where that is what varies, with the range over
+    runs; a figure a model."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with matplotlib.rc_context(style.RC):
