@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.waiting import bar
+from lynx_exp.store.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,26 @@ class Report:
         return len({outcome.folder for outcome in self.outcomes if outcome.state == "failed"})
 
 
+def found_by(folder: Path) -> str:
+    """What a finished cell found, for its line: the headline metric of each subtask, and active experts."""
+    metrics = read_json(folder / "metrics.json") or {}
+    parts = [f"{each['metric']} {_shown(each)}" for each in metrics.get("metrics", ()) if each["headline"]]
+    active = metrics.get("active_experts")
+    return ", ".join([*parts, *([] if active is None else [f"{active:.1f} experts"])])
+
+
+def _shown(metric: Mapping[str, Any]) -> str:
+    """Percent where it is a share; a corpus metric (BLEU) as it is."""
+    value, share = metric["value"], not metric["corpus"] and 0 <= metric["value"] <= 1
+    return f"{100 * value:.1f} %" if share else f"{value:.1f}"
+
+
 def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> None:
     states = {outcome.folder: outcome.state for outcome in report.outcomes}
     counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "skipped", "failed"))
     where = ", ".join(str(study) for study in dict.fromkeys(cell.study for cell in cells))
-    console.print(f"{len(states)} cells: {counts}; in {where}", markup=False, highlight=False, soft_wrap=True)
+    many = "cell" if len(states) == 1 else "cells"
+    console.print(f"{len(states)} {many}: {counts}; in {where}", markup=False, highlight=False, soft_wrap=True)
     for folder, outcome in {
         outcome.folder: outcome for outcome in report.outcomes if outcome.state == "failed"
     }.items():

@@ -200,8 +200,8 @@ class Progress:
             self.note(f"{self._what}: {self._lanes.finished} lanes, {self._tokens} tokens in {seconds:.1f} s{speed}")
         self._lanes = None
 
-    def end(self, cell: Cell, state: str) -> None:
-        """A cell is over; says so in one line."""
+    def end(self, cell: Cell, state: str, found: str = "") -> None:
+        """A cell is over; says so, and what it found, in one line."""
         self._pending.pop(cell.folder)
         self._done += 1
         left = f", ETA {clock(self.eta())}" if self._pending else ""
@@ -210,5 +210,5 @@ class Progress:
             speed = f", {self._speed()}" if self._speed() else ""
             alone = f" in {monotonic() - self._started:.1f} s{speed}"
         width = len(str(self._total))
-        self.note(f"{self._done:>{width}}/{self._total} {cell.name}: {state}{alone}{left}")
+        self.note(f"{self._done:>{width}}/{self._total} {cell.name}: {state}{alone}{found and f', {found}'}{left}")
         self._draw()

@@ -16,7 +16,7 @@ from lynx_exp.config import Config
 from lynx_exp.launch import ranks
 from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.execute import Pack
-from lynx_exp.launch.outcomes import Outcome, Report, print_outcomes, run_then
+from lynx_exp.launch.outcomes import Outcome, Report, found_by, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.plan import print_plan
 from lynx_exp.launch.progress import Progress
@@ -265,7 +265,7 @@ class _Run:
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         self.outcomes[cell.folder] = outcome
         self.claims.give_back(cell.folder)
-        self.progress.end(cell, outcome.state)
+        self.progress.end(cell, outcome.state, found_by(cell.folder) if outcome.state == "done" else "")
 
     def _failed(self, cell: Cell, error: Exception) -> None:
         self._refusals.note(cell)

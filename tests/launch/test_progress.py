@@ -177,4 +177,5 @@ def test_what_was_found_done_is_not_taken_for_speed(screen, cells):
 def test_a_run_in_packs_says_all_of_this(bench, config):
     bench.run([config(), config(LYNX), config(batch_size=3)])
     assert re.match(r"pack of 3: task: 8 lanes, 45 tokens in \d+\.\d s( \(\d+ tok/s\))?\n1/3 task ", bench.text())
-    assert re.search(r"^1/3 task vanilla batch 2: done, ETA \d+:\d\d$", bench.text(), re.MULTILINE)
+    found = r"acc 60\.0 %, \d\.\d experts"
+    assert re.search(rf"^1/3 task vanilla batch 2: done, {found}, ETA \d+:\d\d$", bench.text(), re.MULTILINE)

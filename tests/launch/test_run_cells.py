@@ -67,7 +67,7 @@ def test_a_finished_cell_is_skipped_without_a_model(bench, config):
     report = bench.run([config()])
     assert report.outcomes[0].state == "skipped"
     assert bench.engine.ran == ran and bench.engine.opened == 1
-    assert "1 cells: 0 done, 1 skipped, 0 failed" in bench.text()
+    assert "1 cell: 0 done, 1 skipped, 0 failed" in bench.text()
 
 
 def test_a_cell_that_lost_a_file_runs_again(bench, config):
