@@ -14,6 +14,7 @@ from lynx_exp.config import MeasureConfig
 from lynx_exp.launch import progress as progress_module
 from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.progress import Estimate, Progress, clock, work_of
+from lynx_exp.launch.waiting import bar
 
 LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}
 
@@ -179,3 +180,14 @@ def test_a_run_in_packs_says_all_of_this(bench, config):
     assert re.match(r"pack of 3: task: 8 lanes, 45 tokens in \d+\.\d s( \(\d+ tok/s\))?\n1/3 task ", bench.text())
     found = r"acc 60\.0 %, \d\.\d experts"
     assert re.search(rf"^1/3 task vanilla batch 2: done, {found}, ETA \d+:\d\d$", bench.text(), re.MULTILINE)
+
+
+def test_a_bar_only_on_a_terminal(capsys, monkeypatch):
+    assert list(bar(["fig2", "fig3"])) == ["fig2", "fig3"]
+    said = capsys.readouterr()
+    assert said.out == "" == said.err.strip()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(bar(["fig2", "fig3"])) == ["fig2", "fig3"]
+    said = capsys.readouterr()
+    assert said.out == "" and "fig3" in said.err and "1/2" in said.err
