@@ -190,4 +190,4 @@ def test_a_bar_only_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     assert list(bar(["fig2", "fig3"])) == ["fig2", "fig3"]
     said = capsys.readouterr()
-    assert said.out == "" and "fig3" in said.err and "1/2" in said.err
+    assert said.out == "" and "fig3" in said.err and "2/2" in said.err
