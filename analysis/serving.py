@@ -95,7 +95,7 @@ def _quality(study: Path) -> pd.DataFrame:
     from analysis.load import load
 
     try:
-        rows = results(load(study))
+        rows = results(load(study, warn=False))
     except ValueError:
         return pd.DataFrame(columns=["policy_label", "batch_size", "difference"])
     return rows[["policy_label", "batch_size", "difference"]]
@@ -117,11 +117,12 @@ def show(study: Path, console: Console | None = None) -> Sequence[Path]:
     made = frame(study)
     console = console or Console(width=None if Console().is_terminal else 200)
     for model, part in made.groupby("model", sort=False):
-        console.print(_table(str(model), part))
+        console.print(table_of(str(model), part))
     return serving.draw(made, study / "figures")
 
 
-def _table(model: str, part: pd.DataFrame) -> Table:
+def table_of(model: str, part: pd.DataFrame) -> Table:
+    """Of one model's rows of `frame`."""
     table = Table(title=Text(f"{model}: served by vLLM, median / p99", style="italic"), title_justify="left")
     for name in ("load", "policy", "runs"):
         table.add_column(name, no_wrap=True)

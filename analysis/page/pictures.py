@@ -6,13 +6,16 @@ import base64
 import importlib
 import io
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from analysis import figures
 from analysis.figures import Track
+from analysis.page.text import escape
 from analysis.study import Study
 
 COLOURS = 96
@@ -41,11 +44,23 @@ def pictures(study: Study, track: Track = iter) -> list[Picture]:
             caption = about.strip().split("\n\n")[0].replace("\n", " ")
             for file in figures.draw(study, Path(folder) / module, only=module):
                 if file.suffix == ".png":
-                    found.append(_picture(module, file, caption))
+                    found.append(picture(module, file, caption))
     return found
 
 
-def _picture(module: str, file: Path, caption: str) -> Picture:
+def gallery(pictures: Iterable[Picture]) -> str:
+    """HTML: a figure for each caption, with its pictures side by side."""
+    groups = []
+    for caption, same in groupby(pictures, key=lambda one: one.caption):
+        images = "".join(
+            f'<img src="{one.uri}" width="{one.width // 2}" height="{one.height // 2}" alt="{escape(one.name)}">'
+            for one in same
+        )
+        groups.append(f"<figure><figcaption>{escape(caption)}</figcaption><div>{images}</div></figure>")
+    return "".join(groups)
+
+
+def picture(module: str, file: Path, caption: str) -> Picture:
     with Image.open(file) as image:
         small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     buffer = io.BytesIO()

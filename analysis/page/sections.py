@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 import pandas as pd
 
 from analysis import composition, guards, table
 from analysis.page import checks, facts, parts
 from analysis.page.material import Material
+from analysis.page.pictures import gallery
 from analysis.page.rich_html import Block, HtmlConsole
+from analysis.page.served import served
 from analysis.page.text import escape
 from analysis.recommend import ALL, print_recommendations
 
@@ -124,15 +125,12 @@ def _pareto(material: Material) -> str:
 
 
 def _figures(material: Material) -> str:
-    groups = []
-    for caption, pictures in groupby(material.pictures, key=lambda picture: picture.caption):
-        shown = "".join(
-            f'<img src="{one.uri}" width="{one.width // 2}" height="{one.height // 2}" alt="{escape(one.name)}">'
-            for one in pictures
-        )
-        groups.append(f"<figure><figcaption>{escape(caption)}</figcaption><div>{shown}</div></figure>")
     missing = parts.notes(material.undrawn)
-    return "".join(groups) + (parts.folded("Not drawn", missing) if missing else "")
+    return gallery(material.pictures) + (parts.folded("Not drawn", missing) if missing else "")
+
+
+def _served(material: Material) -> str:
+    return served(cell.path.parent for cell in material.done)
 
 
 def _tables(material: Material) -> str:
@@ -170,6 +168,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Material], str]]] = {
     "pareto": ("Pareto", _pareto),
     "figures": ("Figures", _figures),
     "tables": ("Tables", _tables),
+    "served": ("Serving", _served),
     "answers": ("Samples", _samples),
     "checks": ("Guards and warnings", checks.checks),
     "unfinished": ("Unfinished cells", checks.unfinished),

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from analysis.page.document import page
 from analysis.serving import frame
 from lynx_exp.results.main import main
 from tests.analysis.fake_study import POLICIES, write_cell
@@ -68,3 +69,20 @@ def test_nothing_to_show_is_bad_input(tmp_path, capsys):
         main(["import", "--format", "vllm-bench", "--to", str(tmp_path)])
     assert ended.value.code == 2
     assert "keeps no run of a load generator; give FILES" in capsys.readouterr().err
+
+
+def test_the_report_holds_them(bench, tmp_path, capsys):
+    study = tmp_path / "study"
+    for policy in POLICIES[:2]:
+        write_cell(tmp_path, policy=policy, batch_size=16, study="study")
+    assert 'id="served"' not in page(tmp_path)
+    hostile = json.loads((bench / "stock-4-0.json").read_text()) | {"model_id": "<script>alert(1)</script>"}
+    (bench / "stock-4-0.json").write_text(json.dumps(hostile))
+    imported(bench, study)
+    capsys.readouterr()
+    made = page(tmp_path)
+    section = made[made.index('<section id="served"') :]
+    section = section[: section.index("</section>")]
+    assert "16 at once" in section and "2.00 (2.00 to 2.00)" in section and "data:image/png;base64" in section
+    assert "&lt;script&gt;" in section and "<script" not in section
+    assert made == page(tmp_path)
