@@ -48,8 +48,9 @@ def cells(root: Path) -> list[Config]:
         if "phases" not in more:  # choices are scored so only under policies of decode
             made.append(bundled(root, batching="continuous", waves=2, fidelity=True, **asked))
     for policy in (VANILLA, {"name": "oea"}):
+        acts = {} if policy is VANILLA else {"phases": "both"}  # in decode alone it would never act, which is an error
         made += [
-            bundled(root, task=TRUTHFUL, batch_size=4, limit=9, scoring="prefill", policy=policy),
+            bundled(root, task=TRUTHFUL, batch_size=4, limit=9, scoring="prefill", policy=policy, **acts),
             bundled(root, task=SAMPLED, batch_size=4, limit=5, policy=policy),
             bundled(root, task=SEPARATE, batch_size=4, limit=6, policy=policy),
             bundled(root, task=SEPARATE, batch_size=3, limit=6, batching="continuous", waves=2, seed=3, policy=policy),
