@@ -19,8 +19,9 @@ from analysis import load
 
 cells, samples, steps = load("results/demo")  # the three that most notebooks need
 
-records = load("results/demo")  # all seven, by name
-records.cells, records.metrics, records.samples, records.responses, records.steps, records.timing, records.fidelity
+records = load("results/demo")  # all of them, by name
+records.cells, records.metrics, records.samples, records.responses, records.steps, records.prefill
+records.timing, records.breakdown, records.fidelity
 records.unfinished  # cells that were left out, with their state
 
 accuracy = samples.merge(cells, on="cell_id").groupby(["policy_label", "batch_size", "subtask"])["score"].mean()

@@ -29,11 +29,12 @@ SHOWN = (
 RANGED = ("tpot_median_ms", "tpot_p99_ms", "output_throughput")
 
 
-def frame(study: Path) -> pd.DataFrame:
+def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a policy and load, means over its runs, with the range over them of what is drawn (RANGED).
 
     `speedup`: of the median TPOT over the stock server's (or, without one, over vanilla's) under the same load, with
-    the range over runs; `points`: of accuracy to vanilla.
+    the range over runs; `points`: of accuracy to vanilla, from `quality`, rows of `compare.results` (None: the
+    study's are read).
 
     ValueError if the study keeps no run.
     """
@@ -56,7 +57,7 @@ def frame(study: Path) -> pd.DataFrame:
             row |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
         rows.append(row | _speedup(runs[(runs["model"] == model) & (runs["load"] == load)], part))
     made = pd.DataFrame(rows)
-    quality = _quality(study)
+    quality = _quality(study) if quality is None else quality
     made["points"] = [_points(quality, *each) for each in zip(made.policy_label, made.max_concurrency, strict=True)]
     order = {STOCK: 0, "vanilla": 1, "no_drop": 2}
     made["order"] = [order.get(name, 3) for name in made["policy"]]

@@ -84,11 +84,11 @@ def points_of(
             points[f"{axis}{end}"] = kept[f"{column}{end}"]
     points["frontier"], points["frontier_probability"] = False, 0.0
     for _, part in points.groupby(["subtask", "batch_size"]):
-        counted = part[~part["policy"].isin(CONTROLS)]
+        beats = ~part["policy"].isin(CONTROLS).to_numpy()
+        counted = part[beats]
         benefits = pd.DataFrame({"saving": saving.sign * counted["x"], "y": counted["y"]})
         points.loc[counted.index, "frontier"] = nondominated(benefits)
         worlds = replicates(_behind(part, rows), saving, resampler)
-        beats = ~part["policy"].isin(CONTROLS).to_numpy()
         points.loc[part.index, "frontier_probability"] = frontier_probability(worlds, beats)
     return points, left_out
 

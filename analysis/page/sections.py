@@ -130,7 +130,7 @@ def _figures(material: Material) -> str:
 
 
 def _served(material: Material) -> str:
-    return served(cell.path.parent for cell in material.done)
+    return served(material.study)
 
 
 def _tables(material: Material) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from analysis.page import parts
 from analysis.page.pictures import Picture, gallery, picture
 from analysis.page.rich_html import HtmlConsole
 from analysis.page.text import escape
+from analysis.study import Study
 from lynx_exp.store.read_serving import read_serving
 
 _LEAD = (
@@ -23,14 +23,17 @@ _LEAD = (
 )
 
 
-def served(studies: Iterable[Path]) -> str:
+def served(found: Study) -> str:
     """HTML of those that keep any; empty if none does."""
-    made = [_study(study) for study in dict.fromkeys(studies) if read_serving(study)]
+    cells = found.records.cells
+    folders = {cell: Path(path).parent for cell, path in zip(cells["cell_id"], cells["path"], strict=True)}
+    of = found.rows["cell_id"].map(folders)
+    made = [_study(study, found.rows[of == study]) for study in dict.fromkeys(folders.values()) if read_serving(study)]
     return f'<p class="lead">{escape(_LEAD)}</p>{"".join(made)}' if made else ""
 
 
-def _study(study: Path) -> str:
-    rows, console = serving.frame(study), HtmlConsole()
+def _study(study: Path, quality: pd.DataFrame) -> str:
+    rows, console = serving.frame(study, quality), HtmlConsole()
     for model, part in rows.groupby("model", sort=False):
         console.print(serving.table_of(str(model), part))
     tables = "".join(

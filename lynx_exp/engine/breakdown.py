@@ -48,8 +48,10 @@ class Stopwatch:
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self._events = device.type == "cuda"
         self._clock = clock
-        self._open: list[str] = []
+        self._open: list[int] = []
+        """Spans that have begun and not ended, the innermost last."""
         self._spans: list[tuple[str, str | None, Any, Any]] = []
+        """(section, the one around it, begin, end)"""
 
     def _now(self) -> Any:
         if not self._events:
@@ -59,13 +61,16 @@ class Stopwatch:
         return event
 
     def begin(self, section: str) -> None:
-        self._open.append(section)
-        self._spans.append((section, self._open[-2] if len(self._open) > 1 else None, self._now(), None))
+        outer = self._spans[self._open[-1]][0] if self._open else None
+        self._open.append(len(self._spans))
+        self._spans.append((section, outer, self._now(), None))
 
     def end(self, section: str) -> None:
-        assert self._open.pop() == section
-        at = max(number for number, span in enumerate(self._spans) if span[0] == section and span[3] is None)
-        self._spans[at] = (*self._spans[at][:3], self._now())
+        now = self._now()  # before anything else, which would count as the section's
+        at = self._open.pop()
+        begun, outer, start, _ = self._spans[at]
+        assert begun == section
+        self._spans[at] = (begun, outer, start, now)
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:

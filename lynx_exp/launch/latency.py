@@ -10,7 +10,7 @@ from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Engine, LaneEngine, Request
+    from lynx_exp.engine import BatchPlan, LaneEngine, Request
     from lynx_exp.routing import Phases, Policy
 
 
@@ -68,7 +68,7 @@ def measure_cell(
         "context": measure.context,
     }
     if measure.prefill:
-        prefills = cast("Engine", engine).measure_prefill(prompts, **until, **common)  # Config has checked it
+        prefills = engine.measure_prefill(prompts, **until, **common)
         rows += [
             {"name": f"{name} prefill", "repeat": repeat, "step": 0, "ms": ms}
             for name, times in prefills.ms.items()
@@ -78,9 +78,7 @@ def measure_cell(
         info |= {"prefill_tokens": prefills.prompt_tokens, "prefill_stable": prefills.stable}
     sections: list[dict[str, Any]] = []
     if measure.breakdown:
-        found = cast("Engine", engine).breakdown(
-            prompts, new_tokens=measure.new_tokens, repeats=measure.repeats, **common
-        )
+        found = engine.breakdown(prompts, new_tokens=measure.new_tokens, repeats=measure.repeats, **common)
         sections = [
             {"name": name, "repeat": repeat, "section": section, "ms": ms}
             for name, times in found.ms.items()

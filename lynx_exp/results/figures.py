@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lynx_exp.results.arguments import add_folder, add_margin
 from lynx_exp.launch.waiting import bar
+from lynx_exp.results.arguments import add_folder, add_margin
 
 HELP = "draw every figure that the records can give"
 

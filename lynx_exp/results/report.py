@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from lynx_exp.results.arguments import add_folder, add_margin
 from lynx_exp.launch.waiting import bar
+from lynx_exp.results.arguments import add_folder, add_margin
 
 HELP = "write one HTML page: what ran, Pareto to click on, figures, tables, answers side by side, provenance"
 DESCRIPTION = """\

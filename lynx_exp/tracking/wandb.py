@@ -35,7 +35,7 @@ class WandbTracker:
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
         self._news = Condition()
-        self._open: dict[str, int] = {}
+        self._open: set[str] = set()
         """Jobs without an answer, by name."""
         self._failed: dict[str, str] = {}
         self._heard, self._over = 0.0, False
@@ -74,7 +74,7 @@ class WandbTracker:
             self._failed[job["name"]] = self._broken
             return
         with self._news:
-            self._open[job["name"]] = 1
+            self._open.add(job["name"])
         self._lines.put(json.dumps(job) + "\n")
 
     def _start(self) -> None:
@@ -109,7 +109,7 @@ class WandbTracker:
             answer = json.loads(line)
             with self._news:
                 name = answer.get("logged") or answer["failed"]
-                self._open.pop(name, None)
+                self._open.discard(name)
                 if "why" in answer:
                     self._failed[name] = answer["why"]
                 else:
