@@ -72,6 +72,7 @@ class LynxLM(LM):
         device_map: Any = None,
         experts_implementation: str = "auto",
         trust_remote_code: bool = False,
+        allow_partial: bool = False,
         max_rows: int = 256,
         memory_gib: float | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
@@ -121,10 +122,13 @@ class LynxLM(LM):
             revision=revision,
             experts_implementation=experts_implementation,
             trust_remote_code=trust_remote_code,
+            allow_partial=allow_partial,
             device_map=device_map,
             max_rows=max_rows,
             memory_gib=memory_gib,
         )
+        if self._engine.partial is not None:
+            log.warning(f"allow_partial: {self._engine.partial}: what this model answers says nothing about it")
         self._engine.act(self._policy, **self._act)  # what does not fit this model is said now
         if self._act["layers"] is not None:
             layer_range(self._act["layers"], self._engine.num_layers)
@@ -196,6 +200,7 @@ class LynxLM(LM):
                 "truncate": self._truncate,
                 "seed": self._seed,
                 "experts_implementation": engine.experts_implementation,
+                "partial": engine.partial,
                 "active_experts": self._active,
             },
         }

@@ -40,6 +40,9 @@ class ModelConfig:
     """Of the hub: branch, tag or commit."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the weights."""
+    allow_partial: bool = False
+    """Run a checkpoint that lacks weights of its model (random ones take their place), or has weights too many; its
+    cells are marked."""
     experts_implementation: str = "auto"
     """How transformers multiplies by the experts; auto takes the fastest one for the device."""
     device_map: Any = None

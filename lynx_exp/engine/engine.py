@@ -72,6 +72,8 @@ class Engine:
         self.model, self.tokenizer, self.max_rows, self.memory_gib = model, tokenizer, max_rows, memory_gib
         self.routers = find_routers(model)
         self.calibration: str | None = None
+        self.partial: str | None = None
+        """Which weights its checkpoint lacked, or had too many; None: it was whole."""
         self._bound: dict[Policy, Policy] = {}
         self._stopper = Stopper(model.generation_config, tokenizer)
         self._stores: OrderedDict[tuple[Prompt, ...], PromptStore] = OrderedDict()

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PretrainedConfig
 
-from lynx_exp.models import DeviceMap, find_calibration, load_model, random_model, resolve_device, resolve_dtype
+from lynx_exp.models import (
+    DeviceMap,
+    find_calibration,
+    load_tokenizer,
+    load_weights,
+    random_model,
+    resolve_device,
+    resolve_dtype,
+)
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ def from_pretrained(
     revision: str | None = None,
     experts_implementation: str = "auto",
     trust_remote_code: bool = False,
+    allow_partial: bool = False,
     device_map: DeviceMap | None = None,
     parallel: str | None = None,
     max_rows: int = 256,
@@ -32,21 +41,25 @@ def from_pretrained(
     """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
     cannot be.
 
-    `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep, over the
+    `allow_partial`: although weights are missing from it, or have no place in the model; `Engine.partial` then says
+    which. `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep, over the
     ranks of torchrun, which must then all make the same calls.
     """
     where = resolve_device(device)
-    loaded, tokenizer = load_model(
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    loaded, partial = load_weights(
         model,
         dtype=resolve_dtype(dtype, where),
         device=where,
         revision=revision,
         experts_implementation=_experts(experts_implementation, where),
         trust_remote_code=trust_remote_code,
+        allow_partial=allow_partial,
         device_map=device_map,
         parallel=parallel,
     )
     engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib)
+    engine.partial = partial
     engine.calibration = find_calibration(model)
     engine.auto_experts = experts_implementation == "auto"
     return engine

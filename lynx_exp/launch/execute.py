@@ -132,6 +132,11 @@ class Pack:
                     attempt.writer.interrupt("preempted" if isinstance(stop, Preempted) else "interrupted")
             raise
 
+    @property
+    def _partial(self) -> str | None:
+        """What the model's checkpoint lacked; None: nothing."""
+        return getattr(self._engine, "partial", None)
+
     def _guard(self, attempt: Attempt, work: Callable[[], None]) -> bool:
         """Do it; False if it failed, which ends the attempt."""
         try:
@@ -198,6 +203,7 @@ class Pack:
                         "dtype": cell.dtype,
                         "device": cell.device,
                         "experts_implementation": self._engine.experts_implementation,
+                        **({} if self._partial is None else {"partial": self._partial}),
                     },
                     {task.name: task.data_digest for task in cell.tasks},
                     revisions(cell.tasks),
@@ -364,7 +370,7 @@ class Pack:
             timing_rows=timing_rows,
             timing_info=timing_info,
             fidelity_rows=attempt.fidelity,
-            invalid=invalid_reasons(cell, writer),
+            invalid=invalid_reasons(cell, writer, self._partial),
             more=more,
         )
 

@@ -23,6 +23,8 @@ TOP_K = (
     "num_selected_experts",
 )
 LAYERS = ("num_hidden_layers", "n_layers")
+COUNTS = (*LAYERS, "num_attention_heads", "n_heads", "num_key_value_heads", "hidden_size", "d_model", "vocab_size")
+"""Fields that are whole numbers of at least 1 in every configuration that has them."""
 NESTED = ("text_config", "ffn_config")
 
 
@@ -69,11 +71,29 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
         path, name = _from_hub(model)
     if not path.is_file():
         raise ValueError(f"model.id={model.id}: has no config.json; give a folder in save_pretrained form, or a hub id")
+    return _facts(model, _read(model, path), name)
+
+
+def _read(model: ModelConfig, path: Path) -> Mapping[str, Any]:
+    """A configuration, as far as it can be judged without transformers."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"model.id={model.id}: config.json is nested too deeply") from error
+    except OSError as error:
+        raise ValueError(f"model.id={model.id}: config.json cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"model.id={model.id}: config.json is not JSON ({error})") from error
-    return _facts(model, config, name)
+    if not isinstance(config, dict):
+        raise ValueError(f"model.id={model.id}: config.json holds a {type(config).__name__}, must hold an object")
+    for part in (config, *(config.get(key) for key in NESTED)):
+        if not isinstance(part, dict):
+            continue
+        for field in COUNTS:
+            count = part.get(field)
+            if count is not None and (type(count) is not int or count < 1):
+                raise ValueError(f"model.id={model.id}: config.json: {field}={count!r}: must be a number from 1")
+    return config
 
 
 def _from_hub(model: ModelConfig) -> tuple[Path, str]:
@@ -129,10 +149,13 @@ def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFacts:
     experts, top_k = _first(config, EXPERTS), _first(config, TOP_K)
     if not experts or experts < 2 or not top_k:
-        kind = (config.get("architectures") or [config.get("model_type", "it")])[0]
+        named = config.get("architectures")
+        kind = named[0] if isinstance(named, list) and named else config.get("model_type", "it")
         raise ValueError(
             f"model.id={model.id}: {kind} is not a Mixture-of-Experts model: its configuration names no "
             "experts to select among; give one such as Mixtral, Qwen3-MoE, OLMoE or DBRX"
         )
+    if top_k > experts:
+        raise ValueError(f"model.id={model.id}: its configuration has {experts} experts, of which it takes {top_k}")
     layers = _first(config, LAYERS) or 0
     return ModelFacts(name=scrub(model.id), digest=name, num_experts=experts, top_k=top_k, num_layers=layers)

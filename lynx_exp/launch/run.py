@@ -63,8 +63,9 @@ def open_engine(config: Config) -> LaneEngine:
     if model.kind == "random":
         return Engine.from_config(model.id, model.config, seed=model.seed, **common)
     common |= {name: getattr(model, name) for name in ("device_map", "parallel") if getattr(model, name) is not None}
-    if model.trust_remote_code:
-        common["trust_remote_code"] = True
+    for name in ("trust_remote_code", "allow_partial"):
+        if getattr(model, name):
+            common[name] = True
     return Engine.from_pretrained(model.id, revision=model.revision, **common)
 
 

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
 
 
-def invalid_reasons(cell: Cell, writer: CellWriter) -> list[str]:
-    """In one line each. Random weights have no answers to judge."""
-    reasons = _never_acted(cell, writer)
+def invalid_reasons(cell: Cell, writer: CellWriter, partial: str | None = None) -> list[str]:
+    """In one line each. Random weights have no answers to judge. `partial`: what the model's checkpoint lacked."""
+    reasons = [] if partial is None else [f"model.allow_partial: {partial}"]
+    reasons += _never_acted(cell, writer)
     if _is_random(cell):
         return reasons
     for task in cell.tasks:

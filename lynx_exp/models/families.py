@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
+from lynx_exp.models.load import load_weights
 from lynx_exp.models.routers import Router, UnsupportedModel, find_routers
 from lynx_exp.models.tiny import tiny_model
 
@@ -42,7 +45,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of a family's tiny model."""
+    """What became of a family's tiny model, saved and loaded."""
 
     family: Family
     model: PreTrainedModel
@@ -69,12 +72,19 @@ def families() -> list[Family]:
 
 
 def examine(family: Family) -> Verdict:
-    """Build a tiny random model of the family and look for its routers."""
-    model = tiny_model(family.model_types[0])
+    """Save a tiny random model of the family, load it as a run would, and look for its routers."""
+    model = reloaded(tiny_model(family.model_types[0]))
     try:
         return Verdict(family=family, model=model, routers=find_routers(model))
     except UnsupportedModel as error:
         return Verdict(family=family, model=model, routers=[], reason=str(error).partition("): ")[2])
+
+
+def reloaded(model: PreTrainedModel) -> PreTrainedModel:
+    """What a run makes of the model's checkpoint: what is listed as supported can be loaded, not only be built."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_weights(folder, dtype=torch.float32, device=torch.device("cpu")).model
 
 
 def markdown(verdicts: Iterable[Verdict]) -> str:
@@ -135,4 +145,5 @@ def _names(families: Iterable[Family]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # of architectures that miss their fast kernels
+    disable_progress_bar()
     print(markdown(map(examine, families())))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from lynx_exp.models.checkpoint import damage, differences, one_line
 from lynx_exp.models.placement import DeviceMap, placement, refuse_offloading
 from lynx_exp.routing.calibration import FILE_NAME
 
@@ -68,7 +72,25 @@ def find_calibration(model: str) -> str | None:
     return next((str(path) for path in candidates if path.is_file()), None)
 
 
-def load_model(
+class Weights(NamedTuple):
+    """What a checkpoint gave."""
+
+    model: PreTrainedModel
+    """In eval mode."""
+    partial: str | None
+    """Which weights checkpoint and model do not share; None: they share all."""
+
+
+def load_tokenizer(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """ValueError, in one line, if it cannot be found or read."""
+    where = locate(model)
+    with _refused_in_one_line(model, where, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_weights(
     model: str,
     *,
     dtype: torch.dtype,
@@ -76,34 +98,66 @@ def load_model(
     revision: str | None = None,
     experts_implementation: str | None = None,
     trust_remote_code: bool = False,
+    allow_partial: bool = False,
     device_map: DeviceMap | None = None,
     parallel: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model in eval mode, tokenizer). ValueError, in one line, if it cannot be found, or not be spread as asked.
+) -> Weights:
+    """ValueError, in one line, if it cannot be found or read, not be spread as asked, or where some of its weights are
+    missing, of another shape, or have no place in it (with `allow_partial` it is loaded: what is missing is random).
 
-    `device_map`: as transformers takes it, instead of `device`. `parallel`: tp or ep, over the ranks of torchrun.
+    Attention is computed as the model's class prefers: by torch's scaled dot products, where it can. `device_map`: as
+    transformers takes it, instead of `device`. `parallel`: tp or ep, over the ranks of torchrun.
     """
     where = locate(model)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+    with _refused_in_one_line(model, where, "it"), _quiet(), torch.random.fork_rng(enabled=allow_partial, devices=[]):
         spread = {}
         if device_map is not None or parallel is not None:
             config = AutoConfig.from_pretrained(where, **common)
             spread = placement(config, device=device, device_map=device_map, parallel=parallel)
-        loaded = AutoModelForCausalLM.from_pretrained(
+        if allow_partial:
+            torch.manual_seed(0)  # what is missing is the same whenever it is loaded
+        loaded, info = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
-            attn_implementation="sdpa",
             experts_implementation=experts_implementation,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **spread,
             **common,
         )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model={model}: cannot be loaded: {reason}") from error
+    partial = differences(info)
+    if partial is not None and not allow_partial:
+        raise ValueError(f"model={model}: {partial}; model.allow_partial=true runs it, with random ones")
     refuse_offloading(device_map, getattr(loaded, "hf_device_map", None) or {})
-    return (loaded if spread else loaded.to(device)).eval(), tokenizer
+    return Weights((loaded if spread else loaded.to(device)).eval(), partial)
+
+
+@contextmanager
+def _refused_in_one_line(model: str, where: str, what: str) -> Iterator[None]:
+    """Whatever a library raises about a checkpoint, as ValueError; but what this machine lacks (memory, a package)."""
+    try:
+        yield
+    except (MemoryError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every architecture, and every file format, fails in its own way
+        if isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error)):
+            raise
+        folder = Path(where)
+        found = damage(folder) if folder.is_dir() else None
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise ValueError(f"model={model}: {what} cannot be loaded: {found or kind + one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report of what it loaded: `Weights.partial` has it."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def random_model(
@@ -121,7 +175,5 @@ def random_model(
     except ValueError as error:
         raise ValueError(f"model.config.model_type={model_type}: unknown to the installed transformers") from error
     torch.manual_seed(seed)
-    built = AutoModelForCausalLM.from_config(
-        resolved, dtype=dtype, attn_implementation="sdpa", experts_implementation=experts_implementation
-    )
+    built = AutoModelForCausalLM.from_config(resolved, dtype=dtype, experts_implementation=experts_implementation)
     return built.to(device).eval()

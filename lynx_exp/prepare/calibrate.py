@@ -128,7 +128,7 @@ def _open(config: CalibrateConfig) -> Engine:
     common["experts_implementation"] = model.experts_implementation
     if model.kind == "random":
         return Engine.from_config(model.id, model.config, seed=model.seed, **common)
-    common["trust_remote_code"] = model.trust_remote_code
+    common |= {name: getattr(model, name) for name in ("trust_remote_code", "allow_partial")}
     return Engine.from_pretrained(model.id, revision=model.revision, **common)
 
 

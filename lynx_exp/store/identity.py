@@ -67,6 +67,7 @@ prompts and generation settings, so that data may."""
 
 COSMETIC = (
     "model.trust_remote_code",
+    "model.allow_partial",
     "task.name",
     "sandbox",
     "confirm_unsafe_code",

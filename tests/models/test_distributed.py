@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
-from lynx_exp.models import BUNDLED, find_routers, from_first, load_model
+from lynx_exp.models import BUNDLED, find_routers, from_first, load_weights
 from lynx_exp.models.placement import placement, refuse_offloading
 from lynx_exp.models.ranks import Agreement, group_of
 from lynx_exp.models.tiny import EXPERTS, tiny_config, tiny_model
@@ -128,7 +128,7 @@ def test_a_device_map_loads_the_same_model(tmp_path):
     pytest.importorskip("accelerate", exc_type=ImportError)
     folder = saved("mixtral", tmp_path / "mixtral")
     for place in ("auto", {"": "cpu"}):
-        loaded, _ = load_model(str(folder), dtype=torch.float32, device=CPU, device_map=place)
+        loaded, _ = load_weights(str(folder), dtype=torch.float32, device=CPU, device_map=place)
         assert torch.equal(loaded.lm_head.weight, tiny_model("mixtral").lm_head.weight)
         assert find_routers(loaded)[0].home is None
 
