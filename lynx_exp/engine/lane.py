@@ -42,6 +42,8 @@ class Row:
         self.request, self.number, self.slot = request, number, slot
         self.tokens: list[int] = []
         self.finish: str | None = None
+        self.entered = 0
+        """The lane's decode step that is the first to feed one of its tokens."""
         self._stopper = stopper
 
     def take(self, token: int) -> None:
@@ -103,6 +105,7 @@ class Lane:
             lane=self.number,
             requests=tuple(row.number for row in self.rows),
             slots=tuple(row.slot for row in self.rows),
+            entered=tuple(row.entered for row in self.rows),
             token_ids=[row.tokens for row in self.rows],
             texts=[stopper.text(row.tokens, row.request.stop) for row in self.rows],
             finish_reasons=[str(row.finish) for row in self.rows],

@@ -24,6 +24,9 @@ class LaneResult:
     requests: tuple[int, ...]
     slots: tuple[int, ...] = ()
     """Of the lane, in which each request decoded; empty: as many as there are requests, in their order."""
+    entered: tuple[int, ...] = ()
+    """The lane's decode step that each request's second token came from (its first comes from the prompt); empty: all
+    began with the lane."""
     token_ids: list[list[int]]
     """New tokens, EOS included; for scoring, the given continuation."""
     texts: list[str]

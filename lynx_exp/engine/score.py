@@ -217,6 +217,7 @@ def score_pack(
             lane=lane,
             requests=tuple(forced.plan.numbers[row] for row in mine),
             slots=tuple(forced.plan.slots[row] for row in mine),
+            entered=tuple(forced.plan.starts[row] for row in mine),
             token_ids=[list(continuations[row]) for row in mine],
             texts=[""] * len(mine),
             finish_reasons=["scored"] * len(mine),

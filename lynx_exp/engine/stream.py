@@ -138,6 +138,7 @@ class Stream:
             first = first_tokens([requests[number].sampling for number in numbers], places)
             for number, slot, token, (prefilled, at) in zip(numbers, slots, first, places, strict=True):
                 row = Row(requests[number], number, slot, self._stopper)
+                row.entered = len(lane.live_rows)
                 lane.rows.append(row)
                 row.take(token)
                 entered += 1

@@ -33,6 +33,8 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
                 "prompt_hash": hashlib.sha256(asked.prompt.encode()).hexdigest()[:16],
                 "prompt_tokens": len(requests[number].prompt_ids),
                 "new_tokens": len(result.token_ids[at]),
+                "entered_step": result.entered[at] if result.entered else 0,
+                "token_ids": list(result.token_ids[at]),
                 "finish_reason": result.finish_reasons[at],
                 "response": asked.continuation if scored else result.texts[at],
                 "logprob": result.logprobs[at] if result.logprobs is not None else None,

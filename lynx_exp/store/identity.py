@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of a cell's folder. A change of meaning raises it, and old cells run again."""
 
 SCIENTIFIC = (

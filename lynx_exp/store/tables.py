@@ -24,13 +24,16 @@ RESPONSES = pa.schema(
         ("prompt_hash", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("new_tokens", pa.int32()),
+        ("entered_step", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
         ("response", pa.string()),
         ("logprob", pa.float64()),
         ("greedy", pa.bool_()),
     ]
 )
-"""One row a request. `logprob` (sum over the continuation) and `greedy` only for scored requests."""
+"""One row a request. `entered_step`: the lane's decode step that is the first to feed one of its tokens; with n
+`token_ids` it is live in n - 1 steps from there on. `logprob` (sum over the continuation) and `greedy` only for scored requests."""
 
 STEPS = pa.schema(
     [("subtask", pa.string())]

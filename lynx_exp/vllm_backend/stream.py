@@ -203,6 +203,10 @@ class Stream:
             if row.finish is not None:
                 finished.append(output.request_id)
         fallen = self._fallen(self._engine.counts(), expected)
+        for running in self._running.values():
+            for row in running.rows.values():
+                if len(row.tokens) == 1:  # its prompt went through in this step, beside what others decoded
+                    row.entered = len(running.lane.live_rows)
         self._abort(finished, also=True)
         for running in fallen:
             self._put_back(running)

@@ -20,6 +20,8 @@ def lane_record(requests=(4, 2)) -> LaneRecord:
         row |= {
             "prompt_tokens": 9,
             "new_tokens": 2,
+            "entered_step": 3,
+            "token_ids": [7, 2],
             "finish_reason": "eos",
             "response": "ok\n",
             "logprob": None,
