@@ -33,7 +33,8 @@ RESPONSES = pa.schema(
     ]
 )
 """One row a request. `entered_step`: the lane's decode step that is the first to feed one of its tokens; with n
-`token_ids` it is live in n - 1 steps from there on. `logprob` (sum over the continuation) and `greedy` only for scored requests."""
+`token_ids` it is live in n - 1 steps from there on. `logprob` (sum over the continuation) and `greedy` only for scored
+requests."""
 
 STEPS = pa.schema(
     [("subtask", pa.string())]
