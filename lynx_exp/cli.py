@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
 
@@ -59,17 +58,18 @@ def _say(line: str) -> None:
 
 def _hydra(arguments: list[str]) -> int:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     import lynx_exp
     from lynx_exp.config import config_folder, to_config
     from lynx_exp.launch import plugin
+    from lynx_exp.launch.arguments import prepared
 
     if arguments == ["--version"]:
         print(f"lynx-exp {lynx_exp.__version__} (hydra {hydra.__version__})")
         return 0
-    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # argparse wants it first
-    _check_flags(arguments)
+    arguments = prepared(arguments)
     plugin.register()
     plugin.LynxLauncher.report = None
     code = 0
@@ -78,6 +78,7 @@ def _hydra(arguments: list[str]) -> int:
     def one_cell(composed: DictConfig) -> None:
         nonlocal code, problem
         try:
+            plugin.check_hydra(HydraConfig.get())
             from lynx_exp.launch.run import run_cells
 
             code = FAILED if run_cells([to_config(composed)]).failed else 0
@@ -100,14 +101,5 @@ def _hydra(arguments: list[str]) -> int:
     return FAILED if report is not None and report.failed else code
 
 
-def _check_flags(arguments: list[str]) -> None:
-    """ValueError for a flag that Hydra does not have: its own parser would print its whole usage."""
-    from hydra.main import get_args_parser
-
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; see lynx-exp --help")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(arguments)
+if __name__ == "__main__":
+    main()

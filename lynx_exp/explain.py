@@ -50,6 +50,8 @@ def _composition(error: ConfigCompositionException, arguments: Sequence[str], co
         return _omegaconf(cause, error)
     if "Ambiguous value for argument" in text:
         argument = text.partition("'")[2].rpartition("'")[0]
+        if argument.startswith("layers="):
+            return f"{argument}: several values; layers=[0,4:8] is one cell that acts in all of them"
         return f"{argument}: several values; add -m to run one cell for each"
     matched = re.search(r"Could not (?:override|append to config\.?|delete from config\.?) '([^']+)'", text)
     if not matched:

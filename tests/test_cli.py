@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from lynx_exp import cli
+from lynx_exp.launch.outcomes import Outcome, Report
 from lynx_exp.prepare import cli as prepare_cli
 from lynx_exp.results import main as results
 
 RANDOM = "model=random"
+HUGE = str(2**70)
 BAD = [
     (["policy=lynxx"], "policy=lynxx", "did you mean lynx?"),
     (["policy=lynx", "policy.alfa=2"], "policy.alfa=2", "policy.alpha"),
@@ -98,6 +100,62 @@ BAD = [
     (["task.generation.temperature=-1"], "task.generation.temperature=-1", "0 (greedy) or above"),
     (["task.apply_chat_template=true", RANDOM], "task.apply_chat_template=true", "no chat template"),
     (["+control=noise"], "+control=noise", "did you mean noise_floor?"),
+    # fields that nobody asked for, however they are added
+    (["+foo=1"], "foo=1", "unknown field"),
+    (["++x=1"], "x=1", "unknown field"),
+    (["+a.b.c=1"], "a={'b': {'c': 1}}", "unknown field"),
+    (["+batchsize=4"], "batchsize=4", "did you mean batch_size?"),
+    (["-m", "+batchsize=4,8"], "batchsize=4", "did you mean batch_size?"),
+    (["+measure.latncy=true"], "measure.latncy=True", "did you mean latency?"),
+    (["+model.foo=1"], "model.foo=1", "model.kind"),
+    (["+task.generation.tempature=1"], "task.generation.tempature=1", "did you mean temperature?"),
+    (["+policy.foo=1"], "foo", "known: min_batch"),
+    (["+tracker.foo=1"], "tracker.foo=1", "tracker.name"),
+    (["+hydra.foo=1"], "hydra.foo=1", "unknown field"),
+    (["-m", "+hydra.sweeper.cels=['limit=1']"], "hydra.sweeper.cels", "did you mean cells?"),
+    # folders of Hydra's own
+    (["hydra.run.dir=out"], "hydra.run.dir=out", "results=FOLDER"),
+    (["-m", "hydra.sweep.dir=out"], "hydra.sweep.dir=out", "results=FOLDER"),
+    (["hydra.job.chdir=true"], "hydra.job.chdir=true", "results=FOLDER"),
+    (["hydra.job={chdir: true}"], "hydra.job.chdir=True", "results=FOLDER"),
+    (["hydra.output_subdir=.hydra"], "hydra.output_subdir=.hydra", "results=FOLDER"),
+    (["hydra={run: {dir: out}}"], "hydra={run: {dir: out}}", "one by one"),
+    # numbers beyond all reason
+    (["threads=1000000"], "threads=1000000", "at most 1024"),
+    (["threads=1024"], "threads=1024", "on this machine"),
+    ([f"batch_size={HUGE}"], f"batch_size={HUGE}", "at most 1048576"),
+    ([f"limit={HUGE}"], f"limit={HUGE}", "at most 2147483647"),
+    ([f"seed={HUGE}"], f"seed={HUGE}", "at most 4294967295"),
+    (["seed=-1"], "seed=-1", "at least 0"),
+    ([RANDOM, f"model.seed={HUGE}"], f"model.seed={HUGE}", "at most 4294967295"),
+    ([f"task.fewshot_seed={HUGE}"], f"task.fewshot_seed={HUGE}", "at most 4294967295"),
+    (["policy=random_keep", f"policy.seed={HUGE}"], f"policy.seed={HUGE}", "64 bits"),
+    (["pack.memory_gib=inf"], "pack.memory_gib=inf", "above 0, or null"),
+    (["measure.precision=nan"], "measure.precision=nan", "below 1"),
+    (["tracker.wait_s=inf"], "tracker.wait_s=inf", "at least 0"),
+    (["task=mix", "task.weights=[1,1,1,inf]"], "task.weights=[1.0, 1.0, 1.0, inf]", "above 0"),
+    (["policy=lynx", "policy.match_active=inf"], "policy.match_active=inf", "finite"),
+    (["policy=lynx", "policy.match_active=1e9"], "policy.match_active=1e+09", "at most 16"),
+    (["policy=lynx", "policy.alpha=nan"], "policy.alpha=nan", "finite"),
+    (["policy=lynx", "policy.alpha=1e300"], "alpha=1e+300", "at most"),
+    (["policy=coverage", "policy.tolerance=1e308"], "tolerance=1e+308", "at most"),
+    (["policy=coverage", "policy.tolerance=1e5"], "tolerance=100000.0", "at most 100"),
+    (["policy=coverage", "policy.power=1e9"], "power=1000000000.0", "1.0..100.0"),
+    (["policy=top_k", "policy.k=[1,1]"], "a list of 2 values", "4 layers with a router"),
+    ([RANDOM, "policy=top_k", "policy.k=[1,1,1,1,1]"], "a list of 5 values", "4 layers with a router"),
+    (["task.generation.temperature=1e-320"], "temperature=9.99989e-321", "from 0.001"),
+    (["task.generation.temperature=inf"], "temperature=inf", "to 1000"),
+    (["task.generation.max_gen_toks=1000000"], "task.generation.max_gen_toks=1000000", "512 positions"),
+    ([f"task.generation.max_gen_toks={HUGE}"], f"task.generation.max_gen_toks={HUGE}", "at most"),
+    (["measure.latency=true", "measure.context=1000000"], "measure.context=1000000", "512 positions"),
+    (["measure.latency=true", "measure.new_tokens=100000"], "measure.new_tokens=100000", "512 positions"),
+    (["task.generation.until=['']"], "task.generation.until=['']", "leave it out"),
+    (['task.generation.until=["\\n"]'], "task.generation.until=['\\n']", "a backslash and an n"),
+    # layers
+    (["policy=lynx", "layers=true"], "layers=True", "[0,4:8]"),
+    (["policy=lynx", "layers=[]"], "layers=[]", "[0,4:8]"),
+    (["policy=lynx", "layers=[0,9]"], "layers=0,9", "layers 0..3"),
+    (["policy=lynx", "layers=0,x"], "layers=0,x", "layers=[0,4:8] is one cell"),
 ]
 
 
@@ -120,6 +178,48 @@ def test_bad_input_is_one_line(arguments, names, allowed, no_model, capsys, tmp_
     assert out == "" and err.count("\n") == 1 and err.startswith("lynx-exp: error: "), err
     assert names in err and allowed in err, err
     assert not list(tmp_path.iterdir()), "bad input leaves no folders"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["layers=0,2:4"], ["0,2:4"]),
+        (["layers=[0,2:4]"], ["0,2:4"]),
+        (["layers='0,2:4'"], ["0,2:4"]),
+        (["layers=-1"], ["-1"]),
+        (["-m", "layers=[0,2:4],'1,2'"], ["0,2:4", "1,2"]),
+        (["-m", "layers=0,2:4"], ["0", "2:4"]),
+    ],
+    ids=str,
+)
+def test_layers_as_people_type_them(arguments, expected, monkeypatch):
+    seen: list[str] = []
+
+    def run(configs, **_more):
+        seen.extend(config.layers for config in configs)
+        return Report(outcomes=[Outcome(state="done", folder=Path()) for _ in configs])
+
+    monkeypatch.setattr("lynx_exp.launch.run.run_cells", run)
+    assert cli.run([*arguments, "policy=lynx"]) == 0
+    assert seen == expected
+
+
+def test_a_real_line_break_ends_responses(monkeypatch):
+    seen = []
+
+    def run(configs, **_more):
+        seen.extend(configs)
+        return Report(outcomes=[])
+
+    monkeypatch.setattr("lynx_exp.launch.run.run_cells", run)
+    assert cli.run(['task.generation.until=["\n"]']) == 0
+    assert seen[0].task.generation.until == ["\n"]
+
+
+@pytest.mark.parametrize("module", ["lynx_exp", "lynx_exp.cli"])
+def test_the_module_is_the_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "limit=0"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("lynx-exp: error: limit=0"), done.stderr
 
 
 def test_a_model_that_is_not_an_moe(no_model, capsys, tmp_path):

@@ -31,6 +31,7 @@ from lynx_exp.config.parts import (
     TrackerConfig,
     VllmConfig,
 )
+from lynx_exp.config.strict import refuse_unknown
 
 __all__ = [
     "BATCHINGS",
@@ -54,5 +55,6 @@ __all__ = [
     "did_you_mean",
     "label_policy",
     "one_of",
+    "refuse_unknown",
     "to_config",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -13,6 +13,9 @@ from lynx_exp.config.choices import (
     BATCHINGS,
     DTYPES,
     KERNELS,
+    LARGEST_SEED,
+    MOST_ROWS,
+    MOST_THREADS,
     NOISE_FLOOR_SEED,
     PHASES,
     SANDBOXES,
@@ -20,10 +23,12 @@ from lynx_exp.config.choices import (
     THEN,
     TRUNCATES,
     at_least,
+    finite,
     one_of,
 )
 from lynx_exp.config.labels import label_policy
 from lynx_exp.config.parts import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+from lynx_exp.config.strict import refuse_unknown
 
 
 @dataclass(kw_only=True)
@@ -36,8 +41,8 @@ class Config:
     task: TaskConfig = MISSING
     phases: str = "decode"
     """In which phases the policy acts: decode, prefill, both, none."""
-    layers: str | None = None
-    """In which layers it acts: numbers and ranges such as 1: or 0,4:8; null is all."""
+    layers: Any = None
+    """In which layers it acts: numbers and ranges such as 1: or 0,4:8, as text or as a list; null is all."""
     batch_size: int = 16
     """Rows of one lane in decode: the requests that share a batch."""
     batching: str = "static"
@@ -87,10 +92,12 @@ class Config:
     """What to do when all cells have run: table, figures."""
 
     def __post_init__(self) -> None:
-        at_least("batch_size", self.batch_size, 1)
+        self.layers = _layers(self.layers)
+        at_least("batch_size", self.batch_size, 1, most=MOST_ROWS)
         at_least("limit", self.limit, 1, optional=True)
-        at_least("threads", self.threads, 1, optional=True)
-        at_least("waves", self.waves, 1)
+        at_least("threads", self.threads, 1, most=MOST_THREADS, optional=True)
+        at_least("waves", self.waves, 1, most=MOST_ROWS)
+        at_least("seed", self.seed, 0, most=LARGEST_SEED)
         at_least("max_failures", self.max_failures, 1, optional=True)
         one_of("phases", self.phases, PHASES)
         one_of("batching", self.batching, BATCHINGS)
@@ -108,7 +115,7 @@ class Config:
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N")
+            raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N (N: the number of a GPU)")
         if self.model.device_map is not None and self.device != "auto":
             raise ValueError(f"device={self.device}: model.device_map says where the layers go; leave device=auto")
         if self.model.parallel is not None and ":" in self.device:
@@ -181,11 +188,23 @@ class Config:
         return label_policy(self.policy_name, self.policy_params, self.layers, self.match_active)
 
 
+def _layers(value: object) -> str | None:
+    """One form of what names layers: `0,4:8`. ValueError for what is neither text, numbers nor a list of them."""
+    if value is None or value == "":
+        return None if value is None else ""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not parts or any(isinstance(part, bool) or not isinstance(part, int | str) for part in parts):
+        raise ValueError(f"layers={value}: must be numbers and ranges such as 1: or 0,4:8, or [0,4:8], or null for all")
+    return ",".join(str(part) for part in parts)
+
+
 def to_config(composed: DictConfig) -> Config:
     """The checked config of one cell from what Hydra composed.
 
-    Raises ValueError (a check), or one of OmegaConf's errors (a missing or mistyped value).
+    Raises ValueError (a check, an unknown field), or one of OmegaConf's errors (a missing or mistyped value).
     """
+    refuse_unknown(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    finite("", asdict(config))
     return config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 PHASES = ("decode", "prefill", "both", "none")
@@ -22,6 +23,14 @@ MODEL_KINDS = ("bundled", "hub", "random")
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
 THEN = ("table", "figures")
+MOST = 2**31 - 1
+"""Of a count that has no bound of its own."""
+MOST_ROWS = 2**20
+"""Of one batch, and of the steps that are timed."""
+MOST_THREADS = 1024
+"""More end a process in OpenMP rather than in an error."""
+LARGEST_SEED = 2**32 - 1
+"""What every generator of random numbers takes."""
 
 
 def did_you_mean(value: object, known: Collection[str]) -> str:
@@ -36,10 +45,25 @@ def one_of(name: str, value: object, allowed: Collection[str], hint: str = "") -
         raise ValueError(f"{name}={value}: must be one of {', '.join(allowed)}{hint}{did_you_mean(value, allowed)}")
 
 
-def at_least(name: str, value: int | None, low: int, *, optional: bool = False) -> None:
-    """Raise ValueError unless `value` >= `low` (or is None, where that is allowed)."""
+def at_least(name: str, value: int | None, low: int, *, most: int = MOST, optional: bool = False) -> None:
+    """Raise ValueError unless `low` <= `value` <= `most` (or it is None, where that is allowed)."""
     if value is None and optional:
         return
-    if value is None or value < low:
+    if value is None or not low <= value <= most:
         shown = "null" if value is None else value
-        raise ValueError(f"{name}={shown}: must be at least {low}{', or null for no bound' if optional else ''}")
+        bound = f"at most {most}" if value is not None and value > most else f"at least {low}"
+        raise ValueError(f"{name}={shown}: must be {bound}{', or null for no bound' if optional else ''}")
+
+
+def finite(name: str, value: object) -> None:
+    """Raise ValueError for an infinity, NaN or an integer beyond 64 bits anywhere in `value`; its parts are named."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            finite(f"{name}.{key}" if name else str(key), part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            finite(name, part)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value}: must be a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={value}: must be an integer of at most 64 bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,10 @@ from omegaconf import MISSING
 
 from lynx_exp.config.choices import (
     EXPERTS_IMPLEMENTATIONS,
+    LARGEST_SEED,
     MIXINGS,
     MODEL_KINDS,
+    MOST_ROWS,
     PARALLEL,
     TRACKERS,
     WANDB_MODES,
@@ -57,6 +60,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.kind", self.kind, MODEL_KINDS)
+        at_least("model.seed", self.seed, 0, most=LARGEST_SEED)
         one_of("model.experts_implementation", self.experts_implementation, EXPERTS_IMPLEMENTATIONS)
         if self.id == MISSING:
             raise ValueError("model.id is missing: give a folder or a hub id, as in model=hub model.id=PATH_OR_HUB_ID")
@@ -90,10 +94,26 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         at_least("task.generation.max_gen_toks", self.max_gen_toks, 1, optional=True)
         at_least("task.generation.top_k", self.top_k, 1, optional=True)
-        if self.temperature is not None and not self.temperature >= 0:
-            raise ValueError(f"task.generation.temperature={self.temperature:g}: must be 0 (greedy) or above, or null")
+        if self.temperature is not None and not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
+            raise ValueError(
+                f"task.generation.temperature={self.temperature:g}: must be 0 (greedy) or above, from 0.001 to 1000, "
+                "or null"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"task.generation.top_p={self.top_p:g}: must be above 0 and at most 1, or null")
+        for text in self.until or ():
+            _check_stop(text)
+
+
+def _check_stop(text: str) -> None:
+    """ValueError for a string that ends no response, or every one."""
+    if not text:
+        raise ValueError("task.generation.until=['']: an empty string would end every response at once; leave it out")
+    if "\\n" in text:
+        raise ValueError(
+            f"task.generation.until=['{text}']: holds a backslash and an n, not a line break; in a shell type "
+            '$\'task.generation.until=["\\n"]\', in YAML "\\n"'
+        )
 
 
 @dataclass(kw_only=True)
@@ -132,10 +152,11 @@ class TaskConfig:
         if len(set(self.subtasks)) < len(self.subtasks):
             raise ValueError(f"task.subtasks={self.subtasks}: names one twice")
         at_least("task.num_fewshot", self.num_fewshot, 0, optional=True)
-        at_least("task.repeats", self.repeats, 1, optional=True)
+        at_least("task.repeats", self.repeats, 1, most=MOST_ROWS, optional=True)
+        at_least("task.fewshot_seed", self.fewshot_seed, 0, most=LARGEST_SEED)
         one_of("task.mixing", self.mixing, MIXINGS)
         if self.weights is not None and (
-            len(self.weights) != len(self.subtasks) or not all(weight > 0 for weight in self.weights)
+            len(self.weights) != len(self.subtasks) or not all(0 < weight < math.inf for weight in self.weights)
         ):
             raise ValueError(
                 f"task.weights={self.weights}: must give a number above 0 for each of task.subtasks={self.subtasks}"
@@ -166,11 +187,12 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         for name in ("new_tokens", "repeats"):
-            at_least(f"measure.{name}", getattr(self, name), 1)
+            at_least(f"measure.{name}", getattr(self, name), 1, most=MOST_ROWS)
         if self.max_repeats < self.repeats:
             raise ValueError(f"measure.max_repeats={self.max_repeats}: must be at least measure.repeats={self.repeats}")
         if not 0 < self.precision < 1:
             raise ValueError(f"measure.precision={self.precision:g}: must be above 0 and below 1")
+        at_least("measure.max_repeats", self.max_repeats, 1, most=MOST_ROWS)
         at_least("measure.context", self.context, 1, optional=True)
         for name in ("prefill", "breakdown"):
             if getattr(self, name) and not self.latency:
@@ -189,9 +211,9 @@ class PackConfig:
     """Cells of one pack: all of them are finished at about the same time."""
 
     def __post_init__(self) -> None:
-        at_least("pack.max_rows", self.max_rows, 1)
+        at_least("pack.max_rows", self.max_rows, 1, most=MOST_ROWS)
         at_least("pack.max_cells", self.max_cells, 1)
-        if self.memory_gib is not None and not self.memory_gib > 0:
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
             raise ValueError(f"pack.memory_gib={self.memory_gib:g}: must be above 0, or null")
 
 
@@ -236,7 +258,7 @@ class TrackerConfig:
     machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
 
     def __post_init__(self) -> None:
-        if not self.wait_s >= 0:
+        if not 0 <= self.wait_s < math.inf:
             raise ValueError(f"tracker.wait_s={self.wait_s:g}: must be at least 0 (seconds)")
         one_of("tracker.name", self.name, TRACKERS)
         one_of("tracker.mode", self.mode, WANDB_MODES)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from omegaconf import OmegaConf
 
 from lynx_exp.config import Config
+from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads
 from lynx_exp.launch.model import ModelFacts, inspect_model
 from lynx_exp.launch.tasks import LoadTask, sandbox_of, tasks_of
 from lynx_exp.store.identity import SCHEMA, Ids, cell_ids, code_digest, digest
@@ -159,6 +160,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
             with _about_the_policy():
                 policy.bind(shape)
+            check_layers(policy, config.model)
+            check_match(config.match_active, facts[key])
             if config.layers is not None:
                 layer_range(config.layers, facts[key].num_layers)
 
@@ -167,6 +170,9 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     for config, policy in zip(configs, policies, strict=True):
         tasks = found[_asked(config)]
         model = facts[digest(asdict(config.model))]
+        check_lengths(config, tasks, model.context)
+        if here:
+            check_threads(config.threads)
         device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
         if config.kernel == "triton" and device.type != "cuda":
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")

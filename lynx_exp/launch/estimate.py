@@ -110,6 +110,17 @@ def _shape(cell: Cell) -> tuple[int | None, int]:
 
 @cache
 def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[int | None, int]:
+    model = weightless(kind, name, revision, trust, fields)
+    if model is None:
+        return None, 0
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
+
+
+def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> Any:
+    """The model on the meta device; None if its class cannot be built from its configuration alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -121,13 +132,9 @@ def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: s
         else:
             config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     except Exception:  # each architecture has its own way to say that it cannot
-        return None, 0
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
+        return None
 
 
 def _available(device: str) -> float | None:

@@ -25,6 +25,7 @@ TOP_K = (
 LAYERS = ("num_hidden_layers", "n_layers")
 COUNTS = (*LAYERS, "num_attention_heads", "n_heads", "num_key_value_heads", "hidden_size", "d_model", "vocab_size")
 """Fields that are whole numbers of at least 1 in every configuration that has them."""
+CONTEXT = ("max_position_embeddings",)
 NESTED = ("text_config", "ffn_config")
 
 
@@ -39,6 +40,8 @@ class ModelFacts:
     num_experts: int
     top_k: int
     num_layers: int
+    context: int | None = None
+    """Positions that its configuration names; None: none, or another name for them."""
 
 
 def inspect_model(model: ModelConfig) -> ModelFacts:
@@ -158,4 +161,7 @@ def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFac
     if top_k > experts:
         raise ValueError(f"model.id={model.id}: its configuration has {experts} experts, of which it takes {top_k}")
     layers = _first(config, LAYERS) or 0
-    return ModelFacts(name=scrub(model.id), digest=name, num_experts=experts, top_k=top_k, num_layers=layers)
+    context = _first(config, CONTEXT)
+    return ModelFacts(
+        name=scrub(model.id), digest=name, num_experts=experts, top_k=top_k, num_layers=layers, context=context
+    )

@@ -25,7 +25,8 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from lynx_exp.config import Config, ModelConfig, config_folder, to_config
+from lynx_exp.config import Config, ModelConfig, config_folder, refuse_unknown, to_config
+from lynx_exp.launch.arguments import refuse_folder
 from lynx_exp.launch.of_model import Shape, asks_for_the_model, filled
 
 if TYPE_CHECKING:
@@ -92,6 +93,16 @@ def job_grids(
     return jobs
 
 
+def check_hydra(hydra: Any) -> None:
+    """ValueError for a field of the `hydra` node that is unknown, or that would have no effect."""
+    refuse_unknown(hydra, "hydra.")
+    usual = {"run.dir": ".", "sweep.dir": ".", "sweep.subdir": ".", "output_subdir": None, "job.chdir": False}
+    for name, value in usual.items():
+        found = OmegaConf.select(hydra, name)
+        if found != value:
+            refuse_folder(f"hydra.{name}={found}")
+
+
 class LynxSweeper(Sweeper):
     """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`;
     `hydra.sweeper.controls` stand beside all of them. Or `hydra.sweeper.studies`: other files of `sweeps/`, all of
@@ -106,11 +117,13 @@ class LynxSweeper(Sweeper):
         cells: Sequence[str] | None = None,
         controls: Sequence[str] | None = None,
         studies: Sequence[str] | None = None,
+        **unknown: Any,  # refused in `setup`, in the words of `check_hydra`
     ) -> None:
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
         self.cells, self.controls, self.studies = list(cells or []), list(controls or []), list(studies or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        check_hydra(config.hydra)
         self.hydra_context = hydra_context
         self.config = config
         self._shapes: dict[str, Shape] = {}

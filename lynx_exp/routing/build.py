@@ -14,6 +14,9 @@ from lynx_exp.routing import policies
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
 
+LARGEST = 2**32 - 1
+"""Of any parameter: seeds go that far, and nothing else needs to."""
+
 
 @cache
 def policy_names() -> tuple[str, ...]:
@@ -49,6 +52,8 @@ def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise ValueError(f"{where}: must be {'a number' if kind is float else f'of type {kind.__name__}'}")
+    if isinstance(value, int | float) and abs(value) > LARGEST:
+        raise ValueError(f"{where}: must be a number of at most {LARGEST}")
     return kind(value)
 
 

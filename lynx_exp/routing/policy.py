@@ -201,6 +201,12 @@ def at_least(policy: Policy, field: str, least: float) -> None:
         raise ValueError(f"{policy.name}: {field}={value}: must be at least {least}")
 
 
+def at_most(policy: Policy, field: str, most: float) -> None:
+    value = getattr(policy, field)
+    if not value <= most:
+        raise ValueError(f"{policy.name}: {field}={value}: must be at most {most}")
+
+
 def between(policy: Policy, field: str, least: float, most: float) -> None:
     value = getattr(policy, field)
     if not least <= value <= most:

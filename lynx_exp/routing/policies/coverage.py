@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lynx_exp.routing import native, native_coverage
 from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, mask_of
-from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, between, top_choices
+from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, at_most, between, top_choices
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
@@ -57,9 +57,10 @@ class Coverage(LanePolicy):
             raise ValueError(f"{self.name}: tolerance=None: give a tolerance, a budget, or both")
         if self.tolerance is not None:
             above(self, "tolerance", 0.0)
+            at_most(self, "tolerance", 100.0)
         if self.budget is not None:
             at_least(self, "budget", 1)
-        at_least(self, "power", 1.0)
+        between(self, "power", 1.0, 100.0)
         at_least(self, "guarantee", 0)
 
     def check(self, shape: ModelShape) -> None:
