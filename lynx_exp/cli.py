@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run `lynx-exp ARGUMENTS`; the exit code. Bad input prints one line, or with HYDRA_FULL_ERROR=1 the traceback."""
     from lynx_exp.explain import explain
+    from lynx_exp.launch.threads import set_spin
 
+    set_spin()
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
     try:

@@ -349,9 +349,10 @@ class Pack:
         if attempt.tokens is not None:
             more["tokens"] = pa.concat_tables([TOKENS.empty_table(), *attempt.tokens])
         if cell.config.measure.latency:
-            timing_rows, timing_info, sections = measure_cell(
-                cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
-            )
+            with self._progress.timing():
+                timing_rows, timing_info, sections = measure_cell(
+                    cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
+                )
             if sections:
                 more["breakdown"] = pa.Table.from_pylist(sections, schema=BREAKDOWN)
         scores = {task.name: self._scores(attempt, task) for task in cell.tasks}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
+    from lynx_exp.launch.threads import ThreadChooser
 
 Stage = tuple[str, int]
 """(subtask, `measure`, `match` or `fidelity`; batch size): work whose units cost about the same."""
@@ -109,6 +111,8 @@ class Progress:
         self._started = self._stage_started = monotonic()
         self._tokens = self._rows = 0
         self._lanes: Lanes | None = None
+        self.threads: ThreadChooser | None = None
+        """Looks at the machine between steps; None leaves the number of threads alone."""
         self._drawn = 0.0
         self._bar = RichProgress(
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -164,7 +168,13 @@ class Progress:
         """A step gave `tokens`; `rows` are live."""
         self._tokens += tokens
         self._rows = rows
+        if self.threads is not None:
+            self.threads.watch()
         self._draw_soon()
+
+    def timing(self) -> AbstractContextManager[None]:
+        """Inside, steps are timed: the number of threads stays."""
+        return nullcontext() if self.threads is None else self.threads.fixed()
 
     def _draw_soon(self) -> None:
         """Not more often than anybody can see."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ from lynx_exp.launch.references import References
 from lynx_exp.launch.refusals import Refusals
 from lynx_exp.launch.stopping import stoppable, told
 from lynx_exp.launch.tasks import LoadTask
+from lynx_exp.launch.threads import ThreadChooser
 from lynx_exp.launch.tracked import Trackers, end_tracking, track
 from lynx_exp.store.cell import record_failure, tidy
 from lynx_exp.store.claims import Claims, holder_of
@@ -94,7 +96,7 @@ class _Engines:
     def get(self, config: Config) -> LaneEngine:
         from lynx_exp.routing.kernels import set_kernel
 
-        _set_threads(config.threads)
+        _set_threads(config.threads or _most_threads())
         set_kernel(cast("Kernel", config.kernel))  # Config has checked it
         if self._engine is None or self._key != self.key(config):
             if self._engine is not None:
@@ -105,17 +107,19 @@ class _Engines:
         return self._engine
 
 
-_DEFAULT_THREADS: list[int] = []
-
-
-def _set_threads(threads: int | None) -> None:
+def _set_threads(threads: int) -> None:
     import torch
 
-    if not _DEFAULT_THREADS:
-        _DEFAULT_THREADS.append(torch.get_num_threads())
-    wanted = threads or _DEFAULT_THREADS[0]
-    if wanted != torch.get_num_threads():
-        torch.set_num_threads(wanted)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+@cache
+def _most_threads() -> int:
+    """PyTorch's own choice, or OMP_NUM_THREADS."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def run_cells(
@@ -199,6 +203,7 @@ class _Run:
         self._ran = False
         """Whether any engine was there."""
         self.progress = Progress(self._todo, console)
+        self._threads: ThreadChooser | None = None
         self._engines = ranks.lead(engines)
 
     @property
@@ -235,12 +240,22 @@ class _Run:
             self._refuse_model(mine, error)
             return
         self._ran = True
+        self._choose_threads(mine[0].config)
         pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.is_mine)
         for cell in pack.run(mine):
             self._end(cell, Outcome(state="done", folder=cell.folder))
             track(cell, self.trackers)
         for cell in mine:  # those whose claim was lost on the way
             self.claims.give_back(cell.folder)
+
+    def _choose_threads(self, config: Config) -> None:
+        """As many as cores are free, from now on; a number that the user gave is left alone."""
+        self.progress.threads = None
+        if config.threads is None and _most_threads() > 1:
+            if self._threads is None:
+                self._threads = ThreadChooser(_most_threads(), _set_threads, self.progress.note)
+            self.progress.threads = self._threads
+            self._threads.start()
 
     def _take(self, cell: Cell) -> bool:
         """Claim the cell if it is still to be done, free, and not refused for what has happened meanwhile."""
