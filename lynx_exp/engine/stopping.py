@@ -1,10 +1,20 @@
-"""When a response ends, and what of it is text."""
+"""When a response ends, and what of it is text: as lm-eval's `hf` model has it at batch size 1.
+
+There a stop string is looked for in the text with its special tokens, and the response is the text without them, cut
+at the stop strings one after another. Two things differ: lm-eval looks at a few tokens only, and so misses a stop that
+is spelt with more tokens than its tokenizer would take; and it goes on where only the text without special tokens shows
+one. The response is the same, but decoding ends here where its text ends.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+MARGIN = 4
+"""Tokens of a tail besides one for each byte of a stop string: its first ones may read otherwise than in their place
+(the blank of a first piece, the rest of a character)."""
 
 
 class Stopper:
@@ -17,34 +27,58 @@ class Stopper:
             ids = [*ids, tokenizer.eos_token_id]
         self.eos_ids = frozenset(i for i in ids if i is not None)
         self._tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
+        self._special = frozenset(_left_out(tokenizer))
+        self._ends: dict[int, str | None] = {}
 
     def hit(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether the last token completed a stop string.
 
-        Decoding every row at every step would cost more than a small model's step, so the text is decoded only if the
-        last token's own piece holds the last character of a stop string (always, where that character is not ASCII).
+        Decoding every row at every step would cost more than a small model's step. So a tail of the tokens is decoded,
+        and only if the last one could add the last character of a stop string; and all of them, if the tail has one.
         """
-        if not stop:
+        if not any(self._may_end(tokens[-1], string) for string in stop):
             return False
-        piece = self._piece(tokens[-1])
-        if not any(s[-1] in piece or not s[-1].isascii() for s in stop):
+        size = MARGIN + max(len(string.encode()) for string in stop)
+        special = not self._special.isdisjoint(tokens)
+        tail = self._decode(tokens[-size:])
+        if not special and not any(string in tail for string in stop):
             return False
-        tail = self._decode(tokens[-(max(map(len, stop)) + 1) :])
-        return any(s in tail for s in stop)
+        texts = [self._decode(tokens), *([self._decode(tokens, skip=True)] if special else [])]
+        return any(string in text for string in stop for text in texts)
 
     def text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        """The response as text, up to the first stop string."""
+        """The response as text, without special tokens, cut at each stop string in turn."""
         if self._tokenizer is None:
             return ""
-        text = self._decode(tokens)
-        return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
+        text = self._decode(tokens, skip=True)
+        for string in stop:
+            text = text.partition(string)[0] if string else text
+        return text
 
-    def _piece(self, token: int) -> str:
-        if token not in self._pieces:
-            self._pieces[token] = self._decode([token])
-        return self._pieces[token]
+    def _may_end(self, token: int, string: str) -> bool:
+        """Whether a text may have `string` at its end, or before, only since `token` is there."""
+        if token not in self._ends:
+            self._ends[token] = self._characters(token)
+        characters = self._ends[token]
+        return characters is None or string[-1:] in characters
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _characters(self, token: int) -> str | None:
+        """All that the token may add to a text; None: anything, since it is a part of a character."""
         assert self._tokenizer is not None, "stop strings need a tokenizer"
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        alone, twice = self._decode([token]), self._decode([token, token])  # as a first piece, and after another
+        piece = str(self._tokenizer.convert_ids_to_tokens(token))
+        if "\ufffd" in twice or (piece.startswith("<0x") and len(piece) == 6):
+            return None
+        return alone + twice
+
+    def _decode(self, tokens: Sequence[int], skip: bool = False) -> str:
+        assert self._tokenizer is not None, "stop strings need a tokenizer"
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=skip)
+
+
+def _left_out(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Tokens that a text without special tokens lacks: those that were added as such need not have a role."""
+    if tokenizer is None:
+        return []
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return [*tokenizer.all_special_ids, *(token for token, about in added.items() if about.special)]
