@@ -86,6 +86,9 @@ class Engine:
         self.has_slots = has_slots(model.config.get_text_config())
         """Whether rows may enter and leave at any time: full attention in every layer."""
 
+    feeds_last = False
+    """Whether the last token of a continuation that is scored goes through the model, and takes a position."""
+
     from_pretrained = classmethod(from_pretrained)
     from_config = classmethod(from_config)
 
@@ -258,7 +261,7 @@ class Engine:
         """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
         have given; or, with `scoring="prefill"`, what one pass over prompts and continuations gives, all of their
         tokens being prefill rows: in lanes of one, the bits of lm-eval's `hf` model at batch size 1 in fp32."""
-        check_lengths(requests, self.context_length)
+        check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
         act = self.act(policy, phases, layers)
         attachment = Attachment(self.routers, act.policy, phases, layers)
         store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
@@ -293,7 +296,7 @@ class Engine:
     ) -> Iterator[Fidelity]:
         """`fidelity` of several policies (bound), for which vanilla goes through the model once; of those whose numbers
         are in `tokens` token by token, too."""
-        check_lengths(requests, self.context_length)
+        check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
         store = self._scoring_store(requests, plan, acts)
         for pack in passes(requests, plan, self.model):
             yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step, tokens)

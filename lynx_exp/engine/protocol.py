@@ -31,6 +31,9 @@ class LaneEngine(Protocol):
     def context_length(self) -> int | None: ...
 
     @property
+    def feeds_last(self) -> bool: ...
+
+    @property
     def num_layers(self) -> int: ...
 
     @property

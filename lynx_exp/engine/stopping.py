@@ -64,12 +64,8 @@ class Stopper:
 
     def _characters(self, token: int) -> str | None:
         """All that the token may add to a text; None: anything, since it is a part of a character."""
-        assert self._tokenizer is not None, "stop strings need a tokenizer"
         alone, twice = self._decode([token]), self._decode([token, token])  # as a first piece, and after another
-        piece = str(self._tokenizer.convert_ids_to_tokens(token))
-        if "\ufffd" in twice or (piece.startswith("<0x") and len(piece) == 6):
-            return None
-        return alone + twice
+        return None if "\ufffd" in twice else alone + twice
 
     def _decode(self, tokens: Sequence[int], skip: bool = False) -> str:
         assert self._tokenizer is not None, "stop strings need a tokenizer"
@@ -81,4 +77,4 @@ def _left_out(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
         return []
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    return [*tokenizer.all_special_ids, *(token for token, about in added.items() if about.special)]
+    return [*getattr(tokenizer, "all_special_ids", ()), *(token for token, about in added.items() if about.special)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lynx_exp.launch.records import answers
 from lynx_exp.launch.stored import StoredCell, open_stored
 from lynx_exp.launch.tasks import LoadTask, sandbox_of, settings_of
+from lynx_exp.store.files import file_name
 from lynx_exp.store.read import CellRecord
 from lynx_exp.tasks.code import code_run
 from lynx_exp.tasks.load import load_task
@@ -214,8 +215,8 @@ def _save(cell: StoredCell, results: dict[str, Any], samples: Mapping[str, Any],
     tracker.save_results_aggregated(results=results, samples=dict(samples))
     date: str = getattr(tracker, "date_id", "")
     for name in results["configs"]:
-        tracker.save_results_samples(task_name=name, samples=samples[name])
-    expected = {f"results_{date}.json", *(f"samples_{name}_{date}.jsonl" for name in results["configs"])}
+        tracker.save_results_samples(task_name=file_name(name), samples=samples[name])
+    expected = {f"results_{date}.json", *(f"samples_{file_name(name)}_{date}.jsonl" for name in results["configs"])}
     if {path.name for path in folder.iterdir()} != expected:  # lm-eval only logs what goes wrong there
         raise RuntimeError(f"lm-eval wrote {sorted(path.name for path in folder.iterdir())}, not {sorted(expected)}")
     return date

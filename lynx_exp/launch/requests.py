@@ -17,20 +17,22 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     """Token ids of the task's requests, and all else the engine must know of them.
 
     As lm-eval's `hf` model encodes them: prompts with their special tokens, unless they begin with the text of BOS; a
-    choice's continuation is what the tokens of prompt and continuation together have more than those of the prompt. A
-    request that does not fit the model's context loses the beginning of its prompt with `truncate="left"`; otherwise
-    ValueError names it. `seed`: of sampling.
+    choice's continuation is what the tokens of prompt and continuation together have more than those of the prompt; its
+    last token is scored and never fed. A request that does not fit the model's context loses the beginning of its
+    prompt with `truncate="left"`; otherwise ValueError names it, as one whose tokens the model does not have. `seed`:
+    of sampling.
     """
     from lynx_exp.engine import Request
 
     generates = task.kind == "generate"
     prompts, continuations = _prompts(task, engine) if generates else _choices(task, engine)
+    _check_known(task, engine, [*prompts, *continuations])
     readable = engine.tokenizer is not None  # else no stop string can be found
     end = _text_of_eos(engine.tokenizer)
     made: list[Request] = []
     repeats: dict[tuple[str, int], int] = {}
     for number, (asked, ids, more) in enumerate(zip(task.requests, prompts, continuations, strict=True)):
-        room = asked.max_new_tokens if generates else len(more)
+        room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last else 1)
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:
             stop = tuple(asked.until) + end if readable else ()
@@ -106,6 +108,18 @@ def _fit(ids: list[int], room: int, context: int | None, truncate: str, what: st
     raise ValueError(
         f"{what}: a prompt of {len(ids)} tokens and {room} more do not fit the model's {context} positions{hint}"
     )
+
+
+def _check_known(task: Task, engine: LaneEngine, encoded: Sequence[Sequence[int]]) -> None:
+    """ValueError for a token that the model has no embedding of: a tokenizer that is not its own."""
+    if engine.tokenizer is None:
+        return
+    for number, ids in enumerate(encoded):
+        if ids and max(ids) >= engine.vocabulary:
+            raise ValueError(
+                f"{task.name}: request {number % len(task.requests)}: its text has token {max(ids)}, and the model's "
+                f"embedding {engine.vocabulary} rows: the tokenizer beside the weights is that of another model"
+            )
 
 
 def _prompts(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:

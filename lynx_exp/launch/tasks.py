@@ -23,13 +23,28 @@ def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTas
     settings = settings_of(config)
     names, weights = config.task.subtasks, config.task.weights
     if weights is None:
-        return tuple(load(name, limit=limit, settings=settings) for name in names)
+        return _each_once(names, [load(name, limit=limit, settings=settings) for name in names])
     from lynx_exp.tasks.mix import mix
 
     def member(number: int, documents: int | None) -> EvalTask:
         return load(names[number], limit=documents, settings=settings)
 
-    return (mix(config.task.name, member, weights, limit),)
+    mixed = mix(config.task.name, member, weights, limit)
+    _each_once(names, mixed.members)
+    return (mixed,)
+
+
+def _each_once(names: Sequence[str], tasks: Sequence[EvalTask]) -> tuple[EvalTask, ...]:
+    """`tasks`; ValueError where two of them call themselves alike: responses are kept by a task's own name."""
+    first: dict[str, str] = {}
+    for name, task in zip(names, tasks, strict=True):
+        if task.name in first:
+            raise ValueError(
+                f"task.subtasks={first[task.name]},{name}: both are called {task.name} (`task:` in their YAML); "
+                "give one of them another name"
+            )
+        first[task.name] = name
+    return tuple(tasks)
 
 
 def settings_of(config: Config) -> TaskSettings:

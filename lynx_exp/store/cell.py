@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lynx_exp.store.claims import CLAIM, is_held
 from lynx_exp.store.faults import Fault
-from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet, write_text
+from lynx_exp.store.files import file_name, read_json, sha256_of, write_json, write_parquet, write_text
 from lynx_exp.store.tables import (
     FIDELITY,
     PREFILL,
@@ -113,7 +113,7 @@ class CellWriter:
         return sum(map(len, self.lanes.values()))
 
     def _lane_path(self, subtask: str, lane: int) -> Path:
-        return self.folder / "lanes" / f"{subtask}-{lane:05d}.json"
+        return self.folder / "lanes" / f"{file_name(subtask)}-{lane:05d}.json"
 
     def _committed(self, subtask: str) -> dict[int, LaneRecord]:
         found = {}

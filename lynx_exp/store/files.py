@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def file_name(name: str) -> str:
+    """A name as a part of a file's: as it is where that is plain, else without what a path could be made of, and with a
+    piece of its hash, so that two names never become one."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:60] or "task"
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def sync_folder(folder: Path) -> None:

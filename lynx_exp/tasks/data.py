@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lynx_exp.tasks.rows import ENDINGS, misfit, read_numbered
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB = "hub"
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
 
 def with_local_data(config: Mapping[str, Any], data: str) -> dict[str, Any]:
@@ -86,49 +86,39 @@ class LocalData:
 
     def __call__(self, **_: Any) -> dict[str, Dataset]:
         """Split -> documents. Arguments are those of the definition's metadata; they change nothing."""
-        from datasets import Dataset  # slow to import
-
-        return {split: Dataset.from_list(read_rows(path)) for split, path in self.files}
+        return {split: _dataset(path) for split, path in self.files}
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The documents of one file. ValueError if they cannot be read, naming the line of JSON Lines."""
+def _dataset(path: Path) -> Dataset:
+    """The documents of one file, with every field that any of them has; one that lacks it has None there."""
+    from datasets import Dataset  # slow to import
+
+    numbered = read_numbered(path)
+    fields = dict.fromkeys(field for _, row in numbered for field in row)
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(path).to_pylist()
-        else:
-            raw = path.read_bytes()
-            text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-            rows = _json_rows(text, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # pyarrow's errors are among them, or of ValueError
-        raise ValueError(f"task.data: {path} cannot be read: {str(error).splitlines()[0]}") from error
-    except ValueError as error:
-        text = str(error).splitlines()[0]
-        raise ValueError(text if text.startswith("task.data") else f"task.data: {path}: {text}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"task.data: {path}: must hold at least one document, each an object with the task's fields")
-    return rows
+        return Dataset.from_list([dict.fromkeys(fields) | row for _, row in numbered])
+    except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow's, among them
+        line = misfit(numbered, list(fields)) or str(error).splitlines()[0]
+        raise ValueError(f"task.data: {path}, {line}") from error
 
 
-def _json_rows(text: str, path: Path) -> list[Any]:
-    """JSON Lines; or one JSON value: a list of documents."""
-    if path.name.endswith((".json", ".json.gz")):
-        try:
-            whole = json.loads(text)
-        except ValueError:
-            pass  # many files named .json hold lines
-        else:
-            return whole if isinstance(whole, list) else [whole]
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"task.data: {path}, line {number}: not JSON ({error})") from error
-    return rows
+def check_texts(config: Mapping[str, Any], data: LocalData) -> None:
+    """ValueError for a document without the text that a plain template of the task asks of it: it would read "None".
+
+    Templates that decide anything by themselves ({% if ... %}), and functions, may know what to do.
+    """
+    templates = [config.get(name) for name in ("doc_to_text", "doc_to_target")]
+    plain = [text for text in templates if isinstance(text, str) and "{%" not in text]
+    asked = {field for text in plain for field in re.findall(r"\{\{-?\s*(\w+)\s*-?\}\}", text)} | set(plain)
+    for _, path in data.files:
+        numbered = read_numbered(path)
+        known = {field for _, row in numbered for field in row}
+        for where, row in numbered:
+            for field in sorted(asked & known):
+                value = row.get(field)
+                if value is None or value != value:
+                    found = "missing" if field not in row else "null" if value is None else "NaN"
+                    raise ValueError(f"task.data: {path}, {where}: field {field} is {found}, must be a text")
 
 
 def not_cached(error: BaseException, dataset: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.tasks.cached import at_revision, hub_revision
-from lynx_exp.tasks.data import HUB, has_samples, not_cached, with_local_data
+from lynx_exp.tasks.data import HUB, check_texts, has_samples, not_cached, with_local_data
 from lynx_exp.tasks.definition import find_definition, mini_tasks, read_definition
 from lynx_exp.tasks.settings import TaskSettings
 from lynx_exp.tasks.task import EvalTask
@@ -42,6 +42,7 @@ def _load(path: Path, limit: int | None, settings: TaskSettings) -> EvalTask:
         local = settings.data != HUB and name not in mini_tasks()
         if local:
             config = with_local_data(config, settings.data)
+            check_texts(config, config["custom_dataset"])
         elif config.get("dataset_path"):
             config = at_revision(config, settings.revision)
         with _about(name, config, settings.data if local else HUB):
@@ -103,7 +104,10 @@ def _about(name: str, config: Mapping[str, Any], data: str) -> Iterator[None]:
         if line is None and data == HUB:
             line = not_cached(error, _hub_name(config))
         if line is None:
-            raise
+            said = " ".join(str(error).split())[:300]
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            where = f"task.data={data}: {name} cannot be asked of its documents" if data != HUB else f"task {name}"
+            line = said if said.startswith("task") else f"{where}: {kind}{said}"
         raise ValueError(line) from error
 
 

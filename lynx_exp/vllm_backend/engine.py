@@ -28,6 +28,8 @@ def _silent(*_said: object) -> None:
 class VllmEngine:
     """A `vllm.LLM` in this process, whose plugin takes policies from requests."""
 
+    feeds_last = True  # a request ends where its tokens are as many as the positions
+
     def __init__(self, llm: Any) -> None:
         from transformers import GenerationConfig
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.batch import Batch
 from lynx_exp.models import Attachment
 from lynx_exp.routing import Policy
-from tests.engine.conftest import shape_of
+from tests.engine.conftest import CONFIG, shape_of
 from tests.routing.laws import REPRESENTATIVES, bound
 
 
@@ -93,3 +95,18 @@ def test_scoring_counts_the_experts_that_decoding_would_have_run(engine: Engine,
 def test_an_empty_continuation_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="continuation_ids"):
         list(engine.score_lanes([Request(prompt_ids=(5,))], BatchPlan(((0,),))))
+
+
+def test_a_choice_of_one_token_more_than_the_context_is_scored():
+    engine = Engine.from_config("mixtral", CONFIG | {"max_position_embeddings": 12}, seed=0)
+    fits = Request(prompt_ids=tuple(range(3, 8)), continuation_ids=tuple(range(5, 13)))
+    fed = torch.tensor([[*fits.prompt_ids, *fits.continuation_ids[:-1]]])
+    with torch.inference_mode():
+        whole = engine.model(fed).logits[0, 4:].log_softmax(-1)
+    wanted = whole.gather(-1, torch.tensor(fits.continuation_ids)[:, None]).sum().item()
+    for scoring in ("decode", "prefill"):
+        (lane,) = engine.score_lanes([fits], BatchPlan.in_order(1, 1), scoring=scoring)
+        assert lane.logprobs == [pytest.approx(wanted, abs=1e-4)]
+    too_long = replace(fits, prompt_ids=tuple(range(3, 9)))
+    with pytest.raises(ValueError, match="request 0: prompt and response need 13 positions; the model has 12"):
+        list(engine.score_lanes([too_long], BatchPlan.in_order(1, 1)))

@@ -114,6 +114,8 @@ class FakeEngine:
     num_experts: int = 4
     top_k: int = 2
     context_length: int | None = None
+    feeds_last: bool = False
+    vocabulary: int = 256
     experts_implementation: str | None = "per_expert"
 
     def tokenizer(self, texts: list[str], add_special_tokens: bool = True) -> Any:

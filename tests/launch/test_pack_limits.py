@@ -114,8 +114,8 @@ def test_prompts_are_cut_at_their_beginning(bench, config):
     report = bench.run([config(subtasks=("gen", "choice"), truncate="left")])
     rows = read_cell(report.outcomes[0].folder).responses().to_pylist()
     assert {row["prompt_tokens"] for row in rows if row["subtask"] == "gen"} == {13 - 3}
-    assert {row["prompt_tokens"] for row in rows if row["subtask"] == "choice"} == {13 - len(" choice 0")}
-    for name, kept in (("gen", "question 3"), ("choice", "on 1")):
+    assert {row["prompt_tokens"] for row in rows if row["subtask"] == "choice"} == {14 - len(" choice 0")}
+    for name, kept in (("gen", "question 3"), ("choice", "ion 1")):
         cut = encode_requests(bench.load(name), bench.engine, "left")[3]
         assert bytes(cut.prompt_ids).decode() == kept
 

@@ -22,7 +22,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 class Engine:
     """No model: what encoding asks of one."""
 
-    context_length = None
+    context_length, feeds_last, vocabulary = None, False, 10**9
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -187,3 +187,32 @@ def test_sampled_responses_repeat_and_follow_the_seed(tmp_path):
 def test_greedy_tasks_ask_for_no_noise():
     task = load_task("mini_gsm8k", limit=2, settings=TaskSettings())
     assert {request.temperature for request in task.requests} == {0.0}
+
+
+def test_the_last_token_of_a_choice_needs_no_position(tokenizer):
+    """As lm-eval's `hf` model, which scores choices of the context and one token more."""
+    engine: Any = Engine(tokenizer)
+    asked = [TaskRequest(doc_id=0, prompt="Which one is it? Is it", continuation=" the first one, or the other?")]
+    (whole,) = encode_requests(fake_task("choice", asked), engine)
+    tokens = len(whole.prompt_ids) + len(whole.continuation_ids)
+    for context, cut in ((tokens, 0), (tokens - 1, 0), (tokens - 2, 1), (tokens - 3, 2)):
+        engine.context_length = context
+        (left,) = encode_requests(fake_task("choice", asked), engine, "left")
+        theirs = (list(whole.prompt_ids) + list(whole.continuation_ids))[-(context + 1) :]
+        assert [*left.prompt_ids, *left.continuation_ids] == theirs
+        assert left.continuation_ids == whole.continuation_ids and left.prompt_ids == whole.prompt_ids[cut:]
+        if cut:
+            with pytest.raises(ValueError, match=rf"t: request 0: .* do not fit the model's {context} positions"):
+                encode_requests(fake_task("choice", asked), engine)
+    engine.context_length = len(whole.continuation_ids) - 1
+    with pytest.raises(ValueError, match="do not fit"):
+        encode_requests(fake_task("choice", asked), engine, "left")
+
+
+@pytest.mark.parametrize("kind", ["generate", "choice"])
+def test_a_tokenizer_larger_than_the_embedding_is_said_in_one_line(kind, tokenizer):
+    engine: Any = Engine(tokenizer)
+    engine.vocabulary = 3
+    asked = [TaskRequest(doc_id=0, prompt="Which?", continuation=" this", max_new_tokens=4)]
+    with pytest.raises(ValueError, match=r"t: request 0: .* token \d+, and the model's embedding 3 rows: the"):
+        encode_requests(fake_task(kind, asked), engine)

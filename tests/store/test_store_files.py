@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from lynx_exp.store.files import read_json, write_atomically, write_json, write_text
+from lynx_exp.store.cell import CellWriter
+from lynx_exp.store.files import file_name, read_json, write_atomically, write_json, write_text
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
@@ -116,3 +118,27 @@ def test_provenance_says_what_ran_and_not_where(monkeypatch, tmp_path):
     assert record["packages"]["torch"].startswith("2.") and record["cpu"] == cpu_model()
     assert set(git_state()) == {"revision", "dirty", "diff_sha256"}
     assert scrub(f"{tmp_path}/x") == "~/x"
+
+
+@pytest.mark.parametrize("name", ["org/task", "../evil", "..", ".hidden", "a b", "a\nb", "x" * 300, "", "täsk"])
+def test_names_of_tasks_become_names_of_files(name, tmp_path):
+    made = file_name(name)
+    assert (tmp_path / made).parent == tmp_path and (tmp_path / made).resolve().parent == tmp_path.resolve()
+    assert made == file_name(name) != file_name(name + "_") and len(made) < 120
+    (tmp_path / made).touch()
+
+
+def test_plain_names_of_tasks_are_their_files_names():
+    for name in ("gsm8k", "wmt16-en-de", "mmlu_pro_law", "arc_challenge.v2"):
+        assert file_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["org/task", "../evil"])
+def test_lanes_of_any_task_stay_in_their_folder_and_are_found_again(name, tmp_path):
+    def opened():
+        plan = {name: {"batch_size": 2, "seed": 0, "digest": "d", "lanes": [[4, 2]]}}
+        return CellWriter.open(tmp_path / "cell", info={"schema": SCHEMA}, config_yaml="", provenance={}, plan=plan)
+
+    opened().commit(replace(lane_record(), subtask=name, lane=0))
+    assert [path.parent.name for path in tmp_path.rglob("*-00000.json")] == ["lanes"]
+    assert opened().missing(name) == []
