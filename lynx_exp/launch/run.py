@@ -77,6 +77,7 @@ class _Engines:
     def __init__(self, open_engine: OpenEngine, load: LoadTask) -> None:
         self._open, self._load = open_engine, load
         self.references = References(load)
+        self.default_threads: Callable[[], int] = _most_threads
         self._key: str | None = None
         self._engine: LaneEngine | None = None
 
@@ -96,7 +97,7 @@ class _Engines:
     def get(self, config: Config) -> LaneEngine:
         from lynx_exp.routing.kernels import set_kernel
 
-        _set_threads(config.threads or _most_threads())
+        _set_threads(config.threads or self.default_threads())
         set_kernel(cast("Kernel", config.kernel))  # Config has checked it
         if self._engine is None or self._key != self.key(config):
             if self._engine is not None:
@@ -204,6 +205,7 @@ class _Run:
         """Whether any engine was there."""
         self.progress = Progress(self._todo, console)
         self._threads: ThreadChooser | None = None
+        engines.default_threads = lambda: self._threads.threads if self._threads is not None else _most_threads()
         self._engines = ranks.lead(engines)
 
     @property
@@ -234,13 +236,13 @@ class _Run:
         if not mine:
             return
         self.progress.begin(mine)
+        self._choose_threads(mine[0].config)
         try:
             engine = self._engines.get(mine[0].config)
         except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
             self._refuse_model(mine, error)
             return
         self._ran = True
-        self._choose_threads(mine[0].config)
         pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.is_mine)
         for cell in pack.run(mine):
             self._end(cell, Outcome(state="done", folder=cell.folder))
