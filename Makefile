@@ -3,7 +3,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# two steps: a demo needs neither a cluster's packages nor the tests'
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+SHELL  := bash
 
 # stock vLLM, built for CPUs, has an environment of its own: it pins torch and transformers
 VLLM_VENV  := .venv-vllm
@@ -21,21 +26,37 @@ export HF_HUB_OFFLINE ?= 1
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-install: $(STAMP) ## make .venv and install the package and its tools into it (once)
+install: $(DEV) ## make .venv and install the package and all its tools into it (once)
 
-$(STAMP): pyproject.toml constraints.txt
+# what pip does: on a terminal a line that moves, else its last word; an error is shown whole
+SHOW = awk -v live=$$(test -t 1 && echo 1 || echo 0) ' \
+	/^Collecting/ { n++ } \
+	/^(Collecting|Downloading|  Downloading|Using cached|Building|Installing|Successfully)/ { last = substr($$0, 1, 70); \
+		if (live) { printf "\r\033[K  %d packages, %s", n, last; fflush() } } \
+	/^ *(ERROR|error)/ { print (live ? "\n" : "") $$0 } \
+	END { print live ? "" : "  " n " packages, " last }'
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing what runs need into $(VENV): about 120 packages, 2.2 GB: minutes"
+	@set -o pipefail; $(PIP) install --progress-bar off -c constraints.txt -e '.[cpu]' 2>&1 | $(SHOW)
 	@touch $@
 
-demo: $(STAMP) ## the whole story on a CPU: sweep the bundled model, print the table, draw the figures
+$(DEV): $(RUN)
+	@echo "Installing what tests and clusters need as well (ray, triton, ...): about 40 more, 1.2 GB"
+	@set -o pipefail; $(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 | $(SHOW)
+	@touch $@ $(RUN)
+
+demo: $(RUN) ## the whole story on a CPU: sweep the bundled model, print the table, draw the figures
 	$(BIN)/lynx-exp +study=demo
 
-test: $(STAMP) ## the fast tests
+test: $(DEV) ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-slow: $(STAMP) ## the slow tests
+test-slow: $(DEV) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 $(VLLM_STAMP): pyproject.toml
@@ -48,7 +69,7 @@ $(VLLM_STAMP): pyproject.toml
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_*.py
 
-check: $(STAMP) ## lint, format, types
+check: $(DEV) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
