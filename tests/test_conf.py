@@ -16,8 +16,9 @@ from yaml import safe_load
 from analysis.figures import NAMES
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, TaskConfig, TrackerConfig, config_folder, to_config
 from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.grids import job_grids
 from lynx_exp.launch.model import inspect_model
-from lynx_exp.launch.plugin import job_grids, register
+from lynx_exp.launch.plugin import register
 from lynx_exp.prepare.cli import read_recipe
 from lynx_exp.prepare.train import TrainConfig
 from lynx_exp.routing import ModelShape, build_policy, layer_range, policy_names

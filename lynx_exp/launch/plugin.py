@@ -6,10 +6,9 @@ Registered by `register()`, not by a `hydra_plugins` folder, so that they exist 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import product
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,72 +24,17 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from lynx_exp.config import Config, ModelConfig, config_folder, refuse_unknown, to_config
+from lynx_exp.config import Config, ModelConfig, at_least, config_folder, refuse_unknown
 from lynx_exp.launch.arguments import refuse_folder
-from lynx_exp.launch.of_model import Shape, asks_for_the_model, filled
+from lynx_exp.launch.compose import Composer
+from lynx_exp.launch.grids import MAX_CELLS, check_count, job_grids
+from lynx_exp.launch.of_model import Shape
 
 if TYPE_CHECKING:
     from lynx_exp.launch.outcomes import Report
 
 PLUGIN_MODULE = "hydra_plugins.lynx"
 """Hydra takes launchers and sweepers only by an importable name below `hydra_plugins`: `register` makes this one."""
-
-
-def grid(words: Sequence[str], parser: OverridesParser) -> list[list[str]]:
-    """All combinations of the overrides `words`; of two on one key the later counts. ValueError for endless sweeps."""
-    choices: dict[str, list[str]] = {}
-    for override in parser.parse_overrides(list(words)):
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            choices[key] = [f"{key}={override.get_value_element_as_str()}" if "~" not in key else key]
-        elif override.is_discrete_sweep():
-            choices[key] = list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
-        else:
-            raise ValueError(f"{override.input_line}: not a finite sweep; give a list (1,2,3) or range(1,4)")
-    return [list(job) for job in product(*choices.values())]
-
-
-def job_grids(
-    params: Sequence[str],
-    cells: Sequence[str],
-    arguments: Sequence[str],
-    parser: OverridesParser,
-    controls: Sequence[str] = (),
-    shape_of: Callable[[list[str]], Shape] | None = None,
-) -> list[list[str]]:
-    """The overrides of every job: `params` (crossed) x the union of `cells` (each a crossed grid); `arguments` win.
-
-    `shape_of` gives the model of a job without its cell, for cells that hold numbers of the model (`of_model`).
-
-    An argument on a key takes that key, and everything below it, out of every cell; a control takes its keys out of
-    everything else, and is run once for what is left.
-    """
-    typed = {override.get_key_element().lstrip("+~") for override in parser.parse_overrides(list(arguments))}
-
-    def overridden(word: str) -> bool:
-        key = word.partition("=")[0].lstrip("+~")
-        return any(key == name or key.startswith(f"{name}.") for name in typed)
-
-    unions = list(dict.fromkeys(tuple(word for word in cell.split() if not overridden(word)) for cell in cells)) or [()]
-    shared = [*arguments, *(word for word in params if not overridden(word))]
-
-    def of(base: list[str], cell: Sequence[str]) -> Sequence[str]:
-        if shape_of is None or not asks_for_the_model(cell):
-            return cell
-        shape = shape_of(base)
-        return [filled(word, shape) for word in cell]
-
-    jobs = [[*base, *own] for base in grid(shared, parser) for cell in unions for own in grid(of(base, cell), parser)]
-    for control in controls:
-        keys = [word.partition("=")[0] for word in control.split()]
-
-        def replaced(word: str, keys: Sequence[str] = keys) -> bool:
-            key = word.partition("=")[0].lstrip("+~")
-            return any(key == name or key.startswith(f"{name}.") for name in keys)
-
-        left = [tuple(word for word in job if not replaced(word)) for job in jobs]
-        jobs += [[*job, *control.split()] for job in dict.fromkeys(left)]
-    return jobs
 
 
 def check_hydra(hydra: Any) -> None:
@@ -117,13 +61,16 @@ class LynxSweeper(Sweeper):
         cells: Sequence[str] | None = None,
         controls: Sequence[str] | None = None,
         studies: Sequence[str] | None = None,
+        max_cells: int = MAX_CELLS,
         **unknown: Any,  # refused in `setup`, in the words of `check_hydra`
     ) -> None:
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
+        self.max_cells = max_cells
         self.cells, self.controls, self.studies = list(cells or []), list(controls or []), list(studies or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         check_hydra(config.hydra)
+        at_least("hydra.sweeper.max_cells", self.max_cells, 1)
         self.hydra_context = hydra_context
         self.config = config
         self._shapes: dict[str, Shape] = {}
@@ -133,11 +80,12 @@ class LynxSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = [
-            job
-            for sweeper, given in self._sweepers(arguments)
-            for job in job_grids(sweeper.params, sweeper.cells, given, parser, sweeper.controls, self._shape_of)
-        ]
+        jobs: list[list[str]] = []
+        for sweeper, given in self._sweepers(arguments):
+            jobs += job_grids(
+                *(sweeper.params, sweeper.cells, given, parser, sweeper.controls, self._shape_of, self.max_cells)
+            )
+            check_count(len(jobs), self.max_cells)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
     def _sweepers(self, arguments: list[str]) -> Iterator[tuple[LynxSweeper, list[str]]]:
@@ -180,15 +128,17 @@ class LynxLauncher(Launcher):
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        loader = self.hydra_context.config_loader
+        composer = Composer(self._compose, loader, OverridesParser.create(config_loader=loader))
         with Console(stderr=True).status(f"composing {len(job_overrides)} cells"):  # seen on a terminal only
-            composed = [self._compose(list(words), initial_job_idx + i) for i, words in enumerate(job_overrides)]
-        report = LynxLauncher.report = self.run([to_config(config) for config in composed])
+            configs = [composer.config(words) for words in job_overrides]
+        report = LynxLauncher.report = self.run(configs)
         returns = []
-        for overrides, config, outcome in zip(job_overrides, composed, report.outcomes, strict=True):
+        for overrides, outcome in zip(job_overrides, report.outcomes, strict=True):
             failed = outcome.state == "failed"
             status = JobStatus.FAILED if failed else JobStatus.COMPLETED
             value = RuntimeError(outcome.error) if failed else outcome
-            returns.append(JobReturn(overrides=overrides, cfg=config, status=status, _return_value=value))
+            returns.append(JobReturn(overrides=overrides, status=status, _return_value=value))
         return returns
 
     def run(self, configs: list[Config]) -> Report:
@@ -197,11 +147,9 @@ class LynxLauncher(Launcher):
 
         return run_cells(configs, packed=self.packed)
 
-    def _compose(self, overrides: list[str], number: int) -> DictConfig:
+    def _compose(self, overrides: list[str]) -> DictConfig:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
             del config["hydra"]
         return config
 
@@ -233,6 +181,8 @@ class SweeperConf:
     """Each one cell in one string, run for whatever else varies: `policy=noise_floor`."""
     studies: list[str] = field(default_factory=list)
     """Other files of `sweeps/`, such as `paper=fig7`, to be run as one multirun."""
+    max_cells: int = MAX_CELLS
+    """A sweep of more is refused before any of its cells is made: a slip of the keyboard rather than a plan."""
 
 
 def register() -> None:

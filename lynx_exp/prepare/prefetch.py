@@ -80,7 +80,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             # a policy needs nothing of the hub, and most of a sweep's time goes into composing
             distinct = dict.fromkeys(tuple(word for word in words if not _of_policy(word)) for words in job_overrides)
-            self.configs = [to_config(self._compose(list(words), at)) for at, words in enumerate(distinct)]
+            self.configs = [to_config(self._compose(list(words))) for words in distinct]
             return []
 
     register()
