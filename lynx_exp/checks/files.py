@@ -79,7 +79,7 @@ def check_leftovers(content: Content) -> None:
             content.add("leftovers", path.name, "no claim, for nobody works on it", f"that of {_claimed(content)}")
         elif path.name == "lanes" and path.is_dir():
             _check_journal(content, finished=content.finished)
-        elif path.is_file() and path.name not in known:
+        elif path.name not in known and (path.is_file() or path.name.endswith(".tmp")):
             what = LEFT_BY_A_KILL if path.name.endswith(".tmp") else "another one"
             content.add("leftovers", path.name, "files of a cell", what)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -24,13 +23,14 @@ from lynx_exp.launch.stopping import Preempted
 from lynx_exp.launch.tasks import revisions, sandbox_of
 from lynx_exp.launch.validity import invalid_reasons
 from lynx_exp.store.cell import CellWriter, record_failure
-from lynx_exp.store.faults import DiskFull, fault_of
+from lynx_exp.store.faults import CannotStore, cannot_store, fault_of
+from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
 from lynx_exp.store.tables import BREAKDOWN, TOKENS
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Job, LaneEngine, LaneResult, Request, Scoring
+    from lynx_exp.engine import BatchPlan, Job, LaneEngine, Request, Scoring
     from lynx_exp.routing import Phases, Policy
     from lynx_exp.tasks import Scores
 
@@ -53,8 +53,6 @@ class Attempt:
     """With its knob set, where `match_active` asks for that."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More metrics."""
-    checked: float = field(default_factory=monotonic)
-    """When it was last seen that the claim stands."""
     fidelity: list[dict[str, Any]] | None = None
     tokens: list[pa.Table] | None = None
 
@@ -78,14 +76,7 @@ class Attempt:
 
 
 Failed = Callable[[Cell, Exception], None]
-IsMine = Callable[[Path], bool]
-
-_CLAIM_CHECK_S = 30.0
-"""Between two looks whether a claim still stands: shorter than what makes one stale."""
-
-
-class ClaimLost(Exception):
-    """This process slept so long that another has taken the cell over: what follows is the other's."""
+HoldOf = Callable[[Path], Hold]
 
 
 class Pack:
@@ -97,17 +88,17 @@ class Pack:
         progress: Progress,
         references: References,
         failed: Failed,
-        is_mine: IsMine = lambda _folder: True,
+        hold_of: HoldOf,
     ) -> None:
-        """`failed` is told of a cell that an exception ended; the others go on. `is_mine`: whether the claim on a
-        cell's folder still stands."""
+        """`failed` is told of a cell that an exception ended; the others go on. `hold_of`: the claim on a cell's
+        folder, through which all is written; a cell whose claim is lost is dropped without a word to `failed`."""
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
-        self._is_mine = is_mine
+        self._hold_of = hold_of
         self._open: list[Attempt] = []
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
         """What is missing of `cells`, which are claimed. KeyboardInterrupt leaves what is committed, and is raised
-        again; so is DiskFull, after which nothing can be stored."""
+        again; so is CannotStore, after which nothing can be stored."""
         try:
             encoded: Encoded = {}
             for cell in cells:
@@ -126,9 +117,9 @@ class Pack:
                 if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
                     self._open.remove(attempt)
                     yield attempt.cell
-        except (KeyboardInterrupt, GeneratorExit, DiskFull) as stop:  # GeneratorExit: one came to whom this yields
+        except (KeyboardInterrupt, GeneratorExit, CannotStore) as stop:  # GeneratorExit: one came to whom this yields
             for attempt in self._open:
-                with suppress(OSError):
+                with suppress(OSError, ClaimLost):
                     attempt.writer.interrupt("preempted" if isinstance(stop, Preempted) else "interrupted")
             raise
 
@@ -142,30 +133,32 @@ class Pack:
         try:
             work()
         except ClaimLost:
-            self._open.remove(attempt)
-            self._progress.note(f"{attempt.cell.name}: another process has taken it over")
-            return False
+            self._drop(attempt)
         except Exception as error:
             self._fail(attempt, error)
-            return False
-        return True
+        return attempt in self._open
+
+    def _drop(self, attempt: Attempt) -> None:
+        """Its claim is lost: what follows is another's."""
+        self._open.remove(attempt)
+        self._progress.note(f"{attempt.cell.name}: another process has taken it over")
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
-        """Write down what happened. A full disk ends everything: nothing more could be kept."""
-        fault = fault_of(error, where=self._where())
-        if fault.kind != "disk_full":
-            self._open.remove(attempt)
-            try:
-                attempt.writer.fail(fault, scrub(traceback.format_exc()))
-            except OSError as another:
-                if fault_of(another).kind != "disk_full":
-                    self._progress.note(f"{attempt.cell.name}: its status cannot be written: {another}")
-                    self._failed(attempt.cell, error)
-                    return
-            else:
-                self._failed(attempt.cell, error)
-                return
-        raise DiskFull(f"the disk is full, or a quota is ({attempt.cell.folder})") from error
+        """Write down what happened. Where nothing can be written any more, everything ends."""
+        fault, folder = fault_of(error, where=self._where()), attempt.cell.folder
+        if fault.kind == "disk_full":
+            raise cannot_store(error, folder) or error
+        try:
+            attempt.writer.fail(fault, scrub(traceback.format_exc()))
+        except ClaimLost:
+            self._drop(attempt)
+            return
+        except OSError as another:
+            if (over := cannot_store(another, folder)) is not None:
+                raise over from error
+            self._progress.note(f"{attempt.cell.name}: its status cannot be written: {another}")
+        self._open.remove(attempt)
+        self._failed(attempt.cell, error)
 
     def _where(self) -> str | None:
         """The accelerator, by its name."""
@@ -176,15 +169,6 @@ class Pack:
 
         return torch.cuda.get_device_name(device)
 
-    def _commit(self, task: Task, attempt: Attempt, result: LaneResult) -> None:
-        """Unless the claim is lost, which is looked at now and then."""
-        now = monotonic()
-        if now - attempt.checked > _CLAIM_CHECK_S:
-            attempt.checked = now
-            if not self._is_mine(attempt.cell.folder):
-                raise ClaimLost(str(attempt.cell.folder))
-        attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
-
     def _begin(self, cell: Cell, encoded: Encoded) -> None:
         try:
             for task in cell.tasks:
@@ -192,7 +176,7 @@ class Pack:
                     encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate, cell.config.seed)
             plans = {task.name: plan_of(cell, task) for task in cell.tasks}
             writer = CellWriter.open(
-                cell.folder,
+                self._hold_of(cell.folder),
                 info=cell.info() | {"num_layers": self._engine.num_layers},
                 config_yaml=cell.config_yaml(),
                 provenance=provenance(
@@ -210,12 +194,15 @@ class Pack:
                 ),
                 plan={name: plan_json(cell, plan) for name, plan in plans.items()},
             )
+        except ClaimLost:
+            self._progress.note(f"{cell.name}: another process has taken it over")
+            return
         except Exception as error:
-            fault = fault_of(error)
-            if fault.kind == "disk_full":
-                raise DiskFull(f"the disk is full, or a quota is ({cell.folder})") from error
-            with suppress(OSError):
-                record_failure(cell.folder, cell.info(), cell.config_yaml(), fault.json())
+            if (over := cannot_store(error, cell.folder)) is not None:
+                raise over from error
+            with suppress(OSError, ClaimLost):
+                fault = fault_of(error)
+                record_failure(self._hold_of(cell.folder), cell.info(), cell.config_yaml(), fault.json())
             self._failed(cell, error)
             return
         attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
@@ -245,11 +232,9 @@ class Pack:
         if len(self._open) > 1:
             try:
                 return self._decode(task, self._open)
-            except DiskFull:
-                raise
             except Exception as error:
-                if fault_of(error).kind == "disk_full":
-                    raise DiskFull(f"the disk is full, or a quota is ({self._open[0].cell.study})") from error
+                if (over := cannot_store(error, self._open[0].cell.study)) is not None:
+                    raise over from error
                 self._progress.note(f"pack of {len(self._open)} cells: {_line(error)}; running them one by one")
         for attempt in list(self._open):  # not while the error holds what the pack had in memory
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
@@ -262,7 +247,15 @@ class Pack:
         lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
         for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
             attempt = attempts[number]
-            self._commit(task, attempt, result)
+            if attempt not in self._open:
+                continue  # its claim was lost meanwhile
+            try:
+                attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
+            except ClaimLost:
+                self._drop(attempt)
+                if not any(attempt in self._open for attempt in attempts):
+                    return
+                continue
             lanes.done()
             stage = (task.name, attempt.cell.config.batch_size)
             self._progress.advance(attempt.cell, stage, len(result.requests))
@@ -287,7 +280,7 @@ class Pack:
             **attempt.acts,
         )
         for result in results:
-            self._commit(task, attempt, result)
+            attempt.writer.commit(lane_record(task, requests, result))
             self._progress.advance(attempt.cell, (task.name, config.batch_size), len(result.requests))
 
     def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:
@@ -342,8 +335,7 @@ class Pack:
 
     def _finish(self, attempt: Attempt) -> None:
         cell, writer = attempt.cell, attempt.writer
-        if not self._is_mine(cell.folder):
-            raise ClaimLost(str(cell.folder))
+        writer.hold.check()  # before anything is measured in vain
         timing_rows, timing_info = None, None
         more: dict[str, pa.Table] = {}
         if attempt.tokens is not None:

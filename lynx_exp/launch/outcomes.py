@@ -13,6 +13,8 @@ from rich.console import Console
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.waiting import bar
 from lynx_exp.store.files import read_json
+from lynx_exp.store.read import is_done
+from lynx_exp.store.survey import requests_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,19 @@ class Report:
         return len({outcome.folder for outcome in self.outcomes if outcome.state == "failed"})
 
 
+def kept(cells: Sequence[Cell]) -> str:
+    """What a stop leaves: whole cells, and of the others what their journals hold."""
+    done, total, found = 0, 0, 0
+    for cell in cells:
+        requests = sum(len(task.requests) for task in cell.tasks)
+        total += requests
+        if is_done(cell.folder):
+            done, found = done + 1, found + requests
+        else:
+            found += requests_kept(cell.folder)
+    return f"{done} of {len(cells)} cells are done, {found} of {total} requests are kept"
+
+
 def found_by(folder: Path) -> str:
     """What a finished cell found, for its line: the headline metric of each subtask, and active experts."""
     metrics = read_json(folder / "metrics.json") or {}
@@ -45,7 +60,10 @@ def found_by(folder: Path) -> str:
 
 def _shown(metric: Mapping[str, Any]) -> str:
     """Percent where it is a share; a corpus metric (BLEU) as it is."""
-    value, share = metric["value"], not metric["corpus"] and 0 <= metric["value"] <= 1
+    value = metric["value"]
+    if value is None:
+        return "no number"
+    share = not metric["corpus"] and 0 <= value <= 1
     return f"{100 * value:.1f} %" if share else f"{value:.1f}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,9 @@ class Progress:
         self._lanes: Lanes | None = None
         self.threads: ThreadChooser | None = None
         """Looks at the machine between steps; None leaves the number of threads alone."""
+        self._pack: frozenset[Path] = frozenset()
+        """Folders of the cells at work; none before the first pack, and none of those that others run."""
+        self._what = ""
         self._drawn = 0.0
         self._bar = RichProgress(
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -139,7 +143,7 @@ class Progress:
         self._tokens = self._rows = 0
         self._lanes = None
         self._what = pack[0].name if len(pack) == 1 else f"pack of {len(pack)}: {pack[0].config.task.name}"
-        self._cells = len(pack)
+        self._pack = frozenset(cell.folder for cell in pack)
         self._draw()
 
     def lanes(self, more: int) -> Lanes:
@@ -204,7 +208,7 @@ class Progress:
 
     def packed(self) -> None:
         """The lanes of a pack of several cells are all decoded; says so in one line."""
-        if self._cells > 1 and self._lanes is not None and self._lanes.total:
+        if len(self._pack) > 1 and self._lanes is not None and self._lanes.total:
             speed = f" ({self._speed()})" if self._speed() else ""
             seconds = monotonic() - self._started
             self.note(f"{self._what}: {self._lanes.finished} lanes, {self._tokens} tokens in {seconds:.1f} s{speed}")
@@ -212,11 +216,11 @@ class Progress:
 
     def end(self, cell: Cell, state: str, found: str = "") -> None:
         """A cell is over; says so, and what it found, in one line."""
-        self._pending.pop(cell.folder)
+        self._pending.pop(cell.folder, None)
         self._done += 1
         left = f", ETA {clock(self.eta())}" if self._pending else ""
         alone = ""
-        if self._cells == 1:
+        if self._pack == {cell.folder}:
             speed = f", {self._speed()}" if self._speed() else ""
             alone = f" in {monotonic() - self._started:.1f} s{speed}"
         width = len(str(self._total))

@@ -4,14 +4,17 @@ there."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.store.cell import record_failure
+from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import OUT_OF_MEMORY
 from lynx_exp.store.files import read_json
+from lynx_exp.store.hold import ClaimLost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,19 @@ class Refusals:
             found = OutOfMemory(batch_size=size, message=str(error.get("message")), kind=str(error["kind"]))
             self._memory[key] = found
 
-    def record(self, cell: Cell, reason: str) -> None:
+    def record(self, cell: Cell, reason: str, claims: Claims) -> None:
         """Leave a status where there is none, so that who looks at the sweep sees why it is at its end."""
         known = self._memory.get(_key(cell.info()))
-        if known is not None and not (cell.folder / "status.json").exists():
-            error = {"kind": known.kind, "class": "Refused", "message": reason, "where": None}
-            record_failure(cell.folder, cell.info(), cell.config_yaml(), error, "skipped")
+        if known is None or (cell.folder / "status.json").exists():
+            return
+        error = {"kind": known.kind, "class": "Refused", "message": reason, "where": None}
+        with suppress(OSError, ClaimLost):  # it is told in the end in any case
+            if claims.take(cell.folder):
+                try:
+                    if not (cell.folder / "status.json").exists():
+                        record_failure(claims.hold(cell.folder), cell.info(), cell.config_yaml(), error, "skipped")
+                finally:
+                    claims.give_back(cell.folder)
 
     def reason(self, cell: Cell) -> str | None:
         """Why the cell is not run, in one line; None if it is."""

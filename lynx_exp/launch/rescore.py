@@ -14,7 +14,9 @@ import pyarrow as pa
 from lynx_exp.launch.records import answers, sample_rows
 from lynx_exp.launch.stored import StoredCell, open_stored
 from lynx_exp.launch.tasks import LoadTask, sandbox_of
-from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet
+from lynx_exp.store.claims import Claims, holder_of
+from lynx_exp.store.files import read_json, sha256_of
+from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.read import CellRecord
 from lynx_exp.store.tables import SAMPLES
 from lynx_exp.tasks.load import load_task
@@ -91,17 +93,31 @@ def _scored(cell: StoredCell) -> tuple[pa.Table, list[dict[str, Any]]]:
 
 
 def _write(record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool) -> None:
-    """Each file in one step, DONE last and never away: without it the launcher would run the cell again. A kill in
-    between leaves a DONE with hashes of the files before, which the next `rescore` sees and puts right."""
-    folder = record.path
-    write_parquet(folder / "samples.parquet", samples)
-    write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
+    """Under a claim, each file in one step, DONE last and never away: without it the launcher would run the cell again.
+    A kill in between leaves a DONE with hashes of the files before, which the next `rescore` sees and puts right."""
+    folder, claims = record.path, Claims()
+    try:
+        if not claims.take(folder):
+            raise ValueError(f"{folder}: {holder_of(folder) or 'another process'} is at work on it; try again later")
+        _write_claimed(claims.hold(folder), record, samples, metrics, note=note)
+    except ClaimLost as error:
+        raise ValueError(f"{folder}: another process has taken it over; try again later") from error
+    finally:
+        claims.close()
+
+
+def _write_claimed(
+    hold: Hold, record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool
+) -> None:
+    folder = hold.folder
+    hold.write_parquet(folder / "samples.parquet", samples)
+    hold.write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
     if note:
         notes = [text for text in record.status.get("notes", []) if not text.startswith(NOTE)]
         today = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / "status.json", record.status | {"notes": [*notes, f"{NOTE} {today}"]})
+        hold.write_json(folder / "status.json", record.status | {"notes": [*notes, f"{NOTE} {today}"]})
     done = read_json(folder / "DONE")
-    write_json(folder / "DONE", done | {"files": {name: sha256_of(folder / name) for name in done["files"]}})
+    hold.write_json(folder / "DONE", done | {"files": {name: sha256_of(folder / name) for name in done["files"]}})
 
 
 def _intact(folder: Path) -> bool:

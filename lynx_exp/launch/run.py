@@ -17,7 +17,7 @@ from lynx_exp.config import Config
 from lynx_exp.launch import ranks
 from lynx_exp.launch.cell import Cell, prepare_cells
 from lynx_exp.launch.execute import Pack
-from lynx_exp.launch.outcomes import Outcome, Report, found_by, print_outcomes, run_then
+from lynx_exp.launch.outcomes import Outcome, Report, found_by, kept, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.plan import print_plan
 from lynx_exp.launch.progress import Progress
@@ -29,7 +29,8 @@ from lynx_exp.launch.threads import ThreadChooser
 from lynx_exp.launch.tracked import Trackers, end_tracking, track
 from lynx_exp.store.cell import record_failure, tidy
 from lynx_exp.store.claims import Claims, holder_of
-from lynx_exp.store.faults import DiskFull, fault_of
+from lynx_exp.store.faults import OUT_OF_MEMORY, CannotStore, cannot_store, fault_of
+from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import digest
 from lynx_exp.store.provenance import scrub
 from lynx_exp.store.read import is_done
@@ -149,15 +150,16 @@ def run_cells(
     write_sweeps(unique)
     with ExitStack() as stack:
         stack.enter_context(stoppable())
-        run = _Run(unique, console, _Engines(open_engine, load), claims or Claims(), packed)
-        stack.callback(run.claims.close)
+        claims = claims or Claims()
+        stack.callback(claims.close)
+        run = _Run(unique, console, _Engines(open_engine, load), claims, packed)
         stack.enter_context(run.progress)
         try:
             run.all(poll_s)
-        except DiskFull as full:
-            run.give_up(f"not run: {full}")
+        except CannotStore as over:
+            run.give_up(f"not run: {over}")
         except KeyboardInterrupt as stop:
-            raise told(stop, f"{run.finished} of {len(unique)} cells are done and kept") from None
+            raise told(stop, kept(unique)) from None
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
@@ -192,10 +194,10 @@ class _Run:
         self._todo: list[Cell] = []
         for cell in cells:
             if is_done(cell.folder):
-                tidy(cell.folder)
+                tidy(cell.folder, claims)
                 self.outcomes[cell.folder] = Outcome(state="skipped", folder=cell.folder)
             elif (reason := self._refusals.reason(cell)) is not None:
-                self._refusals.record(cell, reason)
+                self._refusals.record(cell, reason, claims)
                 self.outcomes[cell.folder] = Outcome(state="failed", folder=cell.folder, error=reason)
             else:
                 self._todo.append(cell)
@@ -207,10 +209,6 @@ class _Run:
         self._threads: ThreadChooser | None = None
         engines.default_threads = lambda: self._threads.threads if self._threads is not None else _most_threads()
         self._engines = ranks.lead(engines)
-
-    @property
-    def finished(self) -> int:
-        return sum(outcome.state in ("done", "skipped") for outcome in self.outcomes.values())
 
     def all(self, poll_s: float) -> None:
         """Until nothing is left to do, here or elsewhere."""
@@ -239,11 +237,11 @@ class _Run:
         self._choose_threads(mine[0].config)
         try:
             engine = self._engines.get(mine[0].config)
-        except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # libraries that read checkpoints raise what they like
             self._refuse_model(mine, error)
             return
         self._ran = True
-        pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.is_mine)
+        pack = Pack(engine, self.progress, self._engines.references, self._failed, self.claims.hold)
         for cell in pack.run(mine):
             self._end(cell, Outcome(state="done", folder=cell.folder))
             track(cell, self.trackers)
@@ -265,14 +263,14 @@ class _Run:
             return False
         reason = self._refusals.reason(cell)
         if reason is not None:
-            self._refusals.record(cell, reason)
+            self._refusals.record(cell, reason, self.claims)
             self._end(cell, Outcome(state="failed", folder=cell.folder, error=reason))
             return False
         try:
             taken = self.claims.take(cell.folder)
         except OSError as error:
-            if fault_of(error).kind == "disk_full":
-                raise DiskFull(f"results={cell.config.results}: the disk is full") from error
+            if (over := cannot_store(error, cell.folder)) is not None:
+                raise over from error
             self._end(cell, Outcome(state="failed", folder=cell.folder, error=f"cannot be claimed: {error}"))
             return False
         if taken and is_done(cell.folder):  # by somebody else, meanwhile
@@ -292,18 +290,30 @@ class _Run:
     def _refuse_model(self, cells: Sequence[Cell], error: Exception) -> None:
         """A model that does not load costs its own cells; as the only one of a run it is bad input."""
         model = cells[0].config.model.id
-        fault = fault_of(error)
-        if not self._ran and len(self._models) == 1 and isinstance(error, ValueError | OSError | ImportError):
-            raise ValueError(f"model.id={model}: {error}") from error
-        kind = fault.kind if fault.kind in ("oom_device", "oom_host", "disk_full") else "load"
+        fault, line = fault_of(error), _line(error)
+        kind = fault.kind if fault.kind in (*OUT_OF_MEMORY, "disk_full") else "load"
+        alone = not self._ran and len(self._models) == 1
+        if alone and kind not in OUT_OF_MEMORY and not isinstance(error, RuntimeError):
+            raise ValueError(f"model.id={model}: {line}") from error
         for cell in cells:
-            record_failure(cell.folder, cell.info(), cell.config_yaml(), fault.json() | {"kind": kind})
-            self._failed(cell, ValueError(f"model.id={model}: {error}"))
+            try:
+                hold = self.claims.hold(cell.folder)
+                record_failure(hold, cell.info(), cell.config_yaml(), fault.json() | {"kind": kind})
+            except ClaimLost:
+                continue  # whoever has it sees for himself
+            except OSError as another:
+                if (over := cannot_store(another, cell.folder)) is not None:
+                    raise over from error
+            self._failed(cell, ValueError(f"model.id={model}: {line}"))
 
 
 def follow() -> None:
     """What every rank of torchrun but the first does: the same calls of the engine."""
     ranks.follow(_Engines(open_engine, load_task))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _by_model(cells: Sequence[Cell]) -> list[Cell]:

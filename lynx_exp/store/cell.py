@@ -1,8 +1,8 @@
-"""The write side of one cell's folder: journal lane by lane, fold into tables, DONE last."""
+"""The write side of one cell's folder: journal lane by lane, fold into tables, DONE last. Every change goes through the
+claim (`Hold`): a writer that has lost it changes nothing, neither the files of another attempt nor a DONE cell's."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from lynx_exp.store.claims import CLAIM, is_held
+from lynx_exp.store.claims import CLAIM, Claims, is_held, sweep_drafts
 from lynx_exp.store.faults import Fault
-from lynx_exp.store.files import file_name, read_json, sha256_of, write_json, write_parquet, write_text
+from lynx_exp.store.files import file_name, read_json, sha256_of
+from lynx_exp.store.hold import ClaimLost, Hold
+from lynx_exp.store.read import is_done
 from lynx_exp.store.tables import (
     FIDELITY,
     PREFILL,
@@ -24,8 +26,8 @@ from lynx_exp.store.tables import (
     STEPS,
     TIMING,
     LaneRecord,
+    lane_bytes,
     read_lane,
-    write_lane,
 )
 
 FINISHED_FILES = (
@@ -46,9 +48,10 @@ TIMING_FILES = ("timing.parquet", "timing.json")
 
 @dataclass(kw_only=True)
 class CellWriter:
-    """One attempt at a cell. `open` begins it; exactly one of `finish`, `fail`, `interrupt` ends it."""
+    """One attempt at a cell. `open` begins it; exactly one of `finish`, `fail`, `interrupt` ends it. All of them, and
+    `commit`, raise ClaimLost once another process has taken the cell over."""
 
-    folder: Path
+    hold: Hold
     plan: Mapping[str, Mapping[str, Any]]
     """A subtask: batch_size, seed, digest, lanes."""
     attempt: int
@@ -70,7 +73,7 @@ class CellWriter:
     @classmethod
     def open(
         cls,
-        folder: Path,
+        hold: Hold,
         *,
         info: Mapping[str, Any],
         config_yaml: str,
@@ -79,35 +82,40 @@ class CellWriter:
     ) -> CellWriter:
         """Begin, or continue with the lanes that an earlier attempt committed; damaged ones become `*.corrupt`. The
         cell is claimed by now: an attempt that still counts as running was lost."""
-        (folder / "lanes").mkdir(parents=True, exist_ok=True)
-        (folder / "DONE").unlink(missing_ok=True)
-        for leftover in folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        before = read_json(folder / "status.json")
-        before = before if isinstance(before, dict) else {}
-        writer = cls(folder=folder, plan=plan, attempt=int(before.get("attempt", 0)) + 1, started=_now())
-        write_text(folder / "config.yaml", config_yaml)
-        write_json(folder / "provenance.json", provenance)
-        write_json(folder / "plan.json", plan)
+        folder = hold.folder
+        hold.make_folder(folder / "lanes")
+        hold.remove(folder / "DONE")
+        _clean(hold)
+        before = _status_of(folder)
+        writer = cls(hold=hold, plan=plan, attempt=_number(before.get("attempt")) + 1, started=_now())
+        hold.write_text(folder / "config.yaml", config_yaml)
+        hold.write_json(folder / "provenance.json", provenance)
+        hold.write_json(folder / "plan.json", plan)
         writer.lanes = {subtask: writer._committed(subtask) for subtask in plan}
         writer._take_over(before)
         writer._status("running")
-        write_json(folder / "cell.json", info)  # after the rest: a folder with cell.json is a readable cell
+        hold.write_json(folder / "cell.json", info)  # after the rest: a folder with cell.json is a readable cell
         return writer
+
+    @property
+    def folder(self) -> Path:
+        return self.hold.folder
 
     def _take_over(self, before: Mapping[str, Any]) -> None:
         """Count the attempt before this one, and its failure if it was one."""
         self.found = self._count()
         if not before:
             return
-        state, error = str(before.get("state")), before.get("error") or {}
-        self.failures = int(before.get("failures") or 0)
+        state, error = str(before.get("state")), before.get("error")
+        error = error if isinstance(error, Mapping) else {}
+        self.failures = _number(before.get("failures"))
         if state == "running":
             state, error = "lost", {"kind": "lost"}
-            self.failures = self.failures + 1 if self.found <= int(before.get("lanes") or 0) else 1
+            self.failures = self.failures + 1 if self.found <= _number(before.get("lanes")) else 1
         entry = {"attempt": before.get("attempt"), "state": state, "kind": error.get("kind")}
         entry |= {name: before.get(name) for name in ("started", "seconds", "lanes")}
-        self.attempts = [*(before.get("attempts") or []), entry][-MOST_ATTEMPTS:]
+        earlier = before.get("attempts")
+        self.attempts = [*(earlier if isinstance(earlier, list) else []), entry][-MOST_ATTEMPTS:]
 
     def _count(self) -> int:
         return sum(map(len, self.lanes.values()))
@@ -123,7 +131,7 @@ class CellWriter:
                 try:
                     found[lane] = read_lane(path, subtask, lane, requests, self.plan[subtask]["digest"])
                 except ValueError as error:
-                    path.replace(path.with_suffix(".corrupt"))
+                    self.hold.move(path, path.with_suffix(".corrupt"))
                     self.notes.append(f"{error}; set aside, and the lane run again")
         return found
 
@@ -133,7 +141,8 @@ class CellWriter:
 
     def commit(self, lane: LaneRecord) -> None:
         """Make one lane durable."""
-        write_lane(self._lane_path(lane.subtask, lane.lane), lane, self.plan[lane.subtask]["digest"])
+        content = lane_bytes(lane, self.plan[lane.subtask]["digest"])
+        self.hold.write(self._lane_path(lane.subtask, lane.lane), lambda file: file.write(content))
         self.lanes[lane.subtask][lane.lane] = lane
 
     def responses(self, subtask: str) -> list[dict[str, Any]]:
@@ -160,42 +169,51 @@ class CellWriter:
     ) -> None:
         """Fold the journal into the tables, write the rest, then DONE, then drop the journal. `invalid`: why nobody
         should trust what the cell gives; `more`: further tables by name, without the ending."""
+        folder, hold = self.folder, self.hold
         responses = [row for subtask in self.plan for row in self.responses(subtask)]
-        write_parquet(self.folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
-        write_parquet(self.folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
-        write_parquet(self.folder / "samples.parquet", pa.Table.from_pylist([dict(s) for s in samples], schema=SAMPLES))
-        write_json(self.folder / "metrics.json", metrics)
+        hold.write_parquet(folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
+        hold.write_parquet(folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
+        hold.write_parquet(folder / "samples.parquet", pa.Table.from_pylist([dict(s) for s in samples], schema=SAMPLES))
+        hold.write_json(folder / "metrics.json", metrics)
         files: tuple[str, ...] = FINISHED_FILES
         if timing_rows is not None:
-            write_parquet(
-                self.folder / "timing.parquet", pa.Table.from_pylist([dict(r) for r in timing_rows], schema=TIMING)
+            hold.write_parquet(
+                folder / "timing.parquet", pa.Table.from_pylist([dict(r) for r in timing_rows], schema=TIMING)
             )
-            write_json(self.folder / "timing.json", {**(timing_info or {}), "attempt": self.attempt})
+            hold.write_json(folder / "timing.json", {**(timing_info or {}), "attempt": self.attempt})
             files += TIMING_FILES
         if fidelity_rows is not None:
             table = pa.Table.from_pylist([dict(r) for r in fidelity_rows], schema=FIDELITY)
-            write_parquet(self.folder / "fidelity.parquet", table)
+            hold.write_parquet(folder / "fidelity.parquet", table)
             files += ("fidelity.parquet",)
         prompts = [
             row for lanes in self.lanes.values() for _, lane in sorted(lanes.items()) for row in lane.prefill_rows()
         ]
         tables = dict(more or {}) | ({"prefill": pa.Table.from_pylist(prompts, schema=PREFILL)} if prompts else {})
         for name, table in tables.items():
-            write_parquet(self.folder / f"{name}.parquet", table)
+            hold.write_parquet(folder / f"{name}.parquet", table)
             files += (f"{name}.parquet",)
         self._status("done", invalid=invalid)
-        write_json(self.folder / "DONE", {"files": {name: sha256_of(self.folder / name) for name in files}})
-        shutil.rmtree(self.folder / "lanes")
-        (self.folder / "error.txt").unlink(missing_ok=True)
+        hold.write_json(folder / "DONE", {"files": {name: sha256_of(folder / name) for name in files}})
+        with suppress(OSError, ClaimLost):  # the cell is done; who sees the rest next takes it away (`tidy`)
+            hold.remove(folder / "lanes")
+            hold.remove(folder / "error.txt")
 
     def fail(self, fault: Fault, trace: str) -> None:
         """Record what ended the attempt; the next run of the cell continues from the committed lanes."""
+        if self._is_done():
+            return
         self.failures = self.failures + 1 if self._count() <= self.found else 1
-        write_text(self.folder / "error.txt", trace)
+        self.hold.write_text(self.folder / "error.txt", trace)
         self._status("failed", fault.json())
 
     def interrupt(self, state: Literal["interrupted", "preempted"] = "interrupted") -> None:
-        self._status(state)
+        if not self._is_done():
+            self._status(state)
+
+    def _is_done(self) -> bool:
+        """What comes right behind DONE, a signal for one, changes no finished cell."""
+        return (self.folder / "DONE").exists()
 
     def _status(self, state: str, error: Mapping[str, Any] | None = None, invalid: Sequence[str] = ()) -> None:
         over = state != "running"
@@ -213,43 +231,70 @@ class CellWriter:
             "finished": _now() if over else None,
             "seconds": round(monotonic() - self._clock, 3) if over else None,
         }
-        write_json(self.folder / "status.json", status)
+        self.hold.write_json(self.folder / "status.json", status)
 
 
-def tidy(folder: Path) -> None:
-    """Take away what a kill right behind DONE leaves of a finished cell: its claim, its journal, half-written files."""
-    if is_held(folder):
+def tidy(folder: Path, claims: Claims) -> None:
+    """Take away what a kill right behind DONE leaves of a finished cell: its claim, its journal, half-written files. A
+    folder that may only be read keeps them."""
+    left = [folder / CLAIM, folder / "error.txt", folder / "lanes", *folder.glob(".*.tmp")]
+    if not any(path.exists() for path in left) or is_held(folder):
         return
-    leftovers = [folder / CLAIM, folder / "error.txt", *folder.glob(".*.tmp")]
-    with suppress(OSError):  # a folder that may only be read keeps them
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        if (folder / "lanes").is_dir():
-            shutil.rmtree(folder / "lanes")
+    with suppress(OSError, ClaimLost):
+        if claims.take(folder):
+            try:
+                hold = claims.hold(folder)
+                _clean(hold)
+                if is_done(folder):
+                    hold.remove(folder / "lanes")
+                    hold.remove(folder / "error.txt")
+            finally:
+                claims.give_back(folder)
+
+
+def _clean(hold: Hold) -> None:
+    """Take away drafts of killed writes; beside the claim, they are those of older versions."""
+    sweep_drafts(hold.folder)
+    for place in (hold.folder, hold.folder / "lanes"):
+        for path in place.glob(".*.tmp"):
+            if not path.name.startswith(f".{CLAIM}."):
+                hold.remove(path)
 
 
 def record_failure(
-    folder: Path, info: Mapping[str, Any], config_yaml: str, error: Mapping[str, Any], state: str = "failed"
+    hold: Hold, info: Mapping[str, Any], config_yaml: str, error: Mapping[str, Any], state: str = "failed"
 ) -> None:
     """The status of a cell that could not even begin, or was not tried (`skipped`), on top of what earlier attempts
-    left."""
-    before = read_json(folder / "status.json")
-    before = before if isinstance(before, dict) else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", config_yaml)
+    left. Nothing to a cell that is done."""
+    folder = hold.folder
+    if is_done(folder):
+        return
+    before = _status_of(folder)
+    hold.write_text(folder / "config.yaml", config_yaml)
     now = _now()
     status = before | {
         "state": state,
         "error": error,
         "notes": [],
-        "attempt": int(before.get("attempt", 0)) + 1,
-        "failures": int(before.get("failures") or 0) + (state == "failed"),
+        "attempt": _number(before.get("attempt")) + 1,
+        "failures": _number(before.get("failures")) + (state == "failed"),
         "started": now,
         "finished": now,
         "seconds": 0.0,
     }
-    write_json(folder / "status.json", status)
-    write_json(folder / "cell.json", info)
+    hold.write_json(folder / "status.json", status)
+    hold.write_json(folder / "cell.json", info)
+
+
+def _status_of(folder: Path) -> dict[str, Any]:
+    """Empty where it is missing or damaged."""
+    status = read_json(folder / "status.json")
+    return status if isinstance(status, dict) else {}
+
+
+def _number(value: object) -> int:
+    """A count of a status; 0 for what is none."""
+    return value if type(value) is int else 0
 
 
 def _now() -> str:

@@ -1,9 +1,18 @@
 """Who works on a cell: one process at a time, wherever it runs, and never one that is gone.
 
-A claim is a small file, `CLAIM`, that appears in one step and whose age is its heartbeat. Locks of the operating system
-are not used: they do not reach across machines on every shared file system. A claim is stale if its process is known
-to be dead, or has let its heart stand still for `STALE_S`, measured by the file system's own clock or, whatever
-clocks say, by watching.
+A claim is a folder, `CLAIM/TOKEN`, in which its holder drafts all that it writes. Locks of the operating system are not
+used: they do not reach across machines on every shared file system. Everything rests on `rename`:
+
+- to claim is to move a prepared `CLAIM` into the cell: it fails if there is one that is not empty;
+- to take over is to move `CLAIM/TOKEN` away: it fails unless that token still holds, so one of several does it, and
+  nobody ever takes away a claim other than the one that was judged;
+- to change the cell is to move a file out of, or into, `CLAIM/TOKEN` (`Hold`): it fails once the claim is taken over.
+
+So a process that slept, and wakes after another has taken over, can change nothing any more: what it would check and
+what it would do are one step of the file system.
+
+A claim is stale if its process is known to be dead, or has let its heart stand still for `STALE_S`, measured by the
+file system's own clock or, whatever clocks say, by watching.
 """
 
 from __future__ import annotations
@@ -12,239 +21,233 @@ import errno
 import json
 import os
 import secrets
-import socket
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
 
+from lynx_exp.store.files import read_json
+from lynx_exp.store.hold import Hold
+from lynx_exp.store.holders import Holder, holder_from, is_alive, this_process
+
 CLAIM = "CLAIM"
+HOLDER = "holder.json"
 BEAT_S = 15.0
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links say."""
 STALE_S = 120.0
 """Eight heartbeats: a machine that swaps, or a file server that restarts, takes its time."""
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What `rename` says of a claim that is there; the last, of one that is a file, as older versions made them."""
+_TRIES = 4
+"""To take a cell whose claims others move at the same time, until the next poll."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
-    """What a claim says of its process."""
+class Standing:
+    """A claim as it is found on disk."""
 
-    token: str
-    """Its own; two claims never share one."""
-    host: str
-    boot: str
-    """Of the host: process ids count from its start."""
-    pid: int
-    born: str
-    """When the process began, as the kernel counts: ids come again."""
-    job: str | None
-    """Of the cluster."""
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}" + (f" (job {self.job})" if self.job else "")
+    path: Path
+    """CLAIM/TOKEN, whatever its content; of an older version: the file CLAIM."""
+    holder: Holder | None
+    """None if it does not say."""
+    beat: int
+    """The last heartbeat, nanoseconds of the file system's clock."""
 
 
-@cache
-def _boot() -> str:
+def standing(folder: Path) -> Standing | None:
+    """The claim on the cell in `folder`, alive or not; None if there is none."""
+    path = folder / CLAIM
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found = sorted(path.iterdir())
+    except NotADirectoryError:
+        found = [path]
     except OSError:
-        return ""
-
-
-def _born(pid: int) -> str:
-    """The start of a process in the kernel's ticks; empty where that cannot be had, or there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def this_process() -> Holder:
-    return Holder(
-        token=secrets.token_hex(8),
-        host=socket.gethostname(),
-        boot=_boot(),
-        pid=os.getpid(),
-        born=_born(os.getpid()),
-        job=next((os.environ[name] for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID") if name in os.environ), None),
-    )
+        return None
+    for entry in found:
+        said = entry / HOLDER if entry != path else path
+        with suppress(OSError):
+            beat = (said if said.exists() else entry).stat().st_mtime_ns
+            holder = holder_from(read_json(said))
+            return Standing(path=entry, holder=holder, beat=beat)
+    return None
 
 
 def holder_of(folder: Path) -> Holder | None:
     """Who claims the cell in `folder`, alive or not; None if nobody does, or nobody can tell."""
-    try:
-        return Holder(**json.loads((folder / CLAIM).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def is_alive(holder: Holder) -> bool | None:
-    """Whether the process of a claim runs; None if it is on another machine."""
-    if (holder.host, holder.boot) != (socket.gethostname(), _boot()):
-        return None
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return _born(holder.pid) == holder.born
+    found = standing(folder)
+    return found.holder if found is not None else None
 
 
 def is_held(folder: Path, *, stale_s: float = STALE_S) -> bool:
     """Whether somebody works on the cell, as far as one look can tell."""
-    path = folder / CLAIM
-    if not path.exists():
+    found = standing(folder)
+    if found is None:
         return False
-    holder = holder_of(folder)
-    alive = None if holder is None else is_alive(holder)
-    if alive is not None:
-        return alive
-    with suppress(OSError):
-        return abs(time() - path.stat().st_mtime) <= stale_s
-    return False
+    alive = None if found.holder is None else is_alive(found.holder)
+    return alive if alive is not None else abs(time() - found.beat / 1e9) <= stale_s
 
 
 class Claims:
     """Those of this process. Their hearts beat in a thread of its own, until they are given back or `close`."""
 
-    def __init__(self, *, beat_s: float = BEAT_S, stale_s: float = STALE_S, clock: Callable[[], float] = monotonic):
-        self._beat_s, self._stale_s, self._clock = beat_s, stale_s, clock
-        self._held: dict[Path, str] = {}
-        self._seen: dict[Path, tuple[str, int, float]] = {}
-        """Claims of others: their token, last heartbeat, and when it was first seen so."""
+    def __init__(
+        self,
+        *,
+        beat_s: float = BEAT_S,
+        stale_s: float = STALE_S,
+        clock: Callable[[], float] = monotonic,
+        me: Callable[[], Holder] = this_process,
+    ):
+        self._beat_s, self._stale_s, self._clock, self._me = beat_s, stale_s, clock, me
+        self._held: dict[Path, Hold] = {}
+        self._seen: dict[Path, tuple[Path, int, float]] = {}
+        """Claims of others: where, their last heartbeat, and when it was first seen so."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def take(self, folder: Path) -> bool:
         """Claim the cell; False if somebody else has it. The folder is made."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CLAIM
-        mine = this_process()
-        while not self._create(path, mine):
-            holder = holder_of(folder)
-            if not self._is_stale(path, holder):
+        if not self._clear(folder):
+            return False
+        mine = self._me()
+        hold = Hold(folder=folder, room=folder / CLAIM / mine.token)
+        draft = _aside(folder)
+        try:
+            _prepare(draft / mine.token, mine)
+            if not self._move_in(draft, hold):
                 return False
-            if not self._remove(path, holder):
-                return False
+        except FileNotFoundError:
+            return False  # the cell was deleted meanwhile
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         with self._lock:
-            self._held[folder] = mine.token
+            self._held[folder] = hold
         self._seen.pop(folder, None)
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
             self._thread.start()
         return True
 
+    def hold(self, folder: Path) -> Hold:
+        """The way to write into a cell that was taken."""
+        return self._held[folder]
+
     def is_mine(self, folder: Path) -> bool:
         """Whether the claim still stands: a process that slept too long may have lost it."""
-        holder = holder_of(folder)
-        return holder is not None and holder.token == self._held.get(folder)
+        return folder in self._held and self._held[folder].stands()
 
     def give_back(self, folder: Path) -> None:
-        """Nothing if it is not this process's."""
-        if self.is_mine(folder):
-            (folder / CLAIM).unlink(missing_ok=True)
+        """Nothing if it is not this process's. A claim that cannot be moved, as on a disk that became read-only, is
+        left to grow stale."""
         with self._lock:
-            self._held.pop(folder, None)
+            hold = self._held.pop(folder, None)
+        if hold is not None:
+            with suppress(OSError):
+                _set_aside(hold.room)
+                (folder / CLAIM).rmdir()  # fails if it is the next one's by now
 
     def close(self) -> None:
         """Give all back."""
         self._stop.set()
         for folder in list(self._held):
-            with suppress(OSError):
-                self.give_back(folder)
+            self.give_back(folder)
 
     def beat(self) -> None:
-        """One heartbeat of every claim."""
+        """One heartbeat of every claim that still stands: another's has another path."""
         with self._lock:
-            folders = list(self._held)
-        for folder in folders:
+            holds = list(self._held.values())
+        for hold in holds:
             with suppress(OSError):
-                os.utime(folder / CLAIM)
+                os.utime(hold.room / HOLDER)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
             self.beat()
 
-    @staticmethod
-    def _create(path: Path, holder: Holder) -> bool:
-        """In one step, whole: False if there is one."""
-        draft = path.with_name(f".{CLAIM}.{holder.token}.tmp")
-        try:
-            with draft.open("w") as file:
-                json.dump(asdict(holder), file)
-                file.flush()
-                os.fsync(file.fileno())
+    def _move_in(self, draft: Path, hold: Hold) -> bool:
+        """False if another claim stands, or others are moving theirs."""
+        for _ in range(_TRIES):
             try:
-                os.link(draft, path)
-            except FileExistsError:
-                return False
+                os.rename(draft, hold.folder / CLAIM)
+                return True
+            except FileNotFoundError:
+                if hold.stands():  # a file server did it, and was asked again because its answer was lost
+                    return True
+                raise
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in _TAKEN:
                     raise
-                return _create_without_links(path, draft)
-        finally:
-            draft.unlink(missing_ok=True)
+            if not self._clear(hold.folder):
+                return False
+        return False
+
+    def _clear(self, folder: Path) -> bool:
+        """Put a stale claim out of the way. False if one stands that is not stale."""
+        found = standing(folder)
+        if found is None:
+            return True
+        if not self._is_stale(folder, found):
+            return False
+        with suppress(FileNotFoundError, IsADirectoryError):  # another process was faster
+            if found.path.name == CLAIM:
+                found.path.unlink()  # no folder, which the next claim would be
+            else:
+                _set_aside(found.path)
         return True
 
-    def _is_stale(self, path: Path, holder: Holder | None) -> bool:
-        alive = None if holder is None else is_alive(holder)
+    def _is_stale(self, folder: Path, found: Standing) -> bool:
+        alive = None if found.holder is None else is_alive(found.holder)
         if alive is not None:
             return not alive
-        try:
-            beat = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return False  # just given back: the next look finds it free
-        now, token = self._clock(), holder.token if holder is not None else ""
-        known = self._seen.get(path.parent)
-        if known is None or known[:2] != (token, beat):
-            self._seen[path.parent] = known = (token, beat, now)
-        return now - known[2] > self._stale_s or _age(path, beat) > self._stale_s
-
-    @staticmethod
-    def _remove(path: Path, holder: Holder | None) -> bool:
-        """Put a stale claim out of the way; False if another process was faster. Of several that try at once one
-        finds the claim that it has judged; who finds a newer one puts it back."""
-        aside = path.with_name(f".{CLAIM}.{secrets.token_hex(8)}.tmp")
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return True
-        try:
-            found = Holder(**json.loads(aside.read_text()))
-        except (OSError, ValueError, TypeError):
-            found = None
-        same = (found is None) == (holder is None) and (found is None or holder is None or found.token == holder.token)
-        if not same:
-            with suppress(OSError):
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
-        return same
+        now = self._clock()
+        known = self._seen.get(folder)
+        if known is None or known[:2] != (found.path, found.beat):
+            self._seen[folder] = known = (found.path, found.beat, now)
+        return now - known[2] > self._stale_s or _age(folder, found.beat) > self._stale_s
 
 
-def _create_without_links(path: Path, draft: Path) -> bool:
-    """For file systems that have no hard links: exclusive, but for a moment empty."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(draft.read_text())
-    return True
+def sweep_drafts(folder: Path) -> None:
+    """Remove what killed processes left beside the claim: claims in the making, and those that were being removed.
+    What may be a living process's is left until it is old."""
+    for path in folder.glob(f".{CLAIM}.*.tmp"):
+        said = next(iter([*path.glob(f"*/{HOLDER}"), *path.glob(HOLDER)]), None)
+        holder = holder_from(read_json(said)) if said is not None else None
+        with suppress(OSError):
+            gone = is_alive(holder) is False if holder is not None else False
+            if gone or _age(folder, path.stat().st_mtime_ns) > STALE_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _age(path: Path, beat: int) -> float:
+def _prepare(room: Path, holder: Holder) -> None:
+    room.mkdir(parents=True)
+    with (room / HOLDER).open("w") as file:
+        json.dump(holder.json(), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _set_aside(room: Path) -> None:
+    """End a claim in one step; FileNotFoundError if it is ended already."""
+    aside = _aside(room.parent.parent)
+    os.rename(room, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder / f".{CLAIM}.{secrets.token_hex(8)}.tmp"
+
+
+def _age(folder: Path, beat: int) -> float:
     """Seconds since the heartbeat, by the clock that stamped it: a file made now is stamped by the same one."""
-    probe = path.with_name(f".{CLAIM}.{secrets.token_hex(8)}.tmp")
+    probe = _aside(folder)
     try:
         probe.touch()
         return (probe.stat().st_mtime_ns - beat) / 1e9
     except OSError:
         return 0.0
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)

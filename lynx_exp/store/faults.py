@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 KINDS: Mapping[str, str] = {
@@ -24,8 +25,18 @@ OUT_OF_MEMORY = ("oom_device", "oom_host")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DiskFull(OSError):
-    """Nothing more can be stored; what is committed is whole."""
+class CannotStore(OSError):
+    """The disk is full, or may only be read by now: nothing more can be kept; what is committed is whole. `str()` says
+    so in one line."""
+
+
+def cannot_store(error: BaseException, place: Path) -> CannotStore | None:
+    """What to raise for an `error` of a write into `place` if no other write would fare better."""
+    if kind_of(error) == "disk_full":
+        return CannotStore(f"the disk is full, or a quota is ({place})")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return CannotStore(f"the file system may only be read by now ({place})")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

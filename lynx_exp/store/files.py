@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write(file)` into `path`, which is replaced in one step; on any exception `path` stays as it was."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, drafts: Path | None = None) -> None:
+    """`write(file)` into `path`, which is replaced in one step; on any exception `path` stays as it was. The draft lies
+    in the folder `drafts`, of the same file system, or beside it."""
+    place = path.parent if drafts is None else drafts
+    descriptor, temporary = tempfile.mkstemp(dir=place, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -26,7 +29,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what is told
+            Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -55,18 +59,27 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON: NaN and infinities are refused, for other readers would choke on them."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    content = json_bytes(value)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    write_atomically(path, parquet_writer(table))
+
+
+def parquet_writer(table: pa.Table) -> Callable[[BinaryIO], object]:
+    return lambda file: pq.write_table(table, file, compression="zstd")
 
 
 def read_json(path: Path) -> Any:
     """The value, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

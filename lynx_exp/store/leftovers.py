@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lynx_exp.store.claims import CLAIM, STALE_S, Claims, is_held
 from lynx_exp.store.files import read_json
+from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import SCHEMA, code_digest, digest
 from lynx_exp.store.question import means, question, read_config_yaml
 from lynx_exp.store.read import is_done
@@ -78,7 +79,7 @@ def _of_cell(cell: Path, newest: Mapping[tuple[Path, str], Path], asked: Collect
             yield Item(path=cell, kind="superseded", cell=cell)
     if (cell / CLAIM).exists():
         yield Item(path=cell / CLAIM, kind="claim", cell=cell)
-    for path in sorted(cell.rglob(".*.tmp")):
+    for path in sorted([*cell.glob(".*.tmp"), *(cell / "lanes").glob(".*.tmp")]):
         if _is_old(path):
             yield Item(path=path, kind="killed", cell=cell)
     journal = cell / "lanes"
@@ -100,21 +101,29 @@ def delete(item: Item, claims: Claims) -> bool:
         return True
     if not claims.take(item.cell):
         return False
+    hold = claims.hold(item.cell)
     try:
         if item.path == item.cell:
             if item.kind == "outdated" and (item.cell / "DONE").exists():
                 return False  # somebody has finished it meanwhile
-            (item.cell / "cell.json").unlink(missing_ok=True)  # from here on it is no cell to any reader
+            hold.remove(item.cell / "cell.json")  # from here on it is no cell to any reader
             aside = item.cell.with_name(f".{item.cell.name}.tmp")
             item.cell.rename(aside)
+            if not (aside / hold.room.relative_to(item.cell)).is_dir():
+                aside.rename(item.cell)  # taken over while this process slept
+                return False
             _remove(aside)
         elif item.kind == "claim":
             pass  # it was taken over, and is given back
         elif item.kind == "journal" and not is_done(item.cell):
             return False
+        elif item.path.name.startswith(f".{CLAIM}."):
+            _remove(item.path)  # a claim that nobody finished making; another's has another name
         else:
-            _remove(item.path)
+            hold.remove(item.path)
         return True
+    except ClaimLost:
+        return False
     finally:
         claims.give_back(item.cell)
 

@@ -195,6 +195,12 @@ def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> Ce
     )
 
 
+def requests_kept(folder: Path) -> int:
+    """Requests that the journal of a cell holds."""
+    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(_dict(folder / "plan.json"))}
+    return sum(sizes.get(_key(path) or ("", -1), 0) for path in _files(folder / "lanes") if path.suffix == ".json")
+
+
 def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
     for stream, part in plan.items():
         for at, lane in enumerate(part.get("lanes") or ()) if isinstance(part, Mapping) else ():

@@ -179,12 +179,20 @@ def _abandon(run: Any) -> None:
 
 
 def _forget_older(study: Path, identity: str, run: Any) -> None:
-    """Remove local copies of the run from before."""
-    kept = Path(run.dir).parent if run.dir else None
+    """Remove local copies of the run from before. One that was begun later is another process's, which will remove
+    this one in its turn: so the last always stays."""
+    if not run.dir:
+        return
+    kept = Path(run.dir).parent
     for pattern in (f"offline-run-*-{identity}", f"run-*-{identity}"):
         for folder in (study / "wandb").glob(pattern):
-            if kept is not None and folder.resolve() != kept.resolve() and not folder.is_symlink():
+            if _begun(folder) < _begun(kept) and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begun(folder: Path) -> str:
+    """When a run began, as wandb writes it into the folder's name: run-DATE_TIME-ID."""
+    return folder.name.removeprefix("offline-").split("-")[1]
 
 
 def _note(record: CellRecord, place: Place) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lynx_exp.launch.outcomes import Report
 from lynx_exp.launch.run import run_cells
-from lynx_exp.store.claims import CLAIM, Claims
+from lynx_exp.store.claims import CLAIM, Claims, standing
 from lynx_exp.store.read import read_cells
 from tests.launch.fakes import FakeEngine, FakeTask
 
@@ -81,32 +81,76 @@ def test_the_second_takes_what_the_first_has_not_and_waits_for_the_rest(two):
     assert sorted(outcome.state for outcome in reports[0].outcomes) == ["done", "done", "skipped", "skipped"]
 
 
-def test_a_cell_that_is_taken_over_is_left_alone(config, tmp_path):
-    """A process that slept: its claim is gone, another has the cell; it writes nothing more, and waits."""
-    engine, thief, out = FakeEngine(), Claims(), StringIO()
-    claims = Claims()
-    folders: list[Path] = []
+def overtaken(folder: Path, thief: Claims) -> None:
+    """What another process does that takes this one for dead."""
+    found = standing(folder)
+    assert found is not None
+    found.path.rename(folder / f".{CLAIM}.gone.tmp")
+    assert thief.take(folder)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_cell_that_is_taken_over_is_left_alone(others, config, tmp_path):
+    """A process that slept: its claim is gone, another has the cell; it writes nothing more there, goes on with the
+    others of its pack, and waits."""
+    thief = Claims()
+    taken: list[Path] = []
+
+    class Told(StringIO):
+        def write(self, text: str) -> int:
+            if "another process has taken it over" in text:
+                assert (taken[0] / "status.json").read_bytes() == b"theirs"
+                (taken[0] / "status.json").unlink()
+                thief.give_back(taken[0])  # the other gives it up again
+            return super().write(text)
 
     def steal(lanes_run: int) -> None:
         if lanes_run == 2:
-            (folder,) = (path.parent for path in tmp_path.rglob(CLAIM))
-            (folder / CLAIM).unlink()
-            assert thief.take(folder)
-            folders.append(folder)
+            taken.append(sorted(path.parent for path in tmp_path.rglob(CLAIM))[0])
+            overtaken(taken[0], thief)
+            (taken[0] / "status.json").write_bytes(b"theirs")
 
-    def is_mine(folder: Path) -> bool:
-        mine = Claims.is_mine(claims, folder)
-        if not mine:
-            thief.give_back(folder)  # the other gives it up again
-        return mine
-
+    engine, out = FakeEngine(), Told()
     engine.fail = steal  # type: ignore[assignment]
-    claims.is_mine = is_mine  # type: ignore[method-assign]
-    report = run([config()], engine, out, claims=claims)
-    assert report.failed == 0 and "another process has taken it over" in out.getvalue()
-    assert [outcome.folder for outcome in report.outcomes] == folders
-    (cell,) = read_cells(tmp_path)
-    assert cell.done and cell.status["attempt"] == 2
+    cells = [config(), config(LYNX), config(LYNX | {"alpha": 2.0})][: others + 1]
+    report = run(cells, engine, out)
+    assert report.failed == 0 and out.getvalue().count("another process has taken it over") == 1
+    assert "one by one" not in out.getvalue()
+    found = {cell.path: cell for cell in read_cells(tmp_path)}
+    assert len(found) == others + 1 and all(cell.done for cell in found.values())
+    assert {path for path in found if found[path].status["attempts"]} == set()
+    again = run(cells, engine, StringIO())
+    assert {outcome.state for outcome in again.outcomes} == {"skipped"}
+
+
+def test_the_second_of_two_that_finds_everything_held_has_nothing_to_begin(config, tmp_path):
+    """It ends cells before it has begun a pack of its own."""
+    first, out, reports = FakeEngine(), Told("waiting for 1 cells"), []
+    begun = threading.Event()
+
+    def hold(lanes_run: int) -> None:
+        begun.set()
+        assert out.heard.wait(60)
+
+    first.fail = hold  # type: ignore[assignment]
+    thread = threading.Thread(target=lambda: reports.append(run([config()], first, StringIO())))
+    thread.start()
+    assert begun.wait(60)
+    second = run([config()], FakeEngine(), out)
+    thread.join()
+    assert [outcome.state for outcome in (*reports[0].outcomes, *second.outcomes)] == ["done", "skipped"]
+    (line,) = [line for line in out.getvalue().splitlines() if line.startswith("1/1 ")]
+    assert line.endswith(": skipped"), "no time: nothing ran here"
+
+
+def test_a_claim_that_cannot_be_made_before_the_first_pack(config, tmp_path, monkeypatch):
+    def refuse(self: Claims, folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Claims, "take", refuse)
+    report = run([config(), config(LYNX)], FakeEngine(), StringIO())
+    assert [outcome.state for outcome in report.outcomes] == ["failed"] * 2
+    assert all(str(outcome.error).startswith("cannot be claimed: ") for outcome in report.outcomes)
 
 
 @pytest.mark.slow

@@ -7,16 +7,19 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lynx_exp.store import claims as module
-from lynx_exp.store.claims import CLAIM, Claims, Holder, holder_of, is_alive, is_held, this_process
+from lynx_exp.store import holders
+from lynx_exp.store.claims import CLAIM, HOLDER, STALE_S, Claims, holder_of, is_held, sweep_drafts
+from lynx_exp.store.hold import ClaimLost, Hold
+from lynx_exp.store.holders import Holder, holder_from, is_alive, this_process
+from tests.store.claiming import beat, claim_file
 
-ELSEWHERE = Holder(token="t", host="another-machine", boot="b", pid=1, born="1", job="77")
+ELSEWHERE = Holder(token="t", host="another-machine", boot="b", pids="pid:[1]", pid=1, born="1", job="77")
 
 
 class Clock:
@@ -40,19 +43,12 @@ def claims(clock):
 
 
 def write(folder: Path, holder: Holder, age_s: float = 0.0) -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / CLAIM
-    path.write_text(json.dumps(asdict(holder)))
+    room = folder / CLAIM / holder.token
+    room.mkdir(parents=True)
+    path = room / HOLDER
+    path.write_text(json.dumps(holder.json()))
     beat(path, age_s)
     return path
-
-
-def beat(path: Path, age_s: float = 0.0) -> None:
-    probe = path.with_name("probe")
-    probe.touch()
-    stamp = probe.stat().st_mtime_ns - int(age_s * 1e9)
-    probe.unlink()
-    os.utime(path, ns=(stamp, stamp))
 
 
 def dead() -> Holder:
@@ -81,7 +77,44 @@ def test_what_a_claim_says(tmp_path, claims, monkeypatch):
     assert str(holder) == f"process {os.getpid()} on {holder.host} (job 4711)"
     assert is_alive(holder) is True
     assert is_alive(replace(holder, born="1")) is False, "the number of a process that is no more comes again"
-    assert is_alive(replace(holder, host="another-machine")) is None
+
+
+@pytest.mark.parametrize("field", ["host", "boot", "pids"])
+def test_nobody_judges_a_process_that_cannot_be_seen_from_here(field, tmp_path, claims):
+    """Containers with one host name differ in their kernel's boot, or in the namespace that their ids are of."""
+    there = replace(dead(), **{field: "another"})
+    assert is_alive(there) is None
+    write(tmp_path / "cell", there)
+    assert is_held(tmp_path / "cell") and not claims.take(tmp_path / "cell")
+
+
+@pytest.mark.parametrize("unknown", ["_boot", "_pid_namespace"])
+def test_a_kernel_that_does_not_say_who_it_is_judges_nobody(unknown, tmp_path, monkeypatch):
+    holder = replace(dead(), boot="", pids="")
+    monkeypatch.setattr(holders, unknown, lambda: "")
+    assert is_alive(this_process()) is None and is_alive(holder) is None
+
+
+def test_a_process_of_which_the_kernel_shows_nothing_is_not_dead(monkeypatch):
+    me = this_process()
+    monkeypatch.setattr(holders, "_stat", lambda pid: ("", ""))
+    assert is_alive(me) is None
+
+
+def test_a_process_that_ended_and_was_not_asked_for_is_dead():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reader, 1)
+        os._exit(0)
+    zombie = replace(this_process(), pid=child, born=holders._stat(child)[1])
+    assert is_alive(zombie) is True
+    os.write(writer, b".")
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert is_alive(zombie) is False
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path, claims):
@@ -117,35 +150,113 @@ def test_a_clock_that_went_backwards_does_not_keep_a_claim_alive(age_s, tmp_path
     assert claims.take(tmp_path / "cell")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"token": "x"}', "\0" * 100])
-def test_what_cannot_be_read_is_waited_for(content, tmp_path, claims, clock):
+UNREADABLE = ["", "{", "[]", "null", '{"token": "x"}', "\0" * 100, "[" * 5000]
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_what_cannot_be_read_is_waited_for(form, content, tmp_path, claims, clock):
+    """A damaged claim, or one of an older version, which was a file."""
     cell = tmp_path / "cell"
-    cell.mkdir()
-    (cell / CLAIM).write_text(content)
+    path = cell / CLAIM / "token" / HOLDER if form == "folder" else cell / CLAIM
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
     assert holder_of(cell) is None and not claims.take(cell)
     clock.now += 121
     assert claims.take(cell) and claims.is_mine(cell)
-
-
-def test_a_claim_that_was_taken_over_is_no_longer_mine(tmp_path, claims):
-    cell = tmp_path / "cell"
-    claims.take(cell)
-    write(cell, ELSEWHERE)
-    assert not claims.is_mine(cell)
     claims.give_back(cell)
-    assert holder_of(cell) == ELSEWHERE
+    assert list(cell.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pid": "12"}, {"pid": 2**70}, {"pid": -1}, {"pid": 0}, {"pid": True}, {"pid": None}, {"host": 3}, {"job": 7}]
+    + [{"boot": None}, {"born": []}, {"pids": None}],
+)
+def test_a_claim_with_wrong_types_says_nothing(change):
+    whole = this_process().json()
+    assert holder_from(whole) == Holder(**whole)
+    assert holder_from(whole | change) is None
+
+
+def test_the_claim_of_an_older_version_whose_process_is_gone(tmp_path, claims):
+    cell = tmp_path / "cell"
+    cell.mkdir()
+    (cell / CLAIM).write_text(json.dumps(dead().json()))
+    assert not is_held(cell) and claims.take(cell)
+
+
+def test_a_claim_that_was_taken_over_changes_nothing_any_more(tmp_path, claims, clock):
+    cell, other = tmp_path / "cell", Claims(clock=clock, stale_s=-1, me=lambda: replace(ELSEWHERE, token="other"))
+    slept = Claims(clock=clock, me=lambda: ELSEWHERE)
+    assert slept.take(cell)
+    mine = slept.hold(cell)
+    mine.write_text(cell / "file", "before")
+    assert other.take(cell) and not slept.is_mine(cell)
+    theirs = other.hold(cell)
+    theirs.write_text(cell / "file", "theirs")
+    theirs.make_folder(cell / "lanes")
+    theirs.write_text(cell / "lanes" / "1", "lane")
+    stamp = claim_file(cell).stat().st_mtime_ns
+    for change in (
+        lambda: mine.write_text(cell / "file", "mine"),
+        lambda: mine.write_json(cell / "new.json", {}),
+        lambda: mine.remove(cell / "lanes"),
+        lambda: mine.remove(cell / "nothing"),
+        lambda: mine.move(cell / "file", cell / "elsewhere"),
+        lambda: mine.make_folder(cell / "folder"),
+        mine.check,
+    ):
+        with pytest.raises(ClaimLost):
+            change()
+    slept.beat()
+    slept.give_back(cell)
+    assert claim_file(cell).stat().st_mtime_ns == stamp, "a heart that beats for nobody keeps no other's claim alive"
+    assert other.is_mine(cell)
+    names = {str(path.relative_to(cell)) for path in cell.rglob("*")}
+    assert names == {"file", "lanes", "lanes/1", CLAIM, f"{CLAIM}/other", f"{CLAIM}/other/{HOLDER}"}
+    assert (cell / "file").read_text() == "theirs"
+    other.close()
+
+
+def test_what_a_hold_does(tmp_path, claims):
+    cell = tmp_path / "cell"
+    assert claims.take(cell)
+    hold = claims.hold(cell)
+    hold.make_folder(cell / "lanes")
+    hold.write_text(cell / "lanes" / "1", "one")
+    hold.make_folder(cell / "lanes")
+    hold.move(cell / "lanes" / "1", cell / "lanes" / "2")
+    assert (cell / "lanes" / "2").read_text() == "one"
+    hold.remove(cell / "lanes")
+    hold.remove(cell / "lanes")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        hold.write_json(cell / "x.json", float("nan"))
+    with pytest.raises(FileNotFoundError):
+        hold.move(cell / "nothing", cell / "x")
+    assert [path.name for path in cell.iterdir()] == [CLAIM]
+    claims.give_back(cell)
+    assert list(cell.iterdir()) == []
+
+
+def test_a_deleted_cell_is_a_lost_claim(tmp_path, claims):
+    cell = tmp_path / "cell"
+    assert claims.take(cell)
+    cell.rename(tmp_path / "aside")
+    with pytest.raises(ClaimLost):
+        claims.hold(cell).write_text(cell / "file", "mine")
+    claims.give_back(cell)
+    assert not cell.exists()
 
 
 def test_hearts_beat(tmp_path, claims):
     cell = tmp_path / "cell"
     claims.take(cell)
-    beat(cell / CLAIM, age_s=1000)
-    before = (cell / CLAIM).stat().st_mtime_ns
+    path = claim_file(cell)
+    beat(path, age_s=1000)
+    before = path.stat().st_mtime_ns
     claims.beat()
-    assert (cell / CLAIM).stat().st_mtime_ns > before
-    (cell / CLAIM).unlink()
-    claims.beat()  # nothing to beat for
-    assert not (cell / CLAIM).exists()
+    assert path.stat().st_mtime_ns > before
 
 
 def test_the_thread_beats(tmp_path):
@@ -180,22 +291,38 @@ def test_of_many_that_take_over_at_once_one_does(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-        holders = [claims for claims in won if claims.is_mine(cell)]
-        assert len(holders) == 1, Counter(len(won) for _ in [0])
+        assert len(won) == 1 and won[0].is_mine(cell)
         assert [path.name for path in cell.iterdir()] == [CLAIM], "nothing lies about"
-        for mine in won:
-            mine.close()
+        won[0].close()
 
 
-def test_without_hard_links(tmp_path, claims, monkeypatch):
-    def refuse(*_):
-        raise OSError(95, "Operation not supported")
+def test_a_file_server_that_is_asked_twice(tmp_path, claims, monkeypatch):
+    """The answer to a rename was lost, and the second try finds nothing to rename."""
+    rename = os.rename
 
-    monkeypatch.setattr(module.os, "link", refuse)
+    def twice(source, target):
+        rename(source, target)
+        if Path(target).name == CLAIM:
+            rename(source, target)
+
+    monkeypatch.setattr(module.os, "rename", twice)
+    assert claims.take(tmp_path / "cell") and claims.is_mine(tmp_path / "cell")
+
+
+def test_drafts_of_the_dead_go_and_those_of_others_stay_until_they_are_old(tmp_path, claims):
     cell = tmp_path / "cell"
-    assert claims.take(cell) and claims.is_mine(cell)
-    assert not Claims().take(cell)
-    assert [path.name for path in cell.iterdir()] == [CLAIM]
+    drafts = {"dead": dead(), "mine": this_process(), "there": ELSEWHERE}
+    for name, holder in drafts.items():
+        room = cell / f".{CLAIM}.{name}.tmp" / holder.token
+        room.mkdir(parents=True)
+        (room / HOLDER).write_text(json.dumps(holder.json()))
+    (cell / f".{CLAIM}.empty.tmp").mkdir()
+    sweep_drafts(cell)
+    assert {path.name.split(".")[2] for path in cell.iterdir()} == {"mine", "there", "empty"}
+    for path in cell.iterdir():
+        beat(path, age_s=STALE_S + 1)
+    sweep_drafts(cell)
+    assert list(cell.iterdir()) == []
 
 
 def test_a_full_disk_is_said(tmp_path, claims, monkeypatch):
@@ -207,3 +334,15 @@ def test_a_full_disk_is_said(tmp_path, claims, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             claims.take(tmp_path / "cell")
     assert list((tmp_path / "cell").iterdir()) == []
+
+
+def test_giving_back_on_a_disk_that_became_read_only_is_no_error(tmp_path, claims, monkeypatch):
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    cell = tmp_path / "cell"
+    assert claims.take(cell)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "rename", refuse)
+        claims.give_back(cell)
+    assert isinstance(holder_of(cell), Holder) and not isinstance(claims._held.get(cell), Hold)

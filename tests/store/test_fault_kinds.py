@@ -9,7 +9,7 @@ import torch
 
 from lynx_exp.engine.likely import NotANumber
 from lynx_exp.engine.memory import OutOfMemory
-from lynx_exp.store.faults import KINDS, DiskFull, fault_of
+from lynx_exp.store.faults import KINDS, CannotStore, fault_of
 
 
 def wrapped(inner: BaseException, outer: BaseException) -> BaseException:
@@ -70,5 +70,5 @@ def test_a_chain_that_bites_its_tail_ends():
 
 
 def test_a_full_disk_that_was_noticed_is_one():
-    assert isinstance(wrapped(FULL, DiskFull("full")), OSError)
-    assert fault_of(wrapped(FULL, DiskFull("full"))).kind == "disk_full"
+    assert isinstance(wrapped(FULL, CannotStore("full")), OSError)
+    assert fault_of(wrapped(FULL, CannotStore("full"))).kind == "disk_full"

@@ -12,7 +12,7 @@ from lynx_exp.store.files import file_name, read_json, write_atomically, write_j
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
-from lynx_exp.store.tables import RESPONSES, LaneRecord, read_lane, write_lane
+from lynx_exp.store.tables import RESPONSES, LaneRecord, lane_bytes, read_lane
 
 
 def lane_record(requests=(4, 2)) -> LaneRecord:
@@ -57,7 +57,7 @@ def test_json_is_strict(tmp_path):
 
 def test_a_lane_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "t-00007.parquet"
-    write_lane(path, lane_record(), "plan")
+    path.write_bytes(lane_bytes(lane_record(), "plan"))
     back = read_lane(path, "t", 7, [4, 2], "plan")
     assert back == lane_record()
     assert set(back.rows[0]) == set(RESPONSES.names)
@@ -71,13 +71,13 @@ def test_a_lane_comes_back_as_it_was_written(tmp_path):
 
 def test_a_lane_without_decode_steps_comes_back(tmp_path):
     record = LaneRecord(subtask="t", lane=7, rows=lane_record().rows, live_rows=[], active_experts=[])
-    write_lane(tmp_path / "x.parquet", record, "plan")
+    (tmp_path / "x.parquet").write_bytes(lane_bytes(record, "plan"))
     assert read_lane(tmp_path / "x.parquet", "t", 7, [4, 2], "plan") == record
 
 
 def test_lanes_of_another_plan_or_damaged_are_refused(tmp_path):
     path = tmp_path / "lane.parquet"
-    write_lane(path, lane_record(), "plan")
+    path.write_bytes(lane_bytes(lane_record(), "plan"))
     with pytest.raises(ValueError, match="another batch plan"):
         read_lane(path, "t", 7, [4, 2], "other")
     with pytest.raises(ValueError, match="not those of the plan"):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lynx_exp.store.claims import CLAIM, Claims
+from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json, write_json
+from tests.store.claiming import rewrite
 from tests.verbs.study import cell_of, edit, seal
 
 
@@ -97,7 +98,7 @@ def claimed(folder: Path, pid: int) -> None:
     """As a process of this machine would."""
     claims = Claims()
     assert claims.take(folder)
-    write_json(folder / CLAIM, read_json(folder / CLAIM) | {"pid": pid, "born": "0" if pid != os.getpid() else BORN})
+    rewrite(folder, pid=pid, born="0" if pid != os.getpid() else BORN)
 
 
 BORN = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19] if Path("/proc/self/stat").exists() else ""

@@ -29,8 +29,9 @@ class Sweep:
         """`code`: None is that of now."""
         plan = {"task": {"lanes": LANES, "digest": "d", "batch_size": 3, "batching": "static", "seed": 0}}
         provenance = {"code_sha256": code or code_digest(), "model": {"digest": "w"}, "data_sha256": {"task": "d"}}
+        assert self.claims.take(self.study / name)
         writer = CellWriter.open(
-            self.study / name,
+            self.claims.hold(self.study / name),
             info={"schema": SCHEMA, "cell_id": name} | info,
             config_yaml=f"policy: {{name: {asks}}}\n",
             provenance=provenance,
@@ -47,7 +48,7 @@ class Sweep:
             return folder
         writer = self.begin(name, lanes, **more)
         if state == "running":
-            assert self.claims.take(folder)
+            return folder
         elif state == "done":
             writer.finish(samples=[], metrics={})
         elif state == "failed":
@@ -57,6 +58,7 @@ class Sweep:
         elif state == "skipped":
             error = {"kind": "oom_device", "class": "X", "message": "batch 8 ran out of memory"}
             write_json(folder / "status.json", read_json(folder / "status.json") | {"state": "skipped", "error": error})
+        self.claims.give_back(folder)
         return folder
 
     def asks_for(self, *names: str, started: datetime = START) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lynx_exp.results.status import _clock, draw, watch
-from lynx_exp.store.claims import CLAIM, Claims
+from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.survey import STATES, CellState, StudyState, Survey
+from tests.store.claiming import rewrite
 from tests.verbs.study import results
 from tests.verbs.sweep import START, Sweep
 
@@ -60,7 +61,7 @@ def test_every_state_is_told_by_what_is_on_disk(all_states: Sweep) -> None:
 def test_a_claim_of_the_dead_is_no_work(sweep: Sweep) -> None:
     folder = sweep.cell("a", "running", lanes=2)
     assert at(sweep, "a").state == "running"
-    write_json(folder / CLAIM, read_json(folder / CLAIM) | {"pid": 2**22 + 1, "born": "0"})
+    rewrite(folder, pid=2**22 + 1, born="0")
     assert (at(sweep, "a").state, at(sweep, "a").holder) == ("lost", None)
 
 

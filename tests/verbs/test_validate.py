@@ -21,6 +21,7 @@ from lynx_exp.engine.forced_plan import ForcedPlan
 from lynx_exp.launch.metrics import batch_summary
 from lynx_exp.launch.run import run_cells
 from lynx_exp.store.cell import record_failure
+from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json
 from tests.launch.real_cells import bundled
 from tests.verbs.corruptions import CORRUPTIONS, Corruption, at, first
@@ -147,7 +148,11 @@ def test_a_cell_that_could_not_begin(study: Path) -> None:
     cell = cell_of(study)
     info, config = read_json(cell / "cell.json"), (cell / "config.yaml").read_text()
     shutil.rmtree(cell)
-    record_failure(cell, info, config, {"kind": "load", "class": "OSError", "message": "no weights\nat all"})
+    claims = Claims()
+    assert claims.take(cell)
+    error = {"kind": "load", "class": "OSError", "message": "no weights\nat all"}
+    record_failure(claims.hold(cell), info, config, error)
+    claims.close()
     (finding,) = Validation(root=study).run()
     assert str(finding) == f"error: state: {cell}: DONE: expected a finished cell; found failed: load: no weights"
 
