@@ -7,22 +7,39 @@ import sys
 from collections.abc import Sequence
 
 from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
+from lynx_exp.launch.stopping import Preempted, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`lynx-exp`: exits with 0 (all done), 1 (a cell failed), 2 (bad input, nothing was run), 75 (terminated:
     queue it again) or 130 (interrupted)."""
+    try:
+        with stoppable():  # before anything that takes time to import
+            code = _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt as stop:
+        code = _stopped(stop)
+    sys.exit(code)
+
+
+def _main(arguments: Sequence[str]) -> int:
     from lynx_exp.launch import ranks
 
     if not ranks.is_first_rank():
         from lynx_exp.launch.run import follow
 
         follow()
-        sys.exit(0)
-    code = run(sys.argv[1:] if arguments is None else arguments)
+        return 0
+    code = run(arguments)
     if code not in (INTERRUPTED, REQUEUE):
         ranks.dismiss()
-    sys.exit(code)
+    return code
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    requeue = isinstance(stop, Preempted)
+    word, how = ("terminated", "queue the same command again") if requeue else ("interrupted", "run the same command")
+    _say(str(stop) or f"{word}: nothing was begun; {how} to continue")
+    return REQUEUE if requeue else INTERRUPTED
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,11 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
     try:
         return _hydra(list(arguments))
-    except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted; run the same command to continue")
-        from lynx_exp.launch.stopping import Preempted
-
-        return REQUEUE if isinstance(error, Preempted) else INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
         return 0

@@ -17,7 +17,7 @@ from lynx_exp.launch.tasks import LoadTask, sandbox_of
 from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.files import read_json, sha256_of
 from lynx_exp.store.hold import ClaimLost, Hold
-from lynx_exp.store.read import CellRecord
+from lynx_exp.store.read import CellRecord, is_done
 from lynx_exp.store.tables import SAMPLES
 from lynx_exp.tasks.load import load_task
 
@@ -110,6 +110,8 @@ def _write_claimed(
     hold: Hold, record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool
 ) -> None:
     folder = hold.folder
+    if not is_done(folder):
+        raise ValueError(f"{folder}: is being run again; try again when it is done")
     hold.write_parquet(folder / "samples.parquet", samples)
     hold.write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
     if note:

@@ -23,7 +23,7 @@ from lynx_exp.launch.plan import print_plan
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.references import References
 from lynx_exp.launch.refusals import Refusals
-from lynx_exp.launch.stopping import stoppable, told
+from lynx_exp.launch.stopping import check, stoppable, told
 from lynx_exp.launch.tasks import LoadTask
 from lynx_exp.launch.threads import ThreadChooser
 from lynx_exp.launch.tracked import Trackers, end_tracking, track
@@ -230,6 +230,7 @@ class _Run:
 
     def _pack(self, cells: Sequence[Cell]) -> None:
         """Those of a pack that nobody else works on."""
+        check()
         mine = [cell for cell in cells if self._take(cell)]
         if not mine:
             return

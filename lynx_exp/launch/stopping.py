@@ -15,15 +15,27 @@ class Preempted(KeyboardInterrupt):
     """SIGTERM: the machine is wanted by somebody else. `str()` is the line to show."""
 
 
+_asked: list[int] = []
+"""Signals that came. Their exception may fall into code that swallows all exceptions, an import hook for one."""
+
+
+def check() -> None:
+    """Raise again what was swallowed."""
+    if _asked:
+        raise Preempted
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """SIGTERM stops as Ctrl-C does, unless somebody handles it already, as submitit does in its jobs: it has a signal
-    of its own, and requeues. Only the main thread may set handlers; elsewhere nothing changes."""
+    of its own, and requeues. A command enters this before it imports what takes long. Only the main thread may set
+    handlers; elsewhere nothing changes."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
-    def stop(_number: int, _frame: object) -> None:
+    def stop(number: int, _frame: object) -> None:
+        _asked.append(number)
         raise Preempted
 
     try:
@@ -35,6 +47,7 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked.clear()
 
 
 def told(stop: KeyboardInterrupt, kept: str) -> KeyboardInterrupt:
