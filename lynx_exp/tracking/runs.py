@@ -184,15 +184,16 @@ def _forget_older(study: Path, identity: str, run: Any) -> None:
     if not run.dir:
         return
     kept = Path(run.dir).parent
-    for pattern in (f"offline-run-*-{identity}", f"run-*-{identity}"):
+    for pattern in (f"offline-run-*-{identity}*", f"run-*-{identity}*"):
         for folder in (study / "wandb").glob(pattern):
             if _begun(folder) < _begun(kept) and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _begun(folder: Path) -> str:
-    """When a run began, as wandb writes it into the folder's name: run-DATE_TIME-ID."""
-    return folder.name.removeprefix("offline-").split("-")[1]
+def _begun(folder: Path) -> tuple[str, int]:
+    """When a run began, as wandb writes it into the folder's name: run-DATE_TIME-ID, and -1, -2, ... within a second."""
+    parts = folder.name.removeprefix("offline-").split("-")
+    return parts[1], int(parts[3]) if parts[3:] else 0
 
 
 def _note(record: CellRecord, place: Place) -> None:

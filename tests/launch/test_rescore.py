@@ -13,11 +13,11 @@ import pytest
 
 from lynx_exp.config import TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch import rescore as module
 from lynx_exp.launch.rescore import rescore
 from lynx_exp.launch.run import run_cells
 from lynx_exp.launch.stored import done_cells, read_config
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet
+from lynx_exp.store.hold import Hold
 from lynx_exp.store.read import CellRecord, is_done, read_cell
 from lynx_exp.store.tables import SAMPLES
 from lynx_exp.tasks.load import load_task
@@ -122,18 +122,18 @@ def test_a_kill_is_put_right_by_the_next_run(
     writes = 0
 
     def killed(write: Any) -> Any:
-        def maybe(path: Path, *content: Any) -> None:
+        def maybe(hold: Hold, path: Path, *content: Any) -> None:
             nonlocal writes
             if writes == killed_at:
                 raise KeyboardInterrupt
             writes += 1
-            write(path, *content)
+            write(hold, path, *content)
 
         return maybe
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", killed(write_json))
-        patch.setattr(module, "write_parquet", killed(write_parquet))
+        patch.setattr(Hold, "write_json", killed(Hold.write_json))
+        patch.setattr(Hold, "write_parquet", killed(Hold.write_parquet))
         with pytest.raises(KeyboardInterrupt):
             rescore(read_cell(folder))
     assert is_done(folder), "the launcher would run it again"

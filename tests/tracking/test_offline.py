@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -13,7 +14,7 @@ from lynx_exp.config import MeasureConfig, TaskConfig, TrackerConfig
 from lynx_exp.launch.run import run_cells
 from lynx_exp.store.read import read_cells
 from lynx_exp.tracking import NoTracker, content, open_tracker
-from lynx_exp.tracking.runs import Place, log_cell, log_study
+from lynx_exp.tracking.runs import Place, _forget_older, log_cell, log_study
 from tests.launch.real_cells import bundled
 from tests.tracking.conftest import Write
 from tests.tracking.wandb_file import OfflineRun, read_run
@@ -58,6 +59,20 @@ def test_a_repeat_takes_the_place_of_the_run_before(write: Write) -> None:
     record = write()
     assert log_cell(record, OFFLINE) == log_cell(record, OFFLINE)
     assert list(runs_in(record.path.parent)) == [content.run_id_of(record)]
+
+
+@pytest.mark.parametrize("kept", ["run-20260102_030405-id", "run-20260102_030405-id-1", "run-20260102_030406-id"])
+def test_of_two_processes_that_log_one_cell_the_copy_of_the_last_stays(kept: str, tmp_path: Path) -> None:
+    """Each removes what was begun before its own, and neither what the other is still writing."""
+    names = ["run-20260102_030405-id", "run-20260102_030405-id-1", "run-20260102_030406-id"]
+    for name in (*names, "run-20260101_000000-another"):
+        (tmp_path / "wandb" / f"offline-{name}" / "files").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to(f"offline-{names[0]}")
+    run = SimpleNamespace(dir=str(tmp_path / "wandb" / f"offline-{kept}" / "files"))
+    _forget_older(tmp_path, "id", run)
+    left = {path.name for path in (tmp_path / "wandb").glob("offline-*")}
+    later = names[names.index(kept) :]
+    assert left == {f"offline-{name}" for name in (*later, "run-20260101_000000-another")}
 
 
 def test_a_study_shows_its_tables_and_figures(write: Write, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lynx_exp.store import leftovers as module
 from lynx_exp.store.claims import CLAIM, Claims, is_held
 from lynx_exp.store.files import read_json, write_json
+from lynx_exp.store.hold import Hold
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.leftovers import KINDS, find_leftovers
 from lynx_exp.store.read import is_done, read_cells
@@ -228,14 +229,14 @@ def test_two_at_once(sweep: Sweep, littered: dict[str, str]) -> None:
 def test_what_cannot_be_deleted_is_said_and_stops_nothing(
     sweep: Sweep, littered: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = module._remove
+    plain = Hold.remove
 
-    def remove(path: Path) -> None:
+    def remove(hold: Hold, path: Path) -> None:
         if path.name == "lanes":
             raise PermissionError(13, "Permission denied")
-        plain(path)
+        plain(hold, path)
 
-    monkeypatch.setattr(module, "_remove", remove)
+    monkeypatch.setattr(Hold, "remove", remove)
     assert results("gc", sweep.study, "--delete") == 1
     out, err = capsys.readouterr()
     assert err == f"lynx-results: error: {sweep.study}/good0/lanes: cannot be deleted: Permission denied\n"
