@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.store.claims import holder_of, is_held
-from lynx_exp.store.files import read_json
+from lynx_exp.store.files import file_name, read_json
 from lynx_exp.store.read import is_done
 from lynx_exp.store.sweeps import FOLDER, Asked, latest_sweeps
 
@@ -202,9 +202,10 @@ def requests_kept(folder: Path) -> int:
 
 
 def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
+    """(subtask as its files are named, lane, requests)"""
     for stream, part in plan.items():
         for at, lane in enumerate(part.get("lanes") or ()) if isinstance(part, Mapping) else ():
-            yield stream, at, lane
+            yield file_name(stream), at, lane
 
 
 def _files(folder: Path) -> list[Path]:

@@ -191,7 +191,7 @@ def _forget_older(study: Path, identity: str, run: Any) -> None:
 
 
 def _begun(folder: Path) -> tuple[str, int]:
-    """When a run began, as wandb writes it into the folder's name: run-DATE_TIME-ID, and -1, -2, ... within a second."""
+    """When a run began, as wandb names its folder: run-DATE_TIME-ID, and -1, -2, ... for more within a second."""
     parts = folder.name.removeprefix("offline-").split("-")
     return parts[1], int(parts[3]) if parts[3:] else 0
 

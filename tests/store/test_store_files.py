@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from lynx_exp.store.cell import CellWriter
+from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import file_name, read_json, write_atomically, write_json, write_text
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
+from lynx_exp.store.survey import requests_kept
 from lynx_exp.store.tables import RESPONSES, LaneRecord, lane_bytes, read_lane
 
 
@@ -135,10 +137,15 @@ def test_plain_names_of_tasks_are_their_files_names():
 
 @pytest.mark.parametrize("name", ["org/task", "../evil"])
 def test_lanes_of_any_task_stay_in_their_folder_and_are_found_again(name, tmp_path):
+    claims = Claims()
+    assert claims.take(tmp_path / "cell")
+
     def opened():
         plan = {name: {"batch_size": 2, "seed": 0, "digest": "d", "lanes": [[4, 2]]}}
-        return CellWriter.open(tmp_path / "cell", info={"schema": SCHEMA}, config_yaml="", provenance={}, plan=plan)
+        hold = claims.hold(tmp_path / "cell")
+        return CellWriter.open(hold, info={"schema": SCHEMA}, config_yaml="", provenance={}, plan=plan)
 
     opened().commit(replace(lane_record(), subtask=name, lane=0))
     assert [path.parent.name for path in tmp_path.rglob("*-00000.json")] == ["lanes"]
-    assert opened().missing(name) == []
+    assert opened().missing(name) == [] and requests_kept(tmp_path / "cell") == 2
+    claims.close()
