@@ -34,8 +34,6 @@ log = logging.getLogger("lm_eval.lynx")
 
 DECODE_BATCH = 16
 """Where neither `decode_batch` nor a number as lm-eval's `--batch_size` is given."""
-UNDERSTOOD = ("until", "do_sample", "temperature", "top_p", "top_k")
-"""Generation settings that are followed, besides the names of the largest length."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +204,10 @@ class LynxLM(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked, ignored = [], set()
+        asked = []
         for number, request in enumerate(requests):
             prompt, kwargs = request.args
-            wanted = Generation.of(kwargs)
-            ignored |= {name for name in kwargs if name not in UNDERSTOOD and not name.startswith("max_")}
+            wanted = Generation.of(kwargs, f"{request.task_name or 'gen_kwargs'}: ")
             asked.append(
                 TaskRequest(
                     doc_id=number if request.doc_id is None else request.doc_id,
@@ -220,11 +217,10 @@ class LynxLM(LM):
                     temperature=wanted.temperature,
                     top_p=wanted.top_p,
                     top_k=wanted.top_k,
+                    processing=wanted.processing,
                     subtask=request.task_name or "",
                 )
             )
-        if ignored:
-            log.warning(f"generation settings that this model does not have, left aside: {', '.join(sorted(ignored))}")
         longest = max((request.max_new_tokens for request in asked), default=0)
         if self.max_length is not None and longest >= self.max_length:
             raise ValueError(

@@ -23,7 +23,8 @@ from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched, match_active, mean_active
 from lynx_exp.engine.memory import memory_budget
 from lynx_exp.engine.opening import context_of, from_config, from_pretrained
-from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
+from lynx_exp.engine.plan import BatchPlan, Request, Setting, check_lengths
+from lynx_exp.engine.processing import of_model
 from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.results import LaneResult, Run
 from lynx_exp.engine.sampling import Sampling
@@ -138,6 +139,11 @@ class Engine:
         """Rows of the embedding."""
         return self.model.get_input_embeddings().num_embeddings
 
+    @property
+    def processing(self) -> tuple[Setting, ...]:
+        """What the model's own generation_config.json changes of its logits. ValueError for what is not followed."""
+        return of_model(self.model.generation_config)
+
     def close(self) -> None:
         """Nothing to do: a model goes when nobody holds it any more."""
 
@@ -169,7 +175,7 @@ class Engine:
 
         The policy acts in `phases` and `layers`: numbers and ranges such as "1:" or "0,4:8"; None is all.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded, processing = [self.encode(prompt) for prompt in prompts], self.processing
         requests = [
             Request(
                 prompt_ids=ids,
@@ -177,6 +183,7 @@ class Engine:
                 stop=tuple(stop),
                 ignore_eos=ignore_eos,
                 sampling=sampling and sampling.of_request(number),
+                processing=processing,
             )
             for number, ids in enumerate(encoded)
         ]

@@ -15,6 +15,7 @@ from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.lane import Job, Row
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.processing import processed
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.stopping import Stopper
@@ -89,6 +90,8 @@ def generate_pack(
         logits = batch.prefill()
     prompts = _of_prompts(record, prompt_rows) if record is not None else [(0, [])] * len(lanes)
     while True:
+        asked, said = [row.request for row in rows], [row.tokens for row in rows]
+        logits = processed(asked, said, logits, stopper.model_eos_ids)
         token_R = most_likely(logits) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
         fed = [row for row in rows if row.finish is None]
         for row, token in zip(rows, token_R.tolist(), strict=True):

@@ -7,8 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from lynx_exp.engine.sampling import Sampling
+
+Setting = tuple[str, Any]
+"""Name and value, lists as tuples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Request:
     """For scoring: the tokens whose log-likelihood is asked."""
     sampling: Sampling | None = None
     """How tokens are drawn; None: each is the most likely one. Scoring draws none."""
+    processing: tuple[Setting, ...] = ()
+    """What changes logits before a token is chosen (`lynx_exp.engine.processing`)."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

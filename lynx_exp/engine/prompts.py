@@ -9,7 +9,7 @@ n rows, N positions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os.path import commonprefix
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from lynx_exp.engine.batch import POSITIONS
+from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.plan import BatchPlan, Request
-from lynx_exp.engine.sampling import Draw, Sampling
+from lynx_exp.engine.processing import processed
+from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.slots import Prefilled, Slots
 from lynx_exp.models import Rows
 
@@ -113,13 +115,19 @@ def prefill(
     )
 
 
-def first_tokens(samplings: Sequence[Sampling | None], places: Sequence[tuple[Prefilled, int]]) -> list[int]:
+def first_tokens(
+    requests: Sequence[Request], places: Sequence[tuple[Prefilled, int]], eos: Collection[int] = ()
+) -> list[int]:
     """The token after each prompt; `places`: the prefill that holds it and its row there. A prefill serves many
-    requests, so that it keeps its most likely tokens and never those that one of them drew."""
-    draw = Draw.of(samplings)
-    if draw is None:
+    requests, so that it keeps its most likely tokens and never those that one of them drew. `eos`: as in `processed`.
+    """
+    draw = Draw.of([request.sampling for request in requests])
+    if draw is None and not any(request.processing for request in requests):
         return [prefilled.first_tokens[row] for prefilled, row in places]
     logits_RV = torch.stack([prefilled.logits[row] for prefilled, row in places])
+    logits_RV = processed(requests, [()] * len(requests), logits_RV, eos)
+    if draw is None:
+        return most_likely(logits_RV).tolist()
     return draw(logits_RV, [0] * len(draw.rows)).tolist()
 
 

@@ -10,7 +10,7 @@ from lynx_exp.engine.fidelity import Fidelity
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.match import Matched
 from lynx_exp.engine.measure import Timing
-from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.plan import BatchPlan, Request, Setting
 from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.score import Scoring
@@ -29,6 +29,9 @@ class LaneEngine(Protocol):
 
     @property
     def context_length(self) -> int | None: ...
+
+    @property
+    def processing(self) -> tuple[Setting, ...]: ...
 
     @property
     def feeds_last(self) -> bool: ...

@@ -23,6 +23,8 @@ class Stopper:
     def __init__(self, config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         configured = config.eos_token_id if config else None
         ids = configured if isinstance(configured, list) else [configured]
+        self.model_eos_ids = frozenset(i for i in ids if i is not None)
+        """Those of the model's own configuration."""
         if tokenizer is not None:
             ids = [*ids, tokenizer.eos_token_id]
         self.eos_ids = frozenset(i for i in ids if i is not None)

@@ -19,6 +19,7 @@ from lynx_exp.engine.decoder import Decoder
 from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
+from lynx_exp.engine.processing import processed
 from lynx_exp.engine.prompts import PromptStore, first_tokens, prefill, prompt_rows_of
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
@@ -70,6 +71,8 @@ class Stream:
         self._rows: list[tuple[Row, Lane]] = []
         self._draw: Draw | None = None
         """None: every row takes its most likely token."""
+        self._processes = False
+        """Whether any row's settings change its logits first."""
         self._lanes: list[Lane] = []
         self._history: list[Tensor] = []
         self._forgotten = 0
@@ -135,7 +138,7 @@ class Stream:
             slots, lane.free = lane.free[:count], lane.free[count:]
             places = self._prefilled(lane, numbers, slots)
             lane.admissions += 1
-            first = first_tokens([requests[number].sampling for number in numbers], places)
+            first = first_tokens([requests[number] for number in numbers], places, self._stopper.model_eos_ids)
             for number, slot, token, (prefilled, at) in zip(numbers, slots, first, places, strict=True):
                 row = Row(requests[number], number, slot, self._stopper)
                 row.entered = len(lane.live_rows)
@@ -178,6 +181,7 @@ class Stream:
         )
         self._cursor.rows = torch.arange(self._rows_of_step(rows), device=self._device)
         self._draw = Draw.of([row.request.sampling for row, _ in self._rows])
+        self._processes = any(row.request.processing for row, _ in self._rows)
 
     def _rows_of_step(self, rows: int) -> int:
         """With dead ones."""
@@ -196,10 +200,14 @@ class Stream:
         self._history.append(self._sections.counts())
         for lane in self._lanes:
             lane.live_rows.append(lane.live)
+        logits = logits[:rows]
+        if self._processes:
+            asked, said = [row.request for row, _ in self._rows], [row.tokens for row, _ in self._rows]
+            logits = processed(asked, said, logits, self._stopper.model_eos_ids)
         if self._draw is None:
-            chosen = most_likely(logits[:rows])
+            chosen = most_likely(logits)
         else:
-            chosen = self._draw(logits[:rows], [len(self._rows[at][0].tokens) for at in self._draw.rows])
+            chosen = self._draw(logits, [len(self._rows[at][0].tokens) for at in self._draw.rows])
         for (row, _), token in zip(self._rows, chosen.tolist(), strict=True):
             row.take(token)
         self._position[:rows] += 1

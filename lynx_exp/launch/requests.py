@@ -23,6 +23,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     of sampling.
     """
     from lynx_exp.engine import Request
+    from lynx_exp.engine.processing import together
 
     generates = task.kind == "generate"
     prompts, continuations = _prompts(task, engine) if generates else _choices(task, engine)
@@ -38,7 +39,15 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
             stop = tuple(asked.until) + end if readable else ()
             repeat = repeats[asked.subtask, asked.doc_id] = repeats.get((asked.subtask, asked.doc_id), -1) + 1
             sampling = sampling_of(asked, repeat, seed)
-            made.append(Request(prompt_ids=tuple(ids), max_new_tokens=room, stop=stop, sampling=sampling))
+            made.append(
+                Request(
+                    prompt_ids=tuple(ids),
+                    max_new_tokens=room,
+                    stop=stop,
+                    sampling=sampling,
+                    processing=together(engine.processing, asked.processing),
+                )
+            )
         else:
             made.append(Request(prompt_ids=tuple(ids), continuation_ids=tuple(more)))
     return made

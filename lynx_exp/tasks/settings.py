@@ -15,6 +15,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 """What lm-eval generates at most for a task that does not say."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of one setting, the first that is given counts: lm-eval's order."""
+_SAMPLING = ("until", "do_sample", "temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,28 @@ class Generation:
     """0: greedy."""
     top_p: float
     top_k: int | None
+    processing: tuple[tuple[str, Any], ...] = ()
+    """What else changes logits before a token is chosen."""
 
     @classmethod
-    def of(cls, kwargs: Mapping[str, Any]) -> Generation:
-        """Sampling is asked for by `do_sample`, or, where that is not given, by a temperature above 0."""
+    def of(cls, kwargs: Mapping[str, Any], where: str = "generation_kwargs.") -> Generation:
+        """Sampling is asked for by `do_sample`, or, where that is not given, by a temperature above 0. ValueError,
+        beginning with `where`, for what is not followed."""
+        from lynx_exp.engine.processing import of_task
+
         until = kwargs.get("until") or []
         length = next((kwargs[name] for name in _LENGTHS if kwargs.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
         temperature = float(kwargs.get("temperature") or 0.0)
         sample = kwargs.get("do_sample")
         if sample and not kwargs.get("temperature"):
             temperature = 1.0 if kwargs.get("temperature") is None else 0.0
+        temperature = 0.0 if sample is False else temperature
+        more = {name: value for name, value in kwargs.items() if name not in (*_SAMPLING, *_LENGTHS)}
         return cls(
             until=(until,) if isinstance(until, str) else tuple(until),
             max_new_tokens=int(length),
-            temperature=0.0 if sample is False else temperature,
+            temperature=temperature,
             top_p=float(kwargs.get("top_p") or 1.0),
             top_k=int(kwargs["top_k"]) if kwargs.get("top_k") else None,
+            processing=of_task(more, where, sampled=temperature > 0),
         )

@@ -41,6 +41,8 @@ class TaskRequest:
     """0: greedy, and the other two have no effect."""
     top_p: float = 1.0
     top_k: int | None = None
+    processing: tuple[tuple[str, Any], ...] = ()
+    """What else changes logits before a token is chosen: settings of transformers by name."""
     subtask: str = ""
     """The task that it belongs to."""
 
@@ -255,7 +257,7 @@ def _request(instance: Instance) -> TaskRequest:
     prompt, *rest = instance.arguments
     if instance.request_type == "loglikelihood":
         return TaskRequest(doc_id=instance.doc_id, prompt=prompt, continuation=rest[0])
-    asked = Generation.of(rest[0])
+    asked = Generation.of(rest[0], f"task {instance.task_name}: generation_kwargs.")
     return TaskRequest(
         doc_id=instance.doc_id,
         prompt=prompt,
@@ -264,4 +266,5 @@ def _request(instance: Instance) -> TaskRequest:
         temperature=asked.temperature,
         top_p=asked.top_p,
         top_k=asked.top_k,
+        processing=asked.processing,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, Scoring, Timing
 from lynx_exp.engine.match import match_active, mean_active
 from lynx_exp.engine.plan import check_lengths
+from lynx_exp.engine.processing import of_model
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.routing import ModelShape, Phases, Policy
@@ -50,6 +51,10 @@ class VllmEngine:
         self.cache_tokens: int = (config.cache_config.num_gpu_blocks - 1) * self.block
         self.tokenizer = llm.get_tokenizer()
         stated = config.model_config.try_get_generation_config()
+        self.processing = of_model(GenerationConfig.from_dict(stated) if stated else None)
+        if self.processing:
+            name, value = self.processing[0]
+            raise ValueError(f"generation_config.json: {name}={value}: only with backend=transformers")
         self.stopper = Stopper(GenerationConfig.from_dict(stated) if stated else None, self.tokenizer)
         self._asked: set[Act] = set()
         self._lanes = 0
@@ -110,6 +115,8 @@ class VllmEngine:
         lanes: Iterable[int] | None = None,
     ) -> Job:
         """Lanes of a plan (None: all) under a policy, for `run_jobs`."""
+        for name, value in {setting for request in requests for setting in request.processing}:
+            raise ValueError(f"task.generation: {name}={value}: only with backend=transformers")
         chosen = range(len(plan.lanes)) if lanes is None else lanes
         return Job(requests=requests, plan=plan, act=self.act(policy, phases, layers), lanes=tuple(chosen))
 

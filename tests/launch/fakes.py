@@ -116,6 +116,7 @@ class FakeEngine:
     context_length: int | None = None
     feeds_last: bool = False
     vocabulary: int = 256
+    processing: tuple[tuple[str, Any], ...] = ()
     experts_implementation: str | None = "per_expert"
 
     def tokenizer(self, texts: list[str], add_special_tokens: bool = True) -> Any:

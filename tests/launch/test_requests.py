@@ -22,7 +22,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 class Engine:
     """No model: what encoding asks of one."""
 
-    context_length, feeds_last, vocabulary = None, False, 10**9
+    context_length, feeds_last, vocabulary, processing = None, False, 10**9, ()
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
