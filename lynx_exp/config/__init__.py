@@ -31,9 +31,12 @@ from lynx_exp.config.parts import (
     TrackerConfig,
     VllmConfig,
 )
+from lynx_exp.config.shared import AsDict, Once
 from lynx_exp.config.strict import refuse_unknown
 
 __all__ = [
+    "AsDict",
+    "Once",
     "BATCHINGS",
     "Config",
     "DTYPES",

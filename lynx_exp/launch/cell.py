@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import OmegaConf
 
-from lynx_exp.config import Config
-from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads
+from lynx_exp.config import AsDict, Config, Once
+from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads, longest_of
 from lynx_exp.launch.model import ModelFacts, inspect_model
 from lynx_exp.launch.tasks import LoadTask, sandbox_of, tasks_of
 from lynx_exp.store.identity import SCHEMA, Ids, cell_ids, code_digest, digest
@@ -60,11 +60,11 @@ class Cell:
         task = self.config.task
         return f"{task.name} separate" if task.weights is not None and task.mixing == "separate" else task.name
 
-    @property
+    @cached_property
     def study(self) -> Path:
         return Path(self.config.results).expanduser() / self.config.study_name
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Stable: the same cell is always in the same folder."""
         parts = (
@@ -135,15 +135,27 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         from lynx_exp.vllm_backend.opening import check_installed
 
         check_installed()
-    policies: list[Policy | None] = []
-    for config in configs:
-        with _about_the_policy():
-            built = build_policy("vanilla" if config.is_untouched else config.policy_name, **config.policy_params)
-        policies.append(None if config.is_untouched else built)
+    as_dict, model_key = AsDict(), Once(lambda model: digest(asdict(model)))
+    task_key = Once(lambda task: digest(asdict(task)))
 
-    found: dict[str, tuple[Task, ...]] = {}
+    def asked(config: Config) -> tuple[Any, ...]:
+        """Equal for configs that ask the same."""
+        return task_key(config.task), config.limit, model_key(config.model) if config.task.apply_chat_template else None
+
+    owners = {id(config.policy): config for config in configs}
+
+    @Once
+    def build(node: dict[str, Any]) -> Policy | None:
+        own = owners[id(node)]
+        with _about_the_policy():
+            built = build_policy("vanilla" if own.is_untouched else own.policy_name, **own.policy_params)
+        return None if own.is_untouched else built
+
+    policies = [build(config.policy) for config in configs]
+
+    found: dict[tuple[Any, ...], tuple[Task, ...]] = {}
     for config in configs:
-        key = _asked(config)
+        key = asked(config)
         if key not in found:
             found[key] = tasks_of(config, load, config.limit)
         if here and any(task.runs_code for task in found[key]):
@@ -151,26 +163,27 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     facts: dict[str, ModelFacts] = {}
     for config, policy in zip(configs, policies, strict=True):
-        key = digest(asdict(config.model))
-        if key not in facts:
-            facts[key] = inspect_model(config.model)
+        name = model_key(config.model)
+        if name not in facts:
+            facts[name] = inspect_model(config.model)
         if policy is not None:
             shape = ModelShape(
-                num_experts=facts[key].num_experts, top_k=facts[key].top_k, calibration=_calibration(config)
+                num_experts=facts[name].num_experts, top_k=facts[name].top_k, calibration=_calibration(config)
             )
             with _about_the_policy():
                 policy.bind(shape)
             check_layers(policy, config.model)
-            check_match(config.match_active, facts[key])
+            check_match(config.match_active, facts[name])
             if config.layers is not None:
-                layer_range(config.layers, facts[key].num_layers)
+                layer_range(config.layers, facts[name].num_layers)
 
+    longest = Once(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
     for config, policy in zip(configs, policies, strict=True):
-        tasks = found[_asked(config)]
-        model = facts[digest(asdict(config.model))]
-        check_lengths(config, tasks, model.context)
+        tasks = found[asked(config)]
+        model = facts[model_key(config.model)]
+        check_lengths(config, [longest(task) for task in tasks], model.context)
         if here:
             check_threads(config.threads)
         device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
@@ -178,7 +191,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
         ids = cell_ids(
-            asdict(config)
+            as_dict(config)
             | {"device": device.type, "dtype": dtype}
             | {"policy": _with_calibration(config, policy, content)},
             model_digest=model.digest,
@@ -197,12 +210,6 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
         )
     return cells
-
-
-def _asked(config: Config) -> str:
-    """Equal for configs that ask the same."""
-    chat = asdict(config.model) if config.task.apply_chat_template else None
-    return digest([asdict(config.task), config.limit, chat])
 
 
 def _calibration(config: Config) -> str | None:

@@ -49,6 +49,8 @@ class Throughput:
 
     def seconds(self, cell: Cell) -> float | None:
         """None if no cell of this model has been run on this kind of device."""
+        if not self.cells:
+            return None
         requests = sum(len(task.requests) for task in cell.tasks)
         for key in _keys(cell.info(), str(cell.config.measure.latency)):
             if self._requests[key]:

@@ -39,15 +39,20 @@ def check_match(target: float | None, facts: ModelFacts) -> None:
         )
 
 
-def check_lengths(config: Config, tasks: Sequence[EvalTask | MixedTask], context: int | None) -> None:
-    """ValueError for a response, or a timed batch, that is longer than all of the model's positions."""
+def longest_of(task: EvalTask | MixedTask) -> tuple[str, int]:
+    """(its name, most tokens that a request of it generates)"""
+    return task.name, max((request.max_new_tokens for request in task.requests), default=0)
+
+
+def check_lengths(config: Config, longest: Sequence[tuple[str, int]], context: int | None) -> None:
+    """ValueError for a response (`longest_of` each task), or a timed batch, that is longer than all of the model's
+    positions."""
     if context is None:
         return
-    for task in tasks:
-        most = max((request.max_new_tokens for request in task.requests), default=0)
+    for name, most in longest:
         if most >= context:
             raise ValueError(
-                f"task.generation.max_gen_toks={most}: {task.name} leaves no room for a prompt in the model's "
+                f"task.generation.max_gen_toks={most}: {name} leaves no room for a prompt in the model's "
                 f"{context} positions; must be below {context}"
             )
     measure = config.measure

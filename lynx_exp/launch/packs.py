@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 
+from lynx_exp.config import Once
 from lynx_exp.launch.cell import Cell
 from lynx_exp.store.identity import digest
 
@@ -30,10 +31,14 @@ SHARED = (
 def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells in packs, in the order of their first cells: those of one pack differ in policy, phases, layers and
     batch size, and in what is done beside decoding; at most `pack.max_cells` of them."""
-    groups: dict[str, list[Cell]] = {}
+    node: Once[str] = Once(lambda node: digest(asdict(node)))
+
+    def shared(value: object) -> object:
+        return node(value) if is_dataclass(value) else value
+
+    groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
-        config = asdict(cell.config)
-        key = digest({name: config[name] for name in SHARED} | {"pack": config["pack"]})
+        key = tuple(shared(getattr(cell.config, name)) for name in (*SHARED, "pack"))
         groups.setdefault(key, []).append(cell)
     return [
         group[start : start + group[0].config.pack.max_cells]

@@ -19,6 +19,8 @@ from lynx_exp.store.read import is_done
 if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
 
+_MOST_PACKS = 50
+"""That are named one by one."""
 _MOST_NAMED = 12
 """Cells of a pack that are named one by one."""
 
@@ -48,11 +50,19 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         return
     packs = pack_groups(todo) if packed else [[cell] for cell in todo]
     times = Throughput(dict.fromkeys(Path(cell.config.results) for cell in cells))
-    for number, pack in enumerate(packs, 1):
+    for number, pack in enumerate(packs[:_MOST_PACKS], 1):
         yield from _pack_lines(f"pack {number}/{len(packs)}", pack, times)
+    if len(packs) > _MOST_PACKS:
+        rest = [cell for pack in packs[_MOST_PACKS:] for cell in pack]
+        requests = sum(map(_requests, rest))
+        yield f"and {len(packs) - _MOST_PACKS} more packs: {len(rest)} cells, {requests} requests"
     yield _time(todo, times)
-    for cell in {cell.model.digest: cell for cell in todo}.values():
-        yield _memory(cell, [other for other in todo if other.model.digest == cell.model.digest])
+    models: dict[str, list[Cell]] = {}
+    for cell in todo:
+        models.setdefault(cell.model.digest, []).append(cell)
+    for cells in models.values():
+        cell = cells[-1]
+        yield _memory(cell, cells)
         yield from _missing(cell)
     yield "nothing was run (plan=true)"
 
@@ -93,11 +103,8 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
 
 
 def _memory(cell: Cell, together: Sequence[Cell]) -> str:
-    positions = max(
-        max(_tokens(request.prompt) + request.max_new_tokens for request in task.requests)
-        for other in together
-        for task in other.tasks
-    )
+    tasks = {id(task): task for other in together for task in other.tasks}.values()
+    positions = max(_tokens(request.prompt) + request.max_new_tokens for task in tasks for request in task.requests)
     memory = memory_of(cell, positions)
     if memory is None:
         return f"memory: {cell.model.name}: its size cannot be told from its configuration"

@@ -156,7 +156,7 @@ class Ids(NamedTuple):
 
 def cell_ids(config: Mapping[str, Any], *, model_digest: str, data_digests: Mapping[str, str], code: str) -> Ids:
     """The batch plan follows from these: number of requests (data, limit), batch size, seed and the engine's code."""
-    fields = scientific_fields(config)
+    fields = _canonical(scientific_fields(config))
     around = {"schema": SCHEMA, "model": model_digest, "data": dict(data_digests), "code": code}
     paired = {name: value for name, value in fields.items() if name not in NOT_PAIRED}
     sizes = {name: value for name, value in fields.items() if name != "batch_size"}
