@@ -12,7 +12,7 @@ import pytest
 
 from lynx_exp import cli
 from lynx_exp.engine import Engine
-from lynx_exp.models.load import BUNDLED
+from lynx_exp.models import BUNDLED
 from lynx_exp.results import main as results
 from tests.analysis.fake_study import POLICIES, write_cell
 

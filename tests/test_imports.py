@@ -105,9 +105,22 @@ def test_analysis_reads_files_only():
         ("lynx_exp.store.read", "torch pandas transformers lm_eval wandb hydra omegaconf"),
         ("lynx_exp.results.main", "torch pandas transformers lm_eval hydra wandb matplotlib pyarrow"),
         ("lynx_exp.prepare.cli", "torch pandas transformers lm_eval wandb"),
+        ("lynx_exp.launch.run", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.models, lynx_exp.engine", "torch transformers"),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(module, absent):
     code = f"import sys, {module}; found = set(sys.modules) & set('{absent}'.split()); assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plan_needs_no_modelling_code(tmp_path):
+    """What it says of a model comes from its configuration and the heads of its files: transformers' models take
+    seconds to import."""
+    code = "import sys; from lynx_exp import cli; code = cli.run(['plan=true']); "
+    code += "found = {'transformers.modeling_utils', 'matplotlib', 'wandb'} & set(sys.modules); "
+    code += "assert code == 0 and not found, found"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "fits" in done.stdout

@@ -1,15 +1,44 @@
-"""Prefill, decode, lanes, packs, plans and timing over transformers. torch and transformers only."""
+"""Prefill, decode, lanes, packs, plans and timing over transformers. torch and transformers only.
 
-from lynx_exp.engine.engine import Engine
-from lynx_exp.engine.fidelity import Fidelity
-from lynx_exp.engine.lane import Job
-from lynx_exp.engine.match import Matched
-from lynx_exp.engine.measure import Timing
-from lynx_exp.engine.plan import BatchPlan, Request
-from lynx_exp.engine.protocol import LaneEngine
-from lynx_exp.engine.results import ActiveRow, LaneResult, Run
-from lynx_exp.engine.sampling import Sampling
-from lynx_exp.engine.score import Scoring
+Each name is imported when it is first asked for: most modules bring transformers, which takes seconds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lynx_exp.engine.engine import Engine
+    from lynx_exp.engine.fidelity import Fidelity
+    from lynx_exp.engine.lane import Job
+    from lynx_exp.engine.match import Matched
+    from lynx_exp.engine.measure import Timing
+    from lynx_exp.engine.plan import BatchPlan, Request
+    from lynx_exp.engine.protocol import LaneEngine
+    from lynx_exp.engine.results import ActiveRow, LaneResult, Run
+    from lynx_exp.engine.sampling import Sampling
+    from lynx_exp.engine.score import Scoring
+
+_MODULES = {
+    "engine": ("Engine",),
+    "fidelity": ("Fidelity",),
+    "lane": ("Job",),
+    "match": ("Matched",),
+    "measure": ("Timing",),
+    "plan": (
+        "BatchPlan",
+        "Request",
+    ),
+    "protocol": ("LaneEngine",),
+    "results": (
+        "ActiveRow",
+        "LaneResult",
+        "Run",
+    ),
+    "sampling": ("Sampling",),
+    "score": ("Scoring",),
+}
+"""Which names each module has."""
 
 __all__ = [
     "ActiveRow",
@@ -26,3 +55,11 @@ __all__ = [
     "Scoring",
     "Timing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

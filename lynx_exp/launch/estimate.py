@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -112,6 +113,10 @@ def _shape(cell: Cell) -> tuple[int | None, int]:
 
 @cache
 def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[int | None, int]:
+    from lynx_exp.models import locate
+
+    if kind != "random" and (found := _of_files(Path(locate(name)))) is not None:
+        return found
     model = weightless(kind, name, revision, trust, fields)
     if model is None:
         return None, 0
@@ -119,6 +124,33 @@ def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: s
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
+
+
+def _of_files(folder: Path) -> tuple[int, int] | None:
+    """(parameters, numbers of keys and values of one position) from the heads of a folder's safetensors files and its
+    config.json; None where those do not tell."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        text = config.get("text_config", config)
+        width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+        per_position = 2 * int(text["num_hidden_layers"]) * int(heads) * int(width)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files or "quantization_config" in config:
+            return None
+        return sum(_numbers_in(path) for path in files), per_position
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None  # whoever loads it says what is wrong
+
+
+def _numbers_in(path: Path) -> int:
+    """Of all tensors of a safetensors file, by its header."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path}: cut off")
+        header = json.loads(file.read(size))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> Any:

@@ -1,22 +1,72 @@
-"""Routers of any transformers MoE, and policies on them. torch and transformers only."""
+"""Routers of any transformers MoE, and policies on them. torch and transformers only.
 
-from lynx_exp.models.attach import Attachment, Record, Rows, bind, count_active, count_changed
-from lynx_exp.models.load import (
-    BUNDLED,
-    calibration_path,
-    find_calibration,
-    load_tokenizer,
-    load_weights,
-    locate,
-    random_model,
-    resolve_device,
-    resolve_dtype,
-)
-from lynx_exp.models.placement import DeviceMap
-from lynx_exp.models.probe import Answers, UnknownRouter
-from lynx_exp.models.prove import Live, LiveRule, prove_answers
-from lynx_exp.models.ranks import from_first
-from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
+Each name is imported when it is first asked for: most modules bring transformers, which takes seconds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lynx_exp.models.attach import Attachment, Record, Rows, bind, count_active, count_changed
+    from lynx_exp.models.load import load_tokenizer, load_weights, random_model
+    from lynx_exp.models.placement import DeviceMap
+    from lynx_exp.models.places import (
+        BUNDLED,
+        calibration_path,
+        find_calibration,
+        locate,
+        resolve_device,
+        resolve_dtype,
+    )
+    from lynx_exp.models.probe import Answers, UnknownRouter
+    from lynx_exp.models.prove import Live, LiveRule, prove_answers
+    from lynx_exp.models.ranks import from_first
+    from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
+
+_MODULES = {
+    "attach": (
+        "Attachment",
+        "Record",
+        "Rows",
+        "bind",
+        "count_active",
+        "count_changed",
+    ),
+    "load": (
+        "load_tokenizer",
+        "load_weights",
+        "random_model",
+    ),
+    "placement": ("DeviceMap",),
+    "places": (
+        "BUNDLED",
+        "calibration_path",
+        "find_calibration",
+        "locate",
+        "resolve_device",
+        "resolve_dtype",
+    ),
+    "probe": (
+        "Answers",
+        "UnknownRouter",
+    ),
+    "prove": (
+        "Live",
+        "LiveRule",
+        "prove_answers",
+    ),
+    "ranks": ("from_first",),
+    "routers": (
+        "Described",
+        "Router",
+        "UnsupportedModel",
+        "find_routers",
+        "fingerprint",
+        "intercepted",
+    ),
+}
+"""Which names each module has."""
 
 __all__ = [
     "BUNDLED",
@@ -48,3 +98,11 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

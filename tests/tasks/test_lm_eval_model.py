@@ -23,7 +23,7 @@ from lynx_exp.launch.export import export_lm_eval
 from lynx_exp.launch.run import run_cells
 from lynx_exp.launch.stored import done_cells
 from lynx_exp.lm_eval_model import LynxLM
-from lynx_exp.models.load import BUNDLED
+from lynx_exp.models import BUNDLED
 from lynx_exp.tasks import TaskSettings, load_task
 from lynx_exp.tasks.lm_eval_yaml import write_lm_eval_task
 from lynx_exp.tasks.mini.dataset import FOLDER
