@@ -139,7 +139,7 @@ def _of_files(folder: Path) -> tuple[int, int] | None:
         if not files or "quantization_config" in config:
             return None
         return sum(_numbers_in(path) for path in files), per_position
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError):
         return None  # whoever loads it says what is wrong
 
 
