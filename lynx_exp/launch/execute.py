@@ -225,6 +225,10 @@ class Pack:
         if abs(found.active - found.target) > _NEAR * found.target:
             nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
             self._progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
+        if found.also:
+            turned = ", ".join(f"{name}={value}" for name, value in found.also.items())
+            attempt.writer.notes.append(f"match_active: set {turned} as well, {found.parameter} alone did not do")
+            self._progress.note(f"{cell.name}: {attempt.writer.notes[-1]}")
         self._progress.advance(cell, ("match", cell.config.batch_size), 1)
 
     def _generate(self, task: Task) -> None:

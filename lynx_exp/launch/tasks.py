@@ -19,11 +19,20 @@ LoadTask = Callable[..., "EvalTask"]
 
 
 def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTask | MixedTask, ...]:
-    """What the cell runs one after another: each subtask, or the mix of them. ValueError as in `load_task`."""
+    """What the cell runs one after another: each subtask (of a group of lm-eval's each of its own), or the mix of them.
+    ValueError as in `load_task`."""
+    from lynx_exp.tasks.definition import GroupOfTasks
+
     settings = settings_of(config)
     names, weights = config.task.subtasks, config.task.weights
     if weights is None:
-        return _each_once(names, [load(name, limit=limit, settings=settings) for name in names])
+        found: dict[str, EvalTask] = {}
+        for name in names:
+            try:
+                found[name] = load(name, limit=limit, settings=settings)
+            except GroupOfTasks as group:
+                found |= {member: load(member, limit=limit, settings=settings) for member in group.members}
+        return _each_once(list(found), list(found.values()))
     from lynx_exp.tasks.mix import mix
 
     def member(number: int, documents: int | None) -> EvalTask:

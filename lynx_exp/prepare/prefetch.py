@@ -127,6 +127,7 @@ def needs(configs: Sequence[Config]) -> Wanted:
     from lynx_exp.prepare.hub import HubModel, HubTask
     from lynx_exp.tasks import mini_tasks
     from lynx_exp.tasks.data import HUB
+    from lynx_exp.tasks.definition import members_of
 
     models: dict[HubModel, None] = {}
     tasks: dict[tuple[str, str | None], HubTask] = {}
@@ -137,7 +138,7 @@ def needs(configs: Sequence[Config]) -> Wanted:
             here[config.model.id] = None
         else:
             models[model] = None
-        for name in config.task.subtasks:
+        for name in [member for asked in config.task.subtasks for member in members_of(asked)]:
             key = name, config.task.revision
             if name in mini_tasks() or config.task.data != HUB:
                 here[name] = None

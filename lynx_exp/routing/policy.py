@@ -6,9 +6,10 @@ T token rows, E experts, K top-k, G lanes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class Policy(ABC):
     """Lanes with fewer live rows run vanilla."""
 
     knob: ClassVar[Knob | None] = None
+    beside: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Other parameters, with values for `match_active` to try where the knob alone comes nowhere near."""
 
     def __post_init__(self) -> None:
         at_least(self, "min_batch", 1)

@@ -95,6 +95,8 @@ def _dataset(path: Path) -> Dataset:
 
     numbered = read_numbered(path)
     fields = dict.fromkeys(field for _, row in numbered for field in row)
+    if not fields:
+        raise ValueError(f"task.data: {path}, {numbered[0][0]}: must be an object with the task's fields")
     try:
         return Dataset.from_list([dict.fromkeys(fields) | row for _, row in numbered])
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow's, among them

@@ -48,7 +48,7 @@ def _read(path: Path, _modified: int, _size: int) -> Numbered:
     except ValueError as error:
         text = str(error).splitlines()[0]
         raise ValueError(text if text.startswith("task.data") else f"task.data: {path}: {text}") from error
-    if not all(isinstance(row, dict) for _, row in found) or not any(row for _, row in found):
+    if not found or not all(isinstance(row, dict) for _, row in found):
         raise ValueError(f"task.data: {path}: must hold at least one document, each an object with the task's fields")
     for where, row in found:
         for field, value in row.items():

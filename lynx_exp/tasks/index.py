@@ -1,0 +1,103 @@
+"""lm-eval's own index of its tasks, groups and tags: built by lm-eval once, then read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FORM = 1
+"""Of the file."""
+
+_GROUP_FIELDS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag", "include", "version")
+"""Of a group's definition what does not change its tasks."""
+
+Index = Mapping[str, Mapping[str, Any]]
+"""Name -> {"path": its file, below the folder of tasks} of a task; {"members": names} of a group or a tag; or
+{"not": why it cannot run}."""
+
+
+def cached_index(folder: Path) -> Index | None:
+    """The index of the tasks in `folder`, if its file is there."""
+    path = _file(folder)
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, _modified: int) -> Index:
+    found = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must hold an object")
+    return found
+
+
+def index_of(folder: Path) -> Index:
+    """The index, from its file or made anew: that reads thousands of definitions, which takes seconds."""
+    return cached_index(folder) or _build(folder)
+
+
+@cache
+def _build(folder: Path) -> Index:
+    from lm_eval.tasks._index import Kind, TaskIndex
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of names that two files define
+    try:
+        entries = TaskIndex.build([folder])
+    finally:
+        logging.disable(level)
+    made: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        if entry.kind is Kind.TAG:
+            made[name] = {"members": sorted(entry.tags)}
+        elif entry.kind is Kind.GROUP:
+            made[name] = group_entry(entry.cfg or {})
+        else:
+            made[name] = {"path": str(Path(str(entry.yaml_path)).relative_to(folder))}
+    _write(_file(folder), made)
+    return made
+
+
+def group_entry(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's entry. One that changes its members is refused: then they are other tasks than those of their names."""
+    members = definition.get("task")
+    changed = sorted(set(definition) - set(_GROUP_FIELDS))
+    if changed:
+        return {"not": f"is a group that changes its tasks ({', '.join(changed)}); name the tasks themselves"}
+    names = [members] if isinstance(members, str) else list(members or ())
+    plain: list[Any] = [member["task"] if _only_names(member) else member for member in names]  # type: ignore[index]
+    if not plain or not all(isinstance(member, str) for member in plain):
+        return {"not": "is a group that defines or changes tasks of its own; name the tasks themselves"}
+    return {"members": plain}
+
+
+def _only_names(member: Any) -> bool:
+    return isinstance(member, Mapping) and set(member) <= {"task", "task_alias"} and isinstance(member.get("task"), str)
+
+
+def _file(folder: Path) -> Path:
+    """Of this lm-eval at this place: another version, or another folder, has a file of its own."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = json.dumps([FORM, version("lm_eval"), str(folder), folder.stat().st_mtime_ns])
+    return root / "lynx_exp" / f"lm_eval_tasks-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _write(path: Path, made: Index) -> None:
+    """Whole or not at all; a home that cannot be written to costs the time again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(made, file)
+        os.replace(temporary, path)
