@@ -6,9 +6,10 @@ time only notes which programs there are, then all of them run side by side, the
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from math import comb
 from types import ModuleType
@@ -150,8 +151,20 @@ def program_of(source: str, test: str, doc: Mapping[str, Any]) -> Program:
     """What is known of a program beyond its text: HumanEval's prompt defines helpers that its tests trust."""
     prompt, check, entry = (doc.get(name) for name in ("prompt", "test", "entry_point"))
     if isinstance(prompt, str) and isinstance(entry, str) and test == f"{check}\ncheck({entry})":
-        return Program(source=source, test=str(check), entry_point=entry, prelude=prompt)
+        return Program(source=source, test=str(check), entry_point=entry, prelude=complete_part(prompt))
     return Program(source=source, test=test, entry_point=None)
+
+
+def complete_part(prompt: str) -> str:
+    """The statements of a prompt up to the last that is whole: some end in the middle of a function (infilling), or
+    with a comment where a function should have a body. What is cut off is the candidate's to complete."""
+    lines = prompt.splitlines(keepends=True)
+    for count in (len(lines), *(at for at in reversed(range(len(lines))) if not lines[at][:1].isspace())):
+        part = "".join(lines[:count])
+        with suppress(SyntaxError, ValueError):
+            ast.parse(part)
+            return part
+    return ""
 
 
 def forget_task_modules() -> dict[str, ModuleType]:

@@ -11,13 +11,15 @@ import signal
 import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from lynx_exp.tasks.sandbox import files
+from lynx_exp.tasks.sandbox.jail.folders import PATIENCE_S, remove
 from lynx_exp.tasks.sandbox.jail.kernel import has_capability
 from lynx_exp.tasks.sandbox.jail.namespaces import CAP_SYS_ADMIN, OWN_FOLDER
 from lynx_exp.tasks.sandbox.jail.supervisor import FORKS_ENDED
@@ -55,15 +57,29 @@ def run(
         entries[index]["timeout_s"] = own
     token = secrets.token_hex()
     workers = min(workers, len(programs))
-    with tempfile.TemporaryDirectory(prefix="programs-") as folder:
+    with work_folder() as folder:
         os.chmod(folder, 0o755)  # programs of root run as another user
         question = message(plan(tier, memory_mib, workers))
         question += message({"token": token, "timeout_s": timeout_s, "programs": entries})
-        patience_s = START_UP_S + timeout_s * ceil(len(programs) / workers) * 1.5 + sum(own_timeouts_s.values())
+        rounds = ceil(len(programs) / workers)
+        patience_s = START_UP_S + (timeout_s * 1.5 + PATIENCE_S) * rounds + sum(own_timeouts_s.values())
         answer = ask(command(tier, marker), question, folder, patience_s)
     if answer.get("token") != token or len(answer.get("verdicts", ())) != len(programs):
         raise ExecutionError("the process that runs programs gave an answer that does not belong to the question")
     return [Verdict(passed=passed, reason=reason) for passed, reason in answer["verdicts"]]
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[str]:
+    """A folder for a run, removed with whatever programs left in it."""
+    folder = tempfile.mkdtemp(prefix="programs-")
+    try:
+        yield folder
+    finally:
+        try:
+            remove(folder)
+        except OSError as error:
+            warnings.warn(f"{folder}: files of programs are left there, delete them by hand ({error})", stacklevel=2)
 
 
 def message(content: dict[str, Any]) -> bytes:

@@ -81,6 +81,10 @@ def evaluate(code: bytes, number: int, arguments: tuple[int, ...] = (), architec
         ("sendto", (3, 0, 0, 0, 1), False),
         ("sendto", (3, 0, 0, 0, 1 << 32), False),
         ("fcntl", (3, 4), True),
+        ("fcntl", (3, 1036), False),
+        ("renameat2", (0, 0, 0, 0, 1), True),
+        ("renameat2", (0, 0, 0, 0, 4), False),
+        ("clone", (0x10010000,), False),
         ("fcntl", (3, 8), False),
         ("fcntl", (3, 10), False),
         ("fcntl", (3, 1026), False),
@@ -133,7 +137,9 @@ def test_emptied_folders(tmp_path):
     os.chmod(deep / "a", 0)
     kept = tmp_path / "kept"
     kept.write_text("x")
-    folders.empty(str(deep))
+    fd = os.open(deep, folders.OPEN)
+    folders.empty(fd)
+    os.close(fd)
     assert os.listdir(deep) == [] and kept.exists()
 
 

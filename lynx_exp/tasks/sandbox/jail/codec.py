@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
+
+from . import values
 
 MAX_DEPTH = 200
 """Nesting of containers. Deeper data is refused on both sides, long before Python's own recursion limit."""
@@ -29,11 +28,18 @@ PACKED_TAGS: dict[tuple[type, type], bytes] = {
 }
 REFERENCES = b"h", b"k", b"o"
 """To the candidate's objects, to the tester's functions, to mutable containers that came with a call."""
+DESCRIBED = b"H", b"u", b"X", b"E"
+"""From the candidate: an object of a class of its own; one that derives from plain data, with that; a class of
+exceptions; an exception. Each begins with the object's number."""
+MIRRORED = int, float, complex, str, bytes, bytearray, tuple, frozenset, list, dict, set, deque
+"""What objects of own classes may derive from and still be known, on the other side, as their candidate's objects."""
 MUTABLE = list, dict, set, bytearray, deque
-MUTABLE_TAGS = b"l", b"m", b"S", b"B", b"D", b"q", b"f"
+MUTABLE_TAGS = b"l", b"m", b"M", b"S", b"B", b"D", b"q", b"f"
 
-Refer = Callable[[Any], tuple[bytes, int]]
-Resolve = Callable[[bytes, int], Any]
+Refer = Callable[[Any], tuple[bytes, Any]]
+"""Tag and number for what is not plain data; or, of `DESCRIBED`, tag and parts."""
+Resolve = Callable[[bytes, Any], Any]
+Mirror = Callable[[Any, type], list[Any]]
 
 
 class CodecError(Exception):
@@ -45,23 +51,33 @@ def no_references(*_: Any) -> Any:
 
 
 def encode(
-    value: Any, refer: Refer = no_references, numbers: dict[int, int] | None = None, noted: list[Any] | None = None
+    value: Any,
+    refer: Refer = no_references,
+    numbers: dict[int, int] | None = None,
+    noted: list[Any] | None = None,
+    mirror: Mirror | None = None,
 ) -> bytes:
     """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
 
     Objects whose id is in `numbers` are written as references. With `noted`, mutable containers are added to it and to
-    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike.
+    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike. With `mirror`,
+    objects of own classes that derive from plain data are described besides, by the parts that it gives.
     """
     out: list[bytes] = []
-    Encoder(out.append, refer, numbers or {}, noted).put(value, 0)
+    Encoder(out.append, refer, numbers or {}, noted, mirror).put(value, 0)
     return b"".join(out)
 
 
 class Encoder:
     def __init__(
-        self, write: Callable[[bytes], Any], refer: Refer, numbers: dict[int, int], noted: list[Any] | None
+        self,
+        write: Callable[[bytes], Any],
+        refer: Refer,
+        numbers: dict[int, int],
+        noted: list[Any] | None,
+        mirror: Mirror | None,
     ) -> None:
-        self.write, self.refer, self.numbers, self.noted = write, refer, numbers, noted
+        self.write, self.refer, self.numbers, self.noted, self.mirror = write, refer, numbers, noted, mirror
 
     def put(self, value: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -72,16 +88,31 @@ class Encoder:
         kind = type(value)
         method = WRITERS.get(kind)
         if method is None:
-            base = next((base for base in kind.__mro__ if base in WRITERS), None)
+            if (parts := named_parts(value)) is not None:
+                self.items(b"x", parts, depth)
+                return
+            base = next((base for base in type.__dict__["__mro__"].__get__(kind) if base in WRITERS), None)
             if base is None:
-                tag, number = self.refer(value)
-                self.write(tag + struct.pack(">Q", number))
+                self.reference(value, depth)
                 return
             method = WRITERS[base]
+            if self.mirror is not None and base in MIRRORED:
+                parts = self.mirror(value, base)
+                self.write(b"u" + struct.pack(">I", len(parts) + 1))
+                for part in parts:
+                    self.put(part, depth + 1)
+                depth += 1
         if self.noted is not None and isinstance(value, MUTABLE):
             self.numbers[id(value)] = len(self.noted)
             self.noted.append(value)
         method(self, value, depth)
+
+    def reference(self, value: Any, depth: int) -> None:
+        tag, told = self.refer(value)
+        if tag in DESCRIBED:
+            self.items(tag, told, depth)
+        else:
+            self.write(tag + struct.pack(">Q", told))
 
     def constant(self, value: Any, depth: int) -> None:
         self.write(b"N" if value is None else b"T" if value else b"F")
@@ -136,21 +167,14 @@ class Encoder:
     def queue(self, value: deque[Any], depth: int) -> None:
         self.items(b"D", [value.maxlen, *deque.__iter__(value)], depth)
 
-    def decimal(self, value: Decimal, depth: int) -> None:
-        self.items(b"x", ["decimal", Decimal.__str__(value)], depth)
+    def kept_mapping(self, value: Any, depth: int) -> None:
+        name = next(name for name, kind in values.MAPPINGS.items() if isinstance(value, kind))
+        made_by = value.default_factory if name == "defaultdict" else None
+        self.items(b"M", [name, made_by, *(part for pair in dict.items(value) for part in pair)], depth)
 
-    def fraction(self, value: Fraction, depth: int) -> None:
-        self.items(b"x", ["fraction", int(value.numerator), int(value.denominator)], depth)
-
-    def moment(self, value: date | timedelta, depth: int) -> None:
-        if isinstance(value, timedelta):
-            self.items(b"x", ["timedelta", value.days, value.seconds, value.microseconds], depth)
-        elif isinstance(value, datetime):
-            if value.tzinfo is not None:
-                raise CodecError("a datetime with a time zone")
-            self.items(b"x", ["datetime", *value.timetuple()[:6], value.microsecond], depth)
-        else:
-            self.items(b"x", ["date", value.year, value.month, value.day], depth)
+    def by_name(self, value: Any, depth: int) -> None:
+        kind = next(base for base in type(value).__mro__ if base in values.TO_PARTS)
+        self.items(b"x", values.TO_PARTS[kind](value), depth)
 
     def sized(self, tag: bytes, content: bytes) -> None:
         self.write(tag + struct.pack(">I", len(content)))
@@ -178,20 +202,18 @@ WRITERS: dict[type, Callable[[Encoder, Any, int], None]] = {
     dict: Encoder.mapping,
     range: Encoder.span,
     deque: Encoder.queue,
-    Decimal: Encoder.decimal,
-    Fraction: Encoder.fraction,
-    date: Encoder.moment,
-    datetime: Encoder.moment,
-    timedelta: Encoder.moment,
+    **dict.fromkeys((Counter, OrderedDict, defaultdict), Encoder.kept_mapping),
+    **dict.fromkeys(values.TO_PARTS, Encoder.by_name),
 }
 
-VALUES: dict[str, Callable[..., Any]] = {
-    "decimal": Decimal,
-    "fraction": Fraction,
-    "timedelta": timedelta,
-    "datetime": datetime,
-    "date": date,
-}
+
+def named_parts(value: Any) -> list[Any] | None:
+    """Name and parts of a class that both sides have, or of what NumPy has made; None for anything else."""
+    if isinstance(value, type):
+        name = f"{value.__module__}.{value.__name__}"
+        if values.TYPES.get(name) is value:
+            return ["type", name]
+    return values.numpy_parts(value)
 
 
 def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | None = None) -> Any:
@@ -202,7 +224,7 @@ def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | Non
     decoder = Decoder(data, resolve, noted)
     try:
         value = decoder.get(0)
-    except (struct.error, ValueError, TypeError, OverflowError, ArithmeticError, LookupError) as error:
+    except (struct.error, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, ImportError) as error:
         raise CodecError(f"malformed: {type(error).__name__}") from None
     if decoder.at != len(data):
         raise CodecError("malformed: more than one value")
@@ -282,20 +304,29 @@ class Decoder:
             if 2 * len(mapping) != len(items):
                 raise CodecError("malformed: a key twice in a dict")
             return mapping
+        if tag in DESCRIBED:
+            return self.resolve(tag, items)
+        if tag == b"M":
+            return kept_mapping(items)
         if tag == b"r":
-            return range(*expect(items, [int, int, int]))
+            return range(*values.expect(items, [int, int, int]))
         if tag == b"D":
             queue = deque(items[1:], items[0])
             if len(queue) != len(items) - 1:
                 raise CodecError("malformed: a queue longer than it may be")
             return queue
         if tag == b"x" and items and type(items[0]) is str:
-            kinds: list[type] = [str] if items[0] == "decimal" else [int] * (len(items) - 1)
-            return VALUES[items[0]](*expect(items[1:], kinds))
+            return values.made(items[0], items[1:])
         raise CodecError("malformed: an unknown tag")
 
 
-def expect(items: list[Any], kinds: list[type]) -> list[Any]:
-    if list(map(type, items)) != kinds:
-        raise CodecError("malformed: parts of the wrong type")
-    return items
+def kept_mapping(items: list[Any]) -> Any:
+    name, made_by, *rest = items
+    pairs = dict(zip(rest[::2], rest[1::2], strict=True))
+    if 2 * len(pairs) != len(rest):
+        raise CodecError("malformed: a key twice in a dict")
+    if name == "defaultdict" and (made_by is None or callable(made_by)):
+        return defaultdict(made_by, pairs)
+    if made_by is None and name in ("Counter", "OrderedDict"):
+        return values.MAPPINGS[name](pairs)
+    raise CodecError("malformed: an unknown kind of dict")

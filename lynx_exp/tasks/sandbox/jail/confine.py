@@ -129,6 +129,10 @@ class Confinement:
             self.filter.install()
         return numbers
 
+    def close(self) -> None:
+        if self.rules is not None:
+            os.close(self.rules)
+
 
 def thread_limit(plan: Plan) -> int | None:
     """The value for RLIMIT_NPROC, which counts processes and threads of a user, wherever that user has them."""

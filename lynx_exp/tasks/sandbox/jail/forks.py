@@ -15,8 +15,9 @@ import struct
 import traceback
 from collections.abc import Callable
 
-from . import candidate, folders, namespaces, tester
+from . import candidate, namespaces, tester
 from .confine import Confinement, Plan
+from .folders import OwnFolder
 from .namespaces import ProgramNamespaces
 
 START, END, END_TESTER = b"S", b"E", b"T"
@@ -30,11 +31,8 @@ class ForkServer:
     def __init__(self, plan: Plan, slot: int, folder: str, control: socket.socket) -> None:
         self.plan, self.slot, self.control = plan, slot, control
         self.namespaces = ProgramNamespaces() if plan.program_namespaces else None
-        self.folder = namespaces.OWN_FOLDER if self.namespaces else os.path.join(folder, str(slot))
-        if not self.namespaces:
-            os.mkdir(self.folder)
-            os.chmod(self.folder, 0o777)  # whoever the program becomes
-        own = namespaces.FOR_PROGRAMS if self.namespaces else self.folder
+        self.folder = None if self.namespaces else OwnFolder(folder, str(slot))
+        own = self.folder.path if self.folder else namespaces.FOR_PROGRAMS
         self.for_candidates, self.for_testers = Confinement(plan, own), Confinement(plan, None)
         self.candidate: int | None = None
         self.tester: int | None = None
@@ -87,7 +85,7 @@ class ForkServer:
 
     def be_candidate(self, requests: int, replies: int, timeout_s: float) -> None:
         try:
-            os.chdir(self.folder)
+            os.chdir(self.folder.path if self.folder else namespaces.OWN_FOLDER)
             requests, replies = self.for_candidates.enter(self.slot, timeout_s + 1.0, requests, replies)
         except Exception as error:
             for fd in (replies, 4):  # before and after it got its new number
@@ -99,8 +97,9 @@ class ForkServer:
     def end_candidate(self) -> int:
         pid, self.candidate = self.candidate, None
         status = end(pid)
-        if not self.namespaces:
-            folders.empty(self.folder)
+        if self.folder and not self.folder.empty():
+            self.for_candidates.close()
+            self.for_candidates = Confinement(self.plan, self.folder.path)
         return status
 
     def end_tester(self) -> int:

@@ -23,10 +23,15 @@ ALLOW, KILL, ERROR = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 
 CLONE_THREAD = 0x0001_0000
+NEW_NAMESPACES = 0x7E02_0000
 AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 1, 1, 0xF
 O_TRUNC, O_ACCMODE = 0o1000, 0o3
-SIGNAL_REQUESTS = (8, 10, 15, 1024, 1026)
-"""fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY: ways to have the kernel signal another process."""
+DESCRIPTOR_REQUESTS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 36, 37, 38, 1030, 1031, 1032)
+"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, locks of ranges (for writing only where one may write), F_GETOWN,
+F_GETSIG, F_DUPFD_CLOEXEC, sizes of pipes. Not: F_SETOWN, F_SETSIG, F_SETLEASE, F_NOTIFY (ways to have the kernel signal
+another process), nor hints and seals, which change the file itself."""
+RENAMES = (0, 1, 2)
+"""renameat2: RENAME_NOREPLACE, RENAME_EXCHANGE. Not: RENAME_WHITEOUT, which makes a device."""
 TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """ioctl: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 NAMES_OF_THREADS_AND_MEMORY = (15, 16, 0x5356_4D41)
@@ -65,11 +70,6 @@ def one_of(argument: int, values: tuple[int, ...], *, otherwise: int = errno.EPE
     return [low(argument), *tests, refuse(otherwise), give(ALLOW)]
 
 
-def none_of(argument: int, values: tuple[int, ...]) -> list[Instruction]:
-    tests = [(JUMP_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
-    return [low(argument), *tests, give(ALLOW), refuse(errno.EPERM)]
-
-
 def opening(argument: int) -> list[Instruction]:
     """Truncating needs a descriptor for writing: Landlock before its third version does not see the other ways."""
     return [
@@ -91,7 +91,15 @@ def judged(pid: int) -> dict[str, list[Instruction]]:
         "openat2": [refuse(errno.ENOSYS)],  # its flags lie in memory, where no filter can look
         "kill": one_of(0, (pid,)),
         "tgkill": one_of(0, (pid,)),
-        "clone": [low(0), (JUMP_ANY_BIT, 1, 0, CLONE_THREAD), refuse(errno.EAGAIN), give(ALLOW)],
+        "clone": [
+            low(0),
+            (JUMP_ANY_BIT, 2, 0, NEW_NAMESPACES),
+            (JUMP_ANY_BIT, 2, 0, CLONE_THREAD),
+            refuse(errno.EAGAIN),
+            refuse(errno.EPERM),
+            give(ALLOW),
+        ],
+        "renameat2": one_of(4, RENAMES),
         "clone3": [refuse(errno.ENOSYS)],  # likewise; C libraries fall back to clone
         "fork": [refuse(errno.EAGAIN)],
         "vfork": [refuse(errno.EAGAIN)],
@@ -105,7 +113,7 @@ def judged(pid: int) -> dict[str, list[Instruction]]:
             give(ALLOW),
         ],
         "sendto": [low(4), (JUMP_EQUAL, 0, 2, 0), high(4), (JUMP_EQUAL, 1, 0, 0), refuse(errno.EPERM), give(ALLOW)],
-        "fcntl": none_of(1, SIGNAL_REQUESTS),
+        "fcntl": one_of(1, DESCRIPTOR_REQUESTS),
         "ioctl": one_of(1, TERMINAL_QUESTIONS),
         "prctl": one_of(0, NAMES_OF_THREADS_AND_MEMORY),
         "prlimit64": one_of(0, (0, pid)),

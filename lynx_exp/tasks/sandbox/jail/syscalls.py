@@ -7,9 +7,9 @@ read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 pread
 preadv2:327:286 pwritev2:328:287 close:3:57 close_range:436:436 lseek:8:62 stat:4:- fstat:5:80 lstat:6:-
 newfstatat:262:79 statx:332:291 statfs:137:43 fstatfs:138:44 access:21:- faccessat:269:48 faccessat2:439:439
 readlink:89:- readlinkat:267:78 getdents:78:- getdents64:217:61 getcwd:79:17 chdir:80:49 fchdir:81:50 rename:82:-
-renameat:264:38 renameat2:316:276 mkdir:83:- mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 link:86:-
-linkat:265:37 symlink:88:- symlinkat:266:36 ftruncate:77:46 fallocate:285:47 fsync:74:82 fdatasync:75:83 flock:73:32
-fadvise64:221:223 copy_file_range:326:285 sendfile:40:71 umask:95:166 fchmod:91:52 dup:32:23 dup2:33:- dup3:292:24
+renameat:264:38 mkdir:83:- mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 link:86:-
+linkat:265:37 symlink:88:- symlinkat:266:36 ftruncate:77:46 fallocate:285:47 fsync:74:82 fdatasync:75:83
+copy_file_range:326:285 sendfile:40:71 umask:95:166 dup:32:23 dup2:33:- dup3:292:24
 pipe:22:- pipe2:293:59 poll:7:- ppoll:271:73 select:23:- pselect6:270:72 epoll_create:213:- epoll_create1:291:20
 epoll_ctl:233:21 epoll_wait:232:- epoll_pwait:281:22 epoll_pwait2:441:441 eventfd:284:- eventfd2:290:19
 timerfd_create:283:85 timerfd_settime:286:86 timerfd_gettime:287:87 signalfd:282:- signalfd4:289:74 nanosleep:35:101
@@ -28,14 +28,15 @@ getpeername:52:205 getsockopt:55:209
 """
 """What Python, its threads and numeric libraries need, and what the file rules of a tier cover completely.
 
-Left out with intent, because no Landlock rule covers them: changes of mode, owner, times and attributes by path,
-`truncate`, inotify, every scheduling and resource call that takes another process's id. Left out because they outlive
-the process or escape its memory limit: System V and POSIX shared memory and queues, memfd.
+Left out with intent, because no Landlock rule covers them and a descriptor for reading is enough: changes of mode,
+owner, times and attributes, by path or descriptor; file handles, quotas, locks on whole files; `truncate`, inotify,
+every scheduling and resource call that takes another process's id. Left out because they outlive the process or escape
+its memory limit: System V and POSIX shared memory and queues, memfd.
 """
 
 JUDGED = """
 open:2:- creat:85:- openat:257:56 kill:62:129 tgkill:234:131 clone:56:220 clone3:435:435 openat2:437:437 fork:57:-
-vfork:58:- socketpair:53:199 sendto:44:206 fcntl:72:25 ioctl:16:29 prctl:157:167 prlimit64:302:261
+vfork:58:- renameat2:316:276 socketpair:53:199 sendto:44:206 fcntl:72:25 ioctl:16:29 prctl:157:167 prlimit64:302:261
 """
 """Allowed or refused by their arguments, or refused with an answer that programs know how to take."""
 
