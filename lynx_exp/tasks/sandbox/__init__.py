@@ -3,9 +3,20 @@
 **Judging.** Each program has two processes. The candidate's runs its code; the tester's runs the trusted test and sees
 the candidate through messages of plain data (`jail.codec`), so that no object, frame, builtin or exit code of the
 candidate's reaches an assertion. A program passes if the tester, behind the last assertion, reports the nonce that the
-supervisor gave to it alone. What a candidate returns counts as the exact builtin type that it is or derives from;
-anything else is a reference that equals only itself. A name that a test uses without defining it is a builtin if there
-is one, else the candidate's: hand the test's own helpers over as `Program.prelude`.
+supervisor gave to it alone.
+
+What crosses (`jail.codec`, `jail.values`): builtin types, those of collections, datetime, decimal and fractions, views,
+types, NumPy's numbers and arrays of plain elements, at any depth, as exactly what they are. An object of a class that
+derives from list, dict, str, int and the like is a copy that knows its object: it compares by its data, and its
+methods and fields run in the candidate's process. Exceptions of own classes can be caught. All else is a reference.
+Operators that a class defines are honoured only where both operands are the candidate's (`V(1) + V(2) == V(3)`). Beside
+a value of the test's they are not: an object that claims to equal everything would be the right answer to everything.
+Such a program, like one whose value cannot cross, is not judged: its verdict is `transport`, a score of 0 that is
+counted and shown apart (`Verdict.transport`). None is forged by that, and none is a silent 0.
+
+A name that a test uses without defining it is a builtin if there is one, else the candidate's; the candidate's goes
+before a builtin where the test uses nothing else of the candidate's, for then it is what is tested. Hand the test's own
+helpers over as `Program.prelude`.
 
 **Containing.** All tiers: empty environment, /dev/null for input and output, no descriptors but two pipes, limits on
 address space, CPU time, wall-clock time, threads, open files and file size; core dumps off, no new privileges, root and
@@ -31,7 +42,9 @@ program's time on the disk of the temporary folder. The test itself is trusted: 
 process runs many tests.
 
 For root, landlock and unsafe let programs import from an interpreter in root's own folder only what the supervisor has
-loaded: the unprivileged user that programs become cannot read the rest. The other tiers show it the files elsewhere.
+loaded, which is what they name in import statements: the unprivileged user that programs become cannot read the rest.
+The other tiers show it the files elsewhere. For an ordinary user the limit on threads is that user's: a program that
+starts all of them leaves none to those beside it.
 
 Why no library but bubblewrap: sandlock 0.9 (Landlock and seccomp) confines in place without the system call filter and
 without network rules, needs Landlock 6, and otherwise starts an interpreter per program. What is left to call are three

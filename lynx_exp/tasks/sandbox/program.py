@@ -20,7 +20,11 @@ class Program:
     """Name in `source` of the function or class that is handed to `check`."""
     prelude: str = ""
     """Trusted Python code that is run before the test, for helpers that the test calls (HumanEval's prompts have some).
-    Its names are the test's own, except `entry_point` and functions without a body: those are the source's."""
+    Its names are the test's own, except `entry_point`, functions without a body and classes: those are the source's."""
+
+
+TRANSPORT = "transport"
+"""How the reason begins of a program that could not be judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +32,10 @@ class Verdict:
     passed: bool
     reason: str
     """`passed` if and only if it did; else `timeout`, `raised <class of exception>`, `the prelude raised <class>`,
-    `the entry point is not defined`, `output` (a result above 32 MiB), `malformed reply`, or how the process ended."""
+    `the entry point is not defined`, `malformed reply`, how the process ended, or `transport: <why>`: a value could not
+    cross between program and test, and what a plain process would have said of it is not known."""
+
+    @property
+    def transport(self) -> bool:
+        """Whether there is no verdict, only a score of 0."""
+        return self.reason.startswith(TRANSPORT)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
-from collections import Counter, OrderedDict, deque
-from datetime import date, datetime, timedelta
+from collections import Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -53,7 +55,9 @@ PLAIN = st.recursive(
 )
 EXACT = {
     *(type(None), bool, int, float, complex, str, bytes, bytearray, range, list, tuple, dict, set, frozenset, deque),
-    *(date, datetime, timedelta, Decimal, Fraction),
+    *(date, datetime, time, timedelta, timezone, Decimal, Fraction, slice, type(Ellipsis), type(NotImplemented), type),
+    *(Counter, OrderedDict, defaultdict, UserDict, UserList, UserString),
+    *map(type, ({}.keys(), {}.items(), {}.values())),
 }
 
 
@@ -106,8 +110,6 @@ class Liar(int):
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (Counter("aab"), {"a": 2, "b": 1}),
-        (OrderedDict(x=[1]), {"x": [1]}),
         (Liar(7), 7),
         ([Liar(7), 8], [7, 8]),
         ((Liar(2**70),), (2**70,)),
@@ -119,10 +121,108 @@ def test_subclasses_are_what_they_derive_from(value, plain):
     assert picture(decode(encode(value))) == picture(plain)
 
 
-@pytest.mark.parametrize("value", [object(), print, int, [lambda: 0], {"x": object()}, Ellipsis, slice(1)])
+@pytest.mark.parametrize("value", [object(), print, type("C", (), {}), [lambda: 0], {"x": object()}, re.compile("a")])
 def test_not_plain(value):
     with pytest.raises(CodecError):
         encode(value)
+
+
+EAST = timezone(timedelta(hours=2), "EAST")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Counter("aab"),
+        OrderedDict(x=[1]),
+        defaultdict(list, {1: [2]}),
+        UserList([1, [2]]),
+        UserDict({"a": 1}),
+        UserString("ab"),
+        time(1, 2, 3, 4, fold=1),
+        time(1, tzinfo=EAST),
+        datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=EAST),
+        datetime(2024, 5, 6, tzinfo=UTC),
+        datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+        EAST,
+        {1: 2}.keys(),
+        {1: 2}.items(),
+        OrderedDict(a=1).keys(),
+        slice(1, None, "x"),
+        Ellipsis,
+        NotImplemented,
+        int,
+        {int: [str, ValueError, type(None)], "of": type},
+    ],
+)
+def test_values_that_are_what_they_are(value):
+    there = decode(encode([value, value]))
+    assert there == [value, value]
+    assert isinstance(there[0], type(value)) or type(value).__name__.startswith("odict")
+    if isinstance(value, (time, datetime)):
+        assert (there[0].utcoffset(), there[0].tzname(), there[0].fold) == (
+            value.utcoffset(),
+            value.tzname(),
+            value.fold,
+        )
+
+
+def test_values_of_a_view():
+    assert list(decode(encode({1: [2], 3: [2]}.values()))) == [[2], [2]]
+
+
+def test_numpy_at_any_depth():
+    numpy = pytest.importorskip("numpy")
+    for kind in (
+        "int8",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "longdouble",
+        "complex64",
+        "bool_",
+        "str_",
+    ):
+        number = getattr(numpy, kind)(1)
+        [(there, [again])] = decode(encode([(number, [number])]))
+        assert type(there) is type(again) is type(number) and there == number
+        assert decode(encode(getattr(numpy, kind))) is getattr(numpy, kind)
+    moments = numpy.array(["2024-01-01", "NaT"], dtype="M8[D]")
+    for array in (
+        numpy.arange(6).reshape(2, 3).T,
+        moments,
+        numpy.array(["ab", ""]),
+        numpy.zeros((0, 2)),
+        numpy.array(3.5),
+    ):
+        there = decode(encode({"a": array}))["a"]
+        assert there.dtype == array.dtype and there.shape == array.shape and there.flags.writeable
+        numpy.testing.assert_array_equal(there, array)
+    mixed = decode(encode(numpy.array([None, [1], "a"], dtype=object)))
+    assert mixed.tolist() == [None, [1], "a"]
+    with pytest.raises(CodecError):
+        encode(numpy.ma.masked_array([1], [True]))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["array", "O", [1], b"12345678"],
+        ["array", "<i8", [2], b"12345678"],
+        ["array", "<i8", [-1, 0], b"12345678"],
+        ["array", "V8", [1], b"12345678"],
+        ["number", "<i8", b"1"],
+        ["numpy type", "load"],
+        ["type", "os.system"],
+        ["datetime", 1],
+        ["made up"],
+    ],
+)
+def test_parts_that_no_encoder_writes(parts):
+    data = encode(parts)
+    with pytest.raises(CodecError):
+        decode(b"x" + data[1:])
 
 
 def nested(depth: int) -> list:

@@ -6,7 +6,10 @@ reach of the tester is what the tester decodes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
+import operator
 import os
 import random
 import sys
@@ -15,9 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import wire
-from .codec import decode, encode
+from .codec import MIRRORED, MUTABLE, CodecError, decode, encode
+from .values import EXCEPTIONS
 
 MODULE = "program"
+OWN_EQUALITY, AMONG_ITS_KIND = 2, 1  # as in `objects`, which the candidate need not have
 NUMERIC_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 FRAMES_OF_THIS_MODULE = 20
 
@@ -37,24 +42,58 @@ class Callback:
 class Server:
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = requests, replies
-        self.objects: list[Any] = []
+        self.objects: list[Any] = [None]
         self.numbers: dict[int, int] = {}
         self.module = types.ModuleType(MODULE)
 
-    def refer(self, value: Any) -> tuple[bytes, int]:
-        """A number for what is not plain data; the object is kept, so that its number stays its own."""
+    def refer(self, value: Any) -> tuple[bytes, Any]:
+        """What stands for a value that is not plain data."""
         if type(value) is Callback:
             return b"k", value._number
+        kind = type(value)
+        if isinstance(value, type) and issubclass(value, BaseException):
+            bases = [base for base in type.__dict__["__bases__"].__get__(value) if issubclass(base, BaseException)]
+            return b"X", [self.number(value), type.__dict__["__name__"].__get__(value), bases]
+        if isinstance(value, BaseException):
+            args = BaseException.args.__get__(value)  # type: ignore[attr-defined]
+            return b"E", [0 if kind in EXCEPTIONS else self.number(value), kind, self.plain(args)]
+        flags, hashed = equality(value, object), None
+        if flags and kind.__hash__ is not None:
+            with contextlib.suppress(Exception):
+                hashed = hash(value)
+        return b"H", [self.number(value), flags, hashed]
+
+    def number(self, value: Any) -> int:
+        """A number of its own, from 1 on; the object is kept, so that its number stays."""
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
-        return b"h", number
+        return number
 
-    def resolve(self, tag: bytes, number: int) -> Any:
-        return Callback(number, self) if tag == b"k" else self.objects[number]
+    def mirror(self, value: Any, base: type) -> list[Any]:
+        return [self.number(value), equality(value, base)]
 
-    def encode(self, value: Any) -> bytes:
-        return encode(value, self.refer)
+    def plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """An exception's arguments, if they can cross."""
+        try:
+            self.encode(args)
+        except Exception:
+            return ()
+        return args
+
+    def as_asked(self, value: Any) -> tuple[bytes, Any]:
+        """As the tester writes a reference."""
+        if isinstance(value, BaseException) and type(value) in EXCEPTIONS and id(value) not in self.numbers:
+            return b"E", [0, type(value), value.args]
+        return (b"k", value._number) if type(value) is Callback else (b"h", self.numbers[id(value)])
+
+    def resolve(self, tag: bytes, told: Any) -> Any:
+        if tag == b"E":
+            return told[1](*told[2])
+        return Callback(told, self) if tag == b"k" else self.objects[told]
+
+    def encode(self, value: Any, numbers: dict[int, int] | None = None) -> bytes:
+        return encode(value, self.refer, numbers, None, self.mirror)
 
     def serve(self) -> None:
         while True:
@@ -69,20 +108,19 @@ class Server:
             return getattr(self, f"on_{kind}")(*rest)
         except wire.Closed:
             os._exit(1)
+        except CodecError as error:
+            return encode(["untransportable", str(error)])
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures like any other
             return self.describe(error)
 
     def describe(self, error: BaseException) -> bytes:
-        kind = type(error)
-        base = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-        message = ["raised", type.__dict__["__name__"].__get__(kind), base.__name__, error.args]
         try:
-            return self.encode(message)
+            return self.encode(["raised", error])
         except BaseException:
-            return self.encode([*message[:3], ()])
+            return encode(["raised", RuntimeError()], lambda error: (b"E", [0, type(error), ()]))
 
     def value(self, value: Any) -> bytes:
-        return self.encode(["value", plain_number(value)])
+        return self.encode(["value", value])
 
     def on_run(self, source: str) -> bytes:
         """The candidate's code, in a module of its own: dataclasses look theirs up by name."""
@@ -101,11 +139,11 @@ class Server:
 
     def call(self, question: bytes, arguments: list[Any], function: Any, args: Any, kwargs: Any) -> bytes:
         """Result, and the arguments if they are no longer as they came: the tester's are then changed alike."""
-        result = plain_number(function(*args, **kwargs))
+        result = function(*args, **kwargs)
         numbers = {id(argument): number for number, argument in enumerate(arguments)}
-        if encode(("call", function, args, kwargs), self.refer, {}, []) == question:
-            return encode(["value", result], self.refer, numbers)
-        return encode(["changed", result, [copy.copy(argument) for argument in arguments]], self.refer, numbers)
+        if encode(("call", function, args, kwargs), self.as_asked, {}, []) == question:
+            return self.encode(["value", result], numbers)
+        return self.encode(["changed", result, [copy.copy(argument) for argument in arguments]], numbers)
 
     def on_do(self, name: str, target: Any, *args: Any) -> bytes:
         return self.value(OPERATIONS[name](target, *args))
@@ -118,14 +156,51 @@ class Server:
             if kind == "value":
                 return rest[0]
             if kind == "raised":
-                raise builtin_exception(rest[0])()
+                raise rest[0] if isinstance(rest[0], BaseException) else RuntimeError
             wire.send(self.replies, self.answer(message))  # the function itself has a question
 
 
-def plain_number(value: Any) -> Any:
-    """A NumPy scalar as the number it is: its own `==` would say so in one process."""
-    numpy = sys.modules.get("numpy")
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+def equality(value: Any, below: type) -> int:
+    """Whether a class before `below` says what is equal to its objects, as `objects` has it."""
+    for base in type.__dict__["__mro__"].__get__(type(value)):
+        if base is below:
+            break
+        if "__eq__" in base.__dict__:
+            code = getattr(base.__dict__["__eq__"], "__code__", None)
+            generated = "__dataclass_fields__" in base.__dict__ and getattr(code, "co_filename", "") == "<string>"
+            return AMONG_ITS_KIND if generated else OWN_EQUALITY
+    return 0
+
+
+def operators(value: Any) -> list[str]:
+    """Special methods of the object's own classes, before plain data or `object`."""
+    names: dict[str, None] = {}
+    for base in type.__dict__["__mro__"].__get__(type(value)):
+        if base is object or base in MIRRORED:
+            break
+        names |= dict.fromkeys(name for name in base.__dict__ if type(name) is str and name.startswith("__"))
+    return list(names)
+
+
+def content(value: Any) -> Any:
+    """The plain data that an object derives from."""
+    base: Any = next(base for base in type(value).__mro__ if base in MUTABLE)
+    if base is dict:
+        return dict.copy(value)
+    return base.__getitem__(value, slice(None)) if base in (list, bytearray) else base(base.__iter__(value))
+
+
+UNARY: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
+    **{"int": int, "float": float, "complex": complex, "round": round},
+    **{name: getattr(math, name) for name in ("trunc", "floor", "ceil")},
+}
+
+
+def binary(left: Any, name: str, right: Any) -> Any:
+    if name == "divmod":
+        return divmod(left, right)
+    return getattr(operator, f"{name}_" if name in ("and", "or") else name)(left, right)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -133,6 +208,21 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "setattr": setattr,
     "getitem": lambda target, key: target[key],
     "setitem": lambda target, key, value: target.__setitem__(key, value),
+    "delattr": delattr,
+    "delitem": operator.delitem,
+    "contains": operator.contains,
+    "reversed": reversed,
+    "binary": binary,
+    "unary": lambda target, name, *more: UNARY[name](target, *more),
+    "operators": operators,
+    "content": content,
+    "format": format,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "type": type,
+    "enter": lambda target: target.__enter__(),
+    "exit": lambda target: bool(target.__exit__(None, None, None)),
+    "issubclass": lambda target, value: issubclass(value, target),
     "isinstance": lambda target, value: isinstance(value, target),
     "iter": iter,
     "next": next,
@@ -141,11 +231,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "str": lambda target: str.__str__(str(target)),
     "repr": lambda target: str.__str__(repr(target)),
 }
-
-
-def builtin_exception(name: str) -> type[BaseException]:
-    kind = __builtins__.get(name) if isinstance(__builtins__, dict) else getattr(__builtins__, name, None)
-    return kind if isinstance(kind, type) and issubclass(kind, BaseException) else RuntimeError
 
 
 def run(requests: int, replies: int, library_path: list[str]) -> None:

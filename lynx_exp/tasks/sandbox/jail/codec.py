@@ -60,8 +60,8 @@ def encode(
     """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
 
     Objects whose id is in `numbers` are written as references. With `noted`, mutable containers are added to it and to
-    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike. With `mirror`,
-    objects of own classes that derive from plain data are described besides, by the parts that it gives.
+    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike. With
+    `mirror`, objects of own classes that derive from plain data are described besides, by the parts that it gives.
     """
     out: list[bytes] = []
     Encoder(out.append, refer, numbers or {}, noted, mirror).put(value, 0)
@@ -88,6 +88,9 @@ class Encoder:
         kind = type(value)
         method = WRITERS.get(kind)
         if method is None:
+            if "_remote_number" in kind.__dict__:  # a copy that knows its object stands for it
+                self.reference(value, depth)
+                return
             if (parts := named_parts(value)) is not None:
                 self.items(b"x", parts, depth)
                 return

@@ -49,6 +49,8 @@ class Plan:
     """Folders that are hidden although they lie in readable ones, and what of them is shown nevertheless."""
     devices: list[str] = field(default_factory=list)
     library_path: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    """What the programs import, as far as the supervisor is to load it for them."""
 
 
 def isolate_descriptors(*kept: int) -> list[int]:

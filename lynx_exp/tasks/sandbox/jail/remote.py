@@ -1,79 +1,30 @@
-"""The tester's side of what lives in the candidate's process.
-
-A `Remote` answers nothing by itself. It is equal to itself alone, has no order and no arithmetic, and never turns into
-a number: an object that claims to equal everything cannot say so here.
-"""
+"""The tester's side of the pipes: questions to the candidate's process, and what its answers stand for."""
 
 from __future__ import annotations
 
-import builtins
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from . import wire
-from .codec import MUTABLE, CodecError, decode, encode
+from .codec import MIRRORED, MUTABLE, CodecError, decode, encode
+from .objects import (
+    ExceptionType,
+    Remote,
+    Untransportable,
+    exception,
+    exception_class,
+    is_remote,
+    mirror_class,
+    mirrored,
+)
+from .values import TYPES, expect
 
-NAMES_TO_ASK_FOR = {"__name__", "__qualname__", "__doc__"}
-"""Special attributes that a test may want. All others are protocols, and some of those hand out memory."""
-
-
-class Remote:
-    __slots__ = ("_remote_link", "_remote_number")
-
-    _remote_link: Link
-    _remote_number: int
-
-    def __init__(self, link: Link, number: int) -> None:
-        object.__setattr__(self, "_remote_link", link)
-        object.__setattr__(self, "_remote_number", number)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._remote_link.call(self, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in NAMES_TO_ASK_FOR:
-            raise AttributeError(name)
-        return self._remote_link.do("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._remote_link.do("setattr", self, name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._remote_link.do("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._remote_link.do("setitem", self, key, value)
-
-    def __instancecheck__(self, instance: Any) -> bool:
-        return bool(self._remote_link.do("isinstance", self, instance))
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter_remote(self._remote_link, self._remote_link.do("iter", self))
-
-    def __next__(self) -> Any:
-        return self._remote_link.do("next", self)
-
-    def __len__(self) -> int:
-        return int(self._remote_link.do("len", self))
-
-    def __bool__(self) -> bool:
-        return bool(self._remote_link.do("bool", self))
-
-    def __str__(self) -> str:
-        return str(self._remote_link.do("str", self))
-
-    def __repr__(self) -> str:
-        return str(self._remote_link.do("repr", self))
-
-
-def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:
-    while True:
-        try:
-            item = link.do("next", iterator)
-        except StopIteration:
-            return
-        yield item
+CHANGING = "getattr", "setattr", "delattr", "setitem", "delitem", "next", "binary", "exit"
+"""Questions beside calls after which an object may be another."""
+KEPT_FRESH = 64
+"""Lists, dicts and sets of the candidate's own classes of which the copies follow what its methods do to them."""
 
 
 class BadReply(Exception):
@@ -83,7 +34,8 @@ class BadReply(Exception):
 SHAPES: dict[str, list[type]] = {
     "value": [object],
     "changed": [object, list],
-    "raised": [str, str, tuple],
+    "raised": [object],
+    "untransportable": [str],
     "absent": [],
     "module": [str, object],
     "callback": [int, tuple, dict],
@@ -101,62 +53,136 @@ def well_formed(answer: Any) -> bool:
 
 
 class Link:
-    """Questions to the candidate's process, one at a time."""
-
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = requests, replies
-        self.remotes: dict[int, Remote] = {}
+        self.remotes: dict[int, Any] = {}
+        self.exceptions: dict[int, tuple[Any, Remote]] = {}
+        """By the id of an exception here: itself, so that the id stays its own, and the candidate's."""
+        self.mirrors: dict[type, type] = {}
+        self.fresh: list[Any] = []
         self.callbacks: list[Callable[..., Any]] = []
-        self.arguments: list[Any] = []
+        self.untransportable = ""
+        """Why the verdict cannot be had, once it cannot."""
 
-    def refer(self, value: Any) -> tuple[bytes, int]:
-        if type(value) is Remote:
+    def refer(self, value: Any) -> tuple[bytes, Any]:
+        if isinstance(value, ExceptionType):
+            return b"h", value._remote._remote_number
+        if id(value) in self.exceptions:
+            return b"h", self.exceptions[id(value)][1]._remote_number
+        if is_remote(value):
             return b"h", value._remote_number
+        if isinstance(value, BaseException):
+            kind = next(base for base in type(value).__mro__ if base in TYPES.values())
+            return b"E", [0, kind, value.args]
         if callable(value):
             self.callbacks.append(value)
             return b"k", len(self.callbacks) - 1
-        raise TypeError(f"an argument of type {type(value).__name__} cannot be handed to the candidate")
+        raise self.refused(f"an argument of type {type(value).__name__}")
 
-    def resolve(self, tag: bytes, number: int) -> Any:
+    def refused(self, why: str) -> Untransportable:
+        self.untransportable = self.untransportable or why
+        return Untransportable(why)
+
+    def resolve(self, arguments: list[Any], tag: bytes, told: Any) -> Any:
         if tag == b"k":
-            return self.callbacks[number]
+            return self.callbacks[told]
         if tag == b"o":
-            return self.arguments[number]
-        return self.remotes.setdefault(number, Remote(self, number))
+            return arguments[told]
+        if tag == b"h":
+            raise CodecError("a reference that is not a candidate's")
+        if tag == b"E" and told[:1] == [0]:
+            kind, args = expect(told[1:], [type, tuple])
+            return (
+                exception(kind, args) if kind in TYPES.values() and issubclass(kind, BaseException) else expect([], [0])
+            )
+        number = told[0]
+        if type(number) is not int or number < 0:
+            raise CodecError("malformed: a number of an object")
+        if number not in self.remotes:
+            self.remotes[number] = self.described(tag, number, told[1:])
+        return self.remotes[number]
+
+    def described(self, tag: bytes, number: int, told: list[Any]) -> Any:
+        if tag == b"H":
+            flags, hashed = expect(told, [int, object])
+            if not (hashed is None or type(hashed) is int):
+                raise CodecError("malformed: a hash")
+            return Remote(self, number, flags, hashed)
+        if tag == b"u":
+            flags, content = expect(told, [int, object])
+            return self.mirror(number, flags, content)
+        if tag == b"X":
+            name, bases = expect(told, [str, list])
+            good = [base for base in bases if isinstance(base, type) and issubclass(base, BaseException)]
+            good = [Exception if issubclass(base, BaseExceptionGroup) else base for base in good]
+            return exception_class(Remote(self, number), name, tuple(dict.fromkeys(good)) or (Exception,))
+        kind, args = expect(told, [ExceptionType, tuple])
+        made = exception(kind, args)
+        self.exceptions[id(made)] = made, Remote(self, number)
+        return made
+
+    def mirror(self, number: int, flags: int, content: Any) -> Any:
+        base = type(content)
+        if base not in MIRRORED:
+            raise CodecError("malformed: no plain data to derive from")
+        kind = self.mirrors.setdefault(base, mirror_class(base))
+        value = mirrored(kind, content, self, number, flags)
+        if base in MUTABLE and len(self.fresh) < KEPT_FRESH:
+            self.fresh.append(value)
+        return value
 
     def ask(self, *question: Any) -> list[Any]:
-        """The answer's parts. Raises what the candidate raised; BadReply, wire.Closed."""
+        """The answer's parts. Raises what the candidate raised; BadReply, Untransportable, wire.Closed."""
         arguments: list[Any] = []
-        wire.send(self.requests, encode(question, self.refer, {}, arguments))
+        wire.send(self.requests, self.encode(question, arguments))
         while True:
-            self.arguments = arguments  # a callback may have asked questions of its own meanwhile
-            answer = self.receive()
-            if answer[0] == "raised":
-                raise raised(*answer[1:])
+            answer = self.receive(arguments)
+            if answer[0] == "callback":
+                wire.send(self.requests, self.run_callback(*answer[1:]))
+                continue
+            if answer[0] == "untransportable":
+                raise self.refused(answer[1])
             if answer[0] == "changed":
                 replace(arguments, answer[2])
-            if answer[0] != "callback":
-                return answer
-            wire.send(self.requests, self.run_callback(*answer[1:]))
+            if self.fresh and (question[0] == "call" or (question[0] == "do" and question[1] in CHANGING)):
+                self.refresh()
+            if answer[0] == "raised":
+                raise answer[1] if isinstance(answer[1], BaseException) else BadReply("malformed reply")
+            return answer
 
-    def receive(self) -> list[Any]:
+    def encode(self, value: Any, arguments: list[Any] | None = None) -> bytes:
         try:
-            answer = decode(wire.receive(self.replies), self.resolve)
+            return encode(value, self.refer, {}, arguments)
+        except CodecError as error:
+            raise self.refused(str(error)) from None
+
+    def receive(self, arguments: list[Any]) -> list[Any]:
+        try:
+            answer = decode(wire.receive(self.replies), partial(self.resolve, arguments))
         except wire.TooLong:
-            raise BadReply("output") from None
+            raise self.refused(f"a value above {wire.MAX_MESSAGE // 2**20} MiB") from None
         except CodecError:
             raise BadReply("malformed reply") from None
         if not well_formed(answer):
             raise BadReply("malformed reply")
         return answer
 
+    def refresh(self) -> None:
+        """Copies follow their objects; those of the tester's own making do not."""
+        for value in self.fresh:
+            content = self.do("content", value)
+            base = type(value).__mro__[1]
+            if type(content) is not base:
+                raise BadReply("malformed reply")
+            fill(value, base, content)
+
     def run_callback(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         try:
-            return encode(("value", self.callbacks[number](*args, **kwargs)), self.refer)
-        except (wire.Closed, BadReply):
+            return self.encode(("value", self.callbacks[number](*args, **kwargs)))
+        except (wire.Closed, BadReply, Untransportable):
             raise
         except BaseException as error:
-            return encode(("raised", type(error).__name__))
+            return self.encode(("raised", error))
 
     def value(self, answer: list[Any]) -> Any:
         if answer[0] not in ("value", "changed"):
@@ -166,7 +192,7 @@ class Link:
     def do(self, name: str, target: Any, *args: Any) -> Any:
         return self.value(self.ask("do", name, target, *args))
 
-    def call(self, target: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.value(self.ask("call", target, args, kwargs))
 
 
@@ -176,19 +202,14 @@ def replace(arguments: list[Any], contents: list[Any]) -> None:
         raise BadReply("malformed reply")
     for argument, content in zip(arguments, contents, strict=True):
         kind = next(kind for kind in MUTABLE if isinstance(argument, kind))
-        if type(content) is not kind:
+        if not isinstance(content, kind):
             raise BadReply("malformed reply")
-        if kind in (list, bytearray):
-            argument[:] = content
-        else:
-            kind.clear(argument)
-            (deque.extend if kind is deque else kind.update)(argument, content)  # type: ignore[attr-defined]
+        fill(argument, kind, content)
 
 
-def raised(name: str, base_name: str, args: tuple[Any, ...]) -> BaseException:
-    """An exception of the builtin class, under the name of the candidate's own."""
-    base = getattr(builtins, base_name, None)
-    if not (isinstance(base, type) and issubclass(base, BaseException)) or issubclass(base, BaseExceptionGroup):
-        base = Exception
-    kind = base if base.__name__ == name or "\0" in name else type(name.encode(errors="replace").decode(), (base,), {})
-    return kind.__new__(kind, *args)
+def fill(container: Any, kind: Any, content: Any) -> None:
+    if kind in (list, bytearray):
+        kind.__setitem__(container, slice(None), content)
+    else:
+        kind.clear(container)
+        (deque.extend if kind is deque else kind.update)(container, content)

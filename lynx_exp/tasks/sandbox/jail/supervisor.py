@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import namespaces, tester, wire
+from . import candidate, namespaces, tester, wire
 from .confine import Plan
 from .forks import ANSWER, COMMAND, END, END_TESTER, START, ForkServer
 from .kernel import die_with_parent
@@ -182,6 +182,17 @@ def read_message() -> Any:
     return json.loads(wire.receive(0, limit=2**32))
 
 
+def load(plan: Plan) -> None:
+    """What the programs import, before they become a user who may be unable to read it."""
+    for name in candidate.NUMERIC_THREADS:
+        os.putenv(name, "1")
+    sys.path.extend(plan.library_path)
+    for name in plan.modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    del sys.path[len(sys.path) - len(plan.library_path) :]
+
+
 def main() -> None:
     die_with_parent()
     plan = Plan(**read_message())
@@ -189,6 +200,8 @@ def main() -> None:
     without_files = plan.jail == "none" and plan.drop_user and os.geteuid() == 0
     for name in (PRELOADED + " " + WITHOUT_FILES if without_files else PRELOADED).split():
         importlib.import_module(name)
+    if without_files:
+        load(plan)
     folder = os.getcwd()
     if plan.jail == "namespaces":
         namespaces.enter(plan.readable, plan.masked, plan.unmasked, plan.devices)

@@ -1,0 +1,286 @@
+"""What the tester sees of the candidate's objects: a `Remote`, a copy of data that knows its object, an exception.
+
+Operators of the candidate's classes count only where both operands are the candidate's: they run in its process then.
+Beside a value of the test's they are not asked, because an object that claims to equal everything would be right
+everywhere; such a comparison ends the program as `Untransportable`, unless the class has no such operator of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .remote import Link
+
+NAMES_TO_ASK_FOR = {"__name__", "__qualname__", "__doc__"}
+"""Special attributes that a test may want. All others are protocols, and some of those hand out memory."""
+OWN_EQUALITY, AMONG_ITS_KIND = 2, 1
+"""What is known of an object's `==`: its class defines it; it is a data class's, which differs from all others."""
+BINARY = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow"]
+BINARY += ["lshift", "rshift", "and", "or", "xor"]
+UNARY = ["neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil"]
+ORDER = ["lt", "le", "gt", "ge"]
+
+
+class Untransportable(BaseException):
+    """What a plain process would decide cannot be decided between two; no test can catch it by `Exception`."""
+
+
+class RemoteType(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name == "__dataclass_fields__":
+            raise Untransportable("fields of a data class of the program")
+        raise AttributeError(name)
+
+    def __eq__(cls, other: object) -> Any:
+        if isinstance(other, Remote):
+            raise Untransportable("the type of a program's object")
+        return cls is other
+
+    __hash__ = type.__hash__
+
+
+class Remote(metaclass=RemoteType):
+    """An object that lives in the candidate's process; it answers nothing by itself."""
+
+    __slots__ = ("_remote_flags", "_remote_hash", "_remote_link", "_remote_number", "_remote_operators")
+
+    def __init__(self, link: Link, number: int, flags: int = 0, hashed: int | None = None) -> None:
+        for name, value in {"link": link, "number": number, "flags": flags, "hash": hashed, "operators": None}.items():
+            object.__setattr__(self, f"_remote_{name}", value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._remote_link.call(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name not in NAMES_TO_ASK_FOR:
+            raise AttributeError(name)
+        return self._remote_link.do("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._remote_link.do("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._remote_link.do("delattr", self, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._remote_link.do("getitem", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._remote_link.do("setitem", self, key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._remote_link.do("delitem", self, key)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return bool(self._remote_link.do("isinstance", self, instance))
+
+    def __subclasscheck__(self, kind: Any) -> bool:
+        return bool(self._remote_link.do("issubclass", self, kind))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter_remote(self._remote_link, self._remote_link.do("iter", self))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter_remote(self._remote_link, self._remote_link.do("reversed", self))
+
+    def __next__(self) -> Any:
+        return self._remote_link.do("next", self)
+
+    def __contains__(self, item: Any) -> bool:
+        """By what it iterates over, compared here; a class's own answer would be its word alone."""
+        own = own_operators(self)
+        if "__contains__" in own and not is_remote(item) and not {"__iter__", "__getitem__"} & own:
+            raise self._remote_link.refused("'in' of a class of the program that cannot be iterated over")
+        if "__contains__" in own and is_remote(item):
+            return bool(self._remote_link.do("contains", self, item))
+        return any(item is found or item == found for found in self)
+
+    def __enter__(self) -> Any:
+        return self._remote_link.do("enter", self)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._remote_link.do("exit", self) and kind is not None:
+            raise self._remote_link.refused("a context of the program that swallows exceptions")
+
+    def __len__(self) -> int:
+        return int(self._remote_link.do("len", self))
+
+    def __bool__(self) -> bool:
+        return bool(self._remote_link.do("bool", self))
+
+    def __str__(self) -> str:
+        return str(self._remote_link.do("str", self))
+
+    def __repr__(self) -> str:
+        return str(self._remote_link.do("repr", self))
+
+    def __format__(self, form: str) -> str:
+        return str(self._remote_link.do("format", self, form))
+
+    def __copy__(self) -> Any:
+        return self._remote_link.do("copy", self)
+
+    def __deepcopy__(self, _: Any) -> Any:
+        return self._remote_link.do("deepcopy", self)
+
+    def __hash__(self) -> int:
+        return hash(self._remote_number) if self._remote_hash is None else self._remote_hash
+
+    def __eq__(self, other: object) -> Any:
+        return equal(self, other, self is other or NotImplemented)
+
+    def __ne__(self, other: object) -> Any:
+        same = self == other if is_remote(other) else self.__eq__(other)
+        return NotImplemented if same is NotImplemented else not same
+
+
+def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:
+    while True:
+        try:
+            item = link.do("next", iterator)
+        except StopIteration:
+            return
+        yield item
+
+
+def is_remote(value: Any) -> bool:
+    return hasattr(type(value), "_remote_number") or isinstance(type(value), ExceptionType)
+
+
+def own_operators(value: Any) -> set[str]:
+    """The special methods that an object's class defines itself, as the candidate says."""
+    if value._remote_operators is None:
+        names = value._remote_link.do("operators", value)
+        object.__setattr__(value, "_remote_operators", set(names if type(names) is list else ()))
+    return value._remote_operators
+
+
+def equal(value: Any, other: Any, otherwise: Any) -> Any:
+    """`value == other`; `otherwise`: what it is without an operator of the class's own."""
+    if is_remote(other) and hasattr(type(other), "_remote_flags"):
+        if not value._remote_flags and not other._remote_flags:
+            return otherwise
+        return value._remote_link.do("binary", value, "eq", other)
+    if value._remote_flags != OWN_EQUALITY or other is None or otherwise is True:
+        return otherwise
+    raise value._remote_link.refused("'==' of a class of the program, with a value of the test")
+
+
+def binary(name: str, base: Callable[..., Any] | None, reflected: bool = False) -> Callable[..., Any]:
+    special = f"__{'r' if reflected else ''}{name}__"
+
+    def act(self: Any, other: Any, *more: Any) -> Any:
+        if is_remote(other) and not reflected and (base is None or {special, f"__r{name}__"} & own_operators(self)):
+            return self._remote_link.do("binary", self, name, other)
+        if special in own_operators(self):
+            raise self._remote_link.refused(f"{special} of a class of the program, with a value of the test")
+        return NotImplemented if base is None else base(self, other, *more)
+
+    return act
+
+
+def unary(name: str) -> Callable[..., Any]:
+    return lambda self, *more: self._remote_link.do("unary", self, name, *more)
+
+
+for _name in BINARY:
+    setattr(Remote, f"__{_name}__", binary(_name, None))
+    setattr(Remote, f"__r{_name}__", binary(_name, None, reflected=True))
+for _name in ORDER:
+    setattr(Remote, f"__{_name}__", binary(_name, None))
+for _name in UNARY:
+    setattr(Remote, f"__{_name}__", unary(_name))
+
+
+def mirror_class(base: type) -> type:
+    """A class for copies of objects that derive from `base`: data are the copy's, named things the object's."""
+    exact: Any = base
+
+    def getattribute(self: Any, name: str) -> Any:
+        if name.startswith(("_remote", "__")):
+            return exact.__getattribute__(self, name)
+        return self._remote_link.do("getattr", self, name)
+
+    def getitem(self: Any, key: Any) -> Any:
+        if {"__getitem__", "__missing__"} & own_operators(self):
+            return self._remote_link.do("getitem", self, key)
+        return exact.__getitem__(self, key)
+
+    def eq(self: Any, other: Any) -> Any:
+        return equal(self, other, exact.__eq__(self, other))
+
+    def ne(self: Any, other: Any) -> Any:
+        same = eq(self, other)
+        return same if same is NotImplemented else not same
+
+    body: dict[str, Any] = {
+        "_remote_number": -1,
+        "__getattribute__": getattribute,
+        "__setattr__": Remote.__setattr__,
+        "__call__": Remote.__call__,
+        "__str__": Remote.__str__,
+        "__repr__": Remote.__repr__,
+        "__eq__": eq,
+        "__ne__": ne,
+        "__hash__": base.__hash__,
+    }
+    for name in (*BINARY, *ORDER):
+        if (method := getattr(base, f"__{name}__", None)) is not None:
+            body[f"__{name}__"] = binary(name, method)
+        if (method := getattr(base, f"__r{name}__", None)) is not None:
+            body[f"__r{name}__"] = binary(name, method, reflected=True)
+        else:
+            body.setdefault(f"__{name}__", binary(name, None))
+    if hasattr(base, "__getitem__"):
+        body["__getitem__"] = getitem
+    if hasattr(base, "__setitem__"):
+        body |= {"__setitem__": Remote.__setitem__, "__delitem__": Remote.__delitem__}
+    body |= {"_remote_link": None, "_remote_flags": 0, "_remote_operators": None}
+    return type(base.__name__, (base,), body)
+
+
+def mirrored(kind: Any, content: Any, link: Link, number: int, flags: int) -> Any:
+    """A copy of `content` that knows the candidate's object `number`."""
+    base = type(content)
+    value = kind(content, content.maxlen) if base is deque else kind(content)
+    for name, known in {"link": link, "number": number, "flags": flags}.items():
+        base.__setattr__(value, f"_remote_{name}", known)
+    return value
+
+
+class ExceptionType(type):
+    """Classes of exceptions that the candidate defined, as tests catch them."""
+
+    _remote: Remote
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls._remote, name)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._remote(*args, **kwargs)
+
+
+def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> Any:
+    """A class under the candidate's name for it. TypeError if Python would not have one with these bases."""
+
+    def getattribute(self: Any, name: str) -> Any:
+        found = type(self)._remote._remote_link.exceptions.get(id(self))
+        if found is None or name.startswith("__") or name in ("args", "with_traceback", "add_note"):
+            return BaseException.__getattribute__(self, name)
+        return getattr(found[1], name)
+
+    def text(self: Any) -> str:
+        found = type(self)._remote._remote_link.exceptions.get(id(self))
+        return BaseException.__str__(self) if found is None else str(found[1])
+
+    body = {"_remote": remote, "__getattribute__": getattribute, "__str__": text}
+    return ExceptionType("exception" if "\0" in name else name.encode(errors="replace").decode(), bases, body)
+
+
+def exception(kind: Any, args: tuple[Any, ...]) -> Any:
+    made = kind.__new__(kind, *args)
+    made.args = args
+    return made

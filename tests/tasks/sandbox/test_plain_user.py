@@ -1,0 +1,80 @@
+"""All of these tests again as a plain user: what root's programs cannot do for lack of rights, a user's own can try."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from lynx_exp.tasks.sandbox.jail.kernel import CLONE_NEWNS, call
+from lynx_exp.tasks.sandbox.jail.namespaces import MS_BIND, MS_PRIVATE, MS_REC, mount
+
+USER = 65_533
+ROOT = Path(__file__).parents[3]
+FILES = sorted(path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name)
+NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix).resolve())
+
+
+def locked(path: Path) -> Path | None:
+    """The first folder on the way to `path` that others may not pass."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def open_the_way() -> None:
+    """In a mount namespace of this process alone: folders that only root may pass show what is needed, and no more."""
+    ways = {path: folder for path in dict.fromkeys(NEEDED) if (folder := locked(path)) is not None}
+    if not ways:
+        return
+    call("unshare", CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    held = {path: os.open(path, os.O_PATH) for path in ways}
+    for folder in dict.fromkeys(ways.values()):
+        mount("tmpfs", str(folder), "tmpfs", 0, "mode=0755")
+    for path, fd in held.items():
+        path.mkdir(parents=True, exist_ok=True)
+        mount(f"/proc/self/fd/{fd}", str(path), None, MS_BIND | MS_REC)
+        os.close(fd)
+
+
+def become_plain() -> None:
+    open_the_way()
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as after a login: a change of user alone leaves /proc/self to root
+
+
+@pytest.fixture
+def home():
+    """Not pytest's own: only its user may enter that."""
+    folder = tempfile.mkdtemp(prefix="plain-user-")
+    os.chown(folder, USER, USER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.skipif(os.geteuid() != 0, reason="this is the plain user already")
+def test_as_a_plain_user(file, home):
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-n", "0", "-rs", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, f"--basetemp={home}/pytest", str(Path(__file__).with_name(file))],
+        env={"HOME": home, "TMPDIR": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT,
+        preexec_fn=become_plain,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "root's own interpreter" not in done.stdout
