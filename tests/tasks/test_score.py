@@ -101,3 +101,20 @@ def test_responses_of_the_wrong_number_or_kind(task):
         task("mini_gsm8k", N).score([(-1.0, True)] * N)
     with pytest.raises(ValueError, match=r"responses\[0\]: 'a', mini_truthfulqa_mc1 needs a \(log-likelihood"):
         task("mini_truthfulqa_mc1", N).score(["a"] * 4 * N)
+
+
+def test_a_prompt_that_does_not_compile_alone():
+    """Infilling cuts a prompt in the middle of a function: its whole helpers are the test's, the rest is completed."""
+    from lynx_exp.tasks import execute
+    from lynx_exp.tasks.code import program_of
+
+    helper = "def twice(x):\n    return 2 * x\n\n"
+    for cut, rest in (
+        ("def f(x):\n    if x:\n", "        return twice(x)\n"),
+        ("def f(x):\n    # Double.\n", "    return twice(x)\n"),
+    ):
+        doc = {"prompt": helper + cut, "test": "def check(c):\n    assert c(3) == twice(3)\n", "entry_point": "f"}
+        program = program_of(helper + cut + rest, f"{doc['test']}\ncheck(f)", doc)
+        assert program.prelude == helper and program.entry_point == "f"
+        [verdict] = execute.run_programs([program], timeout_s=30.0)
+        assert verdict.reason == "passed"

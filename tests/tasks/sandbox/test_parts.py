@@ -118,6 +118,83 @@ def test_every_number(machine):
         assert evaluate(code, 0x4000_0000 + number, architecture=architecture) == seccomp.KILL
 
 
+REFUSED = """
+chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat utime utimes futimesat utimensat setxattr lsetxattr
+fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat file_setattr truncate mknod mknodat
+name_to_handle_at open_by_handle_at quotactl quotactl_fd mount umount2 mount_setattr move_mount open_tree
+open_tree_attr fsopen fsconfig fsmount fspick pivot_root chroot swapon swapoff acct add_key request_key keyctl
+io_uring_setup io_uring_enter io_uring_register io_setup bpf userfaultfd perf_event_open ptrace process_vm_readv
+process_vm_writev process_madvise process_mrelease kcmp pidfd_open pidfd_getfd pidfd_send_signal memfd_create
+memfd_secret execve execveat unshare setns seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
+fanotify_init fanotify_mark inotify_init inotify_init1 inotify_add_watch shmget shmat semget msgget mq_open mq_unlink
+setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset setpgid setsid setpriority
+sched_setaffinity sched_setattr sched_setscheduler sched_setparam ioprio_set setrlimit personality mbind set_mempolicy
+migrate_pages move_pages mlockall socket connect bind listen accept accept4 sendmsg sendmmsg rt_sigqueueinfo
+rt_tgsigqueueinfo tkill init_module finit_module delete_module kexec_load reboot settimeofday clock_settime adjtimex
+sethostname setdomainname syslog lookup_dcookie vmsplice splice tee flock fadvise64 modify_ldt iopl ioperm uselib
+ustat vhangup openat2 clone3 fork vfork
+"""
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_what_changes_files_or_reaches_out_is_refused(machine):
+    """Whatever the arguments: by name, as the kernel's headers know it."""
+    header = Path(HEADERS[machine])
+    if not header.exists():
+        pytest.skip(f"no {header}")
+    found = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)\s", header.read_text()))
+    code = seccomp.Filter(machine).for_process(77)
+    known = [name for name in REFUSED.split() if name in found]
+    assert len(known) > 100
+    for name in known:
+        for arguments in ((0,) * 6, (1,) * 6, (2**64 - 1,) * 6, (77,) * 6):
+            verdict = evaluate(code, int(found[name]), arguments, architecture=ARCHITECTURES[machine][1])
+            assert verdict & 0xFFFF0000 == seccomp.ERROR, name
+
+
+@pytest.mark.parametrize("call", ["fcntl", "ioctl"])
+def test_requests_that_are_let_through(call):
+    """The allowlists are all that passes of what has no end."""
+    code = seccomp.Filter("x86_64").for_process(77)
+    [number] = [numbers(JUDGED, "x86_64")[call]]
+    good = {"fcntl": seccomp.DESCRIPTOR_REQUESTS, "ioctl": seccomp.TERMINAL_QUESTIONS}[call]
+    passed = {request for request in range(0x1_0000) if evaluate(code, number, (0, request)) == seccomp.ALLOW}
+    assert passed == set(good)
+
+
+def test_a_folder_that_cannot_be_emptied_is_replaced(tmp_path, monkeypatch):
+    own = folders.OwnFolder(str(tmp_path), "0")
+    first = own.path
+    Path(first, "file").write_text("x")
+    assert own.empty() and own.path == first and os.listdir(first) == []
+    os.chmod(first, 0)
+    assert own.empty() and os.stat(first).st_mode & 0o777 == 0o777
+    os.rename(first, tmp_path / "elsewhere")
+    os.symlink(tmp_path, first)
+    assert not own.empty() and own.path != first and os.listdir(own.path) == []
+    for number in range(3):
+        os.makedirs(f"{own.path}/{number}/deep")
+    monkeypatch.setattr(folders, "PATIENCE_S", -1.0)
+    second = own.path
+    assert not own.empty() and own.path != second
+    monkeypatch.undo()
+    assert own.empty()
+
+
+def test_removal_is_of_the_folder_alone(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    doomed = tmp_path / "doomed"
+    (doomed / "a" / ("n" * 255)).mkdir(parents=True)
+    (doomed / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    os.chmod(doomed / "a", 0)
+    folders.remove(str(doomed))
+    assert os.listdir(tmp_path) == ["kept"] and kept.read_text() == "x"
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError):
+        folders.remove(str(tmp_path / "link"))
+
+
 def test_emptied_folders(tmp_path):
     deep = tmp_path / "filled"
     deep.mkdir()
