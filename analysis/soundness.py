@@ -19,7 +19,21 @@ _SHOWN = 2
 def warnings(records: Records) -> tuple[str, ...]:
     """One line each, for every table and figure of the records; empty if all cells are done and ran alike."""
     cells = records.cells
-    return (*_unfinished(records.unfinished), *_invalid(cells), *_unlike(cells), *_unlike_pairs(cells))
+    return (
+        *_unfinished(records.unfinished),
+        *_invalid(cells),
+        *_unlike(cells),
+        *_unlike_pairs(cells),
+        *_transport(records.samples),
+    )
+
+
+def _transport(samples: pd.DataFrame) -> list[str]:
+    """Programs that were not judged, because a value could not cross between them and their tests."""
+    told = samples["verdict"].dropna().astype(str) if "verdict" in samples else pd.Series(dtype=str)
+    reasons = [reason for text in told for reason in (json.loads(text) if text.startswith("[") else [text])]
+    lost = sum(reason.startswith("transport") for reason in reasons)
+    return [f"{lost} of {len(reasons)} programs ended in `transport`: not judged, counted as 0"] if lost else []
 
 
 def _unfinished(cells: Sequence[str]) -> list[str]:

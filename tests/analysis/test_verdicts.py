@@ -143,3 +143,9 @@ def test_a_cell_that_says_nothing_is_named(cell: Write, tmp_path: Path) -> None:
     (folder / "status.json").write_text(json.dumps(status))
     (warning,) = soundness.warnings(load(tmp_path))
     assert warning == f"not to be trusted: 1 cell: {folder.name} (mini_gsm8k: all 16 responses are empty)"
+
+
+def test_programs_that_were_not_judged_are_counted():
+    told = pd.DataFrame({"verdict": ["passed", None, "transport: a value above 32 MiB", '["passed", "transport: x"]']})
+    assert soundness._transport(told) == ["2 of 4 programs ended in `transport`: not judged, counted as 0"]
+    assert soundness._transport(told[:2]) == []
