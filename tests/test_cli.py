@@ -292,6 +292,10 @@ def test_results_and_prepare_refuse_in_one_line(capsys, tmp_path, monkeypatch):
         (["train", "steps=many"], "steps=many: must be an integer"),
         (["train", "top_k=99"], "top_k=99: must lie in"),
         (["train", "+mix.other=1"], "must give a share"),
+        (["train", "+stepz=3"], "stepz=3: unknown field"),
+        (["train", "out=/dev/null/x"], "out=/dev/null/x: cannot be written to"),
+        (["calibrate", "+foo=1"], "foo=1: unknown field"),
+        (["calibrate", "data=x", "out=/dev/null/x"], "out=/dev/null/x: /dev/null is a file"),
     ):
         assert prepare_cli.run(arguments) == 2
         err = capsys.readouterr().err

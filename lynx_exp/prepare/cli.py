@@ -4,6 +4,7 @@ policies that need it; `prefetch` downloads what a sweep needs."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -179,7 +180,14 @@ def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
     assert isinstance(values, dict)
     out = Path(str(values.pop("out"))).expanduser()
 
+    from lynx_exp.config import did_you_mean
     from lynx_exp.prepare.train import TrainConfig
+
+    known = [f.name for f in fields(TrainConfig)]
+    unknown = next((str(name) for name in values if name not in known), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown, known)
+        raise ValueError(f"{unknown}={values[unknown]}: unknown field; known: {', '.join(known)}{hint}")
 
     defaults = TrainConfig()
     checked = {f.name: _typed(f.name, values[f.name], getattr(defaults, f.name)) for f in fields(TrainConfig)}
@@ -198,6 +206,13 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     return float(value) if isinstance(default, float) else value
 
 
+def _check_writable(out: Path) -> None:
+    """ValueError, before hours of work, for a file or folder that cannot be made."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(above, os.W_OK) or (above != out and not above.is_dir()):
+        raise ValueError(f"out={out}: cannot be written to")
+
+
 def _train(asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -205,6 +220,7 @@ def _train(asked: argparse.Namespace) -> None:
     config, out = read_recipe(asked.overrides)
     if (out / "recipe.json").exists():
         raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
+    _check_writable(out)
     from transformers.utils.logging import disable_progress_bar
 
     from lynx_exp.prepare.progress import train_callback
@@ -235,10 +251,13 @@ def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from lynx_exp.config import refuse_unknown
     from lynx_exp.prepare.calibrate import CalibrateConfig
 
     ConfigStore.instance().store("calibrate_schema", CalibrateConfig)
-    config = OmegaConf.to_object(_composed("calibrate", overrides))
+    composed = _composed("calibrate", overrides)
+    refuse_unknown(composed)
+    config = OmegaConf.to_object(composed)
     assert isinstance(config, CalibrateConfig)
     return config
 
@@ -251,6 +270,7 @@ def _calibrate(asked: argparse.Namespace) -> None:
     from lynx_exp.prepare.progress import calibrate_callback
 
     config = read_calibration(asked.overrides)
+    _check_writable(config.file())
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # this run has its own
