@@ -247,6 +247,60 @@ def test_data_many(name, content):
     data(name, content)
 
 
+LINES_OF_YAML = """\
+task: mine
+task: [a]
+task: ../x
+- a
+a: [
+!unknown x
+include: none.yaml
+include: t.yaml
+doc_to_text: !function none.f
+doc_to_text: '{{question'
+doc_to_text: '{{question}}'
+doc_to_text: 3
+output_type: generate_until
+output_type: choices
+test_split: test
+generation_kwargs: 3
+x: 1
+dataset_path: json
+metric_list: [{metric: nobody}]
+metric_list: 3
+filter_list: x
+a: *b
+group: g
+doc_to_target: '{{answer}}'
+generation_kwargs: {until: [''], max_gen_toks: 99999999}
+repeats: -1
+: :
+""".splitlines()
+YAML = st.one_of(st.lists(st.sampled_from(LINES_OF_YAML), max_size=8).map("\n".join), st.text(max_size=20))
+
+
+def definition(text: str) -> None:
+    with elsewhere():
+        Path("t.yaml").write_text(text, encoding="utf-8", errors="replace")
+        Path("data").mkdir()
+        Path("data", "mine.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+        words = ["task=custom", "task.subtasks=[t.yaml]", "task.data=data", "truncate=left", "plan=true"]
+        held(cli.run, words, ("data", "t.yaml"))
+
+
+@profile(12)
+@given(YAML)
+def test_definitions(text):
+    definition(text)
+
+
+@pytest.mark.slow
+@profile(MANY)
+@given(YAML)
+def test_definitions_many(text):
+    definition(text)
+
+
 TENSOR = st.fixed_dictionaries(
     {},
     optional={
