@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis import schema
@@ -22,8 +23,10 @@ log = logging.getLogger("analysis")
 _NUMBERS_OF_A_CELL = (
     "selection_us",
     "active_experts",
-    "active_experts_all",
-    "mean_live_rows",
+    "active_experts_full",
+    "live_rows",
+    "full_steps",
+    "scored_share",
     "new_tokens_mean",
     "length_stop_share",
 )
@@ -168,13 +171,17 @@ def _read(file: Path, table: str) -> pa.Table | None:
     columns = [name for name in schema.names(table) if name != "cell_id"]
     repeated = [name for name in _REPEATED if name in columns]
     try:
-        given = pq.ParquetFile(file, read_dictionary=repeated).read(columns=columns)
+        given = pq.ParquetFile(file, read_dictionary=repeated).read(
+            columns=[*columns, *(["filler"] if table == "responses" else [])]
+        )
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file}: cannot be read ({reason}); `lynx-results validate` says what else is damaged; remove the cell's "
             "folder and run the sweep again"
         ) from error
+    if table == "responses" and "filler" in given.column_names:  # nobody scores those
+        given = given.filter(pc.invert(given["filler"]))
     for name in set(columns) - set(given.column_names):  # a cell of an earlier version
         given = given.append_column(name, pa.nulls(given.num_rows))
     return given.select(columns)

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from lm_eval.api.model import LM, TemplateLM
 from tqdm import tqdm
 
-from lynx_exp.config import BATCHINGS, MIXINGS, PHASES, SANDBOXES, SCORINGS, TRUNCATES, at_least, did_you_mean, one_of
+from lynx_exp.config import (
+    BATCHINGS,
+    CHOICES,
+    MIXINGS,
+    PHASES,
+    SANDBOXES,
+    SCORINGS,
+    TAILS,
+    TRUNCATES,
+    at_least,
+    did_you_mean,
+    one_of,
+)
 from lynx_exp.launch.requests import encode_requests
 from lynx_exp.tasks.lm_eval_code import run_code_in
 from lynx_exp.tasks.settings import Generation
@@ -43,6 +55,7 @@ class Asked:
     name: str
     kind: Literal["generate", "choice"]
     requests: tuple[TaskRequest, ...]
+    fillers: tuple[TaskRequest, ...] = ()
 
 
 class LynxLM(LM):
@@ -59,8 +72,10 @@ class LynxLM(LM):
         phases: str = "decode",
         layers: str | int | Sequence[int] | None = None,
         decode_batch: int | None = None,
-        batching: str = "static",
+        batching: str = "continuous",
         waves: int = 4,
+        tail: str = "filler",
+        choices: str = "spread",
         mixing: str = "separate",
         seed: int = 0,
         scoring: str = "decode",
@@ -96,6 +111,8 @@ class LynxLM(LM):
             raise ValueError("pretrained: missing; give --model_args pretrained=lynx_tiny, a folder or a hub id")
         one_of("phases", phases, PHASES)
         one_of("batching", batching, BATCHINGS)
+        one_of("tail", tail, TAILS)
+        one_of("choices", choices, CHOICES)
         one_of("mixing", mixing, MIXINGS)
         one_of("scoring", scoring, SCORINGS)
         one_of("truncate", truncate, TRUNCATES)
@@ -107,6 +124,7 @@ class LynxLM(LM):
         at_least("waves", waves, 1)
         self.decode_batch, self.batch_sizes = decode_batch, {"decode_batch": decode_batch}
         self._batching, self._waves, self._mixing, self._seed = batching, waves, mixing, seed
+        self._tail, self._choices = tail, choices
         self._scoring, self._truncate, self._revision = scoring, truncate, revision
         self._act: dict[str, Any] = {"phases": phases, "layers": _layers(layers)}
         self._chat = dict(chat_template_args or {})
@@ -193,6 +211,8 @@ class LynxLM(LM):
                 "decode_batch": self.decode_batch,
                 "batching": self._batching,
                 "waves": self._waves if self._batching == "continuous" else None,
+                "tail": self._tail if self._batching == "continuous" else None,
+                "choices": self._choices,
                 "mixing": self._mixing,
                 "scoring": self._scoring,
                 "truncate": self._truncate,
@@ -255,12 +275,12 @@ class LynxLM(LM):
         with tqdm(total=len(asked), disable=quiet, desc=f"Running {what} requests") as bar:
             for numbers, lane in self._lanes(kind, asked):
                 lanes.append(lane)
-                for at, request in enumerate(lane.requests):
+                for at, request in enumerate(lane.requests[: lane.own]):
                     if lane.logprobs is None or lane.greedy is None:
                         found[numbers[request]] = lane.texts[at]
                     else:
                         found[numbers[request]] = (lane.logprobs[at], lane.greedy[at])
-                bar.update(len(lane.requests))
+                bar.update(lane.own)
         self._note(lanes, len(asked))
         return found
 
@@ -289,17 +309,19 @@ class LynxLM(LM):
                 yield numbers, lane
 
     def _plan(self, task: Asked) -> BatchPlan:
-        """As of a cell; the choices of one document stay together."""
-        from lynx_exp.engine import BatchPlan
+        """As of a cell without a limit: fillers are requests of other lanes, since these are all that there are."""
+        from lynx_exp.launch.lanes import lanes_over
 
-        groups = None
-        if task.kind == "choice":
-            known = {(request.subtask, request.doc_id): 0 for request in task.requests}
-            known = {document: number for number, document in enumerate(known)}
-            groups = [known[request.subtask, request.doc_id] for request in task.requests]
-        if self._batching == "continuous":
-            return BatchPlan.continuous(len(task.requests), self.decode_batch, self._seed, groups, self._waves)
-        return BatchPlan.static(len(task.requests), self.decode_batch, self._seed, groups)
+        return lanes_over(
+            task.requests,
+            len(task.requests),
+            batch_size=self.decode_batch,
+            batching=self._batching,
+            waves=self._waves,
+            tail=self._tail,
+            choices=self._choices,
+            seed=self._seed,
+        )
 
     def _note(self, lanes: Sequence[LaneResult], requests: int) -> None:
         from lynx_exp.engine.match import mean_active
@@ -307,7 +329,7 @@ class LynxLM(LM):
         steps = sum(len(lane.live_rows) for lane in lanes)
         shown = "no decode step"
         if steps:
-            self._active.append(mean_active(lanes, self.decode_batch))
+            self._active.append(mean_active(lanes))
             shown = f"{self._active[-1]:.2f} of {self._engine.num_experts} experts active, {steps} steps"
         name = "vanilla" if self._policy is None else self._policy.label
         log.info(f"{name}: {shown}; {requests} requests in {len(lanes)} lanes of {self.decode_batch} rows")

@@ -72,7 +72,7 @@ def _check_guards(cells: Sequence[Content], vanilla: Content) -> None:
         return
     names = ("subtask", "request", "lane", "new_tokens", "finish_reason")
     frames = [
-        pd.DataFrame({"cell_id": name, **{column: cell.tables["responses.parquet"][column] for column in names}})
+        pd.DataFrame({"cell_id": name, **{column: (cell.table("responses") or {})[column] for column in names}})
         for name, cell in known.items()
     ]
     partners = dict.fromkeys(known, vanilla.folder.name)

@@ -81,7 +81,14 @@ class Content:
         return self.info.get("policy") in UNTOUCHED
 
     def table(self, name: str) -> Columns | None:
-        return self.tables.get(f"{name}.parquet")
+        """Of the responses those that are scored."""
+        table = self.tables.get(f"{name}.parquet")
+        return _rows(table, filler=False) if table is not None and name == "responses" else table
+
+    def fillers(self) -> Columns:
+        """Responses that only kept lanes full; empty where there is no table."""
+        table = self.tables.get("responses.parquet")
+        return {} if table is None else _rows(table, filler=True)
 
     def add(self, rule: str, file: str | None, expected: object, found: object) -> None:
         self.findings.append(
@@ -96,6 +103,11 @@ class Content:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             self.add("readable", None, "fields and types as the store writes them", said.splitlines()[0])
             return None
+
+
+def _rows(table: Columns, *, filler: bool) -> Columns:
+    own = table["filler"].astype(bool) == filler
+    return {name: column[own] for name, column in table.items()}
 
 
 def read_content(folder: Path, where: str) -> Content:

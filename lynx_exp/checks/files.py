@@ -15,7 +15,7 @@ LEFT_BY_A_KILL = "what a killed write left"
 ID_DIGITS = 10
 """Of a cell's id, at the end of its folder's name."""
 
-SAME = ("batch_size", "batching", "scoring", "limit", "seed", "backend")
+SAME = ("batch_size", "batching", "waves", "tail", "choices", "scoring", "limit", "seed", "backend")
 """Fields of cell.json that are config.yaml's."""
 
 
@@ -152,7 +152,7 @@ def check_config(content: Content) -> None:
     params = {name: value for name, value in info["policy_params"].items() if not isinstance(value, str)}  # paths
     _compare(content, "cell.json", {name: config["policy"].get(name) for name in params}, params)
     for stream, plan in content.plan.items():
-        asked = {f"{stream}.{name}": config[name] for name in ("batch_size", "batching", "seed")}
+        asked = {f"{stream}.{name}": config[name] for name in ("batch_size", "batching", "tail", "seed")}
         _compare(content, "plan.json", asked, {f"{stream}.{name}": value for name, value in plan.items()})
     ran = {"dtype": info["dtype"], "device": info["device"]}
     _compare(content, "provenance.json", ran, content.provenance.get("model", {}))

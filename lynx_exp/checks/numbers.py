@@ -165,16 +165,19 @@ def check_numbers(content: Content) -> None:
 
 
 def _means(responses: Columns, steps: Columns, rows: Any, taken: Any, batch_size: int) -> dict[str, float | None]:
-    lane, step, live = (steps[name][taken].astype(np.int64) for name in ("lane", "step", "live_rows"))
+    lane, step, live, scored = (
+        steps[name][taken].astype(np.int64) for name in ("lane", "step", "live_rows", "scored_rows")
+    )
     active = steps["active_experts"][taken]
-    full = active[live == batch_size] if (live == batch_size).any() else active
     _, code = np.unique(steps["subtask"][taken].astype(str), return_inverse=True)
     _, once = np.unique(np.stack([code, lane, step]), axis=1, return_index=True)
     generated = rows & (responses["finish_reason"] != "scored")
     return {
-        "active_experts": _mean(full),
-        "active_experts_all": _mean(active),
-        "mean_live_rows": _mean(live[once]),
+        "active_experts": _mean(np.repeat(active, scored)),
+        "active_experts_full": _mean(active[live == batch_size]),
+        "live_rows": _mean(np.repeat(live[once], scored[once])),
+        "full_steps": _mean(live[once] == batch_size),
+        "scored_share": float(scored[once].sum() / live[once].sum()) if live[once].sum() else None,
         "new_tokens_mean": _mean(responses["new_tokens"][generated]),
         "length_stop_share": _mean(responses["finish_reason"][generated] == "length"),
     }

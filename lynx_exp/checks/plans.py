@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lynx_exp.checks.content import Columns, Content
 from lynx_exp.checks.findings import some
 
-ENDINGS = ("eos", "stop", "length", "scored")
+ENDINGS = ("eos", "stop", "length", "scored", "cut")
 PASSING = 1e-6
 """A log-likelihood may exceed 0 by rounding."""
 
@@ -38,10 +38,44 @@ def check_plan(content: Content) -> None:
             twice = [request for request, times in Counter(asked).items() if times > 1]
             found = f"{some(twice)} more than once" if twice else "others"
             content.add("plan", "plan.json", f"requests 0 to {len(asked) - 1} of {stream}, each once", found)
-        whole = [lanes, batch] if continuous else lanes
+        _check_fillers(content, stream, plan)
+        whole = [lanes, batch, plan["fillers"]] if continuous else lanes
         digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         if digest != plan["digest"]:
             content.add("plan", "plan.json", f"digest {digest[:12]} of {stream}", str(plan["digest"])[:12])
+
+
+def _check_fillers(content: Content, stream: str, plan: dict[str, Any]) -> None:
+    wanted = len(plan["lanes"]) if plan["batching"] == "continuous" and plan["tail"] == "filler" else 0
+    if len(plan["fillers"]) != wanted:
+        content.add("plan", "plan.json", f"fillers for {wanted} lanes of {stream}", f"for {len(plan['fillers'])}")
+    for number, (own, fillers) in enumerate(zip(plan["lanes"], plan["fillers"], strict=False)):
+        twice = [request for request, times in Counter([*set(own), *fillers]).items() if times > 1]
+        if twice:
+            expected = f"fillers of lane {number} of {stream} that are not in it, each once"
+            content.add("plan", "plan.json", expected, f"{some(twice)} there, too")
+
+
+def check_copies(content: Content) -> None:
+    """That a full batch is of as many documents as it has rows, and a lane asks none twice."""
+    every, config = content.tables.get("responses.parquet"), content.config
+    if every is None:
+        return
+    for stream, own in rows_of(content, every):
+        choice = bool((every["finish_reason"][own] == "scored").any())
+        asked = list(zip(every["subtask"][own], every["doc_id"][own].tolist(), every["prompt_hash"][own], strict=True))
+        found = len(asked) if choice and config["choices"] == "together" else len(set(asked))
+        if found < content.info["batch_size"]:
+            expected = f"at least {content.info['batch_size']} documents for one full batch of {stream}"
+            content.add("copies", "responses.parquet", expected, found)
+        if choice or config["task"]["repeats"] not in (None, 1):
+            continue
+        in_lane = Counter(zip(every["lane"][own].tolist(), asked, strict=True))
+        twice = sorted({lane for (lane, _), times in in_lane.items() if times > 1})
+        if twice and len(set(asked)) == len(set(every["request"][own].tolist())):
+            content.add(
+                "copies", "responses.parquet", f"each document of {stream} once in a lane", f"not so in {some(twice)}"
+            )
 
 
 def rows_of(content: Content, table: Columns) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -89,17 +123,52 @@ def _covered(content: Content, stream: str, lanes: Sequence[Sequence[int]], requ
 
 
 def _check_slots(content: Content, stream: str, rows: Columns) -> None:
+    """Slots of the lanes' requests and of their fillers, and that these are the first of those planned."""
     at = {request: row for row, request in enumerate(rows["request"].tolist())}
+    fillers = _fillers_of(content, stream)
     for number, lane in enumerate(content.plan[stream]["lanes"]):
         own = [at[request] for request in lane]
-        wanted = [slot for _, slot in seats(rows["new_tokens"][own].tolist(), _slots(content, stream))]
-        wrong = np.flatnonzero(rows["slot"][own] != np.array(wanted))
-        if len(wrong):
-            first = wrong[0]
-            content.add("slots", "responses.parquet",
-                        f"request {lane[first]} of {stream}, lane {number}, in slot {wanted[first]}",
-                        f"slot {rows['slot'][own][first]}{_others(wrong)}")  # fmt: skip
+        extra = fillers.get(number)
+        lengths = rows["new_tokens"][own].tolist()
+        more = [] if extra is None else extra["new_tokens"].tolist()
+        if extra is not None and not _planned(content, stream, number, extra):
             return
+        taken = seats(lengths, _slots(content, stream), more)
+        found = rows["slot"][own].tolist() + ([] if extra is None else extra["slot"].tolist())
+        wanted = [slot for _, slot in taken]
+        wrong = [row for row, slot in enumerate(found) if row >= len(wanted) or slot != wanted[row]]
+        if wrong:
+            first = wrong[0]
+            which = lane[first] if first < len(lane) else f"{extra['request'][first - len(lane)]}, a filler,"
+            place = f"slot {wanted[first]}" if first < len(wanted) else "no slot, for the lane was over"
+            content.add("slots", "responses.parquet", f"request {which} of {stream}, lane {number}, in {place}",
+                        f"slot {found[first]}{_others(wrong)}")  # fmt: skip
+            return
+
+
+def _fillers_of(content: Content, stream: str) -> dict[int, Columns]:
+    """Of each lane of the stream, in the order in which they entered: that of the plan."""
+    table = content.fillers()
+    found: dict[int, Columns] = {}
+    for name, own in rows_of(content, table) if table else ():
+        planned = content.plan[name]["fillers"]
+        for lane in sorted(set(table["lane"][own].tolist())) if name == stream else ():
+            place = {request: at for at, request in enumerate(planned[lane] if lane < len(planned) else [])}
+            rows = np.flatnonzero(own & (table["lane"] == lane)).tolist()
+            rows.sort(key=lambda row: place.get(table["request"][row], len(place)))
+            found[lane] = {column: values[rows] for column, values in table.items()}
+    return found
+
+
+def _planned(content: Content, stream: str, number: int, extra: Columns) -> bool:
+    planned = content.plan[stream]["fillers"]
+    wanted = (planned[number] if number < len(planned) else [])[: len(extra["request"])]
+    if extra["request"].tolist() != wanted:
+        found = some(sorted(set(extra["request"].tolist()) - set(wanted))) or "others"
+        expected = f"the first {len(wanted)} fillers of lane {number} of {stream}"
+        content.add("coverage", "responses.parquet", expected, found)
+        return False
+    return True
 
 
 def _slots(content: Content, stream: str) -> int | None:
@@ -107,18 +176,24 @@ def _slots(content: Content, stream: str) -> int | None:
     return plan["batch_size"] if plan["batching"] == "continuous" else None
 
 
-def seats(lengths: Sequence[int], slots: int | None) -> list[tuple[int, int]]:
+def seats(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> list[tuple[int, int]]:
     """(first decode step, slot) of each request of a queue, from the tokens of its response, the first of which the
-    prompt gives. A free slot is taken before the next step, the lowest first; a response of one token takes none."""
-    width = min(slots or len(lengths), len(lengths))
+    prompt gives. A free slot is taken before the next step, the lowest first; a response of one token takes none.
+    `fillers`: likewise, of those that come behind the queue, as long as one of its requests is decoding."""
+    every = [*lengths, *fillers]
+    width = len(lengths) if slots is None else slots
     free, busy = list(range(width)), list[tuple[int, int]]()
     taken: list[tuple[int, int]] = []
-    step = 0
-    while len(taken) < len(lengths):
-        round_ = sorted(free)[: len(lengths) - len(taken)]
-        for slot in round_:
-            length = lengths[len(taken)]
+    step = end = 0
+    while len(taken) < len(every):
+        mine = len(taken) < len(lengths)
+        if not mine and step >= end:
+            break
+        left = (len(lengths) if mine else len(every)) - len(taken)
+        for slot in sorted(free)[:left]:
+            length = every[len(taken)]
             taken.append((step, slot))
+            end = max(end, step + length - 1) if mine else end
             if length > 1:
                 free.remove(slot)
                 heappush(busy, (step + length - 1, slot))
@@ -129,20 +204,27 @@ def seats(lengths: Sequence[int], slots: int | None) -> list[tuple[int, int]]:
     return taken
 
 
-def live_rows(lengths: Sequence[int], slots: int | None) -> Ints:
-    """Of each decode step of a lane: rows that are decoding."""
-    begin = np.array([start for start, _ in seats(lengths, slots)], dtype=np.int64)
-    end = begin + np.maximum(np.array(lengths, dtype=np.int64), 1) - 1
-    changes = np.zeros(int(end.max(initial=0)) + 1, np.int64)
-    np.add.at(changes, begin, 1)
-    np.add.at(changes, end, -1)
-    return np.cumsum(changes)[:-1]
+def live_rows(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> tuple[Ints, Ints]:
+    """Of each decode step of a lane: rows that are decoding, and those of them that are no fillers."""
+    begin = np.array([start for start, _ in seats(lengths, slots, fillers)], dtype=np.int64)
+    tokens = np.array([*lengths, *fillers], dtype=np.int64)[: len(begin)]
+    end = begin + np.maximum(tokens, 1) - 1
+    counts = []
+    for rows in (len(begin), len(lengths)):
+        changes = np.zeros(int(end.max(initial=0)) + 1, np.int64)
+        np.add.at(changes, begin[:rows], 1)
+        np.add.at(changes, end[:rows], -1)
+        counts.append(np.cumsum(changes)[:-1])
+    return counts[0], counts[1]
 
 
 def _check_values(content: Content, table: Columns) -> None:
     file = "responses.parquet"
+    extra = content.fillers()
+    if short := int((extra["new_tokens"] < 1).sum()):
+        content.add("responses", file, "at least one token of every filler", f"none of {short}")
     endings, tokens = table["finish_reason"], table["new_tokens"]
-    if strange := sorted(set(endings) - set(ENDINGS)):
+    if strange := sorted({*set(endings) - set(ENDINGS[:-1]), *set(extra["finish_reason"]) - set(ENDINGS)}):
         content.add("responses", file, f"an ending of {', '.join(ENDINGS)}", some(strange))
     scored = endings == "scored"
     likely = table["logprob"].astype(float)
@@ -201,8 +283,13 @@ def _check_stream(content: Content, stream: str, responses: Columns, steps: Colu
     tokens = dict(zip(responses["request"].tolist(), responses["new_tokens"].tolist(), strict=True))
     at_once = content.config["scoring"] == "prefill" and bool((responses["finish_reason"] == "scored").all())
     none = np.empty(0, np.int64)
-    slots = _slots(content, stream)
-    live = [none if at_once else live_rows([tokens[request] for request in lane], slots) for lane in lanes]
+    slots, fillers = _slots(content, stream), _fillers_of(content, stream)
+    live, scored = [], []
+    for number, lane in enumerate(lanes):
+        extra = fillers[number]["new_tokens"].tolist() if number in fillers else []
+        both = (none, none) if at_once else live_rows([tokens[request] for request in lane], slots, extra)
+        live.append(both[0])
+        scored.append(both[1])
     counts = np.array([len(each) for each in live])
     wanted = np.array(
         [
@@ -210,10 +297,11 @@ def _check_stream(content: Content, stream: str, responses: Columns, steps: Colu
             np.repeat(np.concatenate([np.arange(count) for count in counts] or [none]), layers),
             np.tile(np.arange(layers), counts.sum()),
             np.repeat(np.concatenate(live or [none]), layers),
+            np.repeat(np.concatenate(scored or [none]), layers),
         ],
         dtype=np.int64,
     )
-    names = ("lane", "step", "layer", "live_rows")
+    names = ("lane", "step", "layer", "live_rows", "scored_rows")
     order = np.lexsort([steps[name] for name in names[2::-1]])
     found = np.array([steps[name][order] for name in names], dtype=np.int64)
     if wanted.shape == found.shape and (wanted == found).all():
@@ -226,11 +314,12 @@ def _check_stream(content: Content, stream: str, responses: Columns, steps: Colu
             among = f"steps up to {theirs[1].max(initial=-1)}, layers up to {theirs[2].max(initial=-1)}"
             content.add("steps", file, expected, f"{theirs.shape[1]} rows: {among}")
             return
-        if len(wrong := np.flatnonzero(mine[3] != theirs[3])):
-            first = wrong[0]
-            expected = f"{mine[3, first]} live rows in lane {number} of {stream}, step {mine[1, first]}"
-            content.add("steps", file, expected, f"{theirs[3, first]}{_others(wrong)}")
-            return
+        for column, what in ((3, "live"), (4, "scored")):
+            if len(wrong := np.flatnonzero(mine[column] != theirs[column])):
+                first = wrong[0]
+                expected = f"{mine[column, first]} {what} rows in lane {number} of {stream}, step {mine[1, first]}"
+                content.add("steps", file, expected, f"{theirs[column, first]}{_others(wrong)}")
+                return
     content.add("steps", file, f"lanes 0 to {len(lanes) - 1} of {stream}", f"lane {found[0].max(initial=0)}")
 
 

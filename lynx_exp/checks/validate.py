@@ -13,7 +13,7 @@ from lynx_exp.checks.files import check_config, check_files, check_identity, che
 from lynx_exp.checks.findings import Finding
 from lynx_exp.checks.measured import check_fidelity, check_timing
 from lynx_exp.checks.numbers import check_numbers, check_samples, check_scores
-from lynx_exp.checks.plans import check_plan, check_responses, check_steps
+from lynx_exp.checks.plans import check_copies, check_plan, check_responses, check_steps
 from lynx_exp.store.files import read_json
 from lynx_exp.store.survey import find_cells
 
@@ -82,7 +82,7 @@ class Validation:
 
 
 CHECKS = (
-    *(check_files, check_identity, check_config, check_plan, check_responses, check_steps),
+    *(check_files, check_identity, check_config, check_plan, check_responses, check_copies, check_steps),
     *(check_samples, check_numbers, check_fidelity, check_timing),
 )
 

@@ -11,15 +11,18 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lynx_exp.config.choices import (
     BACKENDS,
     BATCHINGS,
+    CHOICES,
     DTYPES,
     KERNELS,
     LARGEST_SEED,
+    MOST_PLAN_SEEDS,
     MOST_ROWS,
     MOST_THREADS,
     NOISE_FLOOR_SEED,
     PHASES,
     SANDBOXES,
     SCORINGS,
+    TAILS,
     THEN,
     TRUNCATES,
     at_least,
@@ -45,14 +48,25 @@ class Config:
     """In which layers it acts: numbers and ranges such as 1: or 0,4:8, as text or as a list; null is all."""
     batch_size: int = 16
     """Rows of one lane in decode: the requests that share a batch."""
-    batching: str = "static"
-    """static: a lane of batch_size prompts that drains; continuous: of batch_size slots, refilled from its queue."""
+    batching: str = "continuous"
+    """continuous: a lane of batch_size slots, refilled from its queue, as a server does; static: of batch_size prompts,
+    which drains."""
     waves: int = 4
-    """Continuous batching: requests of a lane's queue, in batch sizes. One wave is static batching."""
+    """Continuous batching: requests of a lane's queue, in batch sizes, at most. More make fewer and longer lanes, with
+    fewer fillers."""
+    tail: str = "filler"
+    """Continuous batching, once a lane's queue is empty: filler keeps its slots full with requests that are not scored
+    (other documents of the task) until its last one has ended; drain leaves them empty."""
+    choices: str = "spread"
+    """Of one document: spread over lanes, as far apart as there is room; or together in one lane."""
     limit: int | None = None
     """First N documents of every subtask; null takes all."""
     seed: int = 0
+    """Of sampling; and of the batch plan, where plan_seed is null."""
+    plan_seed: int | None = None
     """Of the batch plan: who shares a batch with whom."""
+    plan_seeds: int = 1
+    """Of a multirun (-m, or a study): every cell under plan_seed 0 to N-1, which tables pool."""
     backend: str = "transformers"
     dtype: str = "auto"
     device: str = "auto"
@@ -98,9 +112,13 @@ class Config:
         at_least("threads", self.threads, 1, most=MOST_THREADS, optional=True)
         at_least("waves", self.waves, 1, most=MOST_ROWS)
         at_least("seed", self.seed, 0, most=LARGEST_SEED)
+        at_least("plan_seed", self.plan_seed, 0, most=LARGEST_SEED, optional=True)
+        at_least("plan_seeds", self.plan_seeds, 1, most=MOST_PLAN_SEEDS)
         at_least("max_failures", self.max_failures, 1, optional=True)
         one_of("phases", self.phases, PHASES)
         one_of("batching", self.batching, BATCHINGS)
+        one_of("tail", self.tail, TAILS)
+        one_of("choices", self.choices, CHOICES)
         one_of("scoring", self.scoring, SCORINGS)
         one_of("truncate", self.truncate, TRUNCATES)
         one_of("sandbox", self.sandbox, SANDBOXES)
@@ -172,9 +190,15 @@ class Config:
         return self.policy_name in ("vanilla", "noise_floor")
 
     @property
-    def plan_seed(self) -> int:
-        """Of the batch plan."""
-        return self.seed + (NOISE_FLOOR_SEED if self.policy_name == "noise_floor" else 0)
+    def order_seed(self) -> int:
+        """Of the batch plan. Rows that decode alone have no company that it could change: one plan for all seeds."""
+        seed = self.seed if self.plan_seed is None or self.batch_size == 1 else self.plan_seed
+        return seed + (NOISE_FLOOR_SEED if self.policy_name == "noise_floor" else 0)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether fillers keep its lanes full."""
+        return self.batching == "continuous" and self.tail == "filler"
 
     @property
     def policy_params(self) -> dict[str, Any]:

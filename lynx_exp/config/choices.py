@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 PHASES = ("decode", "prefill", "both", "none")
-BATCHINGS = ("static", "continuous")
+BATCHINGS = ("continuous", "static")
+TAILS = ("filler", "drain")
+CHOICES = ("spread", "together")
 SCORINGS = ("decode", "prefill")
 TRUNCATES = ("error", "left")
 NOISE_FLOOR_SEED = 1_000_003
@@ -25,6 +27,8 @@ WANDB_MODES = ("offline", "online", "disabled")
 THEN = ("table", "figures")
 MOST = 2**31 - 1
 """Of a count that has no bound of its own."""
+MOST_PLAN_SEEDS = 1000
+"""Copies of every cell of a multirun."""
 MOST_ROWS = 2**20
 """Of one batch, and of the steps that are timed."""
 MOST_THREADS = 1024

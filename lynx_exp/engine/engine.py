@@ -319,12 +319,12 @@ class Engine:
         layers: str | None = None,
         on_step: OnStep = _silent,
     ) -> Matched:
-        """`policy` with its knob set so that `target` experts are active, mean over layers and full decode steps, on
+        """`policy` with its knob set so that `target` experts are active, mean over layers and scored tokens, on
         the requests' continuations. A target below 1 is that share of what vanilla activates there."""
 
         def active(candidate: Policy | None) -> float:
             lanes = self.score_lanes(requests, plan, candidate, phases, layers=layers, on_step=on_step)
-            return mean_active(lanes, plan.widest)
+            return mean_active(lanes)
 
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)
@@ -374,9 +374,4 @@ class Engine:
         """None where prompts must go through the model with their continuations."""
         if self.has_slots and not all(act.prefills for act in acts):
             return self._store(plan_order(requests, plan))
-        if plan.slots is not None:
-            raise ValueError(
-                "batching=continuous: choices are scored so only where the policy acts in decode alone and the model "
-                "attends to all positions in every layer; use batching=static"
-            )
         return None

@@ -78,6 +78,8 @@ def compare_pack(
         rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(given_RT)
         on_step(int(tokens_R.sum()))
         for row, request in enumerate(vanilla.plan.numbers):
+            if vanilla.plan.fillers[row]:
+                continue
             yield Fidelity(
                 act=number,
                 lane=lanes[vanilla.plan.lane_indices[row]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,19 +28,22 @@ class Job:
     @property
     def widths(self) -> list[int]:
         """Rows of each of its lanes."""
-        chosen = (len(self.plan.lanes[number]) for number in self.lanes)
-        return [min(self.plan.slots or length, length) for length in chosen]
+        return [self.plan.width(number) for number in self.lanes]
 
     def without(self, lane: int) -> Job:
         """The same but for one lane."""
         return replace(self, lanes=tuple(number for number in self.lanes if number != lane))
 
 
+CUT = "cut"
+"""How a filler ends that the end of its lane has cut."""
+
+
 class Row:
     """One request being decoded."""
 
-    def __init__(self, request: Request, number: int, slot: int, stopper: Stopper) -> None:
-        self.request, self.number, self.slot = request, number, slot
+    def __init__(self, request: Request, number: int, slot: int, stopper: Stopper, filler: bool = False) -> None:
+        self.request, self.number, self.slot, self.filler = request, number, slot, filler
         self.tokens: list[int] = []
         self.finish: str | None = None
         self.entered = 0
@@ -62,25 +66,32 @@ class Row:
 
 @dataclass(eq=False)
 class Lane:
-    """`width` slots; requests enter them in the order of the queue, as soon as one is free."""
+    """`width` slots; requests enter them in the order of the queue, as soon as one is free; behind it fillers do, while
+    a request of the queue is live. The lane is over when none is."""
 
     job: int
     number: int
     act: int
     queue: list[int]
     width: int
+    fillers: list[int] = field(default_factory=list)
+    """Those that have not entered."""
     place: int = -1
     """Among the lanes that are being decoded."""
     began: int = 0
     """The step before which it entered."""
     admissions: int = 0
     """Times that requests have entered."""
+    scored: int = 0
+    """Live rows that are no fillers."""
     free: list[int] = field(init=False)
     """Slots, lowest first."""
     rows: list[Row] = field(default_factory=list)
     """In the order in which they entered."""
     live_rows: list[int] = field(default_factory=list)
     """A decode step."""
+    scored_rows: list[int] = field(default_factory=list)
+    """Likewise, without fillers."""
     prompt_tokens: int = 0
     prompt_changed: Tensor | None = None
     """`[L]`; None: no policy decides in its prefills."""
@@ -95,7 +106,49 @@ class Lane:
     @property
     def reserved(self) -> int:
         """Rows of the physical batch that it holds or will need again."""
-        return self.width if self.queue else self.live
+        return self.width if self.queue or self.fillers else self.live
+
+    def entering(self) -> tuple[list[int], bool]:
+        """(the requests that enter its free slots now, whether they are fillers), taken out of what waits."""
+        if self.queue:
+            numbers, self.queue = self.queue[: len(self.free)], self.queue[len(self.free) :]
+            return numbers, False
+        if not self.fillers or not self.scored:
+            return [], True
+        numbers, self.fillers = self.fillers[: len(self.free)], self.fillers[len(self.free) :]
+        return numbers, True
+
+    def enter(self, row: Row) -> None:
+        """A row takes its slot, which is no longer among the free ones; one that is over already gives it back."""
+        self.rows.append(row)
+        if row.finish is not None:
+            insort(self.free, row.slot)
+        elif not row.filler:
+            self.scored += 1
+
+    def leave(self, row: Row) -> None:
+        """A live row is over."""
+        insort(self.free, row.slot)
+        if not row.filler:
+            self.scored -= 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether none of its own requests waits or is live: its fillers, if any, are to be cut."""
+        return not self.queue and not self.scored
+
+    def cut(self) -> list[Row]:
+        """End the fillers that are live, which are still to leave."""
+        live = [row for row in self.rows if row.finish is None]
+        self.fillers = []
+        for row in live:
+            row.finish = CUT
+        return live
+
+    def count(self) -> None:
+        """A decode step of its live rows begins."""
+        self.live_rows.append(self.live)
+        self.scored_rows.append(self.scored)
 
     def result(
         self, stopper: Stopper, active_experts: list[list[int]], changed: list[list[int]] | None = None
@@ -104,12 +157,14 @@ class Lane:
         return LaneResult(
             lane=self.number,
             requests=tuple(row.number for row in self.rows),
+            fillers=sum(row.filler for row in self.rows),
             slots=tuple(row.slot for row in self.rows),
             entered=tuple(row.entered for row in self.rows),
             token_ids=[row.tokens for row in self.rows],
             texts=[stopper.text(row.tokens, row.request.stop) for row in self.rows],
             finish_reasons=[str(row.finish) for row in self.rows],
             live_rows=self.live_rows,
+            scored_rows=self.scored_rows,
             active_experts=active_experts,
             changed=changed or [],
             prompt_tokens=self.prompt_tokens,
@@ -128,7 +183,13 @@ def lanes_of(jobs: Sequence[Job], acts: Sequence[Act]) -> Iterator[Lane]:
             start += len(members)
         for lane_number in job.lanes:
             queue = list(job.plan.lanes[lane_number])
-            width = min(job.plan.slots or len(queue), len(queue))
-            lane = Lane(job=number, number=lane_number, act=acts.index(job.act), queue=queue, width=width)
+            lane = Lane(
+                job=number,
+                number=lane_number,
+                act=acts.index(job.act),
+                queue=queue,
+                width=job.plan.width(lane_number),
+                fillers=list(job.plan.fillers_of(lane_number)),
+            )
             found.append((starts[lane_number], number, lane))
     yield from (lane for _, _, lane in sorted(found, key=lambda item: item[:2]))

@@ -1,7 +1,7 @@
 """Turn a policy's knob until a given number of experts is active: the axis on which policies can be compared fairly.
 
-The number is the mean over layers and full decode steps of the distinct experts that a lane runs, as a cell reports it,
-teacher-forced on given continuations: one forward pass for each value tried.
+The number is the mean over layers and scored tokens of the distinct experts that the lane runs in the token's step, as
+a cell reports it, teacher-forced on given continuations: one forward pass for each value tried.
 """
 
 from __future__ import annotations
@@ -129,17 +129,17 @@ def _grid(knob: Knob, low: float, high: float) -> list[float]:
     return list(dict.fromkeys(float(round(value)) for value in values)) if knob.whole else values
 
 
-def mean_active(lanes: Iterable[LaneResult], batch_size: int) -> float:
-    """Mean over layers and the decode steps with `batch_size` live rows; over all steps if there is none such."""
-    full, every = [], []
+def mean_active(lanes: Iterable[LaneResult]) -> float:
+    """Mean over layers and scored tokens of the experts that ran in the step that made the token: of all decode steps,
+    weighted by their rows that are no fillers."""
+    experts = tokens = 0
     for lane in lanes:
-        for live, layers in zip(lane.live_rows, lane.active_experts, strict=True):
-            every += layers
-            full += layers if live == batch_size else []
-    counted = full or every
-    if not counted:
+        for rows, layers in zip(lane.scored_rows or lane.live_rows, lane.active_experts, strict=True):
+            experts += rows * sum(layers)
+            tokens += rows * len(layers)
+    if not tokens:
         raise ValueError("match_active: the calibration continuations hold no decode step")
-    return sum(counted) / len(counted)
+    return experts / tokens
 
 
 def _middle(knob: Knob, a: float, b: float) -> float:

@@ -70,8 +70,11 @@ class PromptStore:
 
 
 def plan_order(requests: Sequence[Request], plan: BatchPlan) -> tuple[Prompt, ...]:
-    """The prompts of all requests, in the order of the plan: the same for any batch size with the same seed."""
-    return tuple(requests[number].prompt_ids for lane in plan.lanes for number in lane)
+    """The prompts of all requests, in the order of the plan, then those that are in no lane: the same for any batch
+    size with the same seed."""
+    order = [number for lane in plan.lanes for number in lane]
+    others = sorted(set(range(len(requests))).difference(order)) if plan.fillers else []
+    return tuple(requests[number].prompt_ids for number in (*order, *others))
 
 
 def gather(config: PretrainedConfig, places: Sequence[tuple[Prefilled, int]], columns: int) -> DynamicCache:

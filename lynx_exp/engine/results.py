@@ -22,6 +22,8 @@ class LaneResult:
 
     lane: int
     requests: tuple[int, ...]
+    fillers: int = 0
+    """How many of `requests`, at their end, only kept the lane full: they entered behind its own queue."""
     slots: tuple[int, ...] = ()
     """Of the lane, in which each request decoded; empty: as many as there are requests, in their order."""
     entered: tuple[int, ...] = ()
@@ -32,13 +34,15 @@ class LaneResult:
     texts: list[str]
     """Decoded, cut before the stop string, special tokens left out."""
     finish_reasons: list[str]
-    """`eos`, `stop` (a stop string), `length`, or `scored`."""
+    """`eos`, `stop` (a stop string), `length`, `scored`; or `cut`: a filler, when the lane's last request had ended."""
     logprobs: list[float] | None = None
     """Scoring: summed log-likelihood (nats) of each continuation."""
     greedy: list[bool] | None = None
     """Scoring: whether every token was the most likely one."""
     live_rows: list[int]
-    """Per decode step."""
+    """Per decode step, fillers included."""
+    scored_rows: list[int] = field(default_factory=list)
+    """Per decode step: live rows that are no fillers; empty: all are."""
     active_experts: list[list[int]]
     """Per decode step and layer."""
     changed: list[list[int]] = field(default_factory=list)
@@ -47,6 +51,11 @@ class LaneResult:
     """Token rows of prefills in which a policy decided; 0: none did."""
     prompt_changed: list[int] = field(default_factory=list)
     """Per layer: their assignments changed, of top-k for each; empty: no policy decided there."""
+
+    @property
+    def own(self) -> int:
+        """Requests that are no fillers."""
+        return len(self.requests) - self.fillers
 
     def active_rows(self) -> list[ActiveRow]:
         return [
@@ -61,7 +70,7 @@ class Run:
 
     def __init__(self, lanes: list[LaneResult]) -> None:
         self.lanes = sorted(lanes, key=lambda lane: lane.lane)
-        at = {request: (lane, slot) for lane in self.lanes for slot, request in enumerate(lane.requests)}
+        at = {request: (lane, slot) for lane in self.lanes for slot, request in enumerate(lane.requests[: lane.own])}
         self.places = {request: (lane.lane, slot) for request, (lane, slot) in at.items()}
         """request -> (lane, slot)"""
         ordered = [at[request] for request in sorted(at)]

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lynx_exp.engine.batch import PREFILL_KEY, lane_keys, left_pad, prompt_rows
+from lynx_exp.engine.batch import left_pad, prompt_rows
 from lynx_exp.engine.forced_plan import ForcedPlan
+from lynx_exp.engine.lane import CUT
 from lynx_exp.engine.likely import NotANumber
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.prompts import PromptStore, gather
@@ -92,14 +93,15 @@ def force_pack(
     steps = ForcedPlan.of(requests, plan, lanes)
     device = model.get_input_embeddings().weight.device
     asked = [requests[number] for number in steps.numbers]
-    target_RT, given_RT = _right_pad([request.continuation_ids for request in asked], device)
+    given = [request.continuation_ids[:length] for request, length in zip(asked, steps.lengths, strict=True)]
+    target_RT, given_RT = _right_pad(given, device)
     attachment.record, attachment.idle_dead = [], True
     if store is None:
         logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
     else:
         logits_RTV = _from_store(model, attachment, asked, steps, target_RT, given_RT, store)
     decode_steps = 0 if scoring == "prefill" else steps.num_steps
-    active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, len(lanes), decode_steps)
+    active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, steps, decode_steps)
     return Forced(
         logits_RTV=logits_RTV,
         target_RT=target_RT,
@@ -196,10 +198,7 @@ def score_pack(
     target_RT, given_RT = forced.target_RT, forced.given_RT
     token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
     if scoring == "prefill":  # in fp32 and over its own tokens alone, as lm-eval adds them up
-        own = [
-            row[: len(requests[n].continuation_ids)]
-            for n, row in zip(forced.plan.numbers, token_logprob_RT, strict=True)
-        ]
+        own = [row[:length] for length, row in zip(forced.plan.lengths, token_logprob_RT, strict=True)]
         logprob_R = torch.stack([row.sum() for row in own])
     else:
         logprob_R = token_logprob_RT.double().sum(-1)
@@ -207,23 +206,29 @@ def score_pack(
         bad = forced.plan.numbers[int(logprob_R.isnan().nonzero()[0])]
         raise NotANumber(f"request {bad}: the model's logits are no numbers along its continuation")
     greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
-    continuations = [requests[number].continuation_ids for number in forced.plan.numbers]
+    continuations = [
+        requests[number].continuation_ids[:length]
+        for number, length in zip(forced.plan.numbers, forced.plan.lengths, strict=True)
+    ]
     on_step(sum(map(len, continuations)))
 
     for index, lane in enumerate(lanes):
         mine = forced.plan.rows_of(index)
         live_rows = forced.plan.live_rows(index) if scoring == "decode" else []
+        cut = [len(continuations[row]) < len(requests[forced.plan.numbers[row]].continuation_ids) for row in mine]
         yield LaneResult(
             lane=lane,
             requests=tuple(forced.plan.numbers[row] for row in mine),
+            fillers=sum(forced.plan.fillers[row] for row in mine),
             slots=tuple(forced.plan.slots[row] for row in mine),
             entered=tuple(forced.plan.starts[row] for row in mine),
             token_ids=[list(continuations[row]) for row in mine],
             texts=[""] * len(mine),
-            finish_reasons=["scored"] * len(mine),
+            finish_reasons=[CUT if is_cut else "scored" for is_cut in cut],
             logprobs=logprob_R[mine].tolist(),
             greedy=greedy_R[mine].tolist(),
             live_rows=live_rows,
+            scored_rows=forced.plan.live_rows(index, fillers=False) if scoring == "decode" else [],
             active_experts=forced.active_GSL[index, : len(live_rows)].tolist(),
             changed=forced.changed_GSL[index, : len(live_rows)].tolist(),
             prompt_tokens=forced.prompt_tokens_G[index],
@@ -232,14 +237,14 @@ def score_pack(
 
 
 def _prefill_rows(steps: ForcedPlan, real_RN: Tensor) -> Rows:
-    """`[R, N]` tokens, left-padded, that form one prefill a lane."""
+    """`[R, N]` tokens, left-padded: those that enter a lane together form one prefill."""
     device = real_RN.device
     return Rows(
         decode=torch.zeros_like(real_RN),
-        lane=steps.lane(device)[:, None].expand_as(real_RN),
+        lane=steps.round(device)[:, None].expand_as(real_RN),
         live=real_RN,
-        num_lanes=len(steps.lanes),
-        key=lane_keys(steps.lanes, device) + PREFILL_KEY,
+        num_lanes=steps.num_rounds,
+        key=steps.prefill_keys(device),
         row=prompt_rows(real_RN, steps.row(device)),
     )
 
@@ -268,10 +273,10 @@ def _right_pad(continuations: Sequence[Sequence[int]], device: torch.device) -> 
 
 
 def _counts(
-    attachment: Attachment, routers: Sequence[Router], num_lanes: int, num_steps: int
+    attachment: Attachment, routers: Sequence[Router], steps: ForcedPlan, num_steps: int
 ) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
     """The last four fields of `Forced`. Batches of prefill rows, if any, come before those of decode steps."""
-    rows, record = attachment.rows, attachment.record
+    rows, record, num_lanes = attachment.rows, attachment.record, len(steps.lanes)
     if not record:  # a single token each: nothing was fed
         none = torch.zeros(num_lanes, 0, len(routers), dtype=torch.long)
         return none, none, None, [0] * num_lanes
@@ -285,5 +290,9 @@ def _counts(
         active_GSL = active[first:].view(shape)
     if not first or not attachment.on_prompts:
         return active_GSL, changed[first:].view(shape), None, [0] * num_lanes
-    tokens_G = torch.bincount(rows.lane[rows.live], minlength=rows.num_lanes)[:first]
-    return active_GSL, changed[first:].view(shape), changed[:first], tokens_G.tolist()
+    lane_of = dict(zip(steps.rounds, steps.lane_indices, strict=True))
+    lane_P = torch.tensor([lane_of[number] for number in range(first)], device=changed.device)
+    changed_GL = changed.new_zeros(num_lanes, len(record)).index_add_(0, lane_P, changed[:first])
+    tokens_P = torch.bincount(rows.lane[rows.live], minlength=rows.num_lanes)[:first]
+    tokens_G = tokens_P.new_zeros(num_lanes).index_add_(0, lane_P.to(tokens_P.device), tokens_P)
+    return active_GSL, changed[first:].view(shape), changed_GL, tokens_G.tolist()

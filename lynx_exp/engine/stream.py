@@ -6,7 +6,6 @@ R rows in use, S slots, T rows of a step (R and dead ones), G lane places, L lay
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -81,7 +80,9 @@ class Stream:
             self._make_slots(make_decoder, max_rows, budget)
 
     def _make_slots(self, make_decoder: MakeDecoder, max_rows: int, budget: int) -> None:
-        asked = [self._jobs[lane.job].requests[number] for lane in self._waiting for number in lane.queue]
+        asked = [
+            self._jobs[lane.job].requests[number] for lane in self._waiting for number in (*lane.queue, *lane.fillers)
+        ]
         capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
         widths = [lane.width for lane in self._waiting]
         wanted = min(max(max_rows, max(widths)), sum(widths))
@@ -115,7 +116,7 @@ class Stream:
         loads: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
         before = len(self._rows)
         for lane in self._lanes:
-            if lane.queue and lane.free:
+            if lane.free:
                 self._enter(lane, loads)
         reserved = sum(lane.reserved for lane in self._lanes)
         while self._waiting and self._free_places and reserved + self._waiting[-1].width <= self._most_rows:
@@ -130,23 +131,24 @@ class Stream:
         return len(self._rows) > before
 
     def _enter(self, lane: Lane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
-        """Fill the lane's free slots from its queue. A request whose first token is its last leaves at once."""
+        """Fill the lane's free slots from its queue, then with fillers. A request whose first token is its last leaves
+        at once."""
         requests, entered = self._jobs[lane.job].requests, 0
-        while lane.queue and lane.free:
-            count = min(len(lane.queue), len(lane.free))
-            numbers, lane.queue = lane.queue[:count], lane.queue[count:]
-            slots, lane.free = lane.free[:count], lane.free[count:]
+        while lane.free:
+            numbers, fillers = lane.entering()
+            if not numbers:
+                break
+            slots, lane.free = lane.free[: len(numbers)], lane.free[len(numbers) :]
             places = self._prefilled(lane, numbers, slots)
             lane.admissions += 1
             first = first_tokens([requests[number] for number in numbers], places, self._stopper.model_eos_ids)
             for number, slot, token, (prefilled, at) in zip(numbers, slots, first, places, strict=True):
-                row = Row(requests[number], number, slot, self._stopper)
+                row = Row(requests[number], number, slot, self._stopper, fillers)
                 row.entered = len(lane.live_rows)
-                lane.rows.append(row)
                 row.take(token)
+                lane.enter(row)
                 entered += 1
                 if row.finish is not None:
-                    insort(lane.free, slot)
                     continue
                 _, into, of = loads.setdefault(id(prefilled), (prefilled, [], []))
                 into.append(len(self._rows))
@@ -199,7 +201,7 @@ class Stream:
             logits = self._decoder.step(torch.tensor(tokens, device=self._device))
         self._history.append(self._sections.counts())
         for lane in self._lanes:
-            lane.live_rows.append(lane.live)
+            lane.count()
         logits = logits[:rows]
         if self._processes:
             asked, said = [row.request for row, _ in self._rows], [row.tokens for row, _ in self._rows]
@@ -216,10 +218,14 @@ class Stream:
 
     def _leave(self) -> bool:
         """Take finished rows out, the last ones moving into their places; whether there were any."""
-        gone = [at for at, (row, _) in enumerate(self._rows) if row.finish is not None]
-        for at in gone:
+        for at in self._gone():
             row, lane = self._rows[at]
-            insort(lane.free, row.slot)
+            lane.leave(row)
+        for lane in self._lanes:
+            if lane.is_over:
+                for row in lane.cut():
+                    lane.leave(row)
+        gone = self._gone()
         left = len(self._rows) - len(gone)
         holes = [at for at in gone if at < left]
         if holes:
@@ -231,12 +237,15 @@ class Stream:
         del self._rows[left:]
         return bool(gone)
 
+    def _gone(self) -> list[int]:
+        return [at for at, (row, _) in enumerate(self._rows) if row.finish is not None]
+
     def _complete(self) -> list[tuple[int, LaneResult]]:
         """The lanes that have nothing left to do, taken out."""
-        over = [lane for lane in self._lanes if not lane.live and not lane.queue]
+        over = [lane for lane in self._lanes if lane.is_over]
         if not over:
             return []
-        self._lanes = [lane for lane in self._lanes if lane.live or lane.queue]
+        self._lanes = [lane for lane in self._lanes if not lane.is_over]
         self._free_places += [lane.place for lane in over]
         results = [(lane.job, self._result(lane)) for lane in over]
         oldest = min((lane.began for lane in self._lanes), default=self._forgotten + len(self._history))

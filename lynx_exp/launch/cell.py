@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from lynx_exp.config import AsDict, Config, Once
 from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads, longest_of
+from lynx_exp.launch.lanes import check_documents
 from lynx_exp.launch.model import ModelFacts, inspect_model
-from lynx_exp.launch.tasks import LoadTask, sandbox_of, tasks_of
+from lynx_exp.launch.tasks import LoadTask, data_digests, sandbox_of, tasks_of, with_fillers
 from lynx_exp.store.identity import SCHEMA, Ids, cell_ids, code_digest, digest
 from lynx_exp.store.provenance import scrub
 
@@ -51,9 +52,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: task, policy, where it acts unless in decode, batch size."""
+        """For people: task, policy, where it acts unless in decode, batch size, batch plan."""
         acts = "" if self.policy is None or self.config.phases == "decode" else f" [{self.config.phases}]"
-        return f"{self._asked} {self.config.policy_label}{acts} batch {self.config.batch_size}"
+        plan = "" if self.config.plan_seed is None else f" plan {self.config.plan_seed}"
+        return f"{self._asked} {self.config.policy_label}{acts} batch {self.config.batch_size}{plan}"
 
     @property
     def _asked(self) -> str:
@@ -99,6 +101,10 @@ class Cell:
             "mixing": None if config.task.weights is None else config.task.mixing,
             "batch_size": config.batch_size,
             "batching": config.batching,
+            "waves": config.waves,
+            "tail": config.tail,
+            "choices": config.choices,
+            "plan_seed": config.seed if config.plan_seed is None else config.plan_seed,
             "scoring": config.scoring,
             "limit": config.limit,
             "seed": config.seed,
@@ -140,7 +146,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     def asked(config: Config) -> tuple[Any, ...]:
         """Equal for configs that ask the same."""
-        return task_key(config.task), config.limit, model_key(config.model) if config.task.apply_chat_template else None
+        chat = model_key(config.model) if config.task.apply_chat_template else None
+        return task_key(config.task), config.limit, chat, config.is_filled
 
     owners = {id(config.policy): config for config in configs}
 
@@ -154,12 +161,17 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     policies = [build(config.policy) for config in configs]
 
     found: dict[tuple[Any, ...], tuple[Task, ...]] = {}
+    checked: set[tuple[Any, ...]] = set()
     for config in configs:
         key = asked(config)
         if key not in found:
-            found[key] = tasks_of(config, load, config.limit)
+            found[key] = with_fillers(config, tasks_of(config, load, config.limit), load)
         if here and any(task.runs_code for task in found[key]):
             sandbox_of(config)  # found out now rather than when the model has answered
+        if (full := (key, config.batch_size, config.choices)) not in checked:
+            checked.add(full)
+            for task in found[key]:
+                check_documents(config, task)
 
     facts: dict[str, ModelFacts] = {}
     for config, policy in zip(configs, policies, strict=True):
@@ -195,7 +207,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             | {"device": device.type, "dtype": dtype}
             | {"policy": _with_calibration(config, policy, content)},
             model_digest=model.digest,
-            data_digests={task.name: task.data_digest for task in tasks},
+            data_digests=data_digests(tasks),
             code=code_digest(),
         )
         cells.append(

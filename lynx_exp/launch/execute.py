@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from lynx_exp.launch.cell import Cell, Task
+from lynx_exp.launch.lanes import drained, plan_json, plan_of
 from lynx_exp.launch.latency import measure_cell
-from lynx_exp.launch.metrics import cell_metrics
+from lynx_exp.launch.metrics import cell_metrics, drained_note
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.records import answers, lane_record, sample_rows
 from lynx_exp.launch.references import References, fidelity_rows
-from lynx_exp.launch.requests import encode_requests, plan_json, plan_of
+from lynx_exp.launch.requests import encode_requests
 from lynx_exp.launch.stopping import Preempted
-from lynx_exp.launch.tasks import revisions, sandbox_of
+from lynx_exp.launch.tasks import data_digests, revisions, sandbox_of
 from lynx_exp.launch.validity import invalid_reasons
 from lynx_exp.store.cell import CellWriter, record_failure
 from lynx_exp.store.faults import CannotStore, cannot_store, fault_of
@@ -189,7 +190,7 @@ class Pack:
                         "experts_implementation": self._engine.experts_implementation,
                         **({} if self._partial is None else {"partial": self._partial}),
                     },
-                    {task.name: task.data_digest for task in cell.tasks},
+                    data_digests(cell.tasks),
                     revisions(cell.tasks),
                 ),
                 plan={name: plan_json(cell, plan) for name, plan in plans.items()},
@@ -208,6 +209,11 @@ class Pack:
         attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
         self._open.append(attempt)
         for task in cell.tasks:
+            few = drained(plans[task.name])
+            if few:
+                writer.notes.append(
+                    f"{task.name}: no other documents for {few} of {len(plans[task.name].lanes)} lanes, which may drain"
+                )
             found = sum(len(plans[task.name].lanes[lane]) for lane in writer.lanes[task.name])
             self._progress.advance(cell, (task.name, cell.config.batch_size), found, run=False)
         if cell.policy is not None and cell.config.match_active is not None:
@@ -262,7 +268,7 @@ class Pack:
                 continue
             lanes.done()
             stage = (task.name, attempt.cell.config.batch_size)
-            self._progress.advance(attempt.cell, stage, len(result.requests))
+            self._progress.advance(attempt.cell, stage, result.own)
 
     def _score(self, task: Task, attempt: Attempt) -> None:
         missing, config = attempt.writer.missing(task.name), attempt.cell.config
@@ -285,7 +291,7 @@ class Pack:
         )
         for result in results:
             attempt.writer.commit(lane_record(task, requests, result))
-            self._progress.advance(attempt.cell, (task.name, config.batch_size), len(result.requests))
+            self._progress.advance(attempt.cell, (task.name, config.batch_size), result.own)
 
     def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:
         def note(text: str) -> None:
@@ -359,6 +365,9 @@ class Pack:
             cell.config.batch_size,
             attempt.fidelity,
         )
+        note = drained_note(metrics, cell.config.batch_size)
+        if note is not None:
+            self._noted([attempt])(f"{cell.name}: {note}")
         writer.finish(
             samples=[
                 row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer.responses(task.name))

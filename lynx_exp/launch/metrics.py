@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -16,24 +16,47 @@ def _mean(values: Iterable[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+FULL = 0.8
+"""Share of steps: a cell with fewer full ones is not a run at its batch size."""
+
+
 def batch_summary(
     responses: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], batch_size: int
 ) -> dict[str, float | None]:
-    """Means over rows of the responses and steps tables; None where there is nothing to take a mean of.
+    """Means over rows of the responses (those scored) and steps tables; None where there is nothing to take a mean of.
 
-    active_experts: over layers and the decode steps with `batch_size` live rows (all steps if there is none such);
-    active_experts_all: over all decode steps. Lengths and the share stopped by length are of generations only.
+    active_experts: over layers and scored tokens, of the experts that ran in the step that made the token: over all
+    decode steps, weighted by their scored rows. active_experts_full: over the steps with `batch_size` live rows alone.
+    live_rows: over scored tokens, of the rows that were live in the token's step. full_steps: share of steps with
+    `batch_size` live rows; scored_share: of all tokens decoded the share that is no filler's. Lengths and the share
+    stopped by length are of generations only.
     """
-    full = [step for step in steps if step["live_rows"] == batch_size] or steps
-    live = {(step["subtask"], step["lane"], step["step"]): step["live_rows"] for step in steps}
+    once = {(step["subtask"], step["lane"], step["step"]): step for step in steps}.values()
     generated = [row for row in responses if row["finish_reason"] != "scored"]
+    live, scored = (sum(step[name] for step in once) for name in ("live_rows", "scored_rows"))
     return {
-        "active_experts": _mean(step["active_experts"] for step in full),
-        "active_experts_all": _mean(step["active_experts"] for step in steps),
-        "mean_live_rows": _mean(live.values()),
+        "active_experts": _weighted(steps, "active_experts"),
+        "active_experts_full": _mean(step["active_experts"] for step in steps if step["live_rows"] == batch_size),
+        "live_rows": _weighted(once, "live_rows"),
+        "full_steps": _mean(step["live_rows"] == batch_size for step in once),
+        "scored_share": scored / live if live else None,
         "new_tokens_mean": _mean(row["new_tokens"] for row in generated),
         "length_stop_share": _mean(row["finish_reason"] == "length" for row in generated),
     }
+
+
+def _weighted(steps: Collection[Mapping[str, Any]], name: str) -> float | None:
+    """Mean of a column, each step counting as often as it has scored rows."""
+    weight = sum(step["scored_rows"] for step in steps)
+    return sum(step[name] * step["scored_rows"] for step in steps) / weight if weight else None
+
+
+def drained_note(summary: Mapping[str, float | None], batch_size: int) -> str | None:
+    """What to say of a cell whose lanes were not full most of the time."""
+    full, live = summary["full_steps"], summary["live_rows"]
+    if full is None or live is None or full >= FULL:
+        return None
+    return f"lanes drained: {100 * full:.0f} % of steps full, {live:.1f} of {batch_size} rows live"
 
 
 def cell_metrics(

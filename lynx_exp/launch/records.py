@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lynx_exp.launch.lanes import asked_of
 from lynx_exp.store.tables import TOKENS, LaneRecord
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
-    rows = []
+    rows, everything = [], asked_of(task)
     for at, number in enumerate(result.requests):
-        asked = task.requests[number]
+        asked = everything[number]
         scored = result.logprobs is not None
         rows.append(
             {
@@ -39,6 +40,7 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
                 "response": asked.continuation if scored else result.texts[at],
                 "logprob": result.logprobs[at] if result.logprobs is not None else None,
                 "greedy": result.greedy[at] if result.greedy is not None else None,
+                "filler": at >= result.own,
             }
         )
     return LaneRecord(
@@ -46,6 +48,7 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
         lane=result.lane,
         rows=rows,
         live_rows=result.live_rows,
+        scored_rows=result.scored_rows or result.live_rows,
         active_experts=result.active_experts,
         changed=result.changed,
         prompt_tokens=result.prompt_tokens,

@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from lynx_exp.launch.cell import Cell, Task
 from lynx_exp.launch.records import token_table
-from lynx_exp.launch.tasks import LoadTask, tasks_of
+from lynx_exp.launch.tasks import LoadTask, filled, tasks_of
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, LaneEngine, Matched, Request
     from lynx_exp.routing import Phases, Policy
 
 CALIBRATION_REQUESTS = 32
-"""Requests, at least, on which a knob is set; two lanes where those are more."""
+"""Documents, at least, on which a knob is set; one lane's queue where that is more."""
 
 Encode = Callable[[Task], list["Request"]]
 Plan = Callable[[Task], "BatchPlan"]
@@ -41,9 +41,12 @@ class References:
         if key not in self._continued:
             found = list(requests)
             if task.kind == "generate":
+                planned = {number for lane in plan.lanes for number in lane}
                 for lane in engine.run_lanes(requests, plan):
-                    for number, tokens in zip(lane.requests, lane.token_ids, strict=True):
-                        found[number] = replace(requests[number], continuation_ids=tuple(tokens))
+                    for at, (number, tokens) in enumerate(zip(lane.requests, lane.token_ids, strict=True)):
+                        longer = number not in planned and len(tokens) > len(found[number].continuation_ids)
+                        if at < lane.own or longer:  # of a filler, which lanes cut, the longest
+                            found[number] = replace(requests[number], continuation_ids=tuple(tokens))
             self._continued[key] = found
         return self._continued[key]
 
@@ -63,16 +66,21 @@ class References:
         return self._matched[key]
 
     def _calibration(self, cell: Cell, task: Task) -> Task:
-        wanted = max(CALIBRATION_REQUESTS, 2 * cell.config.batch_size)
+        wanted = max(CALIBRATION_REQUESTS, cell.config.waves * cell.config.batch_size)
         scored = cell.config.limit or 0
         at = cell.tasks.index(task)
-        longer = tasks_of(cell.config, self._load, scored + wanted)[at]
-        if cell.config.limit is None or len(longer.requests) == len(task.requests):
-            return longer
-        others = copy(longer)  # only its requests are used
+        longer = tasks_of(cell.config, self._load, scored + 2 * wanted)[at]
         asked = {(request.subtask, request.doc_id) for request in task.requests}
-        others.requests = tuple(r for r in longer.requests if (r.subtask, r.doc_id) not in asked)
-        return others
+        others = copy(longer)  # only its requests are used
+        if cell.config.limit is not None and len(longer.requests) > len(task.requests):
+            others.requests = tuple(r for r in longer.requests if (r.subtask, r.doc_id) not in asked)
+        documents = list(dict.fromkeys((r.subtask, r.doc_id) for r in others.requests))
+        kept = set(documents[:wanted])
+        if len(kept) == len(documents):
+            return others
+        chosen = copy(others)
+        chosen.requests = tuple(r for r in others.requests if (r.subtask, r.doc_id) in kept)
+        return filled(chosen, others.requests, others.data_digest) if cell.config.is_filled else chosen
 
 
 def fidelity_rows(

@@ -1,15 +1,15 @@
-"""What a cell asks of the engine: token ids of its tasks' requests, and who shares a lane with whom."""
+"""What a cell asks of the engine: token ids of its tasks' requests."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.launch.cell import Cell, Task
+from lynx_exp.launch.cell import Task
+from lynx_exp.launch.lanes import asked_of
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, LaneEngine, Request, Sampling
+    from lynx_exp.engine import LaneEngine, Request, Sampling
     from lynx_exp.tasks import TaskRequest
 
 
@@ -32,8 +32,9 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     end = _text_of_eos(engine.tokenizer)
     made: list[Request] = []
     repeats: dict[tuple[str, int], int] = {}
-    for number, (asked, ids, more) in enumerate(zip(task.requests, prompts, continuations, strict=True)):
+    for number, (asked, ids, more) in enumerate(zip(asked_of(task), prompts, continuations, strict=True)):
         room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last else 1)
+        truncate = "left" if number >= len(task.requests) else truncate  # of fillers nobody reads the answer
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:
             stop = tuple(asked.until) + end if readable else ()
@@ -69,43 +70,6 @@ def sampling_of(asked: TaskRequest, repeat: int, seed: int) -> Sampling | None:
     )
 
 
-def plan_of(cell: Cell, task: Task) -> BatchPlan:
-    """The cell's lanes. Choices of one document stay together; of a mix that is not shuffled each task's requests."""
-    from lynx_exp.engine import BatchPlan
-
-    config = cell.config
-    if config.task.weights is not None and config.task.mixing == "separate":
-        lanes: list[tuple[int, ...]] = []
-        for subtask in dict.fromkeys(request.subtask for request in task.requests):
-            own = [number for number, request in enumerate(task.requests) if request.subtask == subtask]
-            lanes += [tuple(own[at] for at in lane) for lane in _plan(cell, len(own), None).lanes]
-        return BatchPlan(tuple(lanes), slots=config.batch_size if config.batching == "continuous" else None)
-    groups = [request.doc_id for request in task.requests] if task.kind == "choice" else None
-    return _plan(cell, len(task.requests), groups)
-
-
-def _plan(cell: Cell, requests: int, groups: Sequence[int] | None) -> BatchPlan:
-    from lynx_exp.engine import BatchPlan
-
-    config = cell.config
-    if config.batching == "continuous":
-        return BatchPlan.continuous(requests, config.batch_size, config.plan_seed, groups, config.waves)
-    return BatchPlan.static(requests, config.batch_size, config.plan_seed, groups)
-
-
-def plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:
-    """plan.json's entry of one subtask."""
-    config = cell.config
-    lanes = [list(lane) for lane in plan.lanes]
-    return {
-        "batch_size": config.batch_size,
-        "batching": config.batching,
-        "seed": config.seed,
-        "digest": plan.digest(),
-        "lanes": lanes,
-    }
-
-
 def _fit(ids: list[int], room: int, context: int | None, truncate: str, what: str) -> list[int]:
     if context is None or len(ids) + room <= context:
         return ids
@@ -126,20 +90,20 @@ def _check_known(task: Task, engine: LaneEngine, encoded: Sequence[Sequence[int]
     for number, ids in enumerate(encoded):
         if ids and max(ids) >= engine.vocabulary:
             raise ValueError(
-                f"{task.name}: request {number % len(task.requests)}: its text has token {max(ids)}, and the model's "
+                f"{task.name}: request {number % len(asked_of(task))}: its text has token {max(ids)}, and the model's "
                 f"embedding {engine.vocabulary} rows: the tokenizer beside the weights is that of another model"
             )
 
 
 def _prompts(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
-    texts = [request.prompt for request in task.requests]
+    texts = [request.prompt for request in asked_of(task)]
     return _encode(engine, texts), [[]] * len(texts)
 
 
 def _choices(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
     """White space at the end of a prompt belongs to the continuation, whose first token it is part of."""
     contexts, wholes = [], []
-    for request in task.requests:
+    for request in asked_of(task):
         context = request.prompt.rstrip()
         contexts.append(context)
         wholes.append(request.prompt + (request.continuation or ""))

@@ -28,7 +28,7 @@ class StoredCell:
     config: Config
     tasks: tuple[Task, ...]
     responses: dict[str, list[dict[str, Any]]]
-    """Of each task, rows of the responses table in the order of its requests."""
+    """Of each task, rows of the responses table in the order of its requests, without fillers."""
 
 
 def done_cells(root: Path) -> list[CellRecord]:
@@ -49,7 +49,7 @@ def open_stored(
         config = replace(config, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code)
     tasks = tasks_of(config, load, config.limit)
     _check_file(record.path, "responses.parquet")
-    rows = record.responses().to_pylist()
+    rows = [row for row in record.responses().to_pylist() if not row["filler"]]
     responses = {}
     for task in tasks:
         names = {task.name, *(member.name for member in task.members)}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from lynx_exp.config import Config
 
 if TYPE_CHECKING:
-    from lynx_exp.tasks import EvalTask, TaskSettings
+    from lynx_exp.tasks import EvalTask, TaskRequest, TaskSettings
     from lynx_exp.tasks.chat import ChatTemplate
     from lynx_exp.tasks.execute import Sandbox
     from lynx_exp.tasks.mix import MixedTask
@@ -54,6 +56,36 @@ def _each_once(names: Sequence[str], tasks: Sequence[EvalTask]) -> tuple[EvalTas
             )
         first[task.name] = name
     return tuple(tasks)
+
+
+MOST_FILLERS = 256
+"""Documents beyond `limit` that a task's fillers come from, or as many as `limit` where that is more: the same for all
+batch sizes, whose lanes then share prefilled prompts."""
+
+
+def with_fillers(config: Config, tasks: Sequence[EvalTask | MixedTask], load: LoadTask) -> tuple[Any, ...]:
+    """The tasks, each with the requests of its documents beyond `limit`, in an order of their own, to fill lanes with.
+    Where all documents are scored, or lanes are to drain, there are none."""
+    if not config.is_filled or config.limit is None:
+        return tuple(tasks)
+    longer = tasks_of(config, load, config.limit + max(MOST_FILLERS, config.limit))
+    return tuple(filled(task, more.requests, more.data_digest) for task, more in zip(tasks, longer, strict=True))
+
+
+def filled(task: Any, requests: Sequence[TaskRequest], digest: str) -> Any:
+    """A copy of the task whose fillers are those of `requests` that ask of documents that it does not score."""
+    scored = {(request.subtask, request.doc_id) for request in task.requests}
+    others = [request for request in requests if (request.subtask, request.doc_id) not in scored]
+    Random(0).shuffle(others)
+    made = copy(task)
+    made.fillers, made.fillers_digest = tuple(others), digest if others else None
+    return made
+
+
+def data_digests(tasks: Sequence[EvalTask | MixedTask]) -> dict[str, str]:
+    """Of each task's documents, and of those that fill its lanes."""
+    own = {task.name: task.data_digest for task in tasks}
+    return own | {f"{task.name} fillers": task.fillers_digest for task in tasks if task.fillers_digest is not None}
 
 
 def settings_of(config: Config) -> TaskSettings:

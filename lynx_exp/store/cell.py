@@ -146,10 +146,13 @@ class CellWriter:
         self.lanes[lane.subtask][lane.lane] = lane
 
     def responses(self, subtask: str) -> list[dict[str, Any]]:
-        """Rows of all committed lanes, in request order."""
-        return sorted(
-            (row for lane in self.lanes[subtask].values() for row in lane.rows), key=lambda row: row["request"]
-        )
+        """Rows of all committed lanes, in request order, without fillers."""
+        return [row for row in self._rows(subtask) if not row["filler"]]
+
+    def _rows(self, subtask: str) -> list[dict[str, Any]]:
+        """Fillers last, by lane."""
+        rows = [row for lane in self.lanes[subtask].values() for row in lane.rows]
+        return sorted(rows, key=lambda row: (row["filler"], row["lane"] if row["filler"] else 0, row["request"]))
 
     def steps(self) -> Iterable[dict[str, Any]]:
         for lanes in self.lanes.values():
@@ -170,7 +173,7 @@ class CellWriter:
         """Fold the journal into the tables, write the rest, then DONE, then drop the journal. `invalid`: why nobody
         should trust what the cell gives; `more`: further tables by name, without the ending."""
         folder, hold = self.folder, self.hold
-        responses = [row for subtask in self.plan for row in self.responses(subtask)]
+        responses = [row for subtask in self.plan for row in self._rows(subtask)]
         hold.write_parquet(folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
         hold.write_parquet(folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
         hold.write_parquet(folder / "samples.parquet", pa.Table.from_pylist([dict(s) for s in samples], schema=SAMPLES))

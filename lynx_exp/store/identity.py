@@ -27,10 +27,13 @@ SCIENTIFIC = (
     "batch_size",
     "batching",
     "waves",
+    "tail",
+    "choices",
     "scoring",
     "truncate",
     "limit",
     "seed",
+    "plan_seed",
     "backend",
     "vllm.prefix_caching",
     "vllm.max_num_batched_tokens",
@@ -72,6 +75,7 @@ COSMETIC = (
     "sandbox",
     "confirm_unsafe_code",
     "plan",
+    "plan_seeds",
     "max_failures",
     "ignore_oom",
     "pack.max_rows",
@@ -136,7 +140,9 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if fields["task.weights"] is None:
         fields["task.mixing"] = None
     if fields["batching"] == "static":
-        fields["waves"] = None
+        fields |= {"waves": None, "tail": None}
+    if fields["plan_seed"] is None or fields["batch_size"] == 1:
+        fields["plan_seed"] = fields["seed"]
     if fields["backend"] != "vllm":
         fields |= {name: None for name in fields if name.startswith("vllm.")}
     if not fields["measure.latency"]:

@@ -24,7 +24,7 @@ PLACES = ("model.id", "task.data", "policy.calibration")
 
 SHOWN = (
     *("model", "task", "mixing", "policy", "policy_label", "match_active", "layers", "phases"),
-    *("batch_size", "batching", "limit", "seed"),
+    *("batch_size", "batching", "limit", "seed", "plan_seed"),
 )
 """Fields of cell.json by which people know a cell."""
 
@@ -74,6 +74,9 @@ def question(config: Mapping[str, Any]) -> dict[str, Any]:
         fields.pop("task.mixing", None)
     if fields.get("batching") == "static":
         fields.pop("waves", None)
+        fields.pop("tail", None)
+    if fields.get("plan_seed") is None or fields.get("batch_size") == 1:
+        fields["plan_seed"] = fields.get("seed")
     return {name: value for name, value in fields.items() if value is not None}
 
 

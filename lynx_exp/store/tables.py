@@ -29,18 +29,22 @@ RESPONSES = pa.schema(
         ("response", pa.string()),
         ("logprob", pa.float64()),
         ("greedy", pa.bool_()),
+        ("filler", pa.bool_()),
     ]
 )
-"""One row a request. `entered_step`: the lane's decode step that is the first to feed one of its tokens; with n
-`token_ids` it is live in n - 1 steps from there on. `logprob` (sum over the continuation) and `greedy` only for scored
-requests."""
+"""One row a request that is scored, and one a lane and request that filled it behind its own (`filler`: the response of
+such a one is kept, perhaps `cut`, and never scored; another lane may score the same request). `logprob` (sum over the
+continuation) and `greedy` only for scored choices.
+`entered_step`: the lane's decode step that is the first to feed one of its tokens; with n `token_ids` it is live in
+n - 1 steps from there on."""
 
 STEPS = pa.schema(
     [("subtask", pa.string())]
-    + [(n, pa.int32()) for n in ("lane", "step", "layer", "live_rows", "active_experts", "changed")]
+    + [(n, pa.int32()) for n in ("lane", "step", "layer", "live_rows", "scored_rows", "active_experts", "changed")]
 )
-"""One row a (subtask, lane, decode step, layer). `changed`: assignments of the live rows (top-k each) that the policy
-changed: experts that the router chose and that did not run for the row."""
+"""One row a (subtask, lane, decode step, layer). `live_rows`: fillers included; `scored_rows`: without. `changed`:
+assignments of the live rows (top-k each) that the policy changed: experts that the router chose and that did not run
+for the row."""
 
 PREFILL = pa.schema([("subtask", pa.string())] + [(n, pa.int32()) for n in ("lane", "layer", "tokens", "changed")])
 """One row a (subtask, lane, layer) of a policy that acts on prompts: their tokens, and of these `changed` as above."""
@@ -119,6 +123,8 @@ class LaneRecord:
     """A decode step."""
     active_experts: Sequence[Sequence[int]]
     """A decode step, a layer."""
+    scored_rows: Sequence[int] = field(default_factory=list)
+    """A decode step: live rows that are no fillers; empty: all are."""
     changed: Sequence[Sequence[int]] = field(default_factory=list)
     """A decode step, a layer; empty: not counted."""
     prompt_tokens: int = 0
@@ -131,7 +137,8 @@ class LaneRecord:
             yield place | {"tokens": self.prompt_tokens, "changed": changed}
 
     def step_rows(self) -> Iterable[dict[str, Any]]:
-        for step, (live, layers) in enumerate(zip(self.live_rows, self.active_experts, strict=True)):
+        rows = zip(self.live_rows, self.scored_rows or self.live_rows, self.active_experts, strict=True)
+        for step, (live, scored, layers) in enumerate(rows):
             for layer, active in enumerate(layers):
                 yield {
                     "subtask": self.subtask,
@@ -139,6 +146,7 @@ class LaneRecord:
                     "step": step,
                     "layer": layer,
                     "live_rows": live,
+                    "scored_rows": scored,
                     "active_experts": active,
                     "changed": self.changed[step][layer] if self.changed else None,
                 }
@@ -152,6 +160,7 @@ def lane_bytes(lane: LaneRecord, plan_digest: str) -> bytes:
         "plan": plan_digest,
         "rows": [[row[name] for name in RESPONSES.names] for row in lane.rows],
         "live_rows": list(lane.live_rows),
+        "scored_rows": list(lane.scored_rows),
         "active_experts": [list(layers) for layers in lane.active_experts],
         "changed": [list(layers) for layers in lane.changed],
         "prompt_tokens": lane.prompt_tokens,
@@ -177,7 +186,7 @@ def read_lane(path: Path, subtask: str, lane: int, requests: Sequence[int], plan
     if content.get("plan") != plan_digest or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: belongs to another batch plan or version")
     rows = [dict(zip(RESPONSES.names, row, strict=True)) for row in content["rows"]]
-    if [row["request"] for row in rows] != list(requests):
+    if [row["request"] for row in rows if not row["filler"]] != list(requests):
         raise ValueError(f"{path}: its rows are not those of the plan")
-    counted = ("live_rows", "active_experts", "changed", "prompt_tokens", "prompt_changed")
+    counted = ("live_rows", "scored_rows", "active_experts", "changed", "prompt_tokens", "prompt_changed")
     return LaneRecord(subtask=subtask, lane=lane, rows=rows, **{name: content[name] for name in counted})

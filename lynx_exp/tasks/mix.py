@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import floor
 from typing import TYPE_CHECKING, Literal
 
-from lynx_exp.tasks.task import EvalTask, Responses, Scores
+from lynx_exp.tasks.task import EvalTask, Responses, Scores, TaskRequest
 
 if TYPE_CHECKING:
     from lynx_exp.tasks.execute import Sandbox
@@ -20,6 +20,9 @@ class MixedTask:
     shares a lane is the batch plan's to say."""
 
     kind: Literal["generate"] = "generate"
+    fillers: tuple[TaskRequest, ...] = ()
+    fillers_digest: str | None = None
+    """As of `EvalTask`."""
 
     def __init__(self, name: str, tasks: Sequence[EvalTask]) -> None:
         """ValueError for a task of choices: those are scored along given continuations, not decoded."""

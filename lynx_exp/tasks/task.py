@@ -93,6 +93,11 @@ class Scores:
 class EvalTask:
     """One lm-eval task: its prompts, filters, metrics and aggregation; batching and generation belong to the caller."""
 
+    fillers: tuple[TaskRequest, ...] = ()
+    """Requests of other documents, which may stand beside its own in a batch and are not scored."""
+    fillers_digest: str | None = None
+    """Of all that makes them; None: there are none."""
+
     def __init__(self, task: ConfigurableTask, *, revision: str | None = None, process: Process | None = None) -> None:
         """`task` must have built its requests. `revision`: of the hub's data set. `process`: in place of the task's
         own scoring of filtered responses."""

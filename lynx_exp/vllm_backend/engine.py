@@ -181,7 +181,7 @@ class VllmEngine:
         """As `Engine.match_active`; every value tried is decoded step by step."""
 
         def active(candidate: Policy | None) -> float:
-            return mean_active(self.score_lanes(requests, plan, candidate, phases, layers=layers), plan.widest)
+            return mean_active(self.score_lanes(requests, plan, candidate, phases, layers=layers))
 
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)

@@ -8,7 +8,6 @@ lane is stopped, and run again with nobody beside it.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,10 @@ if TYPE_CHECKING:
 class Seated(Row):
     """A request in vLLM: as `Row`, or made to say its continuation."""
 
-    def __init__(self, request: Request, number: int, slot: int, stopper: Any, scored: bool) -> None:
-        super().__init__(request, number, slot, stopper)
+    def __init__(
+        self, request: Request, number: int, slot: int, stopper: Any, filler: bool = False, *, scored: bool
+    ) -> None:
+        super().__init__(request, number, slot, stopper, filler)
         self.scored = scored
         self.logprob, self.greedy = 0.0, True
 
@@ -62,6 +63,11 @@ class Running:
     def decoding(self) -> int:
         """Rows that the next step decodes."""
         return sum(bool(row.tokens) for row in self.rows.values())
+
+    @property
+    def scored_rows(self) -> int:
+        """Those of them that are no fillers."""
+        return sum(bool(row.tokens) and not row.filler for row in self.rows.values())
 
 
 class Stream:
@@ -99,14 +105,16 @@ class Stream:
     def _reserve(self, lane: Lane) -> int:
         """Positions of the cache that the lane may come to fill, in whole blocks."""
         block = self._engine.block
-        longest = sorted((self._length(lane, number) for number in lane.queue), reverse=True)[: lane.width]
-        return sum(-(-length // block) * block for length in longest)
+        lengths = (self._length(lane, number) for number in (*lane.queue, *lane.fillers))
+        return sum(-(-length // block) * block for length in sorted(lengths, reverse=True)[: lane.width])
 
     def _prompt_tokens(self, lane: Lane) -> int:
-        return sum(len(self._request(lane, number).prompt_ids) for number in lane.queue[: lane.width])
+        return sum(len(self._request(lane, number).prompt_ids) for number in (*lane.queue, *lane.fillers)[: lane.width])
 
     def _static(self, lane: Lane) -> bool:
-        return len(self._jobs[lane.job].plan.lanes[lane.number]) == lane.width
+        """Whether all of its requests are there from the beginning."""
+        plan = self._jobs[lane.job].plan
+        return len(plan.lanes[lane.number]) == lane.width and not plan.fillers_of(lane.number)
 
     def _check(self, lane: Lane) -> None:
         """ValueError if the engine cannot run this lane at all."""
@@ -141,10 +149,7 @@ class Stream:
         rows = engine.max_rows - sum(running.lane.reserved for running in self._running.values())
         cache = engine.cache_tokens - sum(self._held(running) for running in self._running.values())
         for running in self._running.values():
-            lane = running.lane
-            while lane.queue and lane.free:
-                tokens -= len(self._request(lane, lane.queue[0]).prompt_ids)
-                self._enter(running, 1)
+            tokens -= self._enter(running)
         if not self._running and not self._waiting and self._again:
             self._open(self._again.pop())
             return
@@ -163,34 +168,46 @@ class Stream:
     def _held(self, running: Running) -> int:
         block, lane = self._engine.block, running.lane
         now = sum(-(-self._length(lane, row.number) // block) * block for row in running.rows.values())
-        return max(now, self._reserve(lane)) if lane.queue else now
+        return max(now, self._reserve(lane)) if lane.queue or lane.fillers else now
 
     def _open(self, lane: Lane) -> None:
         running = Running(lane, self._engine.new_lane(), self._scored)
         self._running[running.number] = running
-        self._enter(running, lane.width)
+        self._enter(running)
 
-    def _enter(self, running: Running, count: int) -> None:
-        """The next requests of a lane's queue into its free slots."""
+    def _enter(self, running: Running) -> int:
+        """The next requests of a lane's queue, then fillers, into its free slots; tokens of their prompts."""
+        lane, tokens = running.lane, 0
+        while lane.free:
+            numbers, fillers = lane.entering()
+            if not numbers:
+                break
+            for number in numbers:
+                tokens += len(self._request(lane, number).prompt_ids)
+                self._submit(running, number, fillers)
+        return tokens
+
+    def _submit(self, running: Running, number: int, filler: bool) -> None:
         lane, act = running.lane, self._acts[running.lane.act]
-        numbers, lane.queue = lane.queue[:count], lane.queue[count:]
-        for number in numbers:
-            request, slot = self._request(lane, number), lane.free.pop(0)
-            row = Seated(request, number, slot, self._engine.stopper, self._scored)
-            lane.rows.append(row)
-            where = spec_of(act.policy, act.phases, act.layers) | {
-                "lane": running.number,
-                "slot": slot,
-                "number": lane.number,
-            }
-            salt = f"lane {running.number}" if act.prefills else None  # else prompts would share what a policy changed
-            name = submit(self._engine, request, where, scored=self._scored, salt=salt)
-            running.rows[name] = row
-            self._where[name] = running
+        request, slot = self._request(lane, number), lane.free.pop(0)
+        row = Seated(request, number, slot, self._engine.stopper, filler, scored=self._scored)
+        lane.enter(row)
+        where = spec_of(act.policy, act.phases, act.layers) | {
+            "lane": running.number,
+            "slot": slot,
+            "number": lane.number,
+        }
+        salt = f"lane {running.number}" if act.prefills else None  # else prompts would share what a policy changed
+        name = submit(self._engine, request, where, scored=self._scored, salt=salt)
+        running.rows[name] = row
+        self._where[name] = running
 
     def _step(self) -> Iterator[tuple[int, LaneResult]]:
         """One step of vLLM, and what it gave."""
-        expected = {number: (running.decoding, len(running.rows)) for number, running in self._running.items()}
+        expected = {
+            number: (running.decoding, len(running.rows), running.scored_rows)
+            for number, running in self._running.items()
+        }
         heard, finished = 0, []
         for output in self._engine.llm.llm_engine.step():
             running = self._where.get(output.request_id)
@@ -211,24 +228,27 @@ class Stream:
         for running in fallen:
             self._put_back(running)
         self._on_step(heard, len(self._where))
-        for running in [running for running in self._running.values() if not running.rows and not running.lane.queue]:
+        for running in [running for running in self._running.values() if running.lane.is_over]:
+            running.lane.cut()
+            self._abort(list(running.rows))
             del self._running[running.number]
             yield running.lane.job, self._result(running)
 
-    def _fallen(self, counts: Sequence[LaneCount], expected: dict[int, tuple[int, int]]) -> list[Running]:
+    def _fallen(self, counts: Sequence[LaneCount], expected: dict[int, tuple[int, int, int]]) -> list[Running]:
         """Take in what the plugin saw of each lane; those that did not decode as planned. `expected`: of each lane the
-        rows that were to decode, and all its rows."""
+        rows that were to decode, all its rows, and those of the first that are no fillers."""
         seen = {count.step.lane: count for count in counts}
         fallen = []
         for number, running in self._running.items():
             count = seen.get(number)
             live = 0 if count is None else count.step.live_rows
-            decoding, rows = expected[number]
+            decoding, rows, scored = expected[number]
             in_step = live == decoding and (count is None or count.step.repeated == 0)
             if count is not None and live:
                 if self._static(running.lane):
                     in_step &= decoding == rows and count.step.first == count.step.last
                 running.lane.live_rows.append(live)
+                running.lane.scored_rows.append(scored)
                 running.active.append(list(count.after))
                 running.changed.append(list(count.changed))
             if count is not None and self._acts[running.lane.act].prefills:
@@ -258,7 +278,10 @@ class Stream:
         self._abort(list(running.rows))
         del self._running[running.number]
         queue = list(self._jobs[lane.job].plan.lanes[lane.number])
-        self._again.append(Lane(job=lane.job, number=lane.number, act=lane.act, queue=queue, width=lane.width))
+        fillers = list(self._jobs[lane.job].plan.fillers_of(lane.number))
+        self._again.append(
+            Lane(job=lane.job, number=lane.number, act=lane.act, queue=queue, width=lane.width, fillers=fillers)
+        )
 
     def _abort(self, names: Sequence[str], also: bool = False) -> None:
         """Take requests out, those that vLLM itself has finished included."""
@@ -268,10 +291,11 @@ class Stream:
             running = self._where.pop(name)
             row = running.rows.pop(name)
             if also:
-                insort(running.lane.free, row.slot)
+                running.lane.leave(row)
 
     def _result(self, running: Running) -> LaneResult:
         lane = running.lane
+        lane.rows = [row for row in lane.rows if row.tokens]  # a filler may have been cut in its prefill
         made = lane.result(self._engine.stopper, running.active, running.changed)
         if not self._scored:
             return made

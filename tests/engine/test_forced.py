@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
-from lynx_exp.engine.forced_plan import ForcedPlan, _seat
+from lynx_exp.engine.forced_plan import ForcedPlan, seat
 from lynx_exp.engine.prompts import plan_order
 from lynx_exp.routing import Policy
 from tests.engine.conftest import VOCAB, shape_of
@@ -25,6 +25,8 @@ PLANS = {
     "one lane": BatchPlan.continuous(12, 3, 5, waves=4),
     "two lanes": BatchPlan.continuous(12, 2, 5, waves=3),
 }
+
+FILLED = BatchPlan.continuous(8, 3, 5, waves=2).filled((8, 9, 10, 11), range(12), 1)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,31 @@ def generated(
     return lanes, totals
 
 
-def as_continuations(requests: Sequence[Request], lanes: Sequence[LaneResult]) -> list[Request]:
+def as_continuations(
+    requests: Sequence[Request], lanes: Sequence[LaneResult], others: tuple[int, ...] = ()
+) -> list[Request]:
     tokens = {n: tuple(ids) for lane in lanes for n, ids in zip(lane.requests, lane.token_ids, strict=True)}
-    return [replace(request, continuation_ids=tokens[number]) for number, request in enumerate(requests)]
+    return [replace(request, continuation_ids=tokens.get(number, others)) for number, request in enumerate(requests)]
+
+
+@pytest.mark.parametrize("policy", REPRESENTATIVES, ids=lambda policy: policy.label)
+def test_a_lane_with_fillers_is_scored_as_it_decodes(engine: Engine, requests: list[Request], policy: Policy) -> None:
+    """A filler that the lane's end cuts has the tokens of its part; of its whole response, the same part is taken."""
+    policy = bound(policy, shape_of(engine))
+    lanes = list(engine.run_lanes(requests, FILLED, policy))
+    assert any("cut" in lane.finish_reasons for lane in lanes)
+    for decoded in lanes:
+        given = as_continuations(requests, [decoded], others=(5,))
+        longer = [
+            replace(r, continuation_ids=(*r.continuation_ids, 5, 6)) if n in decoded.requests[decoded.own :] else r
+            for n, r in enumerate(given)
+        ]
+        for asked in (given, longer if decoded.finish_reasons[-1] == "cut" and decoded.fillers == 1 else given):
+            (scored,) = engine.score_lanes(asked, FILLED, policy, lanes=[decoded.lane])
+            assert (scored.requests, scored.fillers) == (decoded.requests, decoded.fillers)
+            assert (scored.slots, scored.token_ids) == (decoded.slots, decoded.token_ids)
+            assert (scored.live_rows, scored.scored_rows) == (decoded.live_rows, decoded.scored_rows)
+            assert scored.active_experts == decoded.active_experts
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -95,13 +119,13 @@ def test_the_refilling_matters(engine: Engine, requests: list[Request]) -> None:
 def test_seats_are_those_of_a_server_that_goes_step_by_step(lengths: list[int], slots: int | None) -> None:
     tokens = {number: [0] * length for number, length in enumerate(lengths)}
     slot_of, steps = refill(range(len(lengths)), tokens, min(slots or len(lengths), len(lengths)))
-    seats = _seat(lengths, slots)
-    assert [slot for _, slot in seats] == [slot_of[number] for number in tokens]
+    seats = seat(lengths, [], slots)
+    assert [each.slot for each in seats] == [slot_of[number] for number in tokens]
     requests = [Request(prompt_ids=(3,), continuation_ids=tuple(ids)) for ids in tokens.values()]
     plan = ForcedPlan.of(requests, BatchPlan((tuple(tokens),), slots=slots), [0])
     assert plan.live_rows(0) == [len(live) for live in steps]
     assert plan.num_steps == len(steps)
-    for number, (start, _) in enumerate(seats):
+    for number, (start, *_) in enumerate(seats):
         first = next((at for at, live in enumerate(steps) if number in live), None)
         assert first is None or first == start
 
@@ -115,7 +139,7 @@ def test_seats_are_those_of_the_stream(engine: Engine, requests: list[Request], 
     ]
     plan = BatchPlan((tuple(range(len(asked))),), slots=slots)
     (lane,) = engine.run_lanes(asked, plan)
-    assert [slot for _, slot in _seat(lengths, slots)] == list(lane.slots)
+    assert [each.slot for each in seat(lengths, [], slots)] == list(lane.slots)
     forced = ForcedPlan.of(as_continuations(asked, [lane]), plan, [0])
     assert forced.live_rows(0) == lane.live_rows
 
@@ -141,10 +165,17 @@ def test_prompts_beside_longer_ones_are_scored(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("phases", ["prefill", "both"])
-def test_a_policy_that_acts_in_prefill_is_not_scored_in_refilled_slots(
+def test_a_policy_that_acts_in_prefill_is_scored_as_it_decodes(
     engine: Engine, requests: list[Request], phases: str
 ) -> None:
-    given = [replace(request, continuation_ids=(5, 6)) for request in requests]
-    scored = engine.score_lanes(given, PLANS["one lane"], build_policy("lynx"), phases)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batching=continuous"):
-        list(scored)
+    """Those that enter a lane together are one prefill, whose experts the policy chooses together."""
+    policy = build_policy("random_keep", keep_experts=3)
+    lanes = {lane.lane: lane for lane in engine.run_lanes(requests, FILLED, policy, phases)}  # type: ignore[arg-type]
+    for number, decoded in lanes.items():
+        own = as_continuations(requests, [decoded], others=(5,))
+        (scored,) = engine.score_lanes(own, FILLED, policy, phases, lanes=[number])  # type: ignore[arg-type]
+        assert (scored.requests, scored.slots, scored.token_ids) == (decoded.requests, decoded.slots, decoded.token_ids)
+        assert (scored.live_rows, scored.active_experts) == (decoded.live_rows, decoded.active_experts)
+        assert (scored.prompt_tokens, scored.prompt_changed) == (decoded.prompt_tokens, decoded.prompt_changed)
+        assert all(scored.greedy or [])
+    assert sum(sum(lane.prompt_changed) for lane in lanes.values()) > 0

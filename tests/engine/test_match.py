@@ -115,7 +115,7 @@ def test_every_knob_moves_the_active_experts_in_its_direction(engine: Engine, pr
 
     def active(value: float) -> float:
         turned = replace(policy, **{policy.knob.parameter: int(value) if policy.knob.whole else value})
-        return mean_active(engine.score_lanes(requests, plan, bound(turned, shape_of(engine))), 8)
+        return mean_active(engine.score_lanes(requests, plan, bound(turned, shape_of(engine))))
 
     fewest, most = (active(high), active(low)) if policy.knob.falling else (active(low), active(high))
     assert fewest < most - 0.5, name
@@ -126,5 +126,5 @@ def test_the_engine_hits_a_target(engine: Engine, prompts: list[list[int]]) -> N
     plan = BatchPlan.in_order(len(requests), 8)
     found = engine.match_active(build_policy("coverage"), 4.0, requests, plan)
     assert found.active == pytest.approx(4.0, abs=0.15)
-    again = mean_active(engine.score_lanes(requests, plan, found.policy), 8)
+    again = mean_active(engine.score_lanes(requests, plan, found.policy))
     assert again == found.active

@@ -27,6 +27,8 @@ class FakeTask:
     headline = "acc"
     runs_code = False
     revision = None
+    fillers: tuple[TaskRequest, ...] = ()
+    fillers_digest = None
 
     def __init__(self, name: str, kind: str, docs: int) -> None:
         self.name, self.kind = name, kind

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.config import GenerationConfig, TaskConfig
-from lynx_exp.launch.requests import encode_requests, plan_of, sampling_of
+from lynx_exp.launch.lanes import plan_of
+from lynx_exp.launch.requests import encode_requests, sampling_of
 from lynx_exp.store.read import read_cells
 from lynx_exp.tasks import TaskRequest, TaskSettings, load_task
 from tests.launch.mixtral import mixtral_tokenizer
