@@ -97,7 +97,10 @@ def _hydra(arguments: list[str]) -> int:
             plugin.check_hydra(HydraConfig.get())
             from lynx_exp.launch.run import run_cells
 
-            code = FAILED if run_cells([to_config(composed)]).failed else 0
+            config = to_config(composed)
+            if config.plan_seeds > 1:
+                raise ValueError(f"plan_seeds={config.plan_seeds}: is many cells; add -m, or give one as plan_seed=0")
+            code = FAILED if run_cells([config]).failed else 0
         except Exception as error:  # Hydra would print it with its own words
             problem = error
 

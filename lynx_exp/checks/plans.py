@@ -133,13 +133,14 @@ def _check_slots(content: Content, stream: str, rows: Columns) -> None:
         more = [] if extra is None else extra["new_tokens"].tolist()
         if extra is not None and not _planned(content, stream, number, extra):
             return
+        entered = [] if extra is None else extra["request"].tolist()
         taken = seats(lengths, _slots(content, stream), more)
         found = rows["slot"][own].tolist() + ([] if extra is None else extra["slot"].tolist())
         wanted = [slot for _, slot in taken]
         wrong = [row for row, slot in enumerate(found) if row >= len(wanted) or slot != wanted[row]]
         if wrong:
             first = wrong[0]
-            which = lane[first] if first < len(lane) else f"{extra['request'][first - len(lane)]}, a filler,"
+            which = [*lane, *entered][first]
             place = f"slot {wanted[first]}" if first < len(wanted) else "no slot, for the lane was over"
             content.add("slots", "responses.parquet", f"request {which} of {stream}, lane {number}, in {place}",
                         f"slot {found[first]}{_others(wrong)}")  # fmt: skip

@@ -52,8 +52,8 @@ class ForcedPlan:
         for index, lane in enumerate(lanes):
             queue = plan.lanes[lane]
             extra = [number for number in plan.fillers_of(lane) if requests[number].continuation_ids]
-            tokens = [[len(requests[number].continuation_ids) for number in part] for part in (queue, extra)]
-            seats = seat(*tokens, plan.slots)
+            own, more = ([len(requests[number].continuation_ids) for number in part] for part in (queue, extra))
+            seats = seat(own, more, plan.slots)
             for at, (number, each) in enumerate(zip((*queue, *extra), seats, strict=False)):
                 made.numbers.append(number)
                 made.lane_indices.append(index)

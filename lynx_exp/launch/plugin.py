@@ -47,6 +47,18 @@ def check_hydra(hydra: Any) -> None:
             refuse_folder(f"hydra.{name}={found}")
 
 
+def plan_seeds(number: int, study: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The sweep over batch plans that `plan_seeds=number` stands for. A study that has plan seeds of its own, or an
+    argument that gives them, goes without. ValueError if both are asked for."""
+    typed = [word.partition("=")[0].lstrip("+") for word in arguments]
+    if "plan_seed" in typed:
+        if "plan_seeds" in typed and number > 1:
+            raise ValueError(f"plan_seeds={number}: stands for plan_seed=0 to {number - 1}; give one of the two")
+        return []
+    named = any(word.startswith("plan_seed=") for words in study for word in words.split())
+    return [] if number <= 1 or named else [f"plan_seed={','.join(map(str, range(number)))}"]
+
+
 class LynxSweeper(Sweeper):
     """Hydra's basic sweeper, and `hydra.sweeper.cells`: a union of small grids, crossed with `hydra.sweeper.params`;
     `hydra.sweeper.controls` stand beside all of them. Or `hydra.sweeper.studies`: other files of `sweeps/`, all of
@@ -81,25 +93,27 @@ class LynxSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs: list[list[str]] = []
-        for sweeper, given in self._sweepers(arguments):
-            jobs += job_grids(
-                *(sweeper.params, sweeper.cells, given, parser, sweeper.controls, self._shape_of, self.max_cells)
-            )
+        for sweeper, given, number in self._sweepers(arguments):
+            params = [*sweeper.params, *plan_seeds(number, [*sweeper.params, *sweeper.cells], given)]
+            jobs += job_grids(*(params, sweeper.cells, given, parser, sweeper.controls, self._shape_of, self.max_cells))
             check_count(len(jobs), self.max_cells)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
-    def _sweepers(self, arguments: list[str]) -> Iterator[tuple[LynxSweeper, list[str]]]:
-        """This one; or one for each of `studies`, its file in place of the one that names it in the arguments."""
+    def _sweepers(self, arguments: list[str]) -> Iterator[tuple[LynxSweeper, list[str], int]]:
+        """This one, its arguments and its `plan_seeds`; or one for each of `studies`, its file in place of the one that
+        names it in the arguments."""
         if not self.studies:
-            yield self, arguments
+            assert self.config is not None, "set up"
+            yield self, arguments, self.config.plan_seeds
             return
         groups = {study.partition("=")[0] for study in self.studies}
         others = [word for word in arguments if word.partition("=")[0].lstrip("+") not in groups]
         for study in self.studies:
             given = [f"+{study}", *others]
             load = self.hydra_context.config_loader.load_configuration
-            found = load("config", given, run_mode=RunMode.MULTIRUN).hydra.sweeper
-            yield LynxSweeper(found.params, found.cells, [*found.controls, *self.controls]), given
+            config = load("config", given, run_mode=RunMode.MULTIRUN)
+            found = config.hydra.sweeper
+            yield LynxSweeper(found.params, found.cells, [*found.controls, *self.controls]), given, config.plan_seeds
 
     def _shape_of(self, overrides: list[str]) -> Shape:
         from lynx_exp.launch.model import inspect_model

@@ -105,11 +105,14 @@ def write_cell(
             "phases": "decode",
             "task": task,
             "batch_size": batch_size,
-            "batching": "static",
+            "batching": "continuous",
+            "waves": 4,
+            "tail": "filler",
+            "choices": "spread",
             "scoring": "decode",
             "limit": documents,
         },
-        **{"seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
+        **{"seed": 0, "plan_seed": 0, "backend": "transformers", "dtype": "float32", "device": "cpu"},
         **{"match_active": None, "layers": None, "mixing": None},
         **{"num_experts": EXPERTS, "top_k": TOP_K, "num_layers": LAYERS, "sizes_id": cell_id},
         **info,
@@ -127,8 +130,14 @@ def write_cell(
         _share_lanes(samples, batch_size, info["mixing"])
         steps = _steps(task, batch_size, len(samples), policy.keep, rng, more=2 * (info["mixing"] == "shuffled"))
     full = [step["active_experts"] for step in steps if step["live_rows"] == batch_size]
-    activity = {"active_experts": float(np.mean(full)), "active_experts_all": float(np.mean(full))}
-    activity |= {"mean_live_rows": batch_size - 0.5, "new_tokens_mean": 12.0, "length_stop_share": 0.0}
+    activity = {"active_experts": float(np.mean(full)), "active_experts_full": float(np.mean(full))}
+    activity |= {
+        "live_rows": batch_size - 0.5,
+        "full_steps": 0.9,
+        "scored_share": 0.95,
+        "new_tokens_mean": 12.0,
+        "length_stop_share": 0.0,
+    }
     _json(folder / "cell.json", cell)
     _json(folder / "metrics.json", {"metrics": metrics, **activity, "by_subtask": {}})
     error = {"class": "MemoryError", "message": "too big"} if state == "failed" else None
@@ -143,7 +152,7 @@ def write_cell(
     _json(folder / "provenance.json", {})
     pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
-    responses = [row | {"prompt_tokens": 20} for row in samples]
+    responses = [row | {"prompt_tokens": 20, "filler": False} for row in samples]
     pq.write_table(pa.Table.from_pylist(responses, RESPONSES), folder / "responses.parquet")
     if info.get("phases") in ("prefill", "both"):
         _write_prefill(folder, (SUBTASKS | MIX)[task], documents // batch_size, policy)
@@ -222,7 +231,9 @@ def _steps(
                 active = int(np.clip(round(_active(live, keep) + more + rng.normal(0, 0.8)), 1, EXPERTS))
                 row = {"subtask": subtask, "lane": lane, "step": step, "layer": layer}
                 changed = round(max(1 - keep, 0) * live * TOP_K)
-                rows.append(row | {"live_rows": live, "active_experts": active, "changed": changed})
+                rows.append(
+                    row | {"live_rows": live, "scored_rows": live, "active_experts": active, "changed": changed}
+                )
     return rows
 
 

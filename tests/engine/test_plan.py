@@ -33,6 +33,46 @@ def test_groups_stay_together() -> None:
 
 
 @given(
+    docs=st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    batch_size=st.integers(1, 6),
+    waves=st.integers(1, 4),
+    pool=st.integers(0, 30),
+    seed=st.integers(0, 3),
+)
+def test_queues_are_even_and_fillers_strangers(
+    docs: list[int], batch_size: int, waves: int, pool: int, seed: int
+) -> None:
+    """Every request once, in queues of about one length; to each lane fillers of other documents, none twice."""
+    groups = [doc for doc, choices in enumerate(docs) for _ in range(choices)]
+    own, groups = len(groups), [*groups, *range(100, 100 + pool)]
+    plan = BatchPlan.continuous(own, batch_size, seed, groups, waves)
+    assert sorted(chain(*plan.lanes)) == list(range(own))
+    sizes = [len(lane) for lane in plan.lanes]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) <= batch_size * waves
+    assert len(sizes) == -(-own // (batch_size * waves))
+    filled = plan.filled(range(own, own + pool), groups, seed)
+    assert (filled.lanes, filled.slots) == (plan.lanes, plan.slots) and filled.digest() != plan.digest()
+    for lane, fillers in zip(filled.lanes, filled.fillers, strict=True):
+        strangers = [groups[number] for number in fillers]
+        assert len(set(strangers)) == len(strangers) and not set(strangers) & {groups[number] for number in lane}
+        beyond = [number >= own for number in fillers]
+        assert beyond == sorted(beyond, reverse=True), "documents that nobody scores come first"
+        assert len(fillers) == 8 * batch_size or set(groups) == set(strangers) | {groups[number] for number in lane}
+
+
+def test_choices_of_a_document_are_spread_as_far_as_there_is_room() -> None:
+    """Ten documents of four choices in lanes of ten: each lane asks every document once."""
+    groups = [doc for doc in range(10) for _ in range(4)]
+    for plan in (BatchPlan.spread(40, 10, 1, groups), BatchPlan.continuous(40, 5, 1, groups, waves=2)):
+        assert [sorted(groups[number] for number in lane) for lane in plan.lanes] == [list(range(10))] * 4
+    uneven = [doc for doc, choices in enumerate((2, 7, 3, 4, 2, 5, 3, 6)) for _ in range(choices)]
+    order = BatchPlan.spread(len(uneven), len(uneven), 3, uneven).lanes[0]
+    places = {doc: [at for at, number in enumerate(order) if uneven[number] == doc] for doc in range(8)}
+    for doc, found in places.items():
+        assert min(b - a for a, b in zip(found, found[1:], strict=False)) >= len(uneven) // len(found) - 3, doc
+
+
+@given(
     sizes=st.lists(st.integers(1, 9), max_size=12),
     max_rows=st.integers(1, 20),
 )

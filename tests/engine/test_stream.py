@@ -121,7 +121,10 @@ def jobs_of(draw: st.DrawFn, engine: Engine, requests: Sequence[Request]) -> lis
         if draw(st.booleans()):
             plan = BatchPlan.static(len(requests), size, seed)
         else:
-            plan = BatchPlan.continuous(len(requests), size, seed, waves=draw(st.integers(1, 3)))
+            own = draw(st.integers(1, len(requests)))
+            plan = BatchPlan.continuous(own, size, seed, waves=draw(st.integers(1, 3)))
+            if draw(st.booleans()):
+                plan = plan.filled(range(own, len(requests)), range(len(requests)), seed)
         chosen = draw(st.none() | st.just([len(plan.lanes) - 1]))
         jobs.append(engine.job(copies(requests), plan, policy, phases, layers=layers, lanes=chosen))
     return jobs
@@ -349,6 +352,29 @@ def test_refilled_slots_equal_a_slow_reference(
             assert len(live) == width or started == len(queue), f"step {at}: a slot idles while requests wait"
             done.update(live)
         assert lane.active_experts == active
+
+
+def test_fillers_keep_a_lane_full_until_its_last_request_ends(engine: Engine, requests: list[Request]) -> None:
+    """And no longer: what is not finished then is cut. Who answers is told from who fills."""
+    plan = BatchPlan.continuous(7, 3, waves=3).filled(range(7, 12), range(12), 2)
+    same = [replace(r, max_new_tokens=2 + 3 * (n % 4), ignore_eos=True) for n, r in enumerate(requests)]
+    (lane,) = run(engine, [engine.job(same, plan)]).values()
+    assert lane.requests[: lane.own] == plan.lanes[0]
+    assert lane.requests[lane.own :] == plan.fillers[0][: lane.fillers] and lane.fillers
+    assert set(lane.live_rows) == {3}
+    assert sum(lane.scored_rows) == sum(same[number].max_new_tokens - 1 for number in plan.lanes[0])
+    assert min(lane.scored_rows) >= 1 and lane.scored_rows[-1] < 3
+    assert set(lane.finish_reasons[: lane.own]) == {"length"} and "cut" in lane.finish_reasons[lane.own :]
+    drained = run(engine, [engine.job(same, BatchPlan(plan.lanes, slots=3))])[0, 0]
+    assert drained.live_rows == lane.scored_rows
+    assert drained.token_ids == lane.token_ids[: lane.own]
+
+
+def test_a_lane_with_fewer_requests_than_slots_is_filled(engine: Engine, requests: list[Request]) -> None:
+    plan = BatchPlan(((0, 1),), slots=4, fillers=((2, 3, 4, 5),))
+    same = copies(requests, max_new_tokens=4, ignore_eos=True)
+    (lane,) = run(engine, [engine.job(same, plan)]).values()
+    assert (lane.live_rows, lane.scored_rows, lane.slots) == ([4] * 3, [2] * 3, (0, 1, 2, 3))
 
 
 def test_a_refilled_lane_is_full_until_its_queue_is_empty(engine: Engine, requests: list[Request]) -> None:

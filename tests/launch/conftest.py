@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> Callable[..., Config]:
             tracker=fields.pop("tracker", None) or TrackerConfig(),
             results=str(tmp_path / "results"),
             batch_size=fields.pop("batch_size", 2),
+            batching=fields.pop("batching", "static"),  # the fake engine's lanes are of two steps, refilled or not
             device="cpu",
             **fields,
         )

@@ -137,7 +137,7 @@ class Lab:
 
 
 def cell(point: dict[str, Any] = POINTS[0], subtasks: Sequence[str] = ("short", "choice"), **more: Any) -> Config:
-    settings = {"policy": {"name": "vanilla"}, "batch_size": 3, "device": "cpu"} | point | more
+    settings = {"policy": {"name": "vanilla"}, "batch_size": 3, "waves": 1, "device": "cpu"} | point | more
     return Config(
         model=ModelConfig(kind="random", id="mixtral", config=dict(SMALL)),
         task=TaskConfig(name="task", subtasks=list(subtasks)),

@@ -29,7 +29,7 @@ def pair(documents: Path, results: Path, scoring: str, limit: int | None = 12) -
     said = StringIO()
     task = TaskConfig(name="truthfulqa", subtasks=["truthfulqa_mc1", "truthfulqa_mc2"], data=str(documents))
     cells: list[Any] = [
-        bundled(results, task=task, policy=policy, limit=limit, batch_size=8, scoring=scoring, truncate="left")
+        bundled(results, task=task, policy=policy, limit=limit, batch_size=6, scoring=scoring, truncate="left")
         for policy in ({"name": "vanilla"}, POLICY)
     ]
     report = run_cells(cells, console=Console(file=said, width=300))

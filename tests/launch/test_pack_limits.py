@@ -51,6 +51,9 @@ APART = {
     "task": TaskConfig(name="task", subtasks=["gen", "choice"]),
     "batching": "continuous",
     "waves": 2,
+    "tail": "drain",
+    "choices": "together",
+    "plan_seed": 7,
     "limit": 3,
     "seed": 1,
     "dtype": "bfloat16",
@@ -63,7 +66,7 @@ APART = {
 }
 BESIDE = {
     *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"),
-    *("plan", "max_failures", "ignore_oom"),
+    *("plan", "plan_seeds", "max_failures", "ignore_oom"),
 }
 """Of one value only, or without a say in what an engine does; `pack` has a test of its own."""
 

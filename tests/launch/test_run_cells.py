@@ -53,12 +53,18 @@ def test_the_record_of_a_cell(bench, config):
     assert json.loads((cell.path / "timing.json").read_text())["policy_active_experts"] == 3.0
 
 
-def test_active_experts_count_full_batches_only(bench, config):
+def test_active_experts_are_those_of_the_steps_that_made_the_tokens(bench, config):
     report = bench.run([config()])
     metrics = read_cells(report.outcomes[0].folder)[0].metrics
-    assert metrics["active_experts"] == pytest.approx(3.5)  # first steps of the two full lanes: (4 + 3) / 2
-    assert metrics["active_experts_all"] == pytest.approx(2.75)
-    assert metrics["by_subtask"]["gen"]["active_experts"] == pytest.approx(3.5)
+    # two lanes of two rows and one of one, each with a step of all its rows (4 and 3 experts) and one of one row (2)
+    assert metrics["active_experts"] == pytest.approx((5 * 3.5 + 3 * 2) / 8)
+    assert metrics["active_experts_full"] == pytest.approx(3.5)
+    assert metrics["live_rows"] == pytest.approx((2 * 2 * 2 + 4) / 8)
+    assert metrics["full_steps"] == pytest.approx(2 / 6) and metrics["scored_share"] == 1.0
+    assert metrics["by_subtask"]["gen"]["active_experts"] == metrics["active_experts"]
+    assert read_cells(report.outcomes[0].folder)[0].status["notes"] == [
+        "task vanilla batch 2: lanes drained: 33 % of steps full, 1.5 of 2 rows live"
+    ]
 
 
 def test_a_finished_cell_is_skipped_without_a_model(bench, config):

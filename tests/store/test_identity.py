@@ -60,7 +60,7 @@ def effective(name: str, config: dict[str, Any]) -> dict[str, Any]:
         return {"policy": {"name": "top_k", "k": 1}}
     if name == "task.mixing":
         return {"task": config["task"] | {"weights": [1.0]}}
-    if name == "waves":
+    if name in ("waves", "tail"):
         return {"batching": "continuous"}
     if name.startswith("vllm."):
         return {"backend": "vllm"}
@@ -128,6 +128,15 @@ def test_waves_are_of_continuous_batching_alone():
     assert len(set(static.values())) == 1
     assert all(len({getattr(ids, name) for ids in continuous.values()}) == 3 for name in Ids._fields)
     assert set(static.values()).isdisjoint(continuous.values())
+
+
+def test_a_plan_is_that_of_its_seed_and_rows_alone_have_one():
+    """plan_seed null is the seed; how many seeds a multirun takes makes no other cell; a batch of one is one cell."""
+    both = base() | {"seed": 3, "batch_size": 4}
+    assert cell_ids(both | {"plan_seed": 3}, **AROUND) == cell_ids(both | {"plan_seed": None}, **AROUND)
+    assert cell_ids(both | {"plan_seed": 4}, **AROUND).pair != cell_ids(both, **AROUND).pair
+    alone = both | {"batch_size": 1}
+    assert cell_ids(alone | {"plan_seed": 4}, **AROUND) == cell_ids(alone, **AROUND)
 
 
 JSON = st.recursive(

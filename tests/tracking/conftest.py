@@ -53,7 +53,7 @@ def write(tmp_path: Path) -> Write:
         ]  # fmt: skip
         numbers = {
             "active_experts": 3.5,
-            "active_experts_all": 3.25,
+            "active_experts_full": 3.25,
             "kl": 0.01,
             "agreement": 0.9,
             "selection_us": None,

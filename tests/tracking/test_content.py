@@ -40,7 +40,7 @@ def test_the_run_is_named_as_people_expect(write: Write) -> None:
 
 def test_summary(write: Write) -> None:
     assert content.summary(write()) == {
-        "active_experts": 3.5, "active_experts_all": 3.25, "kl": 0.01, "agreement": 0.9, "matched/value": 2.5,
+        "active_experts": 3.5, "active_experts_full": 3.25, "kl": 0.01, "agreement": 0.9, "matched/value": 2.5,
         "one/active_experts": 3.0, "two/active_experts": 4.0,
         "one/acc,none": 0.5, "score/one": 0.5, "one/acc_norm,none": 0.25,
         "vanilla_tpot_ms": 4.0, "tpot_ms": 2.5, "speedup": 2.0, "seconds": 1.5, "attempt": 2,

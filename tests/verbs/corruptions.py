@@ -50,12 +50,14 @@ def at(*path: Any, value: Any) -> Callable[[Any], None]:
     return change
 
 
-def replan(stream: str, change: Callable[[list[list[int]]], Any]) -> Callable[[Any], None]:
-    """Other lanes, with the digest that they have."""
+def replan(stream: str, change: Callable[[list[list[int]]], Any], what: str = "lanes") -> Callable[[Any], None]:
+    """Other lanes, or fillers of them, with the digest that they have."""
 
     def changed(plan: Any) -> None:
-        change(plan[stream]["lanes"])
-        plan[stream]["digest"] = hashlib.sha256(json.dumps(plan[stream]["lanes"]).encode()).hexdigest()
+        of = plan[stream]
+        change(of[what])
+        whole = of["lanes"] if of["batching"] == "static" else [of["lanes"], of["batch_size"], of["fillers"]]
+        of["digest"] = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     return changed
 
@@ -83,6 +85,12 @@ def swap_slots(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["subtask"] == "mini_truthfulqa_gen" and row["lane"] == 0:
             row["slot"] = {0: 1, 1: 0}.get(row["slot"], row["slot"])
+
+
+def copied(rows: list[dict[str, Any]]) -> None:
+    """Of every document the first."""
+    for row in rows:
+        row |= {name: rows[0][name] for name in ("subtask", "doc_id", "prompt_hash")}
 
 
 def first(subtask: str, /, **changes: Any) -> Callable[[list[dict[str, Any]]], None]:
@@ -208,6 +216,12 @@ def table() -> Iterator[Corruption]:
              replan("mix", lambda lanes: lanes[0].extend(lanes.pop(1))), "mix", "vanilla")  # fmt: skip
     yield of("an empty lane", "plan", "plan.json", replan("mix", lambda lanes: lanes.append([])), "mix", "vanilla")
     yield of("another plan than vanilla's", "pairing coverage fidelity", "plan.json", replan(GEN, exchange))
+    yield of("a filler planned twice", "plan coverage", "plan.json",
+             replan("mini_wmt16", lambda lanes: lanes[0].__setitem__(0, lanes[0][1]), "fillers"), WMT, "top_k")  # fmt: skip
+    yield of("a filler's response of another lane", "coverage steps slots", "responses", lambda rows: [
+        row | {"lane": 1 - row["lane"]} if row["filler"] else row for row in rows], WMT, "top_k")  # fmt: skip
+    yield of("two copies in a batch", "copies", "responses", copied, "mix", "vanilla")
+    yield of("a scored row too many", "steps numbers", "steps", at(0, "scored_rows", value=1), "mix", "vanilla")
     yield of("a response lost", "coverage samples numbers", "responses", lambda rows: rows[1:])
     yield of("a response twice", "coverage numbers", "responses", lambda rows: [rows[0], *rows])
     yield of("a response of an unknown subtask", "coverage samples", "responses", first(MC, subtask="other"))
@@ -250,7 +264,7 @@ def table() -> Iterator[Corruption]:
     yield of("other active experts", "numbers", "metrics.json", at("active_experts", value=4.0))
     yield of("another share cut off", "numbers", "metrics.json", at("by_subtask", GEN, "length_stop_share", value=0.5))
     yield of("another divergence", "numbers", "metrics.json", at("kl", value=1.0))
-    yield of("a number lost", "numbers", "metrics.json", lambda metrics: metrics.pop("mean_live_rows") and None)
+    yield of("a number lost", "numbers", "metrics.json", lambda metrics: metrics.pop("live_rows") and None)
     yield of(
         "numbers of a subtask lost", "numbers", "metrics.json", lambda metrics: metrics["by_subtask"].pop(GEN) and None
     )

@@ -104,7 +104,10 @@ def test_answers_scored_anew(study: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_responses_that_run_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = TaskConfig(name="mini_gsm8k", subtasks=["mini_gsm8k"])
     broken = {"name": "random_keep", "keep_experts": 2, "seed": 0}
-    cells = [bundled(tmp_path, task=task, batch_size=3, limit=6, policy=policy) for policy in (VANILLA, broken)]
+    cells = [
+        bundled(tmp_path, task=task, batch_size=3, limit=6, batching="static", policy=policy)
+        for policy in (VANILLA, broken)
+    ]
     assert run_cells(cells).failed == 0
     capsys.readouterr()
     assert results("validate", tmp_path) == 0, "a warning: that may be the policy's fault, and true"
@@ -188,7 +191,21 @@ def test_who_decodes_when(tokens: list[int], slots: int | None) -> None:
     requests = [Request(prompt_ids=(1,), continuation_ids=(1,) * length) for length in tokens]
     plan = ForcedPlan.of(requests, BatchPlan((tuple(range(len(tokens))),), slots=slots), [0])
     assert seats(tokens, slots) == list(zip(plan.starts, plan.slots, strict=True))
-    assert live_rows(tokens, slots).tolist() == plan.live_rows(0)
+    assert [rows.tolist() for rows in live_rows(tokens, slots)] == [plan.live_rows(0)] * 2
+
+
+@given(lengths, lengths, st.integers(1, 6))
+def test_who_decodes_when_beside_fillers(tokens: list[int], more: list[int], slots: int) -> None:
+    requests = [Request(prompt_ids=(1,), continuation_ids=(1,) * length) for length in [*tokens, *more]]
+    own = tuple(range(len(tokens)))
+    fillers = (tuple(range(len(tokens), len(requests))),)
+    plan = ForcedPlan.of(requests, BatchPlan((own,), slots=slots, fillers=fillers), [0])
+    entered = plan.lengths[len(tokens) :]
+    if len(tokens) + len(more) >= slots:
+        assert seats(tokens, slots, entered) == list(zip(plan.starts, plan.slots, strict=True))
+    live, scored = live_rows(tokens, slots, entered)
+    assert (live.tolist(), scored.tolist()) == (plan.live_rows(0), plan.live_rows(0, fillers=False))
+    assert len(entered) == len(more) or not live.size or min(live) == slots, "full while others wait"
 
 
 rows_of_steps = st.lists(
@@ -201,8 +218,11 @@ rows_of_responses = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["eos"
 @given(rows_of_steps, rows_of_responses)
 def test_means_are_those_of_the_launcher(steps: list, responses: list) -> None:
     live = {(stream, lane, step): rows for stream, lane, step, _, rows in steps}
-    names = ("subtask", "lane", "step", "layer", "live_rows", "active_experts")
-    made = [dict(zip(names, (*row[:4], live[row[:3]], 1 + row[4]), strict=True)) for row in steps]
+    names = ("subtask", "lane", "step", "layer", "live_rows", "scored_rows", "active_experts")
+    made = [
+        dict(zip(names, (*row[:4], live[row[:3]], max(1, live[row[:3]] - row[2] % 2), 1 + row[4]), strict=True))
+        for row in steps
+    ]
     given_ = [{"new_tokens": tokens, "finish_reason": reason} for tokens, reason in responses]
     columns = {name: np.array([row[name] for row in made], object if name == "subtask" else int) for name in names}
     asked = {

@@ -81,6 +81,8 @@ def reference(requests, plan, number, policy) -> LaneResult:
         texts=["".join(chr(65 + token) for token in tokens[each]) for each in members],
         finish_reasons=[finish[each] for each in members],
         live_rows=live_rows,
+        scored_rows=live_rows,
+        entered=(0,) * len(members),
         active_experts=active,
         changed=changed,
     )
