@@ -216,8 +216,8 @@ def table() -> Iterator[Corruption]:
              replan("mix", lambda lanes: lanes[0].extend(lanes.pop(1))), "mix", "vanilla")  # fmt: skip
     yield of("an empty lane", "plan", "plan.json", replan("mix", lambda lanes: lanes.append([])), "mix", "vanilla")
     yield of("another plan than vanilla's", "pairing coverage fidelity", "plan.json", replan(GEN, exchange))
-    yield of("a filler planned twice", "plan coverage", "plan.json",
-             replan("mini_wmt16", lambda lanes: lanes[0].__setitem__(0, lanes[0][1]), "fillers"), WMT, "top_k")  # fmt: skip
+    twice = replan(WMT, lambda fillers: fillers[0].__setitem__(0, fillers[0][1]), "fillers")
+    yield of("a filler planned twice", "plan coverage pairing", "plan.json", twice, WMT, "top_k")
     yield of("a filler's response of another lane", "coverage steps slots", "responses", lambda rows: [
         row | {"lane": 1 - row["lane"]} if row["filler"] else row for row in rows], WMT, "top_k")  # fmt: skip
     yield of("two copies in a batch", "copies", "responses", copied, "mix", "vanilla")
