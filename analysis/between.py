@@ -66,8 +66,8 @@ class Between:
     """Of lanes that both have, each counted once."""
     kl: tuple[float | None, float | None]
     """Divergence from vanilla, nats a token."""
-    tpot: tuple[Estimate | None, Estimate | None]
-    """Milliseconds a token."""
+    step_ms: tuple[Estimate | None, Estimate | None]
+    """A decode step."""
 
     @property
     def is_equal(self) -> bool:
@@ -94,7 +94,7 @@ def between(before: CellRecord, after: CellRecord) -> Between:
         active=(before.metrics.get("active_experts"), after.metrics.get("active_experts")),
         active_difference=_active(*steps),
         kl=kl if None not in kl else (None, None),
-        tpot=(_tpot(before), _tpot(after)),
+        step_ms=(_step_ms(before), _step_ms(after)),
     )
 
 
@@ -174,10 +174,10 @@ def _active(before: pd.DataFrame, after: pd.DataFrame) -> Estimate | None:
     return statistics.ratio_of_sums(change_G, np.ones(len(change_G))) if len(change_G) else None
 
 
-def _tpot(record: CellRecord) -> Estimate | None:
+def _step_ms(record: CellRecord) -> Estimate | None:
     timing = record.timing()
     if timing is None:
         return None
     frame = timing.to_pandas()
     name = "policy" if "policy" in set(frame["name"]) else "vanilla"
-    return latency.median(latency.tpot_per_repeat(frame, name))
+    return latency.mean_step(latency.step_ms_per_window(frame, name))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import bleu, guards, latency, statistics
+from analysis import bleu, guards, latency, latency_model, statistics
 from analysis.activity import active_experts, changed_share, prompt_changed_share
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
@@ -25,15 +25,21 @@ def results(records: Records) -> pd.DataFrame:
     """One row per (cell, subtask), vanilla first, then no_drop, then the other policies by name and parameters.
 
     Names as in the records, plus `setting`, `series` (policy label, with the phases unless decode), `unit` of the score
-    (%, BLEU, or own), `documents`, `lanes`, `repeats` and `paired` (a vanilla partner exists). An estimate X is five
+    (%, BLEU, or own), `documents`, `lanes` and `paired` (a vanilla partner exists). An estimate X is five
     columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
-    points: percent, or BLEU), `tpot_ms`, `speedup` (vanilla's time over the policy's; 1 for vanilla), `active_experts`
+    points: percent, or BLEU), `step_ms` (a decode step), `vanilla_step_ms` (vanilla's on the same steps), `speedup`
+    (the latter over the former; 1 for vanilla), `run_ms_per_token`, `run_speedup` and `tokens_per_s` (integrated over
+    all steps of the run, `analysis.latency_model`), `active_experts`
     (per layer and step; of a mix those of the stream that its subtasks share), `changed` and `prompt_changed` (share
     0..1 of the assignments of decode steps and of prompts that the policy changed; the latter where it acts there),
     `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), and where something is generated
     `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
-    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN. `better` and `worse` count the
+    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
+    `windows`: places that were timed; `tpot_ms`: (E2E - TTFT) / (n - 1) of a request in its lane, integrated, median
+    over requests; `latency_residual`: what the latency model misses a timed step by, median, in percent;
+    `speedup_disagrees`: whether `speedup` and `run_speedup` differ beyond the errors of both (None: not known).
+    `better` and `worse` count the
     documents that score higher and lower than vanilla's; `p_mcnemar` is McNemar's test of the two, which takes
     documents for independent (NaN where scores are not 0 or 1). `guard` names how responses leave vanilla's band:
     "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where there is nothing to
@@ -52,10 +58,11 @@ def results(records: Records) -> pd.DataFrame:
     pairs = records.cells[["cell_id", "pair_id", "policy"]].itertuples(index=False)
     partners = {cell: cell if policy == "vanilla" else vanilla.get(pair, "") for cell, pair, policy in pairs}
     guarded = guards.guards(records, partners)
+    integrated = latency_model.integrate(records)
     counts: dict[tuple[str, str], bleu.Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
-        times = _times(timings.get(cell["cell_id"]), cell["policy"])
+        times = _times(timings.get(cell["cell_id"]), cell["policy"], integrated.get(cell["cell_id"]))
         for headline in headlines.get(cell["cell_id"], []):
             key = (cell["cell_id"], headline["subtask"])
             partner = (vanilla.get(cell["pair_id"], ""), headline["subtask"])
@@ -135,14 +142,23 @@ def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
     return found
 
 
-def _times(timing: pd.DataFrame | None, policy: str) -> dict[str, Any]:
-    if timing is None:
-        return {"repeats": 0} | flat("tpot_ms", NO_ESTIMATE) | flat("speedup", NO_ESTIMATE)
-    own = latency.tpot_per_repeat(timing, "vanilla" if policy == "vanilla" else "policy")
-    ratios = latency.speedup_per_repeat(timing)
-    speedup = Estimate(value=1.0) if policy == "vanilla" else latency.median(ratios) if len(ratios) else NO_ESTIMATE
-    tpot = latency.median(own) if len(own) else NO_ESTIMATE
-    return {"repeats": len(own)} | flat("tpot_ms", tpot) | flat("speedup", speedup)
+def _times(timing: pd.DataFrame | None, policy: str, integrated: latency_model.Integrated | None) -> dict[str, Any]:
+    own = pairs = np.empty(0)
+    if timing is not None:
+        own = latency.step_ms_per_window(timing, "vanilla" if policy == "vanilla" else "policy")
+        pairs = latency.window_pairs(timing)
+    step = vanilla = latency.mean_step(own) if len(own) else NO_ESTIMATE
+    speedup = Estimate(value=1.0) if len(own) and policy == "vanilla" else NO_ESTIMATE
+    if len(pairs):
+        step, vanilla = latency.mean_step(pairs[:, 1]), latency.mean_step(pairs[:, 0])
+        speedup = latency.speedup(pairs)
+    found: dict[str, Any] = {"windows": len(own)}
+    for name, estimate in (("step_ms", step), ("vanilla_step_ms", vanilla), ("speedup", speedup)):
+        found |= flat(name, estimate)
+    for name, value in latency_model.columns(integrated).items():
+        found |= flat(name, value) if isinstance(value, Estimate) else {name: value}
+    run_speedup = None if integrated is None else integrated.speedup
+    return found | {"speedup_disagrees": latency_model.disagrees(speedup, run_speedup)}
 
 
 def _count_sentences(

@@ -1,71 +1,89 @@
-"""Decode latency of a cell: time per output token and the paired speed-up over vanilla, from interleaved repeats."""
+"""Decode latency of a cell: the time of its steps and the paired speed-up over vanilla, from windows of its run."""
+
+# W windows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.statistics import LEVEL, Estimate
+from analysis.statistics import LEVEL, Estimate, ratio_of_sums, t_interval
 
-RESAMPLES = 4000
-
-
-def tpot_per_repeat(timing: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """Mean step duration of each repeat in ms, [repeats]; `timing` holds the rows of one cell."""
-    rows = timing[timing["name"] == name]
-    return rows.groupby("repeat", sort=True)["ms"].mean().to_numpy(dtype=float)
+Array = NDArray[np.float64]
 
 
-def speedup_per_repeat(timing: pd.DataFrame) -> NDArray[np.float64]:
-    """Vanilla's time over the policy's, step by step; the median step of each repeat that timed both, [repeats].
+def step_ms_per_window(timing: pd.DataFrame, name: str) -> Array:
+    """Median step of each window in ms, `[W]`; `timing` holds the rows of one cell. Of what was timed in one place only
+    (a prefill), that of each repeat."""
+    rows = _of(timing, name)
+    return rows.groupby(_cluster(rows), sort=True)["ms"].median().to_numpy(dtype=float)
 
-    The median, since a step that the machine disturbed says nothing about the policy. Empty if no repeat timed both.
+
+def window_pairs(timing: pd.DataFrame) -> Array:
+    """`[W, 2]`: vanilla's step and the policy's in ms, of each window that timed both, in the order of timing.
+
+    The policy's median step, and that times the median of the ratios that are paired step by step: a step that the
+    machine disturbed says nothing about the policy.
     """
-    (places, vanilla), (own_places, own) = (_steps_of(timing, name) for name in ("vanilla", "policy"))
-    both, theirs, mine = np.intersect1d(places, own_places, assume_unique=True, return_indices=True)
-    if not len(both):
-        return np.empty(0)
-    ratios, repeats = vanilla[theirs] / own[mine], both >> _REPEAT
-    return np.array([np.median(part) for part in np.split(ratios, np.flatnonzero(np.diff(repeats)) + 1)])
+    vanilla, own = (_of(timing, name).set_index(["window", "repeat", "step"])["ms"] for name in ("vanilla", "policy"))
+    both = pd.DataFrame({"vanilla": vanilla, "own": own}).dropna().reset_index()
+    if both.empty:
+        return np.empty((0, 2))
+    both["ratio"] = both["vanilla"] / both["own"]
+    found = both.groupby(_cluster(both), sort=True)[["ratio", "own"]].median()
+    return np.stack([found["ratio"] * found["own"], found["own"]], axis=1)
 
 
-_REPEAT = 32
-"""Bits of a place: above them the repeat, below the step."""
-
-
-def _steps_of(timing: pd.DataFrame, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Place of each step that was timed, unique, and its time."""
+def _of(timing: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows of what was timed under this name; cells of before there were windows have one a repeat."""
     rows = timing[(timing["name"] == name) & timing["ms"].notna()]
-    places = rows["repeat"].to_numpy(dtype=np.int64) << _REPEAT | rows["step"].to_numpy(dtype=np.int64)
-    return places, rows["ms"].to_numpy(dtype=float)
+    return rows.assign(window=rows["window"].fillna(-1).astype(int) if "window" in rows else -1)
 
 
-def median(values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Median with the percentile interval of a bootstrap over repeats; one repeat has no interval."""
-    return geometric_mean_of_medians([np.asarray(values, dtype=float)], resamples=resamples, seed=seed)
+def _cluster(rows: pd.DataFrame) -> str:
+    return "window" if rows["window"].nunique() > 1 else "repeat"
 
 
-def geometric_mean_of_medians(
-    groups: Sequence[NDArray[np.float64]], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Geometric mean over groups (tasks) of the median of positive values, each group resampled on its own.
+def mean_step(steps_W: Array) -> Estimate:
+    """Mean over windows with its t interval; one window has none."""
+    return ratio_of_sums(steps_W, np.ones(len(steps_W)))
 
-    No interval if a group has one value only.
-    """
-    if not groups or any(len(group) == 0 for group in groups):
-        raise ValueError("groups: every group needs at least one value")
-    if len(groups) == 1 and len(groups[0]) == 1:
-        return Estimate(value=float(groups[0][0]))
-    value = float(np.exp(np.mean([np.log(np.median(group)) for group in groups])))
-    if any(len(group) < 2 for group in groups):
-        return Estimate(value=value)
-    rng = np.random.default_rng(seed)
-    logs = np.zeros(resamples)
-    for group in groups:
-        draws = group[rng.integers(len(group), size=(resamples, len(group)))]
-        logs += np.log(np.median(draws, axis=1)) / len(groups)
-    low, high = np.exp(np.quantile(logs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    return Estimate(value=value, low=float(low), high=float(high))
+
+def speedup(pairs_W2: Array) -> Estimate:
+    """Vanilla's time over the policy's: sums over windows, which are a sample of the run's places, and the interval of
+    their ratio, clustered by window."""
+    return ratio_of_sums(pairs_W2[:, 0], pairs_W2[:, 1])
+
+
+def median(values_N: ArrayLike, *, resamples: int = 4000, seed: int = 0) -> Estimate:
+    """Median over repeats with the percentile interval of its bootstrap; one repeat has none."""
+    values = np.asarray(values_N, dtype=float)
+    center = float(np.median(values))
+    if len(values) < 2:
+        return Estimate(value=center)
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value=center, low=float(low), high=float(high))
+
+
+def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Of independent positive estimates (of tasks); the interval by the delta method on their logarithms, with the
+    fewest degrees of freedom among them. No interval if one has none."""
+    if not estimates:
+        raise ValueError("estimates: at least one is needed")
+    if len(estimates) == 1:
+        return estimates[0]
+    center = float(np.mean([math.log(each.value) for each in estimates]))
+    errors = [(each.se / each.value, each.df) for each in estimates if each.se is not None and each.df is not None]
+    if len(errors) < len(estimates):
+        return Estimate(value=math.exp(center))
+    se = math.sqrt(sum(error**2 for error, _ in errors)) / len(errors)
+    df = min(df for _, df in errors)
+    logs = t_interval(center, se, df)
+    assert logs.low is not None and logs.high is not None
+    value = math.exp(center)
+    return Estimate(value=value, low=math.exp(logs.low), high=math.exp(logs.high), se=value * se, df=df)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,12 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
 
     `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
-    and `agreement` likewise, each over the cells that have it. `speedup` and `tpot_ms` are geometric means over the
-    timed cells, if each task has one. `subtasks` counts what was averaged and `all_subtasks` what the setting holds at
-    that batch size: compare rows only where the two agree; `documents` are those of all of them together. The subtasks
-    of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active experts are one
-    number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
+    and `agreement` likewise, each over the cells that have it. `speedup`, `step_ms` and the other times are geometric
+    means over the timed cells, if each task has one. `subtasks` counts what was averaged and `all_subtasks` what the
+    setting holds at that batch size: compare rows only where the two agree; `documents` are those of all of them
+    together. The subtasks of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active
+    experts are one number. `guard` has every word that one of the subtasks has, `guarded` names those flagged.
     """
-    timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
     for name in sorted(set(rows["subtask"]) - set(usable["subtask"])):
         log.warning("subtask %s is left out of the macro means: its metric is not in points, higher is better", name)
@@ -48,7 +47,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row["guard"] = guards.together(part["guard"])
             row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))
             row["selection_us"] = float(part["selection_us"].astype(float).median())
-            row |= _macro_times(part, timings)
+            row |= _macro_times(part)
             averaged.append(row)
     return pd.DataFrame(averaged)
 
@@ -82,20 +81,25 @@ def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
     return (statistics.dependent_mean if mixing == "shuffled" else statistics.macro_mean)(estimates)
 
 
-def _macro_times(part: pd.DataFrame, timings: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+TIMES = ("step_ms", "vanilla_step_ms", "speedup", "run_ms_per_token", "run_speedup", "tokens_per_s")
+
+
+def _macro_times(part: pd.DataFrame) -> dict[str, Any]:
     cells = part.drop_duplicates("cell_id")
-    of_task = {
-        task: [timings.get(cell) for cell in same["cell_id"]] for task, same in cells.groupby("task", sort=False)
-    }
-    timed = [timing for found in of_task.values() for timing in found if timing is not None]
-    if not all(any(timing is not None for timing in found) for found in of_task.values()):
-        return flat("tpot_ms", NO_ESTIMATE) | flat("speedup", NO_ESTIMATE)
-    is_vanilla = part.iloc[0]["policy"] == "vanilla"
-    own = [latency.tpot_per_repeat(timing, "vanilla" if is_vanilla else "policy") for timing in timed]
-    ratios = [latency.speedup_per_repeat(timing) for timing in timed]
-    speedup = Estimate(value=1.0) if is_vanilla else _geometric(ratios)
-    return flat("tpot_ms", _geometric(own)) | flat("speedup", speedup)
+    every = bool((cells["windows"] > 0).groupby(cells["task"]).any().all())
+    estimates = {name: _geometric(cells, name) if every else NO_ESTIMATE for name in TIMES}
+    return dict(chain.from_iterable(flat(name, estimate).items() for name, estimate in estimates.items()))
 
 
-def _geometric(groups: Sequence[np.ndarray]) -> Estimate:
-    return latency.geometric_mean_of_medians(groups) if all(map(len, groups)) else NO_ESTIMATE
+def _geometric(cells: pd.DataFrame, name: str) -> Estimate:
+    """Over the cells that were timed, if all of them have it."""
+    found = []
+    for row in cells[cells["windows"] > 0].to_dict("records"):
+        value, se, df = (row[f"{name}{end}"] for end in ("", "_se", "_df"))
+        known = not (np.isnan(se) or np.isnan(df))
+        found.append(Estimate(value=value, se=se if known else None, df=df if known else None))
+    if not all(each.value > 0 for each in found):  # NaN is not, either
+        return NO_ESTIMATE
+    if all(each.value == 1.0 and each.se is None for each in found):
+        return Estimate(value=1.0)
+    return latency.geometric_mean(found)

@@ -20,7 +20,7 @@ def merged(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if rows.empty:
         return rows
-    found = rows.assign(at=range(len(rows)), untimed=rows["tpot_ms"].isna(), own=rows["timed_context"].notna())
+    found = rows.assign(at=range(len(rows)), untimed=rows["step_ms"].isna(), own=rows["timed_context"].notna())
     found = found[~found["own"] | found.groupby(_POINT, dropna=False)["own"].transform("all")]
     context = found["timed_context"]
     named = found["series"] + context.map(lambda tokens: "" if pd.isna(tokens) else f" (context {tokens:.0f})")

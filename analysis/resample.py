@@ -82,12 +82,13 @@ class Resampler:
         return np.divide(sums, counts, out=np.full(len(sums), whole), where=counts > 0)
 
     def speedup(self, cell: str) -> Array:
-        """Medians of resampled repeats; 1 for vanilla."""
+        """Of resampled windows; 1 for vanilla."""
         if self._policy[cell] == "vanilla":
             return np.ones(self.resamples)
-        ratios = latency.speedup_per_repeat(self._timing[cell])
+        pairs = latency.window_pairs(self._timing[cell])
         rng = np.random.default_rng(_number(cell, "speed-up"))
-        return np.median(ratios[rng.integers(len(ratios), size=(self.resamples, len(ratios)))], axis=1)
+        vanilla, own = pairs[rng.integers(len(pairs), size=(self.resamples, len(pairs)))].sum(axis=1).T
+        return vanilla / own
 
     def _changes(self, cell: str, subtask: str, *, corpus: bool) -> Array:
         own, other = self._samples[cell, subtask], self._samples[self._vanilla[self._pair[cell]], subtask]

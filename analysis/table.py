@@ -18,8 +18,8 @@ from analysis import guards, verdicts
 WIDTH = 100
 """Columns that the table fits into; also the width where output is not a terminal."""
 
-_SCORE, _DIFFERENCE, _VERDICT, _TPOT, _SPEEDUP, _ACTIVE = 13, 19, 6, 4, 16, 4
-_LABEL = WIDTH - (_SCORE + _DIFFERENCE + _VERDICT + _TPOT + _SPEEDUP + _ACTIVE) - 6
+_SCORE, _DIFFERENCE, _VERDICT, _STEP, _SPEEDUP, _ACTIVE = 13, 19, 6, 4, 16, 4
+_LABEL = WIDTH - (_SCORE + _DIFFERENCE + _VERDICT + _STEP + _SPEEDUP + _ACTIVE) - 6
 
 
 def print_warnings(warnings: Sequence[str], console: Console) -> None:
@@ -64,7 +64,7 @@ _FIDELITY_LEGEND = (
 
 _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane; a speed-up's over repeats. difference: to vanilla on\n"
-    "the same documents, in points. TPOT: ms per decode step, median over repeats. speed-up: vanilla's\n"
+    "the same documents, in points. step: ms per decode step, mean over windows. speed-up: vanilla's\n"
     "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
     "batch. Policies act in decode unless a phase is named. -: not measured.\n"
     "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
@@ -127,7 +127,7 @@ def _table(group: pd.DataFrame, *, title: str, about: str, unit: str) -> Table:
     table.add_column({"%": "accuracy %", "own": "score"}.get(unit, unit), width=_SCORE)
     table.add_column("difference", width=_DIFFERENCE)
     table.add_column("test", width=_VERDICT, justify="right")
-    table.add_column("TPOT\nms", width=_TPOT, justify="right")
+    table.add_column("step\nms", width=_STEP, justify="right")
     table.add_column("speed-up", width=_SPEEDUP)
     table.add_column("act.\nexp.", width=_ACTIVE, justify="right")
     for row in group.to_dict("records"):
@@ -192,9 +192,9 @@ def _cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
     if row.get("subtasks", 0) < row.get("all_subtasks", 0):
         label.append(f" ({row['subtasks']} of {row['all_subtasks']} subtasks)", style="yellow")
     difference = "-" if reference else _interval(row, "difference", "{:+.1f}") if row["paired"] else "no vanilla"
-    speedup = "1" if reference and not math.isnan(row["tpot_ms"]) else _interval(row, "speedup", "{:.2f}")
-    tpot, active = _number(row["tpot_ms"], "{:#.3g}"), _number(row["active_experts"], "{:#.3g}")
-    return label, _interval(row, "score", "{:.1f}", ends="{:.0f}"), difference, _verdict(row), tpot, speedup, active
+    speedup = "1" if reference and not math.isnan(row["step_ms"]) else _interval(row, "speedup", "{:.2f}")
+    step, active = _number(row["step_ms"], "{:#.3g}"), _number(row["active_experts"], "{:#.3g}")
+    return label, _interval(row, "score", "{:.1f}", ends="{:.0f}"), difference, _verdict(row), step, speedup, active
 
 
 _WORDS = {

@@ -87,23 +87,23 @@ def measure(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, r
     tokens = {name: decode(new_tokens) for name, decode in every.items()}
     subjects = {f"{name} {n}": (lambda run=run, n=n: run(n)) for name, run in every.items() for n in (1, new_tokens)}
     seconds = interleave(subjects, repeats)
-    tpot_ms = {
+    step_ms = {
         name: [
             (long - short) / (new_tokens - 1) * 1e3
             for long, short in zip(seconds[f"{name} {new_tokens}"], seconds[f"{name} 1"], strict=True)
         ]
         for name in every
     }
-    middle = {name: statistics.median(values) for name, values in tpot_ms.items()}
+    middle = {name: statistics.median(values) for name, values in step_ms.items()}
     best = min(("dynamic", "static"), key=middle.__getitem__)
-    ratio, low, high = paired_ratio(tpot_ms[best], tpot_ms["ours"])
+    ratio, low, high = paired_ratio(step_ms[best], step_ms["ours"])
     return {
         "batch": len(prompts),
         **{f"{name}_ms": value for name, value in middle.items()},
         "ratio": ratio,
         "low": low,
         "high": high,
-        "exact_ratio": paired_ratio(tpot_ms[best], tpot_ms["exact"])[0],
+        "exact_ratio": paired_ratio(step_ms[best], step_ms["exact"])[0],
         "same_tokens": sum(a == b for a, b in zip(tokens["ours"], tokens["dynamic"], strict=True)),
         "experts": engine._fastest_experts(prompts)[0],
         "decoder": engine._make_decoder().__name__,

@@ -92,7 +92,7 @@ def main() -> None:
             new_tokens=arguments.new_tokens,
             repeats=arguments.repeats,
         )
-        vanilla = timing.tpot_ms("vanilla")[0]
+        vanilla = timing.step_time_ms("vanilla")[0]
         for policy in timing.names[1:]:
             ratio, low, high = timing.speedup(policy)
             low, high = low or ratio, high or ratio
@@ -103,7 +103,7 @@ def main() -> None:
             )
             percent, least, most = ((1 / value - 1) * 100 for value in (ratio, high, low))
             print(
-                f"{batch:>5} {policy:>16} {timing.tpot_ms(policy)[0]:>8.2f} {vanilla:>10.2f} "
+                f"{batch:>5} {policy:>16} {timing.step_time_ms(policy)[0]:>8.2f} {vanilla:>10.2f} "
                 f"{percent:>7.1f} [{least:5.1f},{most:6.1f}] {cost_us:>9.0f}"
             )
     at = 16 if 16 in arguments.batches else arguments.batches[0]

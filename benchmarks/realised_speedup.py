@@ -76,7 +76,7 @@ def main() -> None:
         case = {
             "policy": name,
             "active": active,
-            "step_ms": timing.tpot_ms(name)[0],
+            "step_ms": timing.step_time_ms(name)[0],
             "speedup": speedup,
             "ideal": ideal,
             "ratio": speedup / ideal,

@@ -36,6 +36,6 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     grid[-1][0].set_xlabel("batch size (rows of a decode step)")
     curves.ylabel(fig, "decode speed-up (× vanilla)", len(labels))
     style.legend(fig, handles, labels)
-    numbers = curves.numbers(points, "speedup", "tpot_ms", "active_experts")
+    numbers = curves.numbers(points, "speedup", "step_ms", "active_experts")
     numbers.insert(0, "task", points["task"])
     return style.save(fig, folder, f"fig17{suffix}", numbers)

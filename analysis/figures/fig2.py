@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 
 from analysis import latency
 from analysis.figures import looks, style
-from analysis.figures.tpot_vs_active import equation, least_squares
+from analysis.figures.step_vs_active import equation, least_squares
 from analysis.study import Study
 
 STEPS = {
-    "decode": ("timed_active_experts", "", "TPOT (ms per decode step)", "active experts (per layer and decode step)"),
+    "decode": ("timed_active_experts", "", "decode step (ms)", "active experts (per layer and decode step)"),
     "prefill": (
         "prefill_active_experts",
         " prefill",
@@ -64,9 +64,9 @@ def _points(row: dict[str, Any], timing: pd.DataFrame) -> list[dict[str, Any]]:
     who = "vanilla" if row["policy"] == "vanilla" else "policy"
     points = []
     for phase, (active, name, _, _) in STEPS.items():
-        repeats = latency.tpot_per_repeat(own, f"{who}{name}")
-        if len(repeats):
-            found = latency.median(repeats)
+        steps = latency.step_ms_per_window(own, f"{who}{name}")
+        if len(steps):
+            found = latency.mean_step(steps)
             names = ("task", "batch_size", "policy", "policy_label", "phases")
             kept = {column: row[column] for column in names}
             times = {"ms": found.value, "ms_low": found.low, "ms_high": found.high}

@@ -16,15 +16,15 @@ from analysis.study import Study
 
 _FLAG = r"$^{\dagger}$"
 _COLUMNS = (
-    *(("task", "l"), ("policy", "l"), ("score", "r"), ("difference", "r"), (r"p50 TPOT (ms)", "r")),
-    *((r"mean TPOT (ms)", "r"), ("speed-up", "r"), ("active experts", "r")),
+    *(("task", "l"), ("policy", "l"), ("score", "r"), ("difference", "r"), (r"p50 step (ms)", "r")),
+    *((r"mean step (ms)", "r"), ("speed-up", "r"), ("active experts", "r")),
 )
 
 
 def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
-    """One file a batch size: rows of vanilla and of the settings timed in decode, by subtask. TPOT is of single steps:
-    their median and their mean; the speed-up is paired step by step, a median over repeats."""
-    rows = found.rows[found.rows["tpot_ms"].notna() & ~found.rows["policy"].isin(PROBES)]
+    """One file a batch size: rows of vanilla and of the settings timed in decode, by subtask. Steps: median and mean of
+    those timed, means over windows; the speed-up is paired step by step."""
+    rows = found.rows[found.rows["step_ms"].notna() & ~found.rows["policy"].isin(PROBES)]
     rows = rows[(rows["phases"] == "decode") | (rows["policy"] == "vanilla")]
     policies = rows.groupby("batch_size")["policy"].transform(lambda names: len(set(names) - {"vanilla"}))
     rows = rows[policies > 0] if len(rows) else rows
@@ -47,20 +47,20 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
         if part["guard"].map(guards.is_flagged).any():
             notes.append("dagger: responses longer or shorter than vanilla's, or cut off more or less often")
         tex.write_text(booktabs(_COLUMNS, groups, notes))
-        columns = ("score", "difference", "tpot_p50_ms", "tpot_mean_ms", "speedup", "active_experts")
+        columns = ("score", "difference", "step_p50_ms", "step_mean_ms", "speedup", "active_experts")
         curves.numbers(part, *columns).to_csv(csv, index=False)
         written += [tex, csv]
     return written
 
 
 def _steps(part: pd.DataFrame, timing: pd.DataFrame) -> dict[str, list[float]]:
-    """Median and mean of the cells' timed steps, intervals over repeats."""
+    """Median and mean of the cells' timed steps, intervals over windows."""
     found: dict[str, list[float]] = {}
     for cell, policy in part[["cell_id", "policy"]].itertuples(index=False):
         who = "vanilla" if policy == "vanilla" else "policy"
-        own = timing[(timing["cell_id"] == cell) & (timing["name"] == who)].groupby("repeat")["ms"]
-        for name, repeats in (("tpot_p50_ms", own.median()), ("tpot_mean_ms", own.mean())):
-            estimate = latency.median(repeats.to_numpy(dtype=float))
+        own = timing[(timing["cell_id"] == cell) & (timing["name"] == who)].groupby("window")["ms"]
+        for name, steps in (("step_p50_ms", own.median()), ("step_mean_ms", own.mean())):
+            estimate = latency.mean_step(steps.to_numpy(dtype=float))
             for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
                 found.setdefault(f"{name}{end}", []).append(np.nan if value is None else value)
     return found
@@ -73,8 +73,8 @@ def _row(row: dict[str, Any]) -> list[str]:
         escape(row["series"]) + (_FLAG if guards.is_flagged(row["guard"]) else ""),
         number(row["score"], form="{:.1f}"),
         "--" if vanilla else number(row["difference"], row["difference_low"], row["difference_high"], "{:+.1f}"),
-        number(row["tpot_p50_ms"], form="{:.2f}"),
-        number(row["tpot_mean_ms"], form="{:.2f}"),
+        number(row["step_p50_ms"], form="{:.2f}"),
+        number(row["step_mean_ms"], form="{:.2f}"),
         "--" if vanilla else number(row["speedup"], row["speedup_low"], row["speedup_high"], "{:.2f}"),
         number(row["active_experts"], form="{:.1f}"),
     ]

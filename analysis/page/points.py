@@ -20,14 +20,14 @@ from analysis.study import Study
 AXES: dict[str, tuple[str, str, str, int]] = {
     "speedup": ("decode speed-up", "× vanilla", "more", 2),
     "active_experts": ("active experts", "per layer and step", "less", 2),
-    "tpot_ms": ("decode step", "ms", "less", 2),
+    "step_ms": ("decode step", "ms", "less", 2),
     "difference": ("difference to vanilla", "points", "more", 1),
     "score": ("score", "points", "more", 1),
     "kl": ("KL divergence from vanilla", "millinats per token", "less", 2),
 }
 """An estimate of `analysis.compare.results`: quantity, unit, what is better, digits shown."""
 
-ACROSS, UP = ("speedup", "active_experts", "tpot_ms"), ("difference", "score", "kl")
+ACROSS, UP = ("speedup", "active_experts", "step_ms"), ("difference", "score", "kl")
 
 
 def chart(study: Study) -> dict[str, Any]:

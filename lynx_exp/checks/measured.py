@@ -19,17 +19,23 @@ def check_timing(content: Content) -> None:
         return
     file = "timing.parquet"
     names = ["vanilla"] if content.is_untouched else ["vanilla", "policy"]
+    table = {
+        name: column[~np.isin(table["name"], [f"{own} prefill" for own in names])] for name, column in table.items()
+    }
     if strange := sorted(set(table["name"]) ^ set(names)):
         content.add("timing", file, f"times of {' and '.join(names)}", f"{some(strange)} too many or missing")
         return
-    repeats, steps = int(info["repeats"]), int(info["new_tokens"])
-    wanted = [(repeat, step) for repeat in range(repeats) for step in range(steps)]
+    windows, repeats = int(info["windows"]), int(info["repeats"])
+    steps = [table["step"][table["window"] == window].max(initial=-1) + 1 for window in range(windows)]
+    wanted = [(w, repeat, step) for w in range(windows) for repeat in range(repeats) for step in range(steps[w])]
     for name in names:
         own = table["name"] == name
-        found = sorted(zip(table["repeat"][own].tolist(), table["step"][own].tolist(), strict=True))
-        if found != wanted:
+        found = sorted(zip(*(table[column][own].tolist() for column in ("window", "repeat", "step")), strict=True))
+        if found != wanted or not all(1 <= count <= int(info["new_tokens"]) for count in steps):
             shown = f"{len(found)} rows, {len(set(found) & set(wanted))} of them such"
-            content.add("timing", file, f"{repeats} repeats of {steps} steps of {name}, each once", shown)
+            expected = f"{windows} windows, {repeats} repeats of up to {info['new_tokens']} steps of {name}, each once"
+            content.add("timing", file, expected, shown)
+    _check_places(content, table)
     bad = np.flatnonzero(~(np.isfinite(table["ms"]) & (table["ms"] > 0)))
     if len(bad):
         content.add("timing", file, "milliseconds above 0", f"{table['ms'][bad[0]]} in row {bad[0]}")
@@ -43,6 +49,19 @@ def check_timing(content: Content) -> None:
     for name in ("vanilla_active_experts", *(["policy_active_experts"] if not content.is_untouched else [])):
         if experts is not None and not 1 <= (info[name] or 0) <= experts:
             content.add("timing", "timing.json", f"{name} between 1 and {experts}", info[name])
+
+
+def _check_places(content: Content, table: Columns) -> None:
+    """That what was timed is steps of the run, with the rows that were live in them."""
+    steps = content.table("steps")
+    if steps is None:
+        return
+    names = ("subtask", "lane", "step", "live_rows")
+    ran = set(zip(*(steps[name].tolist() for name in names), strict=True))
+    own = [table["subtask"], table["lane"], table["start_step"] + table["step"], table["live_rows"]]
+    for subtask, lane, step, live in sorted(set(zip(*(column.tolist() for column in own), strict=True)) - ran)[:1]:
+        expected = "steps of the run, with the rows that were live in them"
+        content.add("timing", "timing.parquet", expected, f"{live} rows in lane {lane} of {subtask}, step {step}")
 
 
 def _check_warm_up(content: Content, info: dict[str, object], names: list[str]) -> None:

@@ -165,34 +165,36 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class MeasureConfig:
-    """Timed decode steps of one batch of the task's prompts, the policy's interleaved with vanilla's."""
+    """Timed decode steps of windows drawn from the cell's own run, the policy's interleaved with vanilla's."""
 
     latency: bool = False
-    new_tokens: int = 16
-    """Decode steps of one repeat; EOS is ignored."""
-    repeats: int = 9
-    """At least, after a warm-up of 2 to 10 rounds. Intervals need 2; with few they cover less than 95 % (7: 87 %,
-    9: 96 %)."""
-    max_repeats: int = 25
-    """At most, where `precision` is not reached before; a vanilla cell never needs more than `repeats`."""
+    windows: int = 10
+    """At least: places (lane, step) of the run, drawn by the cell's seed. Lanes differ by 2 to 3 % in what a policy
+    gains; an interval over fewer places could not show it."""
+    max_windows: int = 24
+    """At most, where `precision` is not reached before; a vanilla cell never needs more than `windows`."""
+    new_tokens: int = 4
+    """Consecutive decode steps of a window. More of one place say less than another place."""
+    repeats: int = 2
+    """Times that a window is timed, after a turn that does not count (the first window: 2 to 10 rounds of warm-up)."""
     precision: float = 0.02
-    """What the repeats go on for: half the width of the speed-up's 95 % interval, relative to its median. A policy's
-    own code costs a few percent; coarser than this could not show it."""
+    """What the windows go on for: half the width of the speed-up's 95 % interval, relative to it. A policy's own code
+    costs a few percent; coarser than this could not show it."""
     context: int | None = None
-    """Tokens of each prompt that is timed: the task's, repeated or cut; null: the task's as they are."""
+    """Tokens before each row of a window: its own, repeated or cut; null: its own as they are."""
     prefill: bool = False
-    """Time the lane's prefill, too."""
+    """Time the prefill of the first window's prompts, too."""
     breakdown: bool = False
     """Time the sections of a decode step, too: attention, router, policy, experts, rest."""
 
     def __post_init__(self) -> None:
-        for name in ("new_tokens", "repeats"):
-            at_least(f"measure.{name}", getattr(self, name), 1, most=MOST_ROWS)
-        if self.max_repeats < self.repeats:
-            raise ValueError(f"measure.max_repeats={self.max_repeats}: must be at least measure.repeats={self.repeats}")
+        for name, least in (("windows", 2), ("new_tokens", 1), ("repeats", 1)):
+            at_least(f"measure.{name}", getattr(self, name), least, most=MOST_ROWS)
+        if self.max_windows < self.windows:
+            raise ValueError(f"measure.max_windows={self.max_windows}: must be at least measure.windows={self.windows}")
         if not 0 < self.precision < 1:
             raise ValueError(f"measure.precision={self.precision:g}: must be above 0 and below 1")
-        at_least("measure.max_repeats", self.max_repeats, 1, most=MOST_ROWS)
+        at_least("measure.max_windows", self.max_windows, 1, most=MOST_ROWS)
         at_least("measure.context", self.context, 1, optional=True)
         for name in ("prefill", "breakdown"):
             if getattr(self, name) and not self.latency:

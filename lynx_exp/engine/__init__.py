@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lynx_exp.engine.results import ActiveRow, LaneResult, Run
     from lynx_exp.engine.sampling import Sampling
     from lynx_exp.engine.score import Scoring
+    from lynx_exp.engine.window_timing import WindowTiming
+    from lynx_exp.engine.windows import LaneRun, Window, draw_windows
 
 _MODULES = {
     "engine": ("Engine",),
@@ -37,6 +39,8 @@ _MODULES = {
     ),
     "sampling": ("Sampling",),
     "score": ("Scoring",),
+    "window_timing": ("WindowTiming",),
+    "windows": ("LaneRun", "Window", "draw_windows"),
 }
 """Which names each module has."""
 
@@ -48,12 +52,16 @@ __all__ = [
     "Job",
     "LaneEngine",
     "LaneResult",
+    "LaneRun",
     "Matched",
     "Request",
     "Run",
     "Sampling",
     "Scoring",
     "Timing",
+    "Window",
+    "WindowTiming",
+    "draw_windows",
 ]
 
 

@@ -333,7 +333,8 @@ class Engine:
         """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
         return selection_time(self.model, self.routers, self.bind(policy), prompts)
 
-    measure, measure_prefill, breakdown = timed.measure, timed.measure_prefill, timed.breakdown
+    measure, measure_windows = timed.measure, timed.measure_windows
+    measure_prefill, breakdown = timed.measure_prefill, timed.breakdown
 
     def _lane_alone(self, prompts: Sequence[Sequence[int]], room: int) -> Batch | SlotBatch:
         if self.has_slots:

@@ -49,6 +49,8 @@ class Graphs:
         self.token_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.position_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.key_G = torch.zeros(1, dtype=torch.long, device=device)
+        self.row_R = torch.zeros(rows, dtype=torch.long, device=device)
+        """Numbers of the rows, for steps that do not always have the same ones; those who use it fill it."""
 
     def run(self, token_R: Tensor, position_R: Tensor, key: int, width: int, step: Callable[[], Tensor]) -> Tensor:
         """`[R, V]` logits of `step`, which reads this object's buffers."""

@@ -76,8 +76,8 @@ class Timing:
         """name -> round of the warm-up -> median step in milliseconds: what `stable` was decided on."""
         return {name: [median(steps) for steps in rounds] for name, rounds in self.warmup_ms.items()}
 
-    def tpot_ms(self, name: str) -> Interval:
-        """Time per output token: mean over the steps of a repeat; median over repeats with a bootstrap interval."""
+    def step_time_ms(self, name: str) -> Interval:
+        """Time of a decode step: mean over the steps of a repeat; median over repeats with a bootstrap interval."""
         return median_interval([sum(steps) / len(steps) for steps in self._repeats_of(name)])
 
     def speedup(self, name: str) -> Interval:

@@ -15,6 +15,8 @@ from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.score import Scoring
 from lynx_exp.engine.sections import Act
+from lynx_exp.engine.window_timing import WindowTiming
+from lynx_exp.engine.windows import Window
 from lynx_exp.routing import Phases, Policy
 
 
@@ -111,6 +113,19 @@ class LaneEngine(Protocol):
         precision: float = ...,
         on_step: Callable[[int], None] = ...,
     ) -> Timing: ...
+
+    def measure_windows(
+        self,
+        windows: Sequence[Window],
+        *,
+        policies: Mapping[str, Policy],
+        phases: Phases = ...,
+        layers: str | None = ...,
+        repeats: int = ...,
+        least: int | None = ...,
+        precision: float = ...,
+        on_step: Callable[[int], None] = ...,
+    ) -> WindowTiming: ...
 
     def measure_prefill(
         self,

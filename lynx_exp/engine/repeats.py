@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from math import comb
+from itertools import chain
+from math import comb, sqrt
 from statistics import median
 
 Times = dict[str, list[list[float]]]
@@ -93,6 +94,43 @@ def is_narrow(interval: Interval, precision: float) -> bool:
     """Whether the interval's half-width, relative to the median, is at most `precision`; never without an interval."""
     centre, low, high = interval
     return low is not None and high is not None and high - low <= 2 * precision * centre
+
+
+def window_times(baseline: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """(the baseline's time, the subject's own) of one window, from its repeats' steps in milliseconds: the subject's
+    median step, and that times the median of the paired ratios, which a step that the machine disturbed cannot move."""
+    (ratio,) = paired_ratios([list(chain(*baseline))], [list(chain(*own))])
+    typical = median(chain(*own))
+    return ratio * typical, typical
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """Of the sums of two times over windows, the first over the second, with its 95 % interval over windows: a ratio
+    estimate, its variance from the windows' residuals (Cochran, Sampling Techniques, 1977, section 6.3), by the t
+    distribution; (ratio, None, None) of one window."""
+    n, total = len(pairs), sum(own for _, own in pairs)
+    ratio = sum(baseline for baseline, _ in pairs) / total
+    if n < 2:
+        return ratio, None, None
+    squares = sum((baseline - ratio * own) ** 2 for baseline, own in pairs)
+    half = t_quantile(n - 1) * sqrt(squares * n / (n - 1)) / total
+    return ratio, ratio - half, ratio + half
+
+
+def t_quantile(degrees: int) -> float:
+    """97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, from 3 on to 1 % by the expansion in powers
+    of 1 / degrees (Abramowitz and Stegun, 26.7.5)."""
+    if degrees < 3:
+        return (12.706, 4.303)[degrees - 1]
+    z = 1.959964
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / degrees**power for power, term in enumerate(terms))
 
 
 def median_interval(values: Sequence[float]) -> Interval:

@@ -1,4 +1,5 @@
-"""Methods of `Engine` that time one lane alone: its decode steps, its prefill, and where a step's time goes."""
+"""Methods of `Engine` that time one lane alone: windows of a run's decode steps, steps after given prompts, a prefill,
+and where a step's time goes."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ from lynx_exp.engine.graph import cuda_capture
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
 from lynx_exp.engine.prefill_timing import PrefillTiming, time_prefill
+from lynx_exp.engine.window_batch import WindowBatch
+from lynx_exp.engine.window_timing import WindowTiming, check_windows
+from lynx_exp.engine.window_timing import measure_windows as time_model_windows
+from lynx_exp.engine.windows import Window
 from lynx_exp.routing import Phases, Policy
 
 if TYPE_CHECKING:
@@ -25,6 +30,49 @@ Prompts = Sequence[str] | Sequence[Sequence[int]]
 
 def _silent(*_said: object) -> None:
     """Progress that nobody watches."""
+
+
+def measure_windows(
+    self: Engine,
+    windows: Sequence[Window],
+    *,
+    policies: Mapping[str, Policy],
+    phases: Phases = "decode",
+    layers: str | None = None,
+    repeats: int = 2,
+    least: int | None = None,
+    precision: float = 0.02,
+    on_step: OnStep = _silent,
+) -> WindowTiming:
+    """Time windows of a run (`draw_windows`) under vanilla and each policy, interleaved: the first `least` of them
+    (None: all), and on while the 95 % interval of a speed-up is wider than +- `precision`, relative to it."""
+    if not self.has_slots:
+        raise ValueError(f"{type(self.model).__name__}: timing its windows needs slots (full attention in every layer)")
+    check_windows(
+        policies, windows, repeats=repeats, least=len(windows) if least is None else least, precision=precision
+    )
+    first = [windows[0].contexts[seat.row] for seat in windows[0].steps[0]]
+    chosen, candidates = self._fastest_experts(first)
+
+    def batch(rows: int, positions: int) -> WindowBatch:
+        return WindowBatch(self.model, self._make_decoder(), rows, positions, self._budget() // 4)
+
+    with torch.inference_mode(), using_experts(self.model, chosen):
+        timing = time_model_windows(
+            self.model,
+            self.routers,
+            batch,
+            windows,
+            _bound(self, policies),
+            phases,
+            layers,
+            repeats=repeats,
+            least=len(windows) if least is None else least,
+            precision=precision,
+            on_step=on_step,
+            capture=cuda_capture if self.graphs and self.device.type == "cuda" else None,
+        )
+    return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
 
 
 def measure(
@@ -47,6 +95,7 @@ def measure(
     95 % interval of a speed-up is wider than +- `precision`, relative to its median.
     """
     encoded = _lane(self, prompts, batch_size)
+    check_distinct(encoded)
     chosen, candidates = self._fastest_experts(encoded)
     with torch.inference_mode(), using_experts(self.model, chosen):
         timing = measure_steps(
@@ -130,6 +179,15 @@ def _lane(self: Engine, prompts: Prompts, batch_size: int) -> list[tuple[int, ..
     if len(prompts) < batch_size:
         raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
     return [self.encode(prompt) for prompt in prompts[:batch_size]]
+
+
+def check_distinct(prompts: Sequence[tuple[int, ...]]) -> None:
+    """ValueError if one comes twice."""
+    if (different := len(set(prompts))) < len(prompts):
+        raise ValueError(
+            f"prompts: only {different} of {len(prompts)} differ; copies choose the same experts, and a batch of them "
+            "is faster than any real one: give other prompts, or a smaller batch_size"
+        )
 
 
 def _bound(self: Engine, policies: Mapping[str, Policy]) -> dict[str, Policy]:

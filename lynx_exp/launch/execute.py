@@ -353,7 +353,13 @@ class Pack:
         if cell.config.measure.latency:
             with self._progress.timing():
                 timing_rows, timing_info, sections = measure_cell(
-                    cell, attempt.policy, self._engine, attempt.requests, attempt.plans, self._progress
+                    cell,
+                    attempt.policy,
+                    self._engine,
+                    attempt.requests,
+                    writer.lanes,
+                    self._progress,
+                    self._noted([attempt]),
                 )
             if sections:
                 more["breakdown"] = pa.Table.from_pylist(sections, schema=BREAKDOWN)

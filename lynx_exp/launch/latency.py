@@ -1,76 +1,83 @@
-"""Latency of one cell: one lane alone, interleaved with vanilla."""
+"""Latency of one cell: windows of the decode steps that its own run did, interleaved with vanilla."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, LaneEngine, Request
-    from lynx_exp.routing import Phases, Policy
+    from lynx_exp.engine import LaneEngine, LaneRun, Request, Window, WindowTiming
+    from lynx_exp.routing import Policy
+    from lynx_exp.store.tables import LaneRecord
+
+Measured = tuple[list[dict[str, Any]] | None, dict[str, Any] | None, list[dict[str, Any]]]
+"""Rows of timing.parquet, timing.json, rows of breakdown.parquet."""
 
 
 def measure_cell(
     cell: Cell,
     policy: Policy | None,
     engine: LaneEngine,
-    requests: dict[str, list[Request]],
-    plans: dict[str, BatchPlan],
+    requests: Mapping[str, list[Request]],
+    lanes: Mapping[str, Mapping[int, LaneRecord]],
     progress: Progress,
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
-    """(rows of timing.parquet, timing.json, rows of breakdown.parquet). Prompts are the first in plan order, repeated
-    if there are too few."""
-    import torch
+    note: Callable[[str], None],
+) -> Measured:
+    """Time windows of the lanes that the cell has run. A run without a place for one is not timed, and `note`
+    told why."""
+    from lynx_exp.engine import draw_windows
+    from lynx_exp.engine.windows import at_context, of_length
 
     measure, batch_size = cell.config.measure, cell.config.batch_size
-    task = next((task for task in cell.tasks if task.kind == "generate"), cell.tasks[0])
-    order = [number for lane in plans[task.name].lanes for number in lane]
-    chosen = islice(cycle(order), batch_size)
-    prompts = [_of_length(requests[task.name][number].prompt_ids, cell, engine) for number in chosen]
+    runs = list(_runs(cell, requests, lanes))
+    try:
+        windows = list(draw_windows(runs, measure.new_tokens, measure.max_windows, cell.config.plan_seed))
+    except ValueError as error:
+        note(f"{cell.name}: not timed: {error}")
+        progress.advance(cell, ("measure", batch_size), 1)
+        return None, None, []
+    prompts = _prompts(windows[0], runs, batch_size)
+    if measure.context is not None:
+        most = engine.context_length
+        if most is not None and measure.context + measure.new_tokens > most:
+            raise ValueError(
+                f"measure.context={measure.context}: and measure.new_tokens={measure.new_tokens} exceed the model's "
+                f"{most} positions"
+            )
+        windows = [at_context(window, measure.context) for window in windows]
+        prompts = [of_length(prompt, measure.context) for prompt in prompts]
     common: dict[str, Any] = {
-        "batch_size": batch_size,
         "policies": {} if policy is None else {"policy": policy},
-        "phases": cast("Phases", cell.config.phases),
+        "phases": cell.config.phases,
         "layers": cell.config.layers,
     }
-    until = {name: getattr(measure, name) for name in ("repeats", "max_repeats", "precision")}
-    timing = engine.measure(prompts, new_tokens=measure.new_tokens, on_step=progress.tokens, **until, **common)
+    timing = engine.measure_windows(
+        windows,
+        repeats=measure.repeats,
+        least=min(measure.windows, len(windows)),
+        precision=measure.precision,
+        on_step=progress.tokens,
+        **common,
+    )
     if not timing.stable:
-        progress.note(
-            f"{cell.name}: steps still changing after {timing.warmup_rounds} rounds of warm-up; mind its latency"
-        )
-    progress.advance(cell, ("measure", batch_size), 1)
-    rows = [
-        {"name": name, "repeat": repeat, "step": step, "ms": ms}
-        for name in timing.names
-        for repeat, steps in enumerate(timing.step_ms[name])
-        for step, ms in enumerate(steps)
-    ]
-    info = {
-        "new_tokens": measure.new_tokens,
-        "repeats": timing.repeats,
-        "precision_reached": timing.precision_reached,
-        "warmup_rounds": timing.warmup_rounds,
-        "stable": timing.stable,
-        "warmup_round_ms": timing.warmup_round_ms,
-        "graphed": timing.graphed,
-        "experts_implementation": timing.experts_implementation,
-        "candidates_ms": timing.candidates_ms,
-        "serving": timing.serving,
-        "batch_size": batch_size,
-        "vanilla_active_experts": timing.active_experts["vanilla"],
-        "policy_active_experts": timing.active_experts.get("policy"),
-        "threads": torch.get_num_threads(),
-        "context": measure.context,
-    }
+        rounds = len(timing.warmup_ms["vanilla"])
+        progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
+    rows, info = timing_rows(timing), _info(cell, timing)
     if measure.prefill:
-        prefills = engine.measure_prefill(prompts, **until, **common)
+        until: dict[str, Any] = {
+            "repeats": measure.windows,
+            "max_repeats": measure.max_windows,
+            "precision": measure.precision,
+        }
+        prefills = engine.measure_prefill(prompts, batch_size=len(prompts), **until, **common)
+        place = _place(0, timing.windows[0]) | {"step": 0, "live_rows": len(prompts)}
+        place["context"] = sum(map(len, prompts)) / len(prompts)
         rows += [
-            {"name": f"{name} prefill", "repeat": repeat, "step": 0, "ms": ms}
+            place
+            | {"name": f"{name} prefill", "repeat": repeat, "active_experts": prefills.active_experts[name], "ms": ms}
             for name, times in prefills.ms.items()
             for repeat, (ms,) in enumerate(times)
         ]
@@ -78,22 +85,79 @@ def measure_cell(
         info |= {"prefill_tokens": prefills.prompt_tokens, "prefill_stable": prefills.stable}
     sections: list[dict[str, Any]] = []
     if measure.breakdown:
-        found = engine.breakdown(prompts, new_tokens=measure.new_tokens, repeats=measure.repeats, **common)
+        found = engine.breakdown(
+            prompts, batch_size=len(prompts), new_tokens=measure.new_tokens, repeats=measure.windows, **common
+        )
         sections = [
             {"name": name, "repeat": repeat, "section": section, "ms": ms}
             for name, times in found.ms.items()
             for section, repeats in times.items()
             for repeat, ms in enumerate(repeats)
         ]
+    progress.advance(cell, ("measure", batch_size), 1)
     return rows, info, sections
 
 
-def _of_length(prompt: Sequence[int], cell: Cell, engine: LaneEngine) -> list[int]:
-    """The prompt, repeated or cut to `measure.context` tokens."""
-    wanted, room = cell.config.measure.context, cell.config.measure.new_tokens
-    if wanted is None:
-        return list(prompt)
-    most = engine.context_length
-    if most is not None and wanted + room > most:
-        raise ValueError(f"measure.context={wanted}: and measure.new_tokens={room} exceed the model's {most} positions")
-    return list(islice(cycle(prompt), wanted))
+def _runs(
+    cell: Cell, requests: Mapping[str, list[Request]], lanes: Mapping[str, Mapping[int, LaneRecord]]
+) -> Iterable[LaneRun]:
+    """Lanes of all tasks that generate; where none does, of those whose choices were decoded."""
+    from lynx_exp.engine import LaneRun
+
+    generating = [task for task in cell.tasks if task.kind == "generate"]
+    for task in generating or (cell.tasks if cell.config.scoring == "decode" else ()):
+        for number, lane in sorted(lanes[task.name].items()):
+            yield LaneRun(
+                subtask=task.name,
+                lane=number,
+                prompts=[requests[task.name][row["request"]].prompt_ids for row in lane.rows],
+                tokens=[row["token_ids"] for row in lane.rows],
+                slots=[row["slot"] for row in lane.rows],
+                entered=[row["entered_step"] for row in lane.rows],
+            )
+
+
+def _prompts(window: Window, runs: Iterable[LaneRun], batch_size: int) -> list[tuple[int, ...]]:
+    """That the window's lane began with."""
+    run = next(run for run in runs if (run.subtask, run.lane) == (window.subtask, window.lane))
+    return [tuple(prompt) for prompt in run.prompts[:batch_size]]
+
+
+def _place(number: int, window: Window) -> dict[str, Any]:
+    return {"window": number, "subtask": window.subtask, "lane": window.lane, "start_step": window.start}
+
+
+def timing_rows(timing: WindowTiming) -> list[dict[str, Any]]:
+    """Rows of timing.parquet."""
+    places = [_place(number, window) for number, window in enumerate(timing.windows)]
+    steps = [
+        [{"live_rows": len(seats), "context": window.mean_context(step)} for step, seats in enumerate(window.steps)]
+        for window in timing.windows
+    ]
+    return [row._asdict() | places[row.window] | steps[row.window][row.step] for row in timing.rows]
+
+
+def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
+    import torch
+
+    measure = cell.config.measure
+    return {
+        "windows": len(timing.windows),
+        "new_tokens": measure.new_tokens,
+        "repeats": measure.repeats,
+        "precision_reached": timing.precision_reached,
+        "warmup_rounds": len(timing.warmup_ms["vanilla"]),
+        "stable": timing.stable,
+        "warmup_round_ms": {
+            name: [sorted(steps)[len(steps) // 2] for steps in rounds] for name, rounds in timing.warmup_ms.items()
+        },
+        "graphed": timing.graphed,
+        "experts_implementation": timing.experts_implementation,
+        "candidates_ms": timing.candidates_ms,
+        "serving": timing.serving,
+        "batch_size": cell.config.batch_size,
+        "vanilla_active_experts": timing.active_experts("vanilla"),
+        "policy_active_experts": timing.active_experts("policy") if "policy" in timing.names else None,
+        "threads": torch.get_num_threads(),
+        "context": measure.context,
+    }

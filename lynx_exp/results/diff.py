@@ -53,8 +53,8 @@ def run(asked: argparse.Namespace) -> int:
     for pair in matched.pairs:
         found = _between(pair)
         differing += not found.is_equal
-        if found.tpot[0] is not None and found.tpot[1] is not None:
-            ratios.append(found.tpot[1].value / found.tpot[0].value)
+        if found.step_ms[0] is not None and found.step_ms[1] is not None:
+            ratios.append(found.step_ms[1].value / found.step_ms[0].value)
         for line in _pair(pair, found):
             print(line, flush=True)
     for cells, side in ((matched.only_before, asked.before), (matched.only_after, asked.after)):
@@ -137,13 +137,13 @@ def _or_dash(value: object) -> str:
 
 def _pair(pair: Pair, found: Between) -> Iterator[str]:
     """Nothing of what is equal, unless its time differs by more than chance."""
-    if found.is_equal and not _apart(*found.tpot):
+    if found.is_equal and not _apart(*found.step_ms):
         return
     yield f"{name_of(pair.before)} ({pair.before.path.name} -> {pair.after.path.name})"
     if not found.is_equal:
         yield from (f"  {line}" for line in _science(found))
-    if all(found.tpot):
-        yield f"  TPOT, ms: {_estimate(found.tpot[0], '.3g')} -> {_estimate(found.tpot[1], '.3g')}"
+    if all(found.step_ms):
+        yield f"  decode step, ms: {_estimate(found.step_ms[0], '.3g')} -> {_estimate(found.step_ms[1], '.3g')}"
 
 
 def _apart(before: Estimate | None, after: Estimate | None) -> bool:

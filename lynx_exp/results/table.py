@@ -1,4 +1,4 @@
-"""One row a cell: accuracy, difference to vanilla, TPOT, speed-up, active experts."""
+"""One row a cell: accuracy, difference to vanilla, decode step, speed-up, active experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lynx_exp.results.arguments import add_folder, add_margin
 
-HELP = "one row a cell: accuracy, difference to vanilla and what it amounts to, TPOT, speed-up, active experts"
+HELP = "one row a cell: accuracy, difference to vanilla and what it amounts to, decode step, speed-up, active experts"
 
 
 def add(verb: argparse.ArgumentParser) -> None:

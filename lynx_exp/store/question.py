@@ -15,7 +15,8 @@ from lynx_exp.store.identity import COSMETIC, UNTOUCHED, flatten
 HOW = (
     *("backend", "dtype", "device", "kernel", "threads", "fidelity"),
     *("model.experts_implementation", "model.device_map", "model.parallel"),
-    *("measure.latency", "measure.new_tokens", "measure.repeats", "measure.max_repeats", "measure.precision"),
+    *("measure.latency", "measure.windows", "measure.max_windows", "measure.new_tokens", "measure.repeats"),
+    "measure.precision",
 )
 """Fields that say how an answer is computed, and what is measured beside it."""
 

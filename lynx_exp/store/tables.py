@@ -72,9 +72,24 @@ SAMPLES = pa.schema(
 `request` on: of the request whose response was scored (of choices the one chosen, of repeats the first). `verdict`:
 what became of generated code; `sandbox`: where it ran, tier and self-test as JSON."""
 
-TIMING = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("step", pa.int32()), ("ms", pa.float64())])
-"""One row a (name, repeat, step); name is `vanilla` or `policy`, paired by (repeat, step); `vanilla prefill` and
-`policy prefill` are whole prefills of the lane, step 0."""
+TIMING = pa.schema(
+    [
+        ("name", pa.string()),
+        ("window", pa.int32()),
+        ("subtask", pa.string()),
+        ("lane", pa.int32()),
+        ("start_step", pa.int32()),
+        ("repeat", pa.int32()),
+        ("step", pa.int32()),
+        ("live_rows", pa.int32()),
+        ("active_experts", pa.float64()),
+        ("context", pa.float64()),
+        ("ms", pa.float64()),
+    ]
+)
+"""One row a (name, window, repeat, step); name is `vanilla` or `policy`, paired by the three others. Step s of a window
+is step `start_step` + s of its lane. `active_experts`: mean over layers; `context`: positions that a row attends to,
+mean over rows. `vanilla prefill` and `policy prefill` are whole prefills of the prompts of window 0, step 0."""
 
 BREAKDOWN = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("section", pa.string()), ("ms", pa.float64())])
 """One row a (name, repeat, section) of a decode step: mean over its steps; sections add up to the step."""

@@ -130,7 +130,7 @@ def _sections(wr: Any, shown: Shown) -> list[tuple[str, list[Any]]]:
         ("Active experts", curves),
     ]
     if shown.timed:
-        times = [("tpot_ms", "decode step, ms"), ("speedup", "decode speed-up, x vanilla")]
+        times = [("step_ms", "decode step, ms"), ("speedup", "decode speed-up, x vanilla")]
         panels = [wr.BarPlot(title=words, metrics=[key], groupby=label, groupby_aggfunc="mean") for key, words in times]
         sections.append(("Latency", panels))
     if shown.compared:

@@ -9,14 +9,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, Scoring, Timing
+from lynx_exp.engine import (
+    BatchPlan,
+    Fidelity,
+    Job,
+    LaneResult,
+    Matched,
+    Request,
+    Scoring,
+    Timing,
+    Window,
+    WindowTiming,
+)
 from lynx_exp.engine.match import match_active, mean_active
 from lynx_exp.engine.plan import check_lengths
 from lynx_exp.engine.processing import of_model
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.routing import ModelShape, Phases, Policy
-from lynx_exp.vllm_backend.measure import measure
+from lynx_exp.vllm_backend.measure import measure, measure_windows
 from lynx_exp.vllm_backend.stream import Stream
 from lynx_exp.vllm_plugin.record import LaneCount
 from lynx_exp.vllm_plugin.settings import spec_of
@@ -222,6 +233,31 @@ class VllmEngine:
             new_tokens=new_tokens,
             repeats=repeats,
             max_repeats=repeats if max_repeats is None else max_repeats,
+            precision=precision,
+            on_step=on_step,
+        )
+
+    def measure_windows(
+        self,
+        windows: Sequence[Window],
+        *,
+        policies: Mapping[str, Policy],
+        phases: Phases = "decode",
+        layers: str | None = None,
+        repeats: int = 2,
+        least: int | None = None,
+        precision: float = 0.02,
+        on_step: Callable[[int], None] = _silent,
+    ) -> WindowTiming:
+        """As `Engine.measure_windows`: steps of the serving engine, its scheduler and sampler included."""
+        return measure_windows(
+            self,
+            windows,
+            policies,
+            phases,
+            layers,
+            repeats=repeats,
+            least=len(windows) if least is None else least,
             precision=precision,
             on_step=on_step,
         )

@@ -17,6 +17,8 @@ import numpy as np
 from lynx_exp.engine import Request, Timing
 from lynx_exp.engine.measure import VANILLA, check_asked, timed
 from lynx_exp.engine.sections import Act
+from lynx_exp.engine.window_timing import WindowTiming, check_windows, time_windows
+from lynx_exp.engine.windows import Window
 from lynx_exp.routing import Phases, Policy
 from lynx_exp.vllm_backend.stream import submit
 from lynx_exp.vllm_plugin.settings import spec_of
@@ -25,6 +27,73 @@ if TYPE_CHECKING:
     from lynx_exp.vllm_backend.engine import VllmEngine
 
 PERCENTILES = {"median": 50, "p99": 99}
+
+
+class _Windowed:
+    """One policy; every turn is a lane of its own, whose prompts are the contexts of a window."""
+
+    def __init__(self, subject: _Subject) -> None:
+        self._subject = subject
+        self.turns: list[tuple[float, list[float]]] = []
+        """Milliseconds to the first token, and of the steps."""
+
+    def enter(self, window: Window) -> list[float]:
+        """`window`: in which nobody enters or leaves."""
+        self._requests = []
+        for seat in window.steps[0]:
+            context = window.contexts[seat.row]
+            fed = context[seat.position : seat.position + len(window.steps)]
+            self._requests.append(
+                Request(prompt_ids=context[: seat.position], continuation_ids=(*fed, fed[-1]))  # the last is not fed
+            )
+        before = len(self._subject.active)
+        self._subject.run(self._requests, forced=True)
+        return self._subject.active[before:]
+
+    def turn(self) -> list[float]:
+        times, _ = self._subject.run(self._requests, forced=True)
+        self.turns.append((self._subject.first_ms[-1], times))
+        return times
+
+
+def measure_windows(
+    engine: VllmEngine,
+    windows: Sequence[Window],
+    policies: Mapping[str, Policy],
+    phases: Phases,
+    layers: str | None,
+    *,
+    repeats: int,
+    least: int,
+    precision: float,
+    on_step: Callable[[int], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> WindowTiming:
+    """As `lynx_exp.engine.window_timing.time_windows`, each window ending where somebody enters or leaves: a serving
+    engine would compute the newcomer's prompt in that step. Its first tokens are those of prompts as long as a window's
+    contexts."""
+    check_windows(policies, windows, repeats=repeats, least=least, precision=precision)
+    engine.counts()
+    acts = {VANILLA: engine.act(None)}
+    acts |= {name: engine.act(policy, phases, layers) for name, policy in policies.items()}
+    subjects = {name: _Windowed(_Subject(engine, act, clock)) for name, act in acts.items()}
+    timing = time_windows(
+        subjects,
+        [window.cut() for window in windows],
+        repeats=repeats,
+        least=least,
+        precision=precision,
+        on_step=on_step,
+    )
+    counted = repeats * len(timing.windows)
+    turns = {name: subject.turns[-counted:] for name, subject in subjects.items()}
+    return replace(
+        timing,
+        experts_implementation=engine.experts_implementation,
+        serving={
+            name: serving([first for first, _ in own], [steps for _, steps in own]) for name, own in turns.items()
+        },
+    )
 
 
 class _Subject:

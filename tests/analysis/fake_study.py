@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sacrebleu import corpus_bleu
 
 from lynx_exp.store.identity import SCHEMA
-from lynx_exp.store.tables import PREFILL, RESPONSES, SAMPLES
+from lynx_exp.store.tables import PREFILL, RESPONSES, SAMPLES, TIMING
 
 EXPERTS, TOP_K, LAYERS = 16, 2, 3
 TEXT = "the small river runs past an old stone mill and under a bridge of dark oak where boats wait"
@@ -250,6 +250,7 @@ def _write_prefill(folder: Path, subtasks: Sequence[str], lanes: int, policy: Fa
 
 
 def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: int, rng: np.random.Generator) -> None:
+    """Windows of a run whose contexts grow from step to step."""
     rows = []
     for name, keep in (("vanilla", 1.0), ("policy", policy.keep)):
         if name == "policy" and policy.name == "vanilla":
@@ -258,8 +259,10 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
             drift = 1 + 0.03 * np.sin(repeat)
             for step in range(8):
                 ms = (1.5 + 0.35 * _active(batch_size, keep) + 0.02 * batch_size) * drift * rng.lognormal(0, 0.03)
-                rows.append({"name": name, "repeat": repeat, "step": step, "ms": ms})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "timing.parquet")
+                place = {"window": repeat, "subtask": "any", "lane": 0, "start_step": 0, "live_rows": batch_size}
+                place |= {"active_experts": _active(batch_size, keep), "context": 30.0 + step}
+                rows.append(place | {"name": name, "repeat": 0, "step": step, "ms": ms})
+    pq.write_table(pa.Table.from_pylist(rows, TIMING), folder / "timing.parquet")
     own = None if policy.name == "vanilla" else _active(batch_size, policy.keep)
     active = {"vanilla_active_experts": _active(batch_size, 1.0), "policy_active_experts": own}
     warmup = {
@@ -271,7 +274,14 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
     experts |= {"graphed": False, "serving": {}}
-    timing = {"new_tokens": 8, "repeats": repeats, "precision_reached": True, "batch_size": batch_size, "threads": 2}
+    timing = {
+        "new_tokens": 8,
+        "windows": repeats,
+        "repeats": 1,
+        "precision_reached": True,
+        "batch_size": batch_size,
+        "threads": 2,
+    }
     _json(folder / "timing.json", timing | warmup | experts | active)
 
 

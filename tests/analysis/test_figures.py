@@ -14,12 +14,12 @@ from fake_study import POLICIES
 from analysis import write_figures
 from analysis.figures import looks, style
 from analysis.figures.active_vs_batch import expected_active
-from analysis.figures.tpot_vs_active import least_squares
+from analysis.figures.step_vs_active import least_squares
 
 Write = Callable[..., Path]
 FIGURES = (
     *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-    *("active_vs_batch", "tpot_vs_active", "fig17"),
+    *("active_vs_batch", "step_vs_active", "fig17"),
 )
 
 
@@ -67,7 +67,7 @@ def test_active_numbers_and_closed_form(drawn: Path) -> None:
 
 
 def test_tpot_line(drawn: Path) -> None:
-    numbers = pd.read_csv(drawn / "tpot_vs_active.csv")
+    numbers = pd.read_csv(drawn / "step_vs_active.csv")
     assert len(numbers) == 5 * 4 * 2
     assert numbers["r_squared"].min() > 0.9
     assert numbers["slope"].between(0.3, 0.4).all()  # the records were made with 0.35 ms per expert
@@ -85,9 +85,9 @@ def test_same_numbers_same_bytes(study: Path, drawn: Path, tmp_path: Path) -> No
 def test_only_and_default_folder(cell: Write, tmp_path: Path) -> None:
     cell()
     cell(policy=POLICIES[5])
-    written = write_figures(tmp_path, only="tpot_vs_active")
+    written = write_figures(tmp_path, only="step_vs_active")
     assert [path.parent for path in written] == [tmp_path / "figures"] * 3
-    with pytest.raises(ValueError, match="figure 'pie' is unknown; known: pareto, active_vs_batch, tpot_vs_active"):
+    with pytest.raises(ValueError, match="figure 'pie' is unknown; known: pareto, active_vs_batch, step_vs_active"):
         write_figures(tmp_path, only="pie")
 
 
@@ -98,7 +98,7 @@ def test_no_timing_skips_with_a_reason(cell: Write, tmp_path: Path, caplog: pyte
         names = {path.stem for path in write_figures(tmp_path) if path.suffix == ".pdf"}
     assert names == {"pareto_active", "pareto_active_tasks", "active_vs_batch"}
     assert "figure pareto_speedup skipped: no timed cell has a vanilla partner" in caplog.text
-    assert "figure tpot_vs_active skipped: no cell was timed" in caplog.text
+    assert "figure step_vs_active skipped: no cell was timed" in caplog.text
 
 
 def test_what_is_left_out_stands_on_the_figure(cell: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

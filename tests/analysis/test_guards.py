@@ -204,7 +204,7 @@ def test_every_figure_rings_the_point(flagged: Path, tmp_path: Path, monkeypatch
     ]
     assert {path.stem for path in tables} == {
         *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-        *("active_vs_batch", "tpot_vs_active", "matched_active_b2", "matched_active_b4", "fig17"),
+        *("active_vs_batch", "step_vs_active", "matched_active_b2", "matched_active_b4", "fig17"),
         *("table2_b2", "table2_b4"),
     }
     for path in tables:

@@ -1,60 +1,82 @@
-"""TPOT and speed-up of interleaved repeats."""
+"""Step times and speed-ups of interleaved windows."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import latency
+from analysis.statistics import Estimate
 
 
-def _timing(vanilla: list[list[float]], policy: list[list[float]]) -> pd.DataFrame:
+def _timing(vanilla: list[list[list[float]]], policy: list[list[list[float]]]) -> pd.DataFrame:
+    """Window, repeat, step."""
     rows = [
-        {"name": name, "repeat": repeat, "step": step, "ms": ms}
-        for name, repeats in (("vanilla", vanilla), ("policy", policy))
+        {"name": name, "window": window, "repeat": repeat, "step": step, "ms": ms}
+        for name, windows in (("vanilla", vanilla), ("policy", policy))
+        for window, repeats in enumerate(windows)
         for repeat, steps in enumerate(repeats)
         for step, ms in enumerate(steps)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["name", "window", "repeat", "step", "ms"])
 
 
-def test_tpot_is_the_mean_over_steps_of_each_repeat() -> None:
-    timing = _timing([[1.0, 3.0], [4.0, 4.0]], [[1.0, 1.0], [2.0, 1.0]])
-    assert latency.tpot_per_repeat(timing, "vanilla").tolist() == [2.0, 4.0]
-    assert latency.tpot_per_repeat(timing, "policy").tolist() == [1.0, 1.5]
+def test_a_step_is_the_median_of_its_window() -> None:
+    timing = _timing([[[1.0, 3.0], [2.0, 99.0]], [[4.0, 4.0], [4.0, 4.0]]], [])
+    assert latency.step_ms_per_window(timing, "vanilla").tolist() == [2.5, 4.0]
+    estimate = latency.mean_step(np.array([2.0, 4.0]))
+    assert estimate.value == 3.0 and estimate.high - 3.0 == pytest.approx(12.706, rel=1e-4)
 
 
-def test_speedup_pairs_by_repeat() -> None:
-    timing = _timing([[2.0], [4.0], [9.0]], [[1.0], [2.0]])
-    assert latency.speedup_per_repeat(timing).tolist() == [2.0, 2.0]
-    assert latency.speedup_per_repeat(_timing([[2.0]], [])).size == 0
+def test_windows_pair_step_by_step() -> None:
+    """One step in four took 99: neither the ratio nor the time of its window knows."""
+    timing = _timing(
+        [[[2.0, 2.0], [2.0, 99.0]], [[8.0, 8.0], [8.0, 8.0]]], [[[1.0, 1.0], [1.0, 1.0]], [[2.0, 2.0]] * 2]
+    )
+    assert latency.window_pairs(timing).tolist() == [[2.0, 1.0], [8.0, 2.0]]
+    assert latency.speedup(latency.window_pairs(timing)).value == pytest.approx(10 / 3)
+    assert not len(latency.window_pairs(_timing([[[2.0]]], [])))
+
+
+def test_cells_of_before_there_were_windows_pair_by_repeat() -> None:
+    timing = _timing([[[2.0], [4.0], [9.0]]], [[[1.0], [2.0]]]).drop(columns="window")
+    assert latency.window_pairs(timing).tolist() == [[2.0, 1.0], [4.0, 2.0]]
+    assert latency.step_ms_per_window(timing, "vanilla").tolist() == [2.0, 4.0, 9.0]
 
 
 def test_pairing_cancels_drift() -> None:
     drift = [1.0, 1.5, 2.0, 2.5, 3.0]
-    timing = _timing([[3 * d] for d in drift], [[2 * d] for d in drift])
-    speedup = latency.median(latency.speedup_per_repeat(timing))
+    speedup = latency.speedup(latency.window_pairs(_timing([[[3 * d]] for d in drift], [[[2 * d]] for d in drift])))
     assert (speedup.low, speedup.value, speedup.high) == pytest.approx((1.5, 1.5, 1.5))
 
 
-def test_median_and_its_bootstrap() -> None:
-    values = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
-    estimate = latency.median(values, seed=1)
-    assert estimate.value == pytest.approx(3.0)
-    assert estimate == latency.median(values, seed=1)
-    # P(median of a resample is the smallest) = P(Binomial(5, 1/5) >= 3) = 5.8 %: the 2.5 % quantile is the smallest
-    assert (estimate.low, estimate.high) == pytest.approx((1.0, 100.0))
-
-
-def test_one_repeat_has_no_interval() -> None:
-    assert latency.median([2.5]).value == 2.5
-    assert latency.median([2.5]).low is None
-    assert latency.geometric_mean_of_medians([np.array([2.0, 2.0]), np.array([8.0])]).low is None
+def test_the_interval_covers_lanes_that_differ() -> None:
+    """F2: every window of a lane agrees with itself, and lanes differ by 0.03 (sd): as often as it says, the interval
+    over windows holds the run's speed-up; one lane's repeats never would."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        own = rng.normal(1.0, 0.03, 10)
+        found = latency.speedup(np.stack([1.2 * own, np.ones(10)], axis=1))
+        held += found.low <= 1.2 <= found.high
+    assert 0.935 <= held / 2000 <= 0.965
 
 
 def test_geometric_mean_over_tasks() -> None:
-    estimate = latency.geometric_mean_of_medians([np.array([2.0, 2.0, 2.0]), np.array([8.0, 8.0])])
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((4.0, 4.0, 4.0))
-    with pytest.raises(ValueError, match="at least one value"):
-        latency.geometric_mean_of_medians([np.empty(0)])
+    two, eight = Estimate(value=2.0, se=0.1, df=9), Estimate(value=8.0, se=0.4, df=4)
+    found = latency.geometric_mean([two, eight])
+    assert found.value == pytest.approx(4.0) and found.df == 4
+    assert math.log(found.high / 4.0) == pytest.approx(2.7764 * math.hypot(0.05, 0.05) / 2, rel=1e-4)
+    assert latency.geometric_mean([two, Estimate(value=8.0)]).low is None
+    with pytest.raises(ValueError, match="at least one"):
+        latency.geometric_mean([])
+
+
+def test_median_and_its_bootstrap() -> None:
+    estimate = latency.median([1.0, 2.0, 3.0, 4.0, 100.0], seed=1)
+    # P(median of a resample is the smallest) = P(Binomial(5, 1/5) >= 3) = 5.8 %: the 2.5 % quantile is the smallest
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((3.0, 1.0, 100.0))
+    assert latency.median([2.5]).low is None

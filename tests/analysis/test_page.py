@@ -115,7 +115,7 @@ def test_its_tables_are_those_of_the_command_line(study: Path, whole: Page) -> N
 
 def test_figures_are_inside(whole: Page) -> None:
     images = [attributes for tag, attributes in whole.tags if tag == "img"]
-    assert {image["alt"] for image in images} > {"pareto_speedup", "pareto_active_tasks", "tpot_vs_active"}
+    assert {image["alt"] for image in images} > {"pareto_speedup", "pareto_active_tasks", "step_vs_active"}
     for image in images:
         picture = Image.open(BytesIO(base64.b64decode((image["src"] or "").partition(",")[2])))
         assert picture.width == pytest.approx(2 * int(image["width"] or 0), abs=1)
@@ -135,7 +135,7 @@ def test_points_are_the_numbers_of_the_results(study: Path, whole: Page) -> None
     records = analysis.load(study)
     rows = analysis.compare.results(records)
     chart = whole.data["chart"]
-    assert set(chart["across"]) == {"speedup", "active_experts", "tpot_ms"} and chart["up"] == ["difference", "score"]
+    assert set(chart["across"]) == {"speedup", "active_experts", "step_ms"} and chart["up"] == ["difference", "score"]
     single = {(point["series"], point["task"], point["batch"]): point for point in chart["points"]}
     assert len(single) == len(chart["points"]) == len(rows) + 5 * 2, "and the means of five policies, two batch sizes"
     for row in rows.to_dict("records"):

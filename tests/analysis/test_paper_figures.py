@@ -77,7 +77,7 @@ def drawn(paper: Path, seen: list[Any], tmp_path_factory: pytest.TempPathFactory
 
 def test_every_figure_is_there(drawn: Path) -> None:
     found = {path.stem for path in drawn.glob("*.pdf")}
-    general = {"pareto_speedup", "pareto_active", "active_vs_batch", "tpot_vs_active", "matched_active", "mixing"}
+    general = {"pareto_speedup", "pareto_active", "active_vs_batch", "step_vs_active", "matched_active", "mixing"}
     assert found >= {*PAPER, *general}
     assert {path.suffix for path in drawn.glob("table2_*")} == {".tex", ".csv"}
     assert set(NAMES) >= {*PAPER, "table2"}
@@ -252,7 +252,7 @@ def test_table_two(drawn: Path) -> None:
     assert all(line.count("&") == 7 for line in rows) and tex.count("\\midrule") == 2
     assert tex.index("\\toprule") < tex.index("\\midrule") < tex.index("\\bottomrule") < tex.index("\\end{tabular}")
     frame = numbers(drawn, "table2_b8")
-    assert (frame["tpot_p50_ms"] > 0).all() and frame["speedup"].notna().all()
+    assert (frame["step_p50_ms"] > 0).all() and frame["speedup"].notna().all()
 
 
 def test_latex_of_numbers_and_names() -> None:

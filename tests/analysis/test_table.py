@@ -127,7 +127,7 @@ def test_a_cell_without_vanilla_says_so(cell: Write, tmp_path: Path) -> None:
     assert "no vanilla" in text
     row = results(load(tmp_path)).iloc[0]
     assert math.isnan(row["difference"])
-    assert math.isnan(row["tpot_ms"])
+    assert math.isnan(row["step_ms"])
 
 
 def test_phases_other_than_decode_are_named(cell: Write, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_warm_up_is_dropped_and_steady_repeats_end_early(engine: Engine, prompts
     assert (timing.warmup_rounds, timing.repeats) == (3, 3)
     assert timing.warmup_round_ms["vanilla"] == pytest.approx([80.0, 6.0, 6.0])
     assert timing.warmup_round_ms["x"] == pytest.approx([70.0, 3.0, 3.0])
-    assert timing.tpot_ms("vanilla") == pytest.approx((6.0, 6.0, 6.0))
+    assert timing.step_time_ms("vanilla") == pytest.approx((6.0, 6.0, 6.0))
     assert timing.speedup("x") == pytest.approx((2.0, 2.0, 2.0))
 
 
@@ -98,16 +98,16 @@ def test_medians_and_paired_ratios() -> None:
     """Vanilla 10, 20, 60 ms on average; the policy 5, 5, 30. Paired steps: 2, 2 / 2, 6 (so 4) / 2, 2."""
     step_ms = {"vanilla": [[10.0, 10.0], [10.0, 30.0], [60.0, 60.0]], "fast": [[5.0, 5.0], [5.0, 5.0], [30.0, 30.0]]}
     timing = timed(step_ms)
-    assert timing.tpot_ms("vanilla")[0] == 20.0
+    assert timing.step_time_ms("vanilla")[0] == 20.0
     assert timing.speedup("fast") == (2.0, 2.0, 4.0)
     assert timing.speedup("vanilla") == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="measured: vanilla, fast"):
-        timing.tpot_ms("slow")
+        timing.step_time_ms("slow")
 
 
 def test_one_repeat_has_no_interval() -> None:
     timing = timed({"vanilla": [[10.0]], "x": [[5.0]]})
-    assert timing.tpot_ms("x") == (5.0, None, None)
+    assert timing.step_time_ms("x") == (5.0, None, None)
     assert timing.speedup("x") == (2.0, None, None)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, Timing
+from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, WindowTiming
 from lynx_exp.engine.breakdown import SECTIONS, Breakdown
 from lynx_exp.engine.lane import lanes_of
 from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.tokens import TokenRows
+from lynx_exp.engine.window_timing import StepTime
 from lynx_exp.tasks import Metric, SampleScore, Scores, TaskRequest
 
 TINY = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "vocab_size": 300}
@@ -243,17 +244,20 @@ class FakeEngine:
         ms = {name: sections for name in ("vanilla", *policies)}
         return Breakdown(ms=ms, batch_size=len(prompts), new_tokens=new_tokens)
 
-    def measure(self, prompts: Any, *, batch_size: int, policies: Any, new_tokens: int, repeats: int, **_: Any) -> Any:
-        assert len(prompts) == batch_size
+    def measure_windows(self, windows: Any, *, policies: Any, repeats: int, least: int, **_: Any) -> WindowTiming:
         self.measured += 1
-        names = ["vanilla", *policies]
-        step_ms = {name: [[1.5] * new_tokens for _ in range(repeats)] for name in names}
-        return Timing(
-            step_ms=step_ms,
-            warmup_ms={name: [[9.0] * new_tokens, [1.5] * new_tokens, [1.5] * new_tokens] for name in names},
+        names, steps = ("vanilla", *policies), len(windows[0].steps)
+        return WindowTiming(
+            names=names,
+            windows=tuple(windows[:least]),
+            rows=tuple(
+                StepTime(name, window, repeat, step, 1.5, 3.0)
+                for name in names
+                for window in range(least)
+                for repeat in range(repeats)
+                for step in range(steps)
+            ),
+            warmup_ms={name: [[9.0] * steps, [1.5] * steps, [1.5] * steps] for name in names},
             stable=self.stable,
             precision_reached=True,
-            active_experts=dict.fromkeys(names, 3.0),
-            batch_size=batch_size,
-            new_tokens=new_tokens,
         )

@@ -16,7 +16,7 @@ from lynx_exp.store.read import read_cells
 from tests.launch.real_cells import bundled
 
 TASK = TaskConfig(name="mini_truthfulqa", subtasks=["mini_truthfulqa_gen", "mini_truthfulqa_mc1"])
-MEASURE = MeasureConfig(latency=True, new_tokens=2, repeats=2, max_repeats=2, prefill=True, breakdown=True, context=40)
+MEASURE = MeasureConfig(latency=True, windows=2, max_windows=2, new_tokens=2, prefill=True, breakdown=True, context=40)
 REASSIGN = {"name": "reassign", "fraction": 1.0}
 
 

@@ -48,7 +48,10 @@ def test_the_record_of_a_cell(bench, config):
     assert [s["score"] for s in samples if s["subtask"] == "gen"] == [1.0, 0.0, 1.0, 0.0, 1.0]
     assert cell.metrics["metrics"][0]["value"] == pytest.approx(0.6)
     timing = cell.timing().to_pylist()
-    assert len(timing) == 2 * 3 * 2 and {row["name"] for row in timing} == {"vanilla", "policy"}
+    # three lanes of 2, 2 and 1 requests, all of 3 tokens, have one place each for a window of their two steps
+    assert len(timing) == 2 * 3 * 3 * 2 and {row["name"] for row in timing} == {"vanilla", "policy"}
+    assert {(row["lane"], row["start_step"], row["live_rows"]) for row in timing} == {(0, 0, 2), (1, 0, 2), (2, 0, 1)}
+    assert {row["context"] for row in timing} == {12.0, 13.0}  # BOS, "question N" and one or two tokens
     assert not (cell.path / "lanes").exists()
     assert json.loads((cell.path / "timing.json").read_text())["policy_active_experts"] == 3.0
 
@@ -270,25 +273,34 @@ def test_changed_assignments_are_recorded(bench, config):
 
 
 def test_prefills_and_sections_are_recorded(bench, config):
-    measure = MeasureConfig(latency=True, new_tokens=2, repeats=3, prefill=True, breakdown=True, context=11)
+    measure = MeasureConfig(latency=True, windows=3, new_tokens=2, prefill=True, breakdown=True, context=11)
     (cell,) = read_cells(bench.run([config(LYNX, measure=measure)]).outcomes[0].folder)
     timing = cell.timing().to_pylist()
     prefills = [(row["name"], row["step"], row["ms"]) for row in timing if "prefill" in row["name"]]
     assert prefills == [("vanilla prefill", 0, 20.0)] * 3 + [("policy prefill", 0, 21.0)] * 3
     info = json.loads((cell.path / "timing.json").read_text())
-    assert (info["context"], info["prefill_tokens"]) == (11, 11 * cell.info["batch_size"])
+    assert (info["context"], info["prefill_tokens"]) == (11, 11 * timing[0]["live_rows"])
     assert (info["vanilla_prefill_active_experts"], info["policy_prefill_active_experts"]) == (3.5, 3.5)
     sections = cell.breakdown().to_pylist()
     assert len(sections) == 2 * 3 * 5 and {row["name"] for row in sections} == {"vanilla", "policy"}
 
 
+def test_a_run_too_short_for_a_window_says_so_and_keeps_its_scores(bench, config):
+    measure = MeasureConfig(latency=True, new_tokens=3)
+    (outcome,) = bench.run([config(LYNX, measure=measure)]).outcomes
+    (cell,) = read_cells(outcome.folder)
+    said = "not timed: measure.new_tokens=3: the longest lane of this run has 2 decode steps; give at most 2"
+    assert cell.done and cell.timing() is None and bench.engine.measured == 0
+    assert [note.partition(": ")[2] for note in cell.status["notes"]] == [said]
+
+
 def test_a_context_beyond_the_model_costs_its_cell(bench, config):
     bench.engine.context_length = 60
-    measure = MeasureConfig(latency=True, new_tokens=8, context=53)
+    measure = MeasureConfig(latency=True, new_tokens=2, context=59)
     (outcome,) = bench.run([config(LYNX, measure=measure)]).outcomes
     assert (
         outcome.state == "failed"
-        and "measure.context=53: and measure.new_tokens=8 exceed the model's 60" in outcome.error
+        and "measure.context=59: and measure.new_tokens=2 exceed the model's 60" in outcome.error
     )
 
 

@@ -114,7 +114,7 @@ def test_model_data_and_code_do(part):
 def test_settings_without_effect_have_one_form():
     vanilla = base() | {"policy": {"name": "vanilla"}}
     assert cell_ids(vanilla | {"phases": "both"}, **AROUND) == cell_ids(vanilla | {"phases": "decode"}, **AROUND)
-    for name, value in (("repeats", 3), ("max_repeats", 99), ("precision", 0.5), ("new_tokens", 2)):
+    for name, value in (("windows", 3), ("max_windows", 99), ("repeats", 3), ("precision", 0.5), ("new_tokens", 2)):
         assert base()["measure"][name] != value
         unmeasured = base() | {"measure": base()["measure"] | {name: value}}
         assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)

@@ -43,10 +43,10 @@ def test_summary(write: Write) -> None:
         "active_experts": 3.5, "active_experts_full": 3.25, "kl": 0.01, "agreement": 0.9, "matched/value": 2.5,
         "one/active_experts": 3.0, "two/active_experts": 4.0,
         "one/acc,none": 0.5, "score/one": 0.5, "one/acc_norm,none": 0.25,
-        "vanilla_tpot_ms": 4.0, "tpot_ms": 2.5, "speedup": 2.0, "seconds": 1.5, "attempt": 2,
+        "vanilla_step_ms": 4.0, "step_ms": 2.5, "speedup": 2.0, "seconds": 1.5, "attempt": 2,
     }  # fmt: skip
     vanilla = content.summary(write("base", "vanilla"))
-    assert vanilla["tpot_ms"] == vanilla["vanilla_tpot_ms"] == 4.0 and "speedup" not in vanilla
+    assert vanilla["step_ms"] == vanilla["vanilla_step_ms"] == 4.0 and "speedup" not in vanilla
 
 
 def test_curves_are_means_and_histograms_of_each_step(write: Write) -> None:

@@ -93,7 +93,7 @@ def test_a_study_shows_its_tables_and_figures(write: Write, tmp_path: Path) -> N
 def test_a_sweep_is_tracked_as_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two real cells, logged by the process beside the run, and the study in the end."""
     task = TaskConfig(name="mini_gsm8k", subtasks=["mini_gsm8k"])
-    measure = MeasureConfig(latency=True, new_tokens=2, repeats=2, max_repeats=2)
+    measure = MeasureConfig(latency=True, windows=2, max_windows=2, new_tokens=2)
     tracker = TrackerConfig(name="wandb", project="moe")
     cells = [
         bundled(tmp_path, task=task, batch_size=2, limit=3, measure=measure, policy=policy, then=["table"])
@@ -110,7 +110,7 @@ def test_a_sweep_is_tracked_as_it_runs(tmp_path: Path, capfd: pytest.CaptureFixt
         run = runs[content.run_id_of(record)]
         assert run.exit_code == 0 and run.group == "default"
         expected = json.loads(json.dumps(content.summary(record)))
-        assert {name: run.summary[name] for name in expected} == expected and expected["tpot_ms"] > 0
+        assert {name: run.summary[name] for name in expected} == expected and expected["step_ms"] > 0
         assert expected["score/mini_gsm8k"] == record.metrics["metrics"][0]["value"]
         assert len([row for row in run.history if content.STEP in row]) == len(list(content.curves(record)))
         assert run.table("samples")[1] == content.samples(record)

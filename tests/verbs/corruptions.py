@@ -273,6 +273,8 @@ def table() -> Iterator[Corruption]:
     yield of("a negative divergence", "fidelity numbers", "fidelity", at(0, "kl", value=-1.0))
     yield of("a request compared twice", "fidelity numbers", "fidelity", lambda rows: [rows[0], *rows])
     yield of("a timed step lost", "timing", "timing", lambda rows: rows[:-1])
+    yield of("a step that was not run", "timing", "timing", at(0, "start_step", value=9999))
+    yield of("timed with other companions", "timing", "timing", at(0, "live_rows", value=9))
     yield of("a step of no time", "timing", "timing", at(0, "ms", value=0.0))
     yield of("no times of vanilla", "timing", "timing", lambda rows: [r for r in rows if r["name"] != "vanilla"])
     yield of("half a warm-up", "timing", "timing.json", lambda info: info["warmup_round_ms"]["policy"].__delitem__(

@@ -20,7 +20,7 @@ SCHEMAS = {"responses": RESPONSES, "steps": STEPS, "samples": SAMPLES, "timing":
 VANILLA, NOISE_FLOOR = {"name": "vanilla"}, {"name": "noise_floor"}
 LYNX = {"name": "lynx", "alpha": 1.0, "beta": 1, "min_batch": 2}
 TOP_K = {"name": "top_k", "k": 1}
-MEASURE = MeasureConfig(latency=True, new_tokens=2, repeats=2, max_repeats=2)
+MEASURE = MeasureConfig(latency=True, windows=2, max_windows=2, new_tokens=2)
 BOTH = TaskConfig(name="both", subtasks=["mini_truthfulqa_gen", "mini_truthfulqa_mc1"])
 WMT = TaskConfig(name="mini_wmt16", subtasks=["mini_wmt16"])
 MIX = TaskConfig(name="mix", subtasks=["mini_gsm8k", "mini_wmt16"], weights=[1.0, 1.0])

@@ -56,14 +56,14 @@ def test_code_and_machine_are_said_first_and_change_nothing(
 def test_slower_is_no_other_science(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = cell_of(other)
     edit(cell, "timing", lambda rows: [row | {"ms": 4 * row["ms"]} for row in rows])
-    old, new = (between(read_cell(cell_of(study)), read_cell(folder)).tpot[1] for folder in (cell_of(study), cell))
+    old, new = (between(read_cell(cell_of(study)), read_cell(folder)).step_ms[1] for folder in (cell_of(study), cell))
     assert old is not None and new is not None and new.value == pytest.approx(4 * old.value)
     edit(cell, "timing", lambda rows: [row | {"ms": 9.0} for row in rows])
     edit(cell_of(study), "timing", lambda rows: [row | {"ms": 4.5} for row in rows])
     assert results("diff", study, other) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"both lynx(alpha=1, beta=1) batch 3 seed 0 ({cell.name} -> {cell.name})",
-        "  TPOT, ms: 4.5 [4.5, 4.5] -> 9 [9, 9]",
+        "  decode step, ms: 4.5 [4.5, 4.5] -> 9 [9, 9]",
         "6 pairs: 6 equal in science, 0 not",
         "time a token: 1.41 times before, geometric mean of 2 pairs",
     ]
@@ -88,7 +88,7 @@ def test_a_changed_response_and_its_score(study: Path, other: Path, capsys: pyte
     assert count.startswith("  responses: 1 of 25 differ; the first, mini_truthfulqa_gen ")
     assert minus.startswith("    - '") and plus.startswith("    + 'A text that nobody gave.'")
     assert same.startswith("  mini_truthfulqa_mc1 acc,none: ") and ", +0.00 [-" in same
-    assert time.startswith("  TPOT, ms: "), "active experts are equal"
+    assert time.startswith("  decode step, ms: "), "active experts are equal"
 
 
 def test_each_part_of_the_science_counts(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def reference(requests, plan, number, policy) -> LaneResult:
         lane=number,
         requests=members,
         slots=tuple(range(len(members))),
+        entered=(0,) * len(members),
         token_ids=[tokens[each] for each in members],
         texts=["".join(chr(65 + token) for token in tokens[each]) for each in members],
         finish_reasons=[finish[each] for each in members],
@@ -346,6 +347,39 @@ def test_measuring_is_paired_and_serves_by_the_usual_definitions(fake):
     serving = timing.serving["two"]
     assert serving["ttft_mean_ms"] == serving["tpot_median_ms"] == serving["itl_p99_ms"] == 1000.0
     assert serving["e2e_mean_ms"] == 5000.0
+
+
+def test_windows_of_a_run_are_timed_until_somebody_enters_or_leaves(fake):
+    engine = engine_of()
+    ticks = iter(range(10**6))
+    from lynx_exp.engine import LaneRun
+    from lynx_exp.engine.windows import window_of
+    from lynx_exp.vllm_backend.measure import measure_windows
+
+    run = LaneRun(
+        subtask="t",
+        lane=3,
+        prompts=[(1, 2), (3, 4), (5, 6)],
+        tokens=[[7, 8, 9], [10, 11, 12, 13, 14, 15], [16, 17, 18]],
+        slots=[0, 1, 0],
+        entered=[0, 0, 2],
+    )
+    timing = measure_windows(
+        engine,
+        [window_of(run, 0, 4), window_of(run, 2, 2)],
+        {"two": POLICIES[3]},
+        "decode",
+        None,
+        repeats=2,
+        least=2,
+        precision=0.5,
+        on_step=lambda tokens: None,
+        clock=lambda: float(next(ticks)),
+    )
+    assert [len(window.steps) for window in timing.windows] == [2, 2]
+    assert len(timing.rows) == 2 * 2 * 2 * 2 and {row.ms for row in timing.rows} == {1000.0}
+    assert timing.active_experts("two") == 2.0 < timing.active_experts("vanilla")
+    assert timing.speedup("two") == (1.0, 1.0, 1.0) and timing.serving["two"]["tpot_median_ms"] == 1000.0
 
 
 def test_serving_metrics_in_closed_form():

@@ -1,4 +1,4 @@
-"""Does a decode step get faster with fewer active experts on this machine? TPOT of every measured cell."""
+"""Does a decode step get faster with fewer active experts on this machine? step times of all measured cells."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from analysis.figures import looks, style
 from analysis.labels import PROBES
 from analysis.study import Study
 
-NAME = "tpot_vs_active"
+NAME = "step_vs_active"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Least-squares line of TPOT (ms) over active experts."""
+    """Least-squares line of a step (ms) over active experts."""
 
     intercept: float
     slope: float
     r_squared: float
 
 
-def least_squares(active: pd.Series, tpot_ms: pd.Series) -> Fit | None:
+def least_squares(active: pd.Series, step_ms: pd.Series) -> Fit | None:
     """The line through the points; None with fewer than three distinct abscissae."""
     if active.nunique() < 3:
         return None
-    line = stats.linregress(active, tpot_ms)
+    line = stats.linregress(active, step_ms)
     return Fit(intercept=float(line.intercept), slope=float(line.slope), r_squared=float(line.rvalue**2))
 
 
@@ -72,7 +72,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
             axes.plot(ends, fit.intercept + fit.slope * ends, color=colors[batch], zorder=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("active experts (per layer and step)")
-    axes.set_ylabel("TPOT (ms per decode step)")
+    axes.set_ylabel("decode step (ms)")
     style.legend(fig, handles, labels)
     for column in ("intercept", "slope", "r_squared"):
         points[column] = [getattr(fits[batch], column, np.nan) for batch in points["batch_size"]]
@@ -80,14 +80,14 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
 
 
 def _points(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per timed cell: x = active experts during the timed steps (else in the task), y = TPOT in ms; flagged if
+    """One row per timed cell: x = active experts during the timed steps (else in the task), y = a step (ms); flagged if
     one of its subtasks is."""
     cells = rows.drop_duplicates("cell_id").set_index("cell_id")
     in_task = rows.groupby("cell_id")["active_experts"].mean()
     active = cells["timed_active_experts"].astype(float).fillna(in_task)
     keep = ["task", "batch_size", "series", "policy", "policy_params", "phases"]
     points = cells[keep].assign(x=active, x_low=np.nan, x_high=np.nan)
-    points = points.assign(y=cells["tpot_ms"], y_low=cells["tpot_ms_low"], y_high=cells["tpot_ms_high"])
+    points = points.assign(y=cells["step_ms"], y_low=cells["step_ms_low"], y_high=cells["step_ms_high"])
     points["guard"] = rows.groupby("cell_id")["guard"].agg(guards.together)
     return points.dropna(subset=["x", "y"]).reset_index()
 
