@@ -92,15 +92,16 @@ def test_real_steps_of_vanilla_and_policies(engine: Engine, run: LaneRun) -> Non
 
 
 def test_steps_are_captured_by_rows_and_width(engine: Engine, run: LaneRun) -> None:
-    """A capture that replays by running again gives the same counts, and as many as there are shapes."""
+    """One capture for each number of rows and width, of vanilla and the policy; replayed in turns of other windows."""
     from lynx_exp.engine.window_batch import WindowBatch
     from lynx_exp.engine.window_timing import measure_windows
 
     captured = []
 
     def capture(step):  # type: ignore[no-untyped-def]
-        captured.append(step())
-        return step
+        logits = step()
+        captured.append(logits.shape[0])
+        return lambda: logits
 
     windows = [window_of(run, 7, 4), window_of(run, 0, 2)]  # four rows, then two; both narrower than 32 positions
     timing = torch.inference_mode()(measure_windows)(
@@ -117,7 +118,7 @@ def test_steps_are_captured_by_rows_and_width(engine: Engine, run: LaneRun) -> N
         on_step=lambda _: None,
         capture=capture,
     )
-    assert timing.graphed and len(captured) == 2 * 2
+    assert timing.graphed and captured == [4, 2, 4, 2]
     assert timing.active_experts("two") == 2.0
 
 
