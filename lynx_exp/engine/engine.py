@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ from lynx_exp.engine.match import Matched, match_active, mean_active
 from lynx_exp.engine.memory import memory_budget
 from lynx_exp.engine.opening import context_of, from_config, from_pretrained
 from lynx_exp.engine.plan import BatchPlan, Request, Setting, check_lengths
-from lynx_exp.engine.processing import of_model
+from lynx_exp.engine.processing import drawing_of, of_model
 from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.results import LaneResult, Run
 from lynx_exp.engine.sampling import Sampling
@@ -143,6 +144,11 @@ class Engine:
     def processing(self) -> tuple[Setting, ...]:
         """What the model's own generation_config.json changes of its logits. ValueError for what is not followed."""
         return of_model(self.model.generation_config)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What it says of how tokens are drawn, for requests that do not say it themselves."""
+        return drawing_of(self.model.generation_config)
 
     def close(self) -> None:
         """Nothing to do: a model goes when nobody holds it any more."""

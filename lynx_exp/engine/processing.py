@@ -94,6 +94,18 @@ def of_model(config: GenerationConfig | None) -> tuple[Setting, ...]:
     return () if config is None else settings_of(config.to_diff_dict(), "generation_config.json: ")
 
 
+def drawing_of(config: GenerationConfig | None) -> dict[str, Any]:
+    """What a model's generation_config.json says of how tokens are drawn, but the temperature, which lm-eval always
+    gives."""
+    stated = {} if config is None else config.to_diff_dict()
+    return {name: stated[name] for name in ("top_p", "top_k", *SAMPLED) if stated.get(name) is not None}
+
+
+def refuse_drawing(stated: Mapping[str, Any]) -> None:
+    """ValueError for what `drawing_of` found and sampling here does not follow."""
+    settings_of({name: stated[name] for name in SAMPLED if name in stated}, "generation_config.json: ", sampled=True)
+
+
 def together(model: Sequence[Setting], own: Sequence[Setting]) -> tuple[Setting, ...]:
     """A model's settings, and over them a request's own, in the order in which they are applied."""
     merged = dict(model) | dict(own)

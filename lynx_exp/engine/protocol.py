@@ -36,6 +36,9 @@ class LaneEngine(Protocol):
     def processing(self) -> tuple[Setting, ...]: ...
 
     @property
+    def drawing(self) -> dict[str, Any]: ...
+
+    @property
     def feeds_last(self) -> bool: ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.launch.cell import Task
@@ -40,7 +40,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
         if generates:
             stop = tuple(asked.until) + end if readable else ()
             repeat = repeats[asked.subtask, asked.doc_id] = repeats.get((asked.subtask, asked.doc_id), -1) + 1
-            sampling = sampling_of(asked, repeat, seed)
+            sampling = sampling_of(asked, repeat, seed, engine.drawing)
             made.append(
                 Request(
                     prompt_ids=tuple(ids),
@@ -55,18 +55,25 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     return made
 
 
-def sampling_of(asked: TaskRequest, repeat: int, seed: int) -> Sampling | None:
+def sampling_of(
+    asked: TaskRequest, repeat: int, seed: int, drawing: Mapping[str, Any] | None = None
+) -> Sampling | None:
     """How the request draws its tokens: by a seed of its own, so that neither its lane nor its batch-mates matter.
-    None if it is greedy."""
+    None if it is greedy. `drawing`: what the model's generation_config.json says of drawing, where the task says
+    nothing. ValueError for what of it is not followed."""
     if asked.temperature == 0:
         return None
+    from lynx_exp.engine.processing import refuse_drawing
+
+    stated = drawing or {}
+    refuse_drawing(stated)
     from lynx_exp.engine import Sampling
 
     own = hashlib.sha256(f"{seed} {asked.subtask} {asked.doc_id} {repeat}".encode()).digest()
     return Sampling(
         temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
+        top_p=float(stated.get("top_p", 1.0)) if asked.top_p is None else asked.top_p,
+        top_k=(stated.get("top_k") or None) if asked.top_k is None else asked.top_k,
         seed=int.from_bytes(own[:8]) >> 1,
     )
 

@@ -59,7 +59,7 @@ class Generation:
     max_new_tokens: int
     temperature: float
     """0: greedy."""
-    top_p: float
+    top_p: float | None
     top_k: int | None
     processing: tuple[tuple[str, Any], ...] = ()
     """What else changes logits before a token is chosen."""
@@ -82,7 +82,7 @@ class Generation:
             until=(until,) if isinstance(until, str) else tuple(until),
             max_new_tokens=int(length),
             temperature=temperature,
-            top_p=float(kwargs.get("top_p") or 1.0),
+            top_p=float(kwargs["top_p"]) if kwargs.get("top_p") else None,
             top_k=int(kwargs["top_k"]) if kwargs.get("top_k") else None,
             processing=of_task(more, where, sampled=temperature > 0),
         )

@@ -38,8 +38,8 @@ class TaskRequest:
     max_new_tokens: int = 0
     """Most tokens to generate; 0 for a choice."""
     temperature: float = 0.0
-    """0: greedy, and the other two have no effect."""
-    top_p: float = 1.0
+    """0: greedy, and the other two have no effect. None: as the model's generation_config.json says."""
+    top_p: float | None = None
     top_k: int | None = None
     processing: tuple[tuple[str, Any], ...] = ()
     """What else changes logits before a token is chosen: settings of transformers by name."""

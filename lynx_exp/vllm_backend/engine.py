@@ -23,7 +23,7 @@ from lynx_exp.engine import (
 )
 from lynx_exp.engine.match import match_active, mean_active
 from lynx_exp.engine.plan import check_lengths
-from lynx_exp.engine.processing import of_model
+from lynx_exp.engine.processing import drawing_of, of_model
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.routing import ModelShape, Phases, Policy
@@ -62,6 +62,7 @@ class VllmEngine:
         self.cache_tokens: int = (config.cache_config.num_gpu_blocks - 1) * self.block
         self.tokenizer = llm.get_tokenizer()
         stated = config.model_config.try_get_generation_config()
+        self.drawing = drawing_of(GenerationConfig.from_dict(stated) if stated else None)
         self.processing = of_model(GenerationConfig.from_dict(stated) if stated else None)
         if self.processing:
             name, value = self.processing[0]

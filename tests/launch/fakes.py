@@ -120,6 +120,7 @@ class FakeEngine:
     feeds_last: bool = False
     vocabulary: int = 256
     processing: tuple[tuple[str, Any], ...] = ()
+    drawing: dict[str, Any] = field(default_factory=dict)
     experts_implementation: str | None = "per_expert"
 
     def tokenizer(self, texts: list[str], add_special_tokens: bool = True) -> Any:

@@ -24,6 +24,7 @@ class Engine:
     """No model: what encoding asks of one."""
 
     context_length, feeds_last, vocabulary, processing = None, False, 10**9, ()
+    drawing: dict[str, Any] = {}
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -190,6 +191,21 @@ def test_sampled_responses_repeat_and_follow_the_seed(tmp_path):
 def test_greedy_tasks_ask_for_no_noise():
     task = load_task("mini_gsm8k", limit=2, settings=TaskSettings())
     assert {request.temperature for request in task.requests} == {0.0}
+
+
+def test_the_models_own_drawing_is_that_of_tasks_that_say_nothing(tokenizer):
+    """generation_config.json, as transformers reads it for lm-eval's `hf` model."""
+    engine: Any = Engine(tokenizer)
+    engine.drawing = {"top_p": 0.8, "top_k": 20}
+    plain = TaskRequest(doc_id=0, prompt="Which?", max_new_tokens=4, temperature=0.7)
+    own = replace(plain, top_p=1.0, top_k=3)
+    made = encode_requests(fake_task("generate", [plain, own, replace(plain, temperature=0.0)]), engine)
+    drawn = [request.sampling for request in made]
+    assert [sampling and (sampling.top_p, sampling.top_k) for sampling in drawn] == [(0.8, 20), (1.0, 3), None]
+    engine.drawing = {"min_p": 0.1}
+    assert encode_requests(fake_task("generate", [replace(plain, temperature=0.0)]), engine)[0].sampling is None
+    with pytest.raises(ValueError, match=r"generation_config\.json: min_p=0\.1: not followed where tokens are drawn"):
+        encode_requests(fake_task("generate", [plain]), engine)
 
 
 def test_the_last_token_of_a_choice_needs_no_position(tokenizer):
