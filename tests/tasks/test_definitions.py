@@ -133,3 +133,22 @@ def test_a_home_that_cannot_be_written_to_costs_nothing_but_time(stock, tmp_path
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     assert "quoted" in index.index_of(stock)
+
+
+@pytest.mark.slow
+def test_every_name_of_lm_evals_own_index_is_a_task_a_group_or_refused_in_one_line(monkeypatch):
+    """Not loaded: thousands of definitions, of which many need packages of their own."""
+    monkeypatch.undo()
+    folder = definition._lm_eval_tasks()
+    known = index.index_of(folder)
+    assert len(known) > 10_000
+    kinds = {"task": 0, "group": 0, "refused": 0}
+    for name in known:
+        try:
+            kinds["task" if members_of(name) == (name,) else "group"] += 1
+        except ValueError as error:
+            kinds["refused"] += 1
+            assert str(error).startswith("task") and "\n" not in str(error)
+    assert kinds["task"] > 12_000 and kinds["group"] > 1_000 and kinds["refused"] < 250
+    for name in ("mmlu", "bbh", "ceval-valid", "leaderboard"):
+        assert all(find_definition(member).is_file() for member in members_of(name))
