@@ -44,8 +44,8 @@ class Study:
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:
     """Everything below `root`. ValueError if it holds no finished cell, or for a margin that is not above 0."""
-    if not margin > 0:
-        raise ValueError(f"margin={margin:g}: must be above 0 (points)")
+    if not 0 < margin <= 100:
+        raise ValueError(f"margin={margin:g}: must be above 0, and at most 100 (points)")
     records = load(root, warn=False)  # `warnings` names what is unfinished
     rows = merged(results(records))
     return Study(

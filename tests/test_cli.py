@@ -14,6 +14,7 @@ from lynx_exp import cli
 from lynx_exp.launch.outcomes import Outcome, Report
 from lynx_exp.prepare import cli as prepare_cli
 from lynx_exp.results import main as results
+from tests.analysis.fake_study import POLICIES, write_cell
 
 RANDOM = "model=random"
 HUGE = str(2**70)
@@ -302,6 +303,17 @@ def test_results_and_prepare_refuse_in_one_line(capsys, tmp_path, monkeypatch):
         err = capsys.readouterr().err
         assert err.startswith("lynx-prepare: error: ") and err.count("\n") == 1 and names in err, err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("margin", ["inf", "nan", "0", "-1", "101"])
+def test_a_margin_is_a_number_of_points(margin, capsys, tmp_path):
+    for policy in POLICIES[:2]:
+        write_cell(tmp_path, policy=policy)
+    with pytest.raises(SystemExit) as stop:
+        results.main(["recommend", str(tmp_path), "--margin", margin])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert f"margin={margin}: must be above 0, and at most 100" in err and err.count("\n") == 1
 
 
 def test_a_real_grid_on_random_weights_and_again(tmp_path, capsys, monkeypatch):
