@@ -244,8 +244,7 @@ class LynxLM(LM):
         longest = max((request.max_new_tokens for request in asked), default=0)
         if self.max_length is not None and longest >= self.max_length:
             raise ValueError(
-                f"max_gen_toks={longest}: must leave room for a prompt in the model's {self.max_length} positions; "
-                "give --gen_kwargs max_gen_toks=N"
+                f"max_gen_toks={longest}: must leave room in {self.max_length} positions; --gen_kwargs max_gen_toks=N"
             )
         return self._answered("generate", asked, disable_tqdm)
 

@@ -83,7 +83,6 @@ def reference(requests, plan, number, policy) -> LaneResult:
         finish_reasons=[finish[each] for each in members],
         live_rows=live_rows,
         scored_rows=live_rows,
-        entered=(0,) * len(members),
         active_experts=active,
         changed=changed,
     )
