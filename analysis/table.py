@@ -63,7 +63,7 @@ _FIDELITY_LEGEND = (
 )
 
 _LEGEND = (
-    "[low,high]: 95 % interval, clustered by lane; a speed-up's over repeats. difference: to vanilla on\n"
+    "[low,high]: 95 % interval, clustered by lane; a speed-up's by window. difference: to vanilla on\n"
     "the same documents, in points. step: ms per decode step, mean over windows. speed-up: vanilla's\n"
     "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
     "batch. Policies act in decode unless a phase is named. -: not measured.\n"
