@@ -79,7 +79,8 @@ def lanes_over(
     if batching == "static":
         make = BatchPlan.static if side_by_side else BatchPlan.spread
         return make(scored, batch_size, seed, groups)
-    plan = BatchPlan.queues((together if side_by_side else apart)(scored, seed, groups), batch_size, waves)
+    order = (together if side_by_side else apart)(scored, seed, groups)
+    plan = BatchPlan.queues(order, batch_size, waves if batch_size > 1 else 1)  # rows alone share nothing: a lane each
     return plan.filled(range(scored, len(asked)), groups, seed) if tail == "filler" else plan
 
 

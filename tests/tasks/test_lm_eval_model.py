@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 LYNX = {"name": "lynx", "alpha": 1.0, "beta": 2, "bins": "ceil", "min_batch": 2}
 ARGUMENTS = {"pretrained": "lynx_tiny", "dtype": "float32", "device": "cpu"}
 FEW: dict[str, Any] = {"limit": 6, "bootstrap_iters": 0}
-OF_LYNX = {**ARGUMENTS, "policy": "lynx", "alpha": 1, "beta": 2}
+OF_LYNX = {**ARGUMENTS, "policy": "lynx", "alpha": 1, "beta": 2, "tail": "drain"}
+"""A cell fills its lanes with documents beyond its limit, of which this model is not told: both drain."""
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,7 @@ CELLS: tuple[tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[str, ..
             "policy.seed": 3,
             "batching": "continuous",
             "waves": 2,
+            "tail": "drain",
         },
         {"batch_size": "2"},
         ("mini_wmt16",),
@@ -101,7 +103,7 @@ def test_what_a_cell_gives(
 ) -> None:
     """Responses, scores, standard errors and active experts: the cell's export and lm-eval's own run are one."""
     task = TaskConfig(name="task", subtasks=list(tasks))
-    assert run_cells([bundled(tmp_path, task=task, limit=6, **fields)]).failed == 0
+    assert run_cells([bundled(tmp_path, task=task, limit=6, tail="drain", **fields)]).failed == 0
     (record,) = done_cells(tmp_path)
     results, *samples = export_lm_eval(record, tmp_path / "out")
     cell = json.loads(results.read_text())
@@ -121,7 +123,9 @@ def test_what_a_cell_gives(
 def test_sampling_draws_what_a_cell_draws(tmp_path: Path) -> None:
     generation = GenerationConfig(temperature=0.8, top_p=0.9, max_gen_toks=20)
     task = TaskConfig(name="task", subtasks=["mini_gsm8k"], generation=generation)
-    assert run_cells([bundled(tmp_path, task=task, policy=LYNX, batch_size=4, limit=6, seed=2)]).failed == 0
+    assert (
+        run_cells([bundled(tmp_path, task=task, policy=LYNX, batch_size=4, limit=6, seed=2, tail="drain")]).failed == 0
+    )
     (record,) = done_cells(tmp_path)
     kwargs = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_gen_toks": 20}
     own = evaluated("lynx", ["mini_gsm8k"], model_args=OF_LYNX | {"seed": 2, "decode_batch": 4}, gen_kwargs=kwargs)
@@ -345,7 +349,7 @@ def test_start_up_goes_on_without_the_package(tmp_path: Path) -> None:
 def test_the_stock_command(tmp_path: Path) -> None:
     """`lm_eval --model lynx`, as installed: the files that the cell's export has."""
     task = TaskConfig(name="task", subtasks=["mini_gsm8k"])
-    assert run_cells([bundled(tmp_path, task=task, policy=LYNX, batch_size=4, limit=6)]).failed == 0
+    assert run_cells([bundled(tmp_path, task=task, policy=LYNX, batch_size=4, limit=6, tail="drain")]).failed == 0
     (record,) = done_cells(tmp_path)
     _, exported = export_lm_eval(record, tmp_path / "out")
     arguments = ",".join(f"{name}={value}" for name, value in OF_LYNX.items() if name != "device")

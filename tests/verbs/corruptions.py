@@ -218,12 +218,12 @@ def table() -> Iterator[Corruption]:
     yield of("another plan than vanilla's", "pairing coverage fidelity", "plan.json", replan(GEN, exchange))
     twice = replan(WMT, lambda fillers: fillers[0].__setitem__(0, fillers[0][1]), "fillers")
     yield of("a filler planned twice", "plan coverage pairing", "plan.json", twice, WMT, "top_k")
-    yield of("a filler's response of another lane", "coverage steps slots", "responses", lambda rows: [
+    yield of("a filler's response of another lane", "coverage", "responses", lambda rows: [
         row | {"lane": 1 - row["lane"]} if row["filler"] else row for row in rows], WMT, "top_k")  # fmt: skip
-    yield of("two copies in a batch", "copies", "responses", copied, "mix", "vanilla")
+    yield of("two copies in a batch", "copies samples numbers", "responses", copied, "mix", "vanilla")
     yield of("a scored row too many", "steps numbers", "steps", at(0, "scored_rows", value=1), "mix", "vanilla")
     yield of("a response lost", "coverage samples numbers", "responses", lambda rows: rows[1:])
-    yield of("a response twice", "coverage numbers", "responses", lambda rows: [rows[0], *rows])
+    yield of("a response twice", "coverage copies numbers", "responses", lambda rows: [rows[0], *rows])
     yield of("a response of an unknown subtask", "coverage samples", "responses", first(MC, subtask="other"))
     yield to("a request in another lane", "coverage", in_both(with_requests({0: {"lane": 7}})))
     yield to("two slots swapped", "slots", in_both(swap_slots))
