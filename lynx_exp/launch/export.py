@@ -197,7 +197,7 @@ def _model_args(cell: StoredCell) -> dict[str, Any]:
         matched = cell.record.metrics["matched"]
         args[matched["parameter"]] = matched["value"]
     args |= {"phases": config.phases, "layers": config.layers, "revision": config.model.revision}
-    args |= {"decode_batch": config.batch_size, "batching": config.batching, "seed": config.seed}
+    args |= {"decode_batch": config.batch_size, "batching": config.batching, "tail": config.tail, "seed": config.seed}
     args |= {"scoring": config.scoring, "truncate": config.truncate, "dtype": cell.record.info["dtype"]}
     return {key: value for key, value in args.items() if value is not None}
 

@@ -291,7 +291,7 @@ def test_a_run_too_short_for_a_window_says_so_and_keeps_its_scores(bench, config
     (cell,) = read_cells(outcome.folder)
     said = "not timed: measure.new_tokens=3: the longest lane of this run has 2 decode steps; give at most 2"
     assert cell.done and cell.timing() is None and bench.engine.measured == 0
-    assert [note.partition(": ")[2] for note in cell.status["notes"]] == [said]
+    assert said in [note.partition(": ")[2] for note in cell.status["notes"]]
 
 
 def test_a_context_beyond_the_model_costs_its_cell(bench, config):
