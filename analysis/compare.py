@@ -119,6 +119,7 @@ def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _headlines(records: Records) -> dict[str, list[dict[str, Any]]]:
     chosen = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates(["cell_id", "subtask"])
+    chosen = chosen.assign(value=chosen["value"].astype(float))  # null where it is no finite number
     return {str(cell): part.to_dict("records") for cell, part in chosen.groupby("cell_id", sort=False)}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from analysis import schema
 from lynx_exp.store.read import CellRecord, read_cells
+from lynx_exp.store.reading import Damaged, Missing, read_rows
 
 log = logging.getLogger("analysis")
 
@@ -59,6 +60,8 @@ class Records:
     """One row per (cell, subtask, request); empty when no cell compared distributions with vanilla's."""
     unfinished: tuple[str, ...] = ()
     """Cells that were left out: folder and state."""
+    aside: tuple[str, ...] = ()
+    """Cells that were set aside since a file of theirs is damaged, or of another form: folder, file and reason."""
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
         return iter((self.cells, self.samples, self.steps))
@@ -72,21 +75,31 @@ class Records:
 def load(root: str | Path, *, warn: bool = True) -> Records:
     """Read all finished cells at or below `root` (a study's folder or any folder above).
 
-    Cells that are running, interrupted or failed are left out, and named in `Records.unfinished` and, unless `warn` is
-    false, in one logged warning line. A cell that lies in two studies counts once. Raises ValueError if the folder does
-    not exist or holds no finished cell.
+    Cells that are running, interrupted or failed are left out, and named in `Records.unfinished`; those with a file
+    that is damaged, or of another form, in `Records.aside`; both, unless `warn` is false, in one logged warning line
+    each. A cell that lies in two studies counts once. Raises ValueError if the folder does not exist or holds no
+    finished cell.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"results folder {str(root)!r} does not exist")
     found = read_cells(root)
-    unfinished = tuple(f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done)
-    cells = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
-    repeated = len(found) - len(unfinished) - len(cells)
+    done = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
+    tables = {name: _tables_of(name, done) for name in _STACKED}
+    damaged = {code: str(part) for of in tables.values() for code, part in of.items() if isinstance(part, Damaged)}
+    unfinished = tuple(f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done and cell.aside is None)
+    aside = (
+        *(f"{cell.path.name}: {cell.aside}" for cell in found if cell.aside is not None),
+        *(f"{done[code].path.name}: {reason}" for code, reason in damaged.items()),
+    )
+    cells = [cell for code, cell in enumerate(done) if code not in damaged]
+    repeated = sum(cell.done for cell in found) - len(done)
     if not cells:
-        raise ValueError(_no_cells(root, unfinished))
+        raise ValueError(_no_cells(root, unfinished, aside))
     if unfinished and warn:
         log.warning("%d unfinished %s left out: %s", len(unfinished), _cells(len(unfinished)), ", ".join(unfinished))
+    if aside and warn:
+        log.warning("%d damaged %s set aside: %s", len(aside), _cells(len(aside)), "; ".join(aside))
     if repeated:
         log.warning("%d %s found in more than one study, counted once", repeated, _cells(repeated))
     ids = [cell.info["cell_id"] for cell in cells]
@@ -96,14 +109,9 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
             [{"cell_id": cell.info["cell_id"], **row} for cell in cells for row in cell.metrics["metrics"]],
             columns=schema.names("metrics"),
         ),
-        samples=_stack("samples", ids, cells),
-        responses=_stack("responses", ids, cells),
-        steps=_stack("steps", ids, cells),
-        prefill=_stack("prefill", ids, cells),
-        timing=_stack("timing", ids, cells),
-        breakdown=_stack("breakdown", ids, cells),
-        fidelity=_stack("fidelity", ids, cells),
+        **{name: _stack(name, ids, _kept(tables.pop(name), damaged)) for name in _STACKED},
         unfinished=unfinished,
+        aside=aside,
     )
 
 
@@ -135,8 +143,7 @@ def _environment(provenance: dict[str, Any]) -> dict[str, str]:
 
 def _timed(cell: CellRecord) -> dict[str, Any]:
     """What the cell's policy (or vanilla, in its own cell) had on when it was timed."""
-    file = cell.path / "timing.json"
-    timing = json.loads(file.read_text()) if file.is_file() else {}
+    timing = cell.timing_info
     found = {}
     for column, name in (
         ("timed_active_experts", "active_experts"),
@@ -144,17 +151,58 @@ def _timed(cell: CellRecord) -> dict[str, Any]:
     ):
         own = timing.get(f"policy_{name}")
         found[column] = timing.get(f"vanilla_{name}") if own is None else own
-    return found | {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
+    found |= {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
+    return found | {"precision_reached": timing.get("precision_reached"), "busy": is_busy(timing)}
+
+
+def is_busy(timing: Mapping[str, Any]) -> bool | None:
+    """Whether more wanted to run than there are CPUs when a cell was timed, by its timing.json; None if not known."""
+    loads = [timing[name] for name in ("load_before", "load_after") if timing.get(name) is not None]
+    return max(loads) > timing["cpus"] if loads and timing.get("cpus") else None
 
 
 _REPEATED = ("subtask", "finish_reason")
 """Columns of few names in many rows, read as categories."""
 
 
-def _stack(table: str, ids: Sequence[str], cells: Sequence[CellRecord]) -> pd.DataFrame:
-    """Concatenate one table of every cell that has it; `cell_id` is categorical, which keeps millions of rows small."""
-    found = {code: _read(cell.path / f"{table}.parquet", table) for code, cell in enumerate(cells)}
-    tables = {code: part for code, part in found.items() if part is not None}
+_STACKED = ("samples", "responses", "steps", "prefill", "timing", "breakdown", "fidelity")
+"""Frames with rows of every cell."""
+_NEEDED = ("samples", "responses", "steps")
+"""Those that every cell has."""
+
+
+def _tables_of(table: str, cells: Sequence[CellRecord]) -> dict[int, pa.Table | Damaged]:
+    """The documented columns only, by place of the cell: a text that is not read takes neither time nor memory."""
+    columns = [name for name in schema.names(table) if name != "cell_id"]
+    repeated = [name for name in _REPEATED if name in columns]
+    more = ["filler"] if table == "responses" else []
+    found: dict[int, pa.Table | Damaged] = {}
+    for code, cell in enumerate(cells):
+        try:
+            found[code] = _answered(read_rows(cell.path / f"{table}.parquet", [*columns, *more], repeated))
+        except Missing as error:
+            if table in _NEEDED:
+                found[code] = error
+        except Damaged as error:
+            found[code] = error
+    return found
+
+
+def _answered(table: pa.Table) -> pa.Table:
+    """Without responses that only fill a lane, which nobody scores."""
+    if "filler" not in table.column_names:
+        return table
+    return table.filter(pc.invert(pc.fill_null(table["filler"].cast(pa.bool_()), False))).drop_columns(["filler"])
+
+
+def _kept(tables: Mapping[int, Any], damaged: Collection[int]) -> dict[int, pa.Table]:
+    """Of cells that are shown, by their place among these."""
+    left_out = sorted(damaged)
+    return {code - bisect(left_out, code): part for code, part in tables.items() if code not in damaged}
+
+
+def _stack(table: str, ids: Sequence[str], tables: Mapping[int, pa.Table]) -> pd.DataFrame:
+    """One table of every cell that has it; `cell_id` is categorical, which keeps millions of rows small."""
     if not tables:
         return pd.DataFrame({name: [] for name in schema.names(table)})
     codes = np.repeat(list(tables), [part.num_rows for part in tables.values()])
@@ -164,38 +212,16 @@ def _stack(table: str, ids: Sequence[str], cells: Sequence[CellRecord]) -> pd.Da
     return stacked
 
 
-def _read(file: Path, table: str) -> pa.Table | None:
-    """The documented columns only: a text that is not read takes neither time nor memory."""
-    if not file.is_file():
-        return None
-    columns = [name for name in schema.names(table) if name != "cell_id"]
-    repeated = [name for name in _REPEATED if name in columns]
-    try:
-        given = pq.ParquetFile(file, read_dictionary=repeated).read(
-            columns=[*columns, *(["filler"] if table == "responses" else [])]
-        )
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{file}: cannot be read ({reason}); `lynx-results validate` says what else is damaged; remove the cell's "
-            "folder and run the sweep again"
-        ) from error
-    if table == "responses" and "filler" in given.column_names:  # nobody scores those
-        given = given.filter(pc.invert(given["filler"]))
-    for name in set(columns) - set(given.column_names):  # a cell of an earlier version
-        given = given.append_column(name, pa.nulls(given.num_rows))
-    return given.select(columns)
-
-
 def _state(cell: CellRecord) -> str:
     state = str(cell.status.get("state", "not started"))
-    error = cell.status.get("error")
-    return f"{state}: {error['class']}" if error else state
+    error = cell.status.get("error") or {}
+    return f"{state}: {error['class']}" if error.get("class") else state
 
 
-def _no_cells(root: Path, unfinished: Sequence[str]) -> str:
+def _no_cells(root: Path, unfinished: Sequence[str], aside: Sequence[str]) -> str:
     left = f"; unfinished: {', '.join(unfinished)}" if unfinished else ""
-    return f"results folder {str(root)!r} holds no finished cell{left}"
+    damaged = f"; damaged: {'; '.join(aside)}" if aside else ""
+    return f"results folder {str(root)!r} holds no finished cell{left}{damaged}"
 
 
 def _cells(count: int) -> str:

@@ -8,16 +8,17 @@ from rich.console import Console
 
 from analysis import composition, table
 from analysis.figures import Track
-from analysis.study import study
+from analysis.study import Study, study
 from analysis.verdicts import MARGIN
 
 
 def print_table(
     root: str | Path, console: Console | None = None, csv: str | Path | None = None, margin: float = MARGIN
-) -> None:
+) -> Study:
     """Print every finished cell below `root` by task and batch size, and write the numbers to `csv` if given.
 
     `margin`: points that a difference is tested to be within. Raises ValueError if the folder holds no finished cell.
+    Returns what was printed.
     """
     found = study(root, margin)
     if console is None:
@@ -30,6 +31,7 @@ def print_table(
     if csv is not None:
         for file in table.write_csv(found.rows, found.summary, found.lanes, csv):
             console.print(f"wrote {file}", soft_wrap=True, markup=False)
+    return found
 
 
 def write_figures(
@@ -39,12 +41,14 @@ def write_figures(
     *,
     paper: str | None = None,
     margin: float = MARGIN,
+    found: Study | None = None,
     track: Track = iter,
 ) -> list[Path]:
     """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
 
     `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`; `paper` one of
-    `analysis.figures.PAPERS`; `track` is given the names and shows how far it is. A figure that lacks its
+    `analysis.figures.PAPERS`; `found`: the study of `root`, where it has been read already;
+    `track` is given the names and shows how far it is. A figure that lacks its
     data is skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.
     """
     from analysis import figures
@@ -54,4 +58,4 @@ def write_figures(
     if paper is not None and paper not in figures.PAPERS:
         raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(study(root, margin), folder, only=only, paper=paper, track=track)
+    return figures.draw(found or study(root, margin), folder, only=only, paper=paper, track=track)

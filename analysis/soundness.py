@@ -14,6 +14,8 @@ from analysis.load import Records
 
 _SHOWN = 2
 """Values of a field, or unfinished cells, that a warning names."""
+_NAMED = 5
+"""Cells that are set aside, or lack a score, that it names."""
 
 
 def warnings(records: Records) -> tuple[str, ...]:
@@ -21,6 +23,8 @@ def warnings(records: Records) -> tuple[str, ...]:
     cells = records.cells
     return (
         *_unfinished(records.unfinished),
+        *_aside(records.aside),
+        *_no_number(records),
         *_invalid(cells),
         *_unlike(cells),
         *_unlike_pairs(cells),
@@ -47,6 +51,29 @@ def _unfinished(cells: Sequence[str]) -> list[str]:
     named = ", ".join(cell.rpartition(" (")[0] for cell in cells[:_SHOWN])
     more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
     return [f"missing: {_cells(len(cells))} not finished ({counted}): {named}{more}"]
+
+
+def _aside(cells: Sequence[str]) -> list[str]:
+    """A line for each of the first, as in `Records.aside`: "FOLDER: FILE: REASON"."""
+    lines = [f"set aside: {cell}" for cell in cells[:_NAMED]]
+    if len(cells) > _NAMED:
+        lines.append(f"set aside: {_cells(len(cells) - _NAMED)} more (lynx-results validate names them)")
+    return lines
+
+
+def _no_number(records: Records) -> list[str]:
+    """Headline metrics that came out as no finite number, which the cell stores as null."""
+    metrics = records.metrics
+    hit = metrics[metrics["headline"].astype(bool) & metrics["value"].isna()]
+    if hit.empty:
+        return []
+    folders = dict(zip(records.cells["cell_id"], records.cells["path"], strict=True))
+    named = [
+        f"{row['subtask']} {row['metric']} of {Path(folders[row['cell_id']]).name}"
+        for row in hit.head(_NAMED).to_dict("records")
+    ]
+    more = f" and {len(hit) - _NAMED} more" if len(hit) > _NAMED else ""
+    return [f"no finite number, so shown as missing: {', '.join(named)}{more}"]
 
 
 def _invalid(cells: pd.DataFrame) -> list[str]:

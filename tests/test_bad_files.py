@@ -122,10 +122,6 @@ def damaged(name: str) -> Callable[[Path], None]:
 RESULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "none": (shutil.rmtree, "not"),
     "no cell": (lambda folder: [path.unlink() for path in folder.rglob("cell.json")], "no finished cell"),
-    "another version": (other_version, "written in form 1 of records"),
-    "samples damaged": (damaged("samples.parquet"), "samples.parquet: cannot be read"),
-    "steps damaged": (damaged("steps.parquet"), "steps.parquet: cannot be read"),
-    "responses damaged": (damaged("responses.parquet"), "responses.parquet: cannot be read"),
 }
 
 
@@ -138,3 +134,25 @@ def test_results(what, verb, capsys, tmp_path):
     spoil, expected = RESULTS[what]
     spoil(folder)
     assert expected in refused([verb, str(folder)], capsys, "lynx-results")
+
+
+ASIDE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another version": (other_version, "written in form 1 of records"),
+    "samples damaged": (damaged("samples.parquet"), "samples.parquet: cannot be read"),
+    "steps damaged": (damaged("steps.parquet"), "steps.parquet: cannot be read"),
+    "responses damaged": (damaged("responses.parquet"), "responses.parquet: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", ASIDE)
+def test_a_cell_that_is_set_aside_is_named_beside_the_others(what, capsys, tmp_path):
+    for policy in POLICIES[:2]:
+        write_cell(tmp_path, policy=policy)
+    spoil, expected = ASIDE[what]
+    spoil(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        results.main(["table", str(tmp_path)])
+    out, err = capsys.readouterr()
+    said = " ".join(out.split())
+    assert stop.value.code == 1 and err == ""
+    assert "! set aside: " in said and expected in said and "mini_gsm8k" in said

@@ -17,7 +17,7 @@ from analysis.page.material import Material
 from analysis.page.pictures import pictures
 from analysis.page.points import chart
 from analysis.page.text import escape, script_json
-from analysis.study import study
+from analysis.study import Study, study
 from analysis.verdicts import MARGIN
 from lynx_exp.store.read import CellRecord, read_cells
 
@@ -33,24 +33,26 @@ def no_prompts(cells: Sequence[CellRecord]) -> tuple[Mapping[str, str], Sequence
 
 
 def page(
-    root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN, track: Track = iter
-) -> str:
+    root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN, found: Study | None = None,
+    track: Track = iter,
+) -> str:  # fmt: skip
     """The page of all cells at or below `root`.
 
-    `margin`: points of accuracy that a difference is tested to be within; `track`: of the figures, as in
+    `found`: the study of `root`, where it has been read already; `margin`:
+    points of accuracy that a difference is tested to be within; `track`: of the figures, as in
     `figures.draw`. Raises ValueError if the margin is not above 0, or if there is no finished cell. What the analysis
     warns of is said on the page, and not on stderr.
     """
     with _heard() as warnings:
-        compared = study(root, margin)
-    found = read_cells(root)
+        compared = found or study(root, margin)
+    cells = read_cells(root)
     paths = set(compared.records.cells["path"])
-    done = [cell for cell in found if str(cell.path) in paths]
+    done = [cell for cell in cells if str(cell.path) in paths]
     prompts, missing = find_prompts(done)
     with _heard() as undrawn:
         drawn = pictures(compared, track)
     material = Material(
-        root=Path(root), study=compared, done=done, found=found, warnings=warnings, pictures=drawn, undrawn=undrawn,
+        root=Path(root), study=compared, done=done, found=cells, warnings=warnings, pictures=drawn, undrawn=undrawn,
         missing_prompts=missing,
     )  # fmt: skip
     data = {"chart": chart(compared), "browser": browser(compared.records, done, prompts)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.reading import value_or_empty
 
 OF_A_CELL = ("command", "data_sha256", "data_revisions", "model", "numerics")
 """Parts of a provenance that belong to what was asked, not to where it ran; `numerics` repeats others."""
@@ -81,8 +81,10 @@ def unfinished(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
         if cell.done:
             continue
         state, error = str(cell.status.get("state", "not started")), cell.status.get("error") or {}
-        plan = _json(cell.path / "plan.json")
-        lanes = sum(len(part.get("lanes", ())) for part in plan.values() if isinstance(part, Mapping))
+        if cell.aside is not None:
+            state, error = "set aside", {"message": cell.aside}
+        plan = value_or_empty(cell.path / "plan.json")
+        lanes = sum(len(part["lanes"]) for part in plan.values())
         kept = len(list((cell.path / "lanes").glob("*.json")))
         rows.append(
             {
@@ -108,7 +110,7 @@ def timing_doubts(cells: Sequence[CellRecord]) -> list[tuple[CellRecord, str]]:
     """Cells whose latency should be taken with care, and why."""
     found = []
     for cell in cells:
-        timing = _json(cell.path / "timing.json")
+        timing = cell.timing_info
         if timing.get("stable") is False:
             found.append((cell, "step times had not settled when the warm-up ended"))
         if timing.get("precision_reached") is False:
@@ -133,11 +135,3 @@ def _tier(record: str) -> str:
         return f"{told['tier']} (self-test: {told.get('held', '?')} attempts held{f', failed: {fell}' if fell else ''})"
     except (ValueError, KeyError, TypeError, AttributeError):
         return record
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lynx_exp.checks.findings import Finding, some
+from lynx_exp.store.cell import FINISHED_FILES, TIMING_FILES
 from lynx_exp.store.identity import UNTOUCHED
-from lynx_exp.store.question import parse_yaml
+from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING
 
 T = TypeVar("T")
@@ -29,6 +30,8 @@ TABLES = {
     "timing.parquet": TIMING,
     "fidelity.parquet": FIDELITY,
 }
+KNOWN = {*FINISHED_FILES, *TIMING_FILES, *TABLES, "DONE"}
+"""Names that are a file's."""
 MAY_LACK = ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox")
 """Columns of samples that older cells do not have."""
 MAY_BE_NULL = ("logprob", "greedy", "score", "verdict", "sandbox")
@@ -114,13 +117,13 @@ def read_content(folder: Path, where: str) -> Content:
     """All of it. What cannot be read, or is not what DONE names, is a finding, and read no further."""
     content = Content(folder=folder, where=where)
     held = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in _files_of(content):
         try:
-            held[path.name] = path.read_bytes()
-        except FileNotFoundError:
+            held[path.name] = read_bytes(path)
+        except Missing:
             pass  # somebody works here
-        except OSError as error:
-            content.add("readable", path.name, "a file that can be read", error.strerror or error)
+        except Damaged as error:
+            content.add("readable", path.name, "a file that can be read", error.reason)
     content.hashes = {name: hashlib.sha256(data).hexdigest() for name, data in held.items()}
     for name, data in held.items():
         if name == "DONE" or name.endswith((".json", ".yaml")) and not name.startswith("."):
@@ -132,17 +135,20 @@ def read_content(folder: Path, where: str) -> Content:
     return content
 
 
+def _files_of(content: Content) -> list[Path]:
+    """All but the folders that a cell may have."""
+    try:
+        return sorted(path for path in content.folder.iterdir() if not path.is_dir() or path.name in KNOWN)
+    except OSError as error:
+        content.add("readable", None, "a folder that can be looked into", error.strerror or error)
+        return []
+
+
 def _read_value(content: Content, name: str, data: bytes) -> None:
     try:
-        text = data.decode()
-        value = parse_yaml(text) if name.endswith(".yaml") else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        content.add("readable", name, "YAML" if name.endswith(".yaml") else "JSON", _line(error))
-        return
-    if isinstance(value, dict):
-        content.values[name] = value
-    else:
-        content.add("readable", name, "fields with names", type(value).__name__)
+        content.values[name] = parse(content.folder / name, data)
+    except Damaged as error:
+        content.add("readable", name, "what the store writes", error.reason)
 
 
 def _check_hashes(content: Content, held: Mapping[str, bytes]) -> set[str]:

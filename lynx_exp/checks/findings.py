@@ -53,6 +53,8 @@ RULES: dict[str, Rule] = _errors(
 ) | _warnings(
     running="nobody works on the cell just now",
     warm_up="the warm-up settled before steps were timed",
+    precision="the times came as near as was asked for (measure.precision)",
+    busy="no more wanted to run than there are CPUs when the cell was timed",
     guard="responses are about as long, and as rarely cut off, as vanilla's",
     machines="all cells of a study ran in one environment",
     leftovers="no files of killed writes, no damaged lanes, no journal of a finished cell, no file unknown to DONE",

@@ -13,9 +13,15 @@ from lynx_exp.checks.files import check_config, check_files, check_identity, che
 from lynx_exp.checks.findings import Finding
 from lynx_exp.checks.measured import check_fidelity, check_timing
 from lynx_exp.checks.numbers import check_numbers, check_samples, check_scores
+<<<<<<< HEAD
 from lynx_exp.checks.plans import check_copies, check_plan, check_responses, check_steps
 from lynx_exp.store.files import read_json
 from lynx_exp.store.survey import find_cells
+=======
+from lynx_exp.checks.plans import check_plan, check_responses, check_steps
+from lynx_exp.store.find import find_cells
+from lynx_exp.store.reading import value_or_empty
+>>>>>>> d0564d9 (Every file of a study has one reader that checks its form; a cell with a damaged file is set aside and named, the rest is shown)
 
 Rescore = Callable[[Path], str | None]
 """Score a cell's responses anew: None where that changes nothing, else what it changes. ValueError if it cannot be."""
@@ -121,7 +127,6 @@ def _pairs(folders: Sequence[Path]) -> list[list[Path]]:
     """Cells with one pair id, in the order of the first of each; cells without, each alone."""
     pairs: dict[Any, list[Path]] = {}
     for folder in folders:
-        info = read_json(folder / "cell.json")
-        named = info.get("pair_id") if isinstance(info, dict) else None
-        pairs.setdefault(named if isinstance(named, str) else folder, []).append(folder)
+        named = value_or_empty(folder / "cell.json").get("pair_id")
+        pairs.setdefault(named or folder, []).append(folder)
     return list(pairs.values())

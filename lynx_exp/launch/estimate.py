@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.store.files import read_json
-from lynx_exp.store.read import is_done
+from lynx_exp.store.done import is_done
+from lynx_exp.store.forms import FINISHED_CELL
+from lynx_exp.store.reading import Damaged, read_value
 
 if TYPE_CHECKING:
     from lynx_exp.launch.cell import Cell
@@ -34,10 +35,13 @@ class Throughput:
                 self._learn(path.parent)
 
     def _learn(self, folder: Path) -> None:
-        info, status = read_json(folder / "cell.json"), read_json(folder / "status.json")
-        if not isinstance(info, dict) or not isinstance(status, dict) or not is_done(folder):
+        if not is_done(folder):
             return
-        plan = read_json(folder / "plan.json") or {}
+        try:
+            info = read_value(folder / "cell.json", FINISHED_CELL)
+            status, plan = (read_value(folder / name) for name in ("status.json", "plan.json"))
+        except Damaged:
+            return
         requests = sum(len(lane) for task in plan.values() for lane in task["lanes"])
         seconds = (status.get("seconds") or 0.0) / (status.get("together") or 1)
         if not requests or len(status.get("attempts") or []) > 0:  # of a cell that was resumed only the end is known
@@ -61,7 +65,7 @@ class Throughput:
 
 def _keys(info: Mapping[str, Any], timed: str) -> list[tuple[str, ...]]:
     """What is alike, most alike first."""
-    base = (str(info["model"]), str(info["device"]), str(info["dtype"]), timed)
+    base = (str(info["model"]), str(info.get("device")), str(info.get("dtype")), timed)
     return [(*base, str(info["task"]), str(info["batch_size"])), (*base, str(info["task"])), base]
 
 

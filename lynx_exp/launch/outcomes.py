@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.waiting import bar
-from lynx_exp.store.files import read_json
-from lynx_exp.store.read import is_done
+from lynx_exp.store.done import is_done
+from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.survey import requests_kept
 
 
@@ -52,7 +52,7 @@ def kept(cells: Sequence[Cell]) -> str:
 
 def found_by(folder: Path) -> str:
     """What a finished cell found, for its line: the headline metric of each subtask, and active experts."""
-    metrics = read_json(folder / "metrics.json") or {}
+    metrics = value_or_empty(folder / "metrics.json")
     parts = [f"{each['metric']} {_shown(each)}" for each in metrics.get("metrics", ()) if each["headline"]]
     active = metrics.get("active_experts")
     return ", ".join([*parts, *([] if active is None else [f"{active:.1f} experts"])])

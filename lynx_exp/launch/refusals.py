@@ -13,8 +13,8 @@ from lynx_exp.launch.cell import Cell
 from lynx_exp.store.cell import record_failure
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import OUT_OF_MEMORY
-from lynx_exp.store.files import read_json
 from lynx_exp.store.hold import ClaimLost
+from lynx_exp.store.reading import value_or_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Refusals:
                     self._note(info, error)
 
     def note(self, cell: Cell) -> None:
-        status = read_json(cell.folder / "status.json") or {}
+        status = value_or_empty(cell.folder / "status.json")
         error = status.get("error") or {}
         if error.get("kind") in OUT_OF_MEMORY:
             self._note(cell.info(), error)
@@ -74,7 +74,7 @@ class Refusals:
                 f"not run: batch size {known.batch_size} of the same cell ran out of memory ({_line(known.message)}); "
                 "ignore_oom=true tries it all the same"
             )
-        status = read_json(cell.folder / "status.json") or {}
+        status = value_or_empty(cell.folder / "status.json")
         failures, most = int(status.get("failures") or 0), config.max_failures
         if most is not None and failures >= most:
             last = (status.get("error") or {}).get("message") or "its process ended without a word"
@@ -87,8 +87,8 @@ def _failed(study: Path) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]
     for path in study.glob("*/cell.json") if study.is_dir() else ():
         if (path.parent / "DONE").exists():
             continue
-        info, status = read_json(path), read_json(path.with_name("status.json"))
-        if isinstance(info, dict) and isinstance(status, dict) and "sizes_id" in info:
+        info, status = value_or_empty(path), value_or_empty(path.with_name("status.json"))
+        if status and {"sizes_id", "device", "batch_size"} <= set(info):
             yield info, status
 
 

@@ -15,13 +15,16 @@ from lynx_exp.launch.records import answers, sample_rows
 from lynx_exp.launch.stored import StoredCell, open_stored
 from lynx_exp.launch.tasks import LoadTask, sandbox_of
 from lynx_exp.store.claims import Claims, holder_of
-from lynx_exp.store.files import read_json, sha256_of
+from lynx_exp.store.done import DONE, is_done, read_done, seal
+from lynx_exp.store.files import sha256_of
 from lynx_exp.store.hold import ClaimLost, Hold
-from lynx_exp.store.read import CellRecord, is_done
+from lynx_exp.store.read import CellRecord
 from lynx_exp.store.tables import SAMPLES
 from lynx_exp.tasks.load import load_task
 
 NOTE = "rescored"
+WRITTEN = ("samples.parquet", "metrics.json", "status.json")
+"""Files that are written anew: a kill may leave them other than DONE says, until the next time."""
 NAMED = ("subtask", "metric", "filter")
 """What tells a metric of a cell from its others."""
 
@@ -118,15 +121,14 @@ def _write_claimed(
         notes = [text for text in record.status.get("notes", []) if not text.startswith(NOTE)]
         today = datetime.now(UTC).isoformat(timespec="seconds")
         hold.write_json(folder / "status.json", record.status | {"notes": [*notes, f"{NOTE} {today}"]})
-    done = read_json(folder / "DONE")
-    hold.write_json(folder / "DONE", done | {"files": {name: sha256_of(folder / name) for name in done["files"]}})
+    done = read_done(folder)
+    hold.write_json(folder / DONE, done | seal(folder, done["files"]))
 
 
 def _intact(folder: Path) -> bool:
     """Whether the files that rescoring writes are those that DONE names."""
-    files = read_json(folder / "DONE")["files"]
-    written = ("samples.parquet", "metrics.json", "status.json")
-    return all(files[name] == sha256_of(folder / name) for name in written if name in files)  # older ones lack the last
+    files = read_done(folder)["files"]
+    return all(files[name] == sha256_of(folder / name) for name in WRITTEN if name in files)  # older ones lack the last
 
 
 def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Change]:

@@ -14,8 +14,10 @@ from yaml import YAMLError
 
 from lynx_exp.config import Config, to_config
 from lynx_exp.launch.tasks import LoadTask, tasks_of
-from lynx_exp.store.files import read_json, sha256_of
+from lynx_exp.store.done import read_done
+from lynx_exp.store.files import sha256_of
 from lynx_exp.store.read import CellRecord, read_cells
+from lynx_exp.store.reading import read_value
 from lynx_exp.tasks.load import load_task
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def open_stored(
 
 def read_config(path: Path) -> Config:
     """The checked config that a cell was run with."""
+    read_value(path)
     try:
         stored = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
         assert isinstance(stored, DictConfig)
@@ -71,7 +74,7 @@ def read_config(path: Path) -> Config:
 
 
 def _check_file(folder: Path, name: str) -> None:
-    files = (read_json(folder / "DONE") or {}).get("files", {})
+    files = read_done(folder)["files"]
     if name not in files or files[name] != sha256_of(folder / name):
         raise ValueError(f"{name}: is not the file that the cell wrote; run the cell again (remove its DONE)")
 

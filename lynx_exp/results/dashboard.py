@@ -7,6 +7,7 @@ import json
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.cells import finished
 from lynx_exp.results.main import say
 
 HELP = "make a Weights & Biases workspace (or report) of the cells"
@@ -25,26 +26,26 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.launch.stored import done_cells
     from lynx_exp.results.sync import place_of
     from lynx_exp.tracking.dashboard import Kind, Shown, build
     from lynx_exp.tracking.runs import one_line
 
-    records = done_cells(asked.folder)
+    found = finished(asked.folder)
+    records = found.cells
     place = place_of(records[0], asked, mode="online")
     entity = place.entity or ("" if asked.json else _own_entity())
     kind: Kind = "report" if asked.report else "workspace"
     made = build(kind, Shown.of(records), entity=entity, project=place.project, printed=asked.json)
     if asked.json:
         print(json.dumps(made._to_model().model_dump(by_alias=True, exclude_none=True, mode="json"), indent=1))
-        return 0
+        return found.code
     try:
         made.save()
     except Exception as error:  # of wandb, wandb-workspaces or the network: they have no common class
         say(f"error: wandb: {one_line(error)}")
         return FAILED
     print(made.url)
-    return 0
+    return found.code
 
 
 def _own_entity() -> str:

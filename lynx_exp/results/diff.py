@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import WHERE
+from lynx_exp.results.cells import finished
 
 if TYPE_CHECKING:
     from analysis.between import Between, MetricChange
@@ -41,10 +42,10 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.launch.stored import done_cells
     from lynx_exp.results.matching import match
 
-    matched = match(done_cells(asked.before), done_cells(asked.after))
+    before, after = finished(asked.before), finished(asked.after)
+    matched = match(before.cells, after.cells)
     if not matched.pairs:
         raise ValueError(f"{asked.before} and {asked.after}: no cell of one asks what a cell of the other does")
     for line in _around(matched.pairs):
@@ -64,7 +65,7 @@ def run(asked: argparse.Namespace) -> int:
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(f"time a token: {mean:.3g} times before, geometric mean of {_pairs(len(ratios))}")
-    return FAILED if differing or matched.only_before or matched.only_after else 0
+    return FAILED if before.aside or after.aside or differing or matched.only_before or matched.only_after else 0
 
 
 def _between(pair: Pair) -> Between:
@@ -72,7 +73,7 @@ def _between(pair: Pair) -> Between:
 
     try:
         return between(pair.before, pair.after)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         where = f"{pair.before.path} or {pair.after.path}"
         raise ValueError(f"{where}: damaged ({error}); lynx-results validate says more") from error
 

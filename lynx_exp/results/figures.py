@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lynx_exp.exits import FAILED
 from lynx_exp.launch.waiting import bar
 from lynx_exp.results.arguments import add_folder, add_margin
+from lynx_exp.results.main import say
 
 HELP = "draw every figure that the records can give"
 
@@ -33,9 +35,13 @@ def run(asked: argparse.Namespace) -> int:
 
 def draw(asked: argparse.Namespace, only: str | None) -> int:
     import analysis
+    from analysis.study import study
 
+    found = study(asked.folder, asked.margin)
     paths = analysis.write_figures(
-        asked.folder, asked.out, only, paper=asked.paper, margin=asked.margin, track=bar if only is None else iter
+        asked.folder, asked.out, only, paper=asked.paper, found=found, track=bar if only is None else iter
     )
     print(*paths, sep="\n")
-    return 0
+    for line in found.records.aside:
+        say(f"set aside: {line}")
+    return FAILED if found.records.aside else 0

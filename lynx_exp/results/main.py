@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -80,9 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         say(f"error: {first_line(error)}")
         code = BAD_INPUT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
-        code = 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
+            code = 0
+        else:
+            say(f"error: {of_system(error)}")
+            code = BAD_INPUT
     except KeyboardInterrupt:
         say("interrupted; what is printed is done, the same command does it all")
         code = INTERRUPTED
@@ -92,6 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def say(line: str) -> None:
     print(f"{COMMAND}: {line}", file=sys.stderr)
+
+
+def of_system(error: OSError) -> str:
+    """What could not be read or written, and why, in one line."""
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    what = " -> ".join(re.sub(r"(^|/)\.([^/]+)\.[^./]+\.tmp$", r"\1\2", name) for name in named)  # of a write half done
+    hint = "; give --out or --csv a place that can be written to" if error.errno in _NOT_WRITABLE else ""
+    return " ".join(f"{what + ': ' if what else ''}{error.strerror or first_line(error)}{hint}".split())
+
+
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def first_line(error: Exception) -> str:

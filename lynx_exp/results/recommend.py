@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder, add_margin
 
 HELP = "the fastest setting that is shown to be within a margin of vanilla, per task and over all"
@@ -24,5 +25,6 @@ def run(asked: argparse.Namespace) -> int:
     from analysis.recommend import print_recommendations
     from analysis.study import study
 
-    print_recommendations(study(asked.folder, asked.margin), csv=asked.csv)
-    return 0
+    found = study(asked.folder, asked.margin)
+    print_recommendations(found, csv=asked.csv)
+    return FAILED if found.records.aside else 0

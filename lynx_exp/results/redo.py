@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
-from lynx_exp.results.main import first_line, say
+from lynx_exp.results.cells import finished
+from lynx_exp.results.main import first_line, of_system, say
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord
 
 
-def for_every_cell(asked: argparse.Namespace, act: Callable[[CellRecord], object]) -> int:
-    """A line each as it is done; one that cannot be stops no other."""
-    from lynx_exp.launch.stored import done_cells
+def for_every_cell(
+    asked: argparse.Namespace, act: Callable[[CellRecord], object], *, besides: Collection[str] = ()
+) -> int:
+    """A line each as it is done; one that cannot be stops no other. `besides`: files that need not be those of DONE."""
     from lynx_exp.tasks.execute import ExecutionError
 
     if asked.sandbox == "unsafe" and not asked.confirm_unsafe_code:
         raise ValueError("--sandbox unsafe runs what a model wrote with your rights; add --confirm-unsafe-code")
-    records, failed = done_cells(asked.folder), 0
+    found = finished(asked.folder, besides=besides)
+    records, failed = found.cells, found.aside
     for number, record in enumerate(records, 1):
         head = f"{number}/{len(records)} {record.path.name}"
         try:
@@ -28,4 +31,7 @@ def for_every_cell(asked: argparse.Namespace, act: Callable[[CellRecord], object
         except (ValueError, ExecutionError) as error:
             failed += 1
             say(f"{head}: error: {first_line(error)}")
+        except OSError as error:
+            failed += 1
+            say(f"{head}: error: {of_system(error)}")
     return FAILED if failed else 0

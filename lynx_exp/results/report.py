@@ -6,8 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
+from lynx_exp.exits import FAILED
 from lynx_exp.launch.waiting import bar
 from lynx_exp.results.arguments import add_folder, add_margin
+from lynx_exp.results.main import say
 
 HELP = "write one HTML page: what ran, Pareto to click on, figures, tables, answers side by side, provenance"
 DESCRIPTION = """\
@@ -27,13 +29,17 @@ def add(verb: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything that reads it is imported
     from analysis.page.document import no_prompts, page
+    from analysis.study import study
     from lynx_exp.launch.prompts import prompts_of
     from lynx_exp.store.files import write_text
 
     find = no_prompts if asked.no_prompts else prompts_of
-    text = page(asked.folder, find_prompts=find, margin=asked.margin, track=bar)
+    found = study(asked.folder, asked.margin)
+    text = page(asked.folder, find_prompts=find, found=found, track=bar)
     out = asked.out or asked.folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
     print(f"{out} ({len(text.encode()) / 2**20:.1f} MiB)")
-    return 0
+    for line in found.records.aside:
+        say(f"set aside: {line}")
+    return FAILED if found.records.aside else 0

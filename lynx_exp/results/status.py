@@ -103,7 +103,7 @@ def _table(studies: list[StudyState]) -> RenderableType:
     return table
 
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "skipped": "yellow"}
+_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "lost": "red", "damaged": "red", "skipped": "yellow"}
 
 
 def _count(state: str, count: int) -> Text:
@@ -124,6 +124,8 @@ def _details(study: StudyState, most: int | None) -> Iterator[Text]:
         yield _text(f"{head}{holder}: {_cells(len(cells))}, {lanes}", "cyan")
     if study.failures:
         yield _text(f"{head}failed: {', '.join(f'{kind} {count}' for kind, count in study.failures.items())}", "red")
+    for line in study.damaged:
+        yield _text(f"{head}damaged: {line}", "red")
     wrong = [line for cell in study.cells for line in _wrong(cell)]
     for line in wrong[:most]:
         yield _text(f"{head}{line}", "")
@@ -137,6 +139,8 @@ def _wrong(cell: CellState) -> Iterator[str]:
     tries = f" ({cell.attempt} attempts)" if cell.attempt > 1 else ""
     if cell.state in ("failed", "skipped"):
         yield f"{cell.state}: {cell.name}: {cell.kind or 'unknown'}: {cell.message or 'no message'}{tries}"
+    elif cell.state == "damaged":
+        yield f"damaged: {cell.name}: {cell.message}"
     elif cell.state == "lost":
         yield f"lost: {cell.name}: {cell.lanes[0]} of {cell.lanes[1]} lanes are kept{tries}"
     for reason in cell.invalid:
@@ -172,6 +176,7 @@ def _json(study: StudyState) -> dict[str, Any]:
         "counts": study.counts,
         "failures": study.failures,
         "others": study.others,
+        "damaged": list(study.damaged),
         "requests": {"committed": committed, "total": total},
         "requests_per_second": study.rate,
         "eta_s": study.eta_s,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.cells import finished
 from lynx_exp.results.main import first_line, say
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.launch.stored import done_cells
     from lynx_exp.tracking.runs import Unreachable, is_logged, log_cell, log_study
     from lynx_exp.tracking.study import figures_of, tables_of
 
-    records = done_cells(asked.folder)
+    found = finished(asked.folder)
+    records = found.cells
     # what a later `wandb sync` needs lies with the study, not in the home folder
     os.environ.setdefault("WANDB_DATA_DIR", str(records[0].path.parent / "wandb" / "data"))
-    mode, started, failed, logged = "offline" if asked.offline else "online", monotonic(), 0, 0
+    mode, started, failed, logged = "offline" if asked.offline else "online", monotonic(), found.aside, 0
     try:
         for number, record in enumerate(records, 1):
             place, head = place_of(record, asked, mode), f"{number}/{len(records)} {record.path.name}"

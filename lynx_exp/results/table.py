@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder, add_margin
 
 HELP = "one row a cell: accuracy, difference to vanilla and what it amounts to, decode step, speed-up, active experts"
@@ -17,7 +18,6 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    import analysis
+    from analysis.report import print_table
 
-    analysis.print_table(asked.folder, csv=asked.csv, margin=asked.margin)
-    return 0
+    return FAILED if print_table(asked.folder, csv=asked.csv, margin=asked.margin).records.aside else 0

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from lynx_exp.store.claims import CLAIM, Claims, is_held, sweep_drafts
+from lynx_exp.store.done import is_done, seal
 from lynx_exp.store.faults import Fault
-from lynx_exp.store.files import file_name, read_json, sha256_of
+from lynx_exp.store.files import file_name
 from lynx_exp.store.hold import ClaimLost, Hold
-from lynx_exp.store.read import is_done
+from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.tables import (
     FIDELITY,
     PREFILL,
@@ -86,7 +87,7 @@ class CellWriter:
         hold.make_folder(folder / "lanes")
         hold.remove(folder / "DONE")
         _clean(hold)
-        before = _status_of(folder)
+        before = value_or_empty(folder / "status.json")
         writer = cls(hold=hold, plan=plan, attempt=_number(before.get("attempt")) + 1, started=_now())
         hold.write_text(folder / "config.yaml", config_yaml)
         hold.write_json(folder / "provenance.json", provenance)
@@ -197,7 +198,7 @@ class CellWriter:
             hold.write_parquet(folder / f"{name}.parquet", table)
             files += (f"{name}.parquet",)
         self._status("done", invalid=invalid)
-        hold.write_json(folder / "DONE", {"files": {name: sha256_of(folder / name) for name in files}})
+        hold.write_json(folder / "DONE", seal(folder, files))
         with suppress(OSError, ClaimLost):  # the cell is done; who sees the rest next takes it away (`tidy`)
             hold.remove(folder / "lanes")
             hold.remove(folder / "error.txt")
@@ -272,7 +273,7 @@ def record_failure(
     folder = hold.folder
     if is_done(folder):
         return
-    before = _status_of(folder)
+    before = value_or_empty(folder / "status.json")
     hold.write_text(folder / "config.yaml", config_yaml)
     now = _now()
     status = before | {
@@ -287,12 +288,6 @@ def record_failure(
     }
     hold.write_json(folder / "status.json", status)
     hold.write_json(folder / "cell.json", info)
-
-
-def _status_of(folder: Path) -> dict[str, Any]:
-    """Empty where it is missing or damaged."""
-    status = read_json(folder / "status.json")
-    return status if isinstance(status, dict) else {}
 
 
 def _number(value: object) -> int:

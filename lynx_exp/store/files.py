@@ -76,9 +76,10 @@ def parquet_writer(table: pa.Table) -> Callable[[BinaryIO], object]:
 
 
 def read_json(path: Path) -> Any:
-    """The value, or None if the file is missing or damaged."""
+    """The value, whatever it is, or None if the file is missing or no JSON: for files that are not a study's. Those are
+    read by `lynx_exp.store.reading`."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
 

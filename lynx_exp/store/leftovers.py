@@ -8,15 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any, Literal
+from typing import Literal
 
 from lynx_exp.store.claims import CLAIM, STALE_S, Claims, is_held
-from lynx_exp.store.files import read_json
+from lynx_exp.store.done import is_done
+from lynx_exp.store.find import find_cells
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import SCHEMA, code_digest, digest
 from lynx_exp.store.question import means, question, read_config_yaml
-from lynx_exp.store.read import is_done
-from lynx_exp.store.survey import find_cells
+from lynx_exp.store.reading import value_or_empty
+from lynx_exp.store.shapes import fields, whole
 from lynx_exp.store.sweeps import FOLDER, latest_sweeps, read_sweeps
 
 Kind = Literal["killed", "damaged", "claim", "journal", "outdated", "superseded", "trace"]
@@ -59,18 +60,21 @@ def find_leftovers(root: Path) -> list[Item]:
         for path in [*study.glob(".*.tmp"), *(study / FOLDER).glob(".*.tmp")]:
             if _is_old(path):
                 found.append(Item(path=path, kind="killed", cell=None))
-    newest = _newest(cells)
+    others = {cell for cell in cells if _is_other(cell)}
+    newest = _newest(cells) if others else {}
     asked = {study: _asked(study) for study in {cell.parent for cell in cells}}
     for cell in cells:
         with suppress(FileNotFoundError):  # somebody begins to work there, or deletes it
             if not is_held(cell):
-                found += list(_of_cell(cell, newest, asked[cell.parent]))
+                found += list(_of_cell(cell, newest, asked[cell.parent], is_other=cell in others))
     return found
 
 
-def _of_cell(cell: Path, newest: Mapping[tuple[Path, str], Path], asked: Collection[str]) -> Iterator[Item]:
+def _of_cell(
+    cell: Path, newest: Mapping[tuple[Path, str], Path], asked: Collection[str], *, is_other: bool
+) -> Iterator[Item]:
     done = is_done(cell)
-    if _is_other(cell) and cell.name not in asked:
+    if is_other and cell.name not in asked:
         if not (cell / "DONE").exists():
             yield Item(path=cell, kind="outdated", cell=cell)
             return
@@ -145,8 +149,8 @@ def _is_old(path: Path) -> bool:
 
 def _is_other(cell: Path) -> bool:
     """Whether the cell is of other code, or of an older version. A newer version's is none of our business."""
-    info, provenance = _dict(cell / "cell.json"), _dict(cell / "provenance.json")
-    schema, code = info.get("schema"), provenance.get("code_sha256")
+    info = value_or_empty(cell / "cell.json", fields({"schema": whole}))
+    schema, code = info.get("schema"), value_or_empty(cell / "provenance.json").get("code_sha256")
     if isinstance(schema, int) and schema != SCHEMA:
         return schema < SCHEMA
     return code is not None and code != code_digest()
@@ -163,7 +167,7 @@ def _newest(cells: Collection[Path]) -> dict[tuple[Path, str], Path]:
     found: dict[tuple[Path, str], tuple[str, Path]] = {}
     for cell in cells:
         if is_done(cell) and (asked := _question(cell)) is not None:
-            key, when = (cell.parent, asked), str(_dict(cell / "status.json").get("finished"))
+            key, when = (cell.parent, asked), str(value_or_empty(cell / "status.json").get("finished"))
             if key not in found or when >= found[key][0]:
                 found[key] = when, cell
     return {key: cell for key, (_, cell) in found.items()}
@@ -171,14 +175,10 @@ def _newest(cells: Collection[Path]) -> dict[tuple[Path, str], Path]:
 
 def _question(cell: Path) -> str | None:
     """Equal for cells with the same config, weights and documents; None if they are not known."""
-    config, info, provenance = read_config_yaml(cell), _dict(cell / "cell.json"), _dict(cell / "provenance.json")
+    config, provenance = read_config_yaml(cell), value_or_empty(cell / "provenance.json")
+    info = value_or_empty(cell / "cell.json")
     model, data = provenance.get("model"), provenance.get("data_sha256")
-    if not config or not isinstance(model, dict) or data is None:
+    if not config or model is None or data is None:
         return None
     ran = [info.get("dtype"), info.get("device"), model.get("digest"), data]
     return digest([question(config), means(config), ran])
-
-
-def _dict(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}

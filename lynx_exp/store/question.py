@@ -3,14 +3,12 @@ to be the same question."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lynx_exp.store.identity import COSMETIC, UNTOUCHED, flatten
+from lynx_exp.store.reading import value_or_empty
 
 HOW = (
     *("backend", "dtype", "device", "kernel", "threads", "fidelity"),
@@ -29,38 +27,10 @@ SHOWN = (
 )
 """Fields of cell.json by which people know a cell."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Yaml(_Loader):
-    """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text."""
-
-    yaml_implicit_resolvers = {
-        first: [each for each in resolvers if not each[0].endswith(":timestamp")]
-        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-    }
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """ValueError if it is none."""
-    try:
-        return yaml.load(text, Loader=_Yaml)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
 
 def read_config_yaml(folder: Path) -> dict[str, Any]:
     """config.yaml of a cell of any version; empty if it cannot be read."""
-    try:
-        config = parse_yaml((folder / "config.yaml").read_text())
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    return value_or_empty(folder / "config.yaml")
 
 
 def question(config: Mapping[str, Any]) -> dict[str, Any]:

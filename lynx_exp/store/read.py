@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lynx_exp.store.files import read_json
+from lynx_exp.store.done import DONE, check_sealed, is_done, read_done
+from lynx_exp.store.find import look_for_cells
+from lynx_exp.store.forms import CELL, FINISHED_CELL
 from lynx_exp.store.identity import SCHEMA
+from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes, read_rows, read_value
 
-
-def is_done(folder: Path) -> bool:
-    """DONE is there, and so is every file that it names."""
-    done = read_json(folder / "DONE")
-    return isinstance(done, dict) and all((folder / name).is_file() for name in done.get("files", {}))
+__all__ = ["CellRecord", "is_done", "read_cell", "read_cells"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +31,31 @@ class CellRecord:
     """status.json"""
     provenance: dict[str, Any] = field(repr=False)
     """provenance.json"""
+    timing_info: dict[str, Any] = field(default_factory=dict, repr=False)
+    """timing.json; empty if the cell measured no latency."""
     done: bool
+    """Finished, whole, and of the form that this version reads."""
+    damage: str | None = None
+    """The file that is not what the store writes, and why: of a cell that is set aside."""
+    form: str | None = None
+    """Why the cell cannot be read by this version."""
+
+    @property
+    def aside(self) -> str | None:
+        """Why the cell is not shown although something is there: one line. None: it is done, or simply not finished."""
+        return self.damage or self.form
 
     def responses(self) -> pa.Table:
         """One row a request."""
-        return pq.read_table(self.path / "responses.parquet")
+        return read_rows(self.path / "responses.parquet")
 
     def steps(self) -> pa.Table:
         """One row a (subtask, lane, decode step, layer)."""
-        return pq.read_table(self.path / "steps.parquet")
+        return read_rows(self.path / "steps.parquet")
 
     def samples(self) -> pa.Table:
         """One row a document."""
-        return pq.read_table(self.path / "samples.parquet")
+        return read_rows(self.path / "samples.parquet")
 
     def timing(self) -> pa.Table | None:
         """One row a (name, repeat, step); None if the cell measured no latency."""
@@ -68,31 +79,75 @@ class CellRecord:
 
     def _optional(self, table: str) -> pa.Table | None:
         path = self.path / f"{table}.parquet"
-        return pq.read_table(path) if path.exists() else None
+        return read_rows(path) if path.exists() else None
 
 
-def read_cell(folder: Path) -> CellRecord:
-    """The record in `folder`, finished or not. ValueError if there is none, or one of another version."""
-    info = read_json(folder / "cell.json")
-    if not isinstance(info, dict):
-        raise ValueError(f"{folder}: holds no cell (no readable cell.json)")
-    if info.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{folder}: written in form {info.get('schema')} of records, and this lynx_exp reads form {SCHEMA}: read "
-            "it with the version in its provenance.json, or run the sweep again with another results= or study_name="
-        )
-    parts = {name: read_json(folder / f"{name}.json") or {} for name in ("metrics", "status", "provenance")}
-    return CellRecord(path=folder, info=info, done=is_done(folder), **parts)
+def read_cell(folder: Path, *, besides: Collection[str] = ()) -> CellRecord:
+    """The record in `folder`, finished or not. ValueError if there is none, or one that is damaged (files in `besides`
+    may be others than DONE names), or of another form."""
+    record = _read(folder, besides)
+    if record.aside is not None:
+        raise ValueError(f"{folder}: {record.aside}")
+    if not record.info:
+        raise ValueError(f"{folder}: holds no cell (no cell.json)")
+    return record
 
 
-def read_cells(root: Path | str) -> list[CellRecord]:
-    """All cells below `root` (a cell, a study or anything above), in the order of their paths.
+def read_cells(root: Path | str, *, besides: Collection[str] = ()) -> list[CellRecord]:
+    """All cells at or below `root` (a cell, a study or anything above), in the order of their paths.
 
-    Raises ValueError if `root` is not a folder, or holds records of another version. A folder whose cell.json is
-    damaged is not a cell.
+    A cell that is damaged, or of another form, is there too: not done, and with what there is to say in `aside`.
+    Raises ValueError if `root` is not a folder.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
-    folders = sorted(path.parent for path in root.rglob("cell.json"))
-    return [read_cell(folder) for folder in folders if isinstance(read_json(folder / "cell.json"), dict)]
+    return [_read(folder, besides) for folder in look_for_cells(Path(root))[0]]
+
+
+def _read(folder: Path, besides: Collection[str]) -> CellRecord:
+    parts: dict[str, dict[str, Any]] = {"info": {}, "metrics": {}, "status": {}, "provenance": {}, "timing_info": {}}
+    form = damage = None
+    finished = False
+    try:
+        finished = (folder / DONE).exists()
+        parts["info"] = _info(folder, finished)
+        form = _other_form(parts["info"])
+        if form is None:
+            if finished:
+                check_sealed(folder, read_done(folder), besides)
+            for part, file in _FILES.items():
+                if (folder / file).exists() or (finished and part == "metrics"):
+                    parts[part] = read_value(folder / file)
+    except Damaged as error:
+        damage = str(error)
+    except OSError as error:
+        damage = f"cannot be looked into ({error.strerror or error})"
+    return CellRecord(path=folder, done=finished and not form and not damage, damage=damage, form=form, **parts)
+
+
+_FILES = {
+    "metrics": "metrics.json",
+    "status": "status.json",
+    "provenance": "provenance.json",
+    "timing_info": "timing.json",
+}
+
+
+def _info(folder: Path, finished: bool) -> dict[str, Any]:
+    """cell.json; empty where a cell has only begun."""
+    path = folder / "cell.json"
+    try:
+        data = read_bytes(path)
+    except Missing:
+        if finished:
+            raise
+        return {}
+    info = parse(path, data, CELL)
+    return parse(path, data, FINISHED_CELL) if finished and info["schema"] == SCHEMA else info
+
+
+def _other_form(info: dict[str, Any]) -> str | None:
+    if not info or info["schema"] == SCHEMA:
+        return None
+    return (
+        f"written in form {info['schema']} of records, and this lynx_exp reads form {SCHEMA}: read it with the version "
+        "in its provenance.json, or run the sweep again with another results= or study_name="
+    )

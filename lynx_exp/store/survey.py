@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.store.claims import holder_of, is_held
-from lynx_exp.store.files import file_name, read_json
-from lynx_exp.store.read import is_done
-from lynx_exp.store.sweeps import FOLDER, Asked, latest_sweeps
+from lynx_exp.store.done import DONE, check_sealed, read_done
+from lynx_exp.store.files import file_name
+from lynx_exp.store.find import find_cells
+from lynx_exp.store.reading import Damaged, Missing, read_value, value_or_empty
+from lynx_exp.store.sweeps import Asked, damaged_sweeps, latest_sweeps
 
-STATES = ("done", "running", "waiting", "interrupted", "preempted", "lost", "failed", "skipped")
-"""Of a cell, in the order in which they are told. lost: its process ended without a word."""
+STATES = ("done", "running", "waiting", "interrupted", "preempted", "lost", "failed", "skipped", "damaged")
+"""Of a cell, in the order in which they are told. lost: its process ended without a word; damaged: a file of it is not
+what the store wrote."""
 OVER = ("done", "failed", "skipped")
 """What a cell stays in until the next command."""
-BAD = ("failed", "lost")
-MARKS = {"cell.json", "status.json", "plan.json", "DONE"}
-"""A folder with one of these is a cell's, or what is left of one."""
+ENDED = ("failed", "skipped")
+"""By something that says what it was."""
+BAD = ("failed", "lost", "damaged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class StudyState:
     """Those that its latest sweeps asked for; all, if none says what it asked for."""
     others: int
     """More cells that are there."""
+    damaged: Sequence[str] = ()
+    """Files of sweeps that cannot be read, and why: what they asked for is not known."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,29 +102,7 @@ class StudyState:
 
     @property
     def is_bad(self) -> bool:
-        return any(cell.state in BAD or cell.invalid for cell in self.cells)
-
-
-def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
-    """Folders of cells at or below `root`, also of those that no longer say what they are; and studies.
-
-    ValueError if `root` is no folder, or holds neither a cell nor what a sweep asked for.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
-    cells, studies = [], set()
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        folder = Path(place)
-        if folder.name == FOLDER and any(name.endswith(".json") for name in files):
-            studies.add(folder.parent)
-        elif not MARKS.isdisjoint(files):
-            cells.append(folder)
-            studies.add(folder.parent)
-            folders.clear()
-    if not studies:
-        raise ValueError(f"{root}: holds no cell; give a cell, a study (results/STUDY) or a folder above")
-    return cells, sorted(studies)
+        return bool(self.damaged) or any(cell.state in BAD or cell.invalid for cell in self.cells)
 
 
 @dataclass(kw_only=True)
@@ -145,7 +127,8 @@ class Survey:
             looked_at = list(asked) or there
             states = [self._look(folder, asked.get(folder), started) for folder in looked_at]
             others = len(set(there) - set(looked_at))
-            found.append(StudyState(path=study, started=started, now=now, cells=states, others=others))
+            damaged = () if alone else damaged_sweeps(study)
+            found.append(StudyState(path=study, started=started, now=now, cells=states, others=others, damaged=damaged))
         return found
 
     def _look(self, folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
@@ -159,15 +142,30 @@ class Survey:
 
 
 def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
-    status, plan = _dict(folder / "status.json"), _dict(folder / "plan.json")
-    done = is_done(folder)
+    parts: dict[str, dict[str, Any]] = {"status.json": {}, "plan.json": {}}
+    done, damage = False, None
+    try:
+        if (folder / DONE).exists():
+            check_sealed(folder, read_done(folder))
+            done = True
+    except Damaged as error:
+        damage = str(error)
+    for name in parts:
+        try:
+            parts[name] = read_value(folder / name)
+        except Missing:
+            pass
+        except Damaged as error:
+            damage = damage or str(error)
+    status, plan = parts.values()
     held = not done and is_held(folder)
-    error = status.get("error") if isinstance(status.get("error"), Mapping) else {}
-    assert isinstance(error, Mapping)
+    ended = status.get("error") or {}
     known = str(status.get("state"))
     state = "done" if done else "running" if held else "waiting" if not status else known
     if state not in STATES or (state in ("done", "running") and not (done or held)):
         state = "lost"
+    if damage is not None and not held:
+        done, state = False, "damaged"
     sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
     total = (len(sizes), sum(sizes.values()) or (asked.requests if asked is not None else 0))
     files = _files(folder / "lanes")
@@ -183,8 +181,8 @@ def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> Ce
         folder=folder,
         name=asked.name if asked is not None else folder.name,
         state=state,
-        kind=(error.get("kind") or error.get("class")) if state in ("failed", "skipped") else None,
-        message=_line(error.get("message")) if state in ("failed", "skipped") else None,
+        kind=(ended.get("kind") or ended.get("class")) if state in ENDED else None,
+        message=damage if state == "damaged" else _line(ended.get("message")) if state in ENDED else None,
         invalid=tuple(status.get("invalid") or ()) if done else (),
         attempt=int(status.get("attempt") or 0),
         holder=str(holder_of(folder) or "a process that does not say which") if held else None,
@@ -197,14 +195,14 @@ def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> Ce
 
 def requests_kept(folder: Path) -> int:
     """Requests that the journal of a cell holds."""
-    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(_dict(folder / "plan.json"))}
+    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(value_or_empty(folder / "plan.json"))}
     return sum(sizes.get(_key(path) or ("", -1), 0) for path in _files(folder / "lanes") if path.suffix == ".json")
 
 
 def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
     """(subtask as its files are named, lane, requests)"""
     for stream, part in plan.items():
-        for at, lane in enumerate(part.get("lanes") or ()) if isinstance(part, Mapping) else ():
+        for at, lane in enumerate(part["lanes"]):
             yield file_name(stream), at, lane
 
 
@@ -246,11 +244,6 @@ def _time(text: object) -> datetime | None:
     except ValueError:
         return None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-
-
-def _dict(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}
 
 
 def _line(text: object) -> str | None:

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lynx_exp.store.files import read_json, write_json
+from lynx_exp.store.files import write_json
+from lynx_exp.store.forms import SWEEP
 from lynx_exp.store.identity import SCHEMA, code_digest, digest
+from lynx_exp.store.reading import Damaged, read_value
 
 FOLDER = "sweeps"
 
@@ -63,18 +65,36 @@ def latest_sweeps(study: Path) -> list[Sweep]:
     return [sweep for sweep in found if sweep.code == found[-1].code]
 
 
+def damaged_sweeps(study: Path) -> list[str]:
+    """Of each file that is not what this version writes: what it is."""
+    found = []
+    for path in sorted((study / FOLDER).glob("*.json")):
+        try:
+            _content(path)
+        except Damaged as error:
+            found.append(f"{FOLDER}/{error}")
+    return found
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = read_value(path, SWEEP)
+    if content["schema"] != SCHEMA:
+        raise Damaged(path, f"is of form {content['schema']}, and this lynx_exp reads form {SCHEMA}")
+    for cell in content["cells"]:
+        if Path(cell["folder"]).name != cell["folder"]:
+            raise Damaged(path, f"asks for {cell['folder']!r}, which is no folder of a study")
+    return content
+
+
 def is_sweep(path: Path) -> bool:
     """Whether the file is whole, and of this version."""
     return _read(path) is not None
 
 
 def _read(path: Path) -> Sweep | None:
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return None
     try:
-        cells = [Asked(**cell) for cell in content["cells"]]
-        started, command = content["started"], content["command"]
-        return Sweep(started=started, command=command, cells=cells, code=content.get("code"))
-    except (KeyError, TypeError):
+        content = _content(path)
+    except Damaged:
         return None
+    cells = [Asked(folder=each["folder"], name=each["name"], requests=each["requests"]) for each in content["cells"]]
+    return Sweep(started=content["started"], command=content["command"], cells=cells, code=content.get("code"))

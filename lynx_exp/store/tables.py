@@ -126,6 +126,26 @@ FIDELITY = pa.schema(
 distributions from vanilla's (nats), and the number of tokens where both have the same most likely one."""
 
 
+TABLES = {
+    "responses": RESPONSES,
+    "steps": STEPS,
+    "prefill": PREFILL,
+    "samples": SAMPLES,
+    "timing": TIMING,
+    "breakdown": BREAKDOWN,
+    "tokens": TOKENS,
+    "fidelity": FIDELITY,
+}
+"""By the name of the file, without its ending."""
+
+OPTIONAL_COLUMNS = {
+    "responses": ("logprob", "greedy"),
+    "steps": ("changed",),
+    "samples": ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox"),
+}
+"""Columns that older cells, or those of other programs, do not have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaneRecord:
     """What one lane of one subtask left."""

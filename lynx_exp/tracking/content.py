@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lynx_exp.store.provenance import scrub
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.reading import read_value
 
 SAMPLES_SHOWN = 100
 STEPS_SHOWN = 512
@@ -46,7 +46,7 @@ def about(record: CellRecord) -> dict[str, Any]:
 
 def config(record: CellRecord) -> dict[str, Any]:
     """The resolved config as it was run, with what the cell and its surroundings were."""
-    stored = yaml.safe_load((record.path / "config.yaml").read_text())
+    stored = read_value(record.path / "config.yaml")
     label = {"policy_label": record.info["policy_label"]}  # what people group runs by
     return _scrubbed(stored) | label | {"cell": _scrubbed(record.info), "provenance": _scrubbed(record.provenance)}
 

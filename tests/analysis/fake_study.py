@@ -161,8 +161,7 @@ def write_cell(
     if kl is not None:
         _write_fidelity(folder, (SUBTASKS | MIX)[task], batch_size, documents, kl)
     if state == "done":
-        hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
-        _json(folder / "DONE", {"files": hashes})
+        _json(folder / "DONE", {"files": {}})  # names none, so that tests may change them: see `seal`
     return folder
 
 

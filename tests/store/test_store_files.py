@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from lynx_exp.store.cell import CellWriter
 from lynx_exp.store.claims import Claims
-from lynx_exp.store.files import file_name, read_json, write_atomically, write_json, write_text
+from lynx_exp.store.done import seal
+from lynx_exp.store.files import file_name, read_json, sha256_of, write_atomically, write_json, write_text
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
@@ -89,24 +91,53 @@ def test_lanes_of_another_plan_or_damaged_are_refused(tmp_path):
         read_lane(path, "t", 7, [4, 2], "plan")
 
 
+INFO = {
+    **{"schema": SCHEMA, "cell_id": "c", "pair_id": "p", "study": "s", "model": "m", "task": "t", "policy": "vanilla"},
+    **{"policy_params": {}, "policy_label": "vanilla", "phases": "none", "batch_size": 4},
+}
+
+
 def test_cells_are_found_below_any_folder(tmp_path):
     for name in ("study/b", "study/a", "other/c"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        write_json(folder / "cell.json", {"schema": SCHEMA, "name": name})
+        write_json(folder / "cell.json", INFO | {"name": name})
     (tmp_path / "study/damaged").mkdir()
     (tmp_path / "study/damaged/cell.json").write_text("{")
-    write_json(tmp_path / "study/a/metrics.json", {"x": 1})
-    write_json(tmp_path / "study/a/DONE", {"files": {"metrics.json": "?"}})
+    write_json(tmp_path / "study/a/metrics.json", {"metrics": []})
+    write_json(tmp_path / "study/a/DONE", seal(tmp_path / "study/a", ["metrics.json"]))
     write_json(tmp_path / "study/b/DONE", {"files": {"metrics.json": "?"}})
-    assert [cell.info["name"] for cell in read_cells(tmp_path)] == ["other/c", "study/a", "study/b"]
-    assert [cell.done for cell in read_cells(tmp_path / "study")] == [True, False]
-    assert is_done(tmp_path / "study/a") and not is_done(tmp_path / "other/c")
-    assert read_cell(tmp_path / "study/b").metrics == {} and read_cell(tmp_path / "study/b").timing() is None
+    found = read_cells(tmp_path)
+    assert [cell.info.get("name") for cell in found] == ["other/c", "study/a", "study/b", None]
+    assert [cell.done for cell in found] == [False, True, False, False]
+    assert [cell.aside is None for cell in found] == [True, True, False, False]
+    assert found[2].aside == "metrics.json: is missing, and DONE names it"
+    assert found[3].aside is not None and found[3].aside.startswith("cell.json: is not JSON: ")
+    assert is_done(tmp_path / "study/a") and not is_done(tmp_path / "other/c") and not is_done(tmp_path / "study/b")
     with pytest.raises(ValueError, match="not a folder"):
         read_cells(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no cell"):
         read_cell(tmp_path)
+    with pytest.raises(ValueError, match="DONE names it"):
+        read_cell(tmp_path / "study/b")
+
+
+def test_a_changed_file_is_noticed_and_a_copy_is_hashed_once(tmp_path, monkeypatch):
+    folder = tmp_path / "cell"
+    folder.mkdir()
+    write_json(folder / "cell.json", INFO)
+    write_json(folder / "metrics.json", {"metrics": []})
+    write_json(folder / "DONE", seal(folder, ["cell.json", "metrics.json"]))
+    hashed: list[str] = []
+    monkeypatch.setattr("lynx_exp.store.done.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    assert read_cell(folder).done and hashed == []
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)  # times are those of now
+    assert read_cell(tmp_path / "copy").done and hashed == ["cell.json", "metrics.json"]
+    assert read_cell(tmp_path / "copy").done and len(hashed) == 2, "only once"
+    text = (folder / "cell.json").read_text()
+    (folder / "cell.json").write_text(text.replace('"batch_size": 4', '"batch_size": 5'))
+    (record,) = read_cells(folder)
+    assert not record.done and record.damage is not None and record.damage.startswith("cell.json: is not the file that")
 
 
 def test_provenance_says_what_ran_and_not_where(monkeypatch, tmp_path):

@@ -51,6 +51,9 @@ class Sweep:
             return folder
         elif state == "done":
             writer.finish(samples=[], metrics={})
+        elif state == "damaged":
+            writer.interrupt()
+            (folder / "status.json").write_text('{"state": ')
         elif state == "failed":
             writer.fail(Fault(kind="oom_device", cls="OutOfMemoryError", message="CUDA out of memory\nmore"), "trace")
         elif state in ("interrupted", "preempted"):

@@ -161,12 +161,13 @@ def test_bad_input(study: Path, other: Path, tmp_path: Path, capsys: pytest.Capt
         ((few, other), "no cell of one asks what a cell of the other does"),
         ((study, tmp_path / "empty"), "holds no finished cell"),
         ((study, tmp_path / "nowhere"), "not a folder"),
-        ((study, few), "damaged ("),
         ((study,), "the following arguments are required: B"),
     ):
         assert results("diff", *arguments) == 2
         err = capsys.readouterr().err
         assert text in err and "Traceback" not in err
+    assert results("diff", study, few) == 1, "what is whole is compared"
+    assert f"set aside: {few / 'a'}: steps.parquet: is not the file that DONE names" in capsys.readouterr().err
 
 
 def test_the_second_excerpt_begins_where_the_first_does() -> None:

@@ -23,6 +23,7 @@ from lynx_exp.launch.run import run_cells
 from lynx_exp.store.cell import record_failure
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json
+from lynx_exp.store.reading import Damaged, read_bytes
 from tests.launch.real_cells import bundled
 from tests.verbs.corruptions import CORRUPTIONS, Corruption, at, first
 from tests.verbs.study import VANILLA, cell_of, edit, results
@@ -162,17 +163,16 @@ def test_a_cell_that_could_not_begin(study: Path) -> None:
 
 def test_files_that_go_while_they_are_read(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cell_of(study) / ".plan.json.x.tmp").write_text("")
-    plain = Path.read_bytes
+    closed = cell_of(study) / "steps.parquet"
 
     def read(path: Path) -> bytes:
         if path.name.endswith(".tmp"):
             path.unlink()
-            raise FileNotFoundError(2, "No such file or directory")
-        if path.name == "steps.parquet" and path.parent == cell_of(study):
-            raise PermissionError(13, "Permission denied")
-        return plain(path)
+        if path == closed:
+            raise Damaged(path, "cannot be read (Permission denied)")
+        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("lynx_exp.checks.content.read_bytes", read)
     found = list(Validation(root=study).run())
     assert {finding.rule for finding in found} == {"readable"} and "Permission denied" in str(found[0])
 

@@ -1,0 +1,40 @@
+"""Where cells and studies are, also those of which little is left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lynx_exp.store.sweeps import FOLDER
+
+MARKS = {"cell.json", "status.json", "plan.json", "DONE"}
+"""A folder with one of these is a cell's, or what is left of one."""
+
+
+def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
+    """Folders of cells at or below `root`, also of those that no longer say what they are; and studies.
+
+    ValueError if `root` is no folder, or holds neither a cell nor what a sweep asked for.
+    """
+    cells, studies = look_for_cells(root)
+    if not studies:
+        raise ValueError(f"{root}: holds no cell; give a cell, a study (results/STUDY) or a folder above")
+    return cells, studies
+
+
+def look_for_cells(root: Path) -> tuple[list[Path], list[Path]]:
+    """The same; there may be none. A folder beside cells that cannot be looked into counts as one."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
+    cells, studies, closed = [], set(), list[Path]()
+    for place, folders, files in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folder = Path(place)
+        if folder.name == FOLDER and any(name.endswith(".json") for name in files):
+            studies.add(folder.parent)
+        elif not MARKS.isdisjoint(files) or (set(folders) & MARKS):
+            cells.append(folder)
+            studies.add(folder.parent)
+            folders.clear()
+    cells += [folder for folder in closed if folder.parent in studies]
+    return sorted(cells), sorted(studies)
