@@ -42,15 +42,17 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     if not records:
         raise ValueError(f"{study}: keeps no run of a load generator; give FILES")
     runs = pd.DataFrame(records)
+    # all requests at once where nothing bounds them: their number is what the server was asked to do at once
+    runs["at_once"] = [_at_once(record) for record in records]
     runs["load"] = [_load(record) for record in records]
     for side in ("before", "after"):
         runs[f"experts_{side}"] = [(record["experts"] or {}).get(side, np.nan) for record in records]
-    numbers = runs.select_dtypes("number").columns.difference([*LOAD, "run_number"])
+    numbers = runs.select_dtypes("number").columns.difference([*LOAD, "at_once", "run_number"])
     rows = []
     for (model, load, label), part in runs.groupby(["model", "load", "policy_label"], sort=False):
         first = part.iloc[0]
         row = {"model": model, "load": load, "policy_label": label, "runs": len(part)}
-        row |= {name: first[name] for name in (*LOAD[1:], "policy", "phases")}
+        row |= {name: first[name] for name in (*LOAD[1:], "at_once", "policy", "phases")}
         row |= part[numbers].mean().to_dict()
         for name in RANGED:
             ends = (part[name].min(), part[name].max()) if len(part) > 1 else (np.nan, np.nan)
@@ -58,16 +60,26 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
         rows.append(row | _speedup(runs[(runs["model"] == model) & (runs["load"] == load)], part))
     made = pd.DataFrame(rows)
     quality = _quality(study) if quality is None else quality
-    made["points"] = [_points(quality, *each) for each in zip(made.policy_label, made.max_concurrency, strict=True)]
+    made["points"] = [_points(quality, *each) for each in zip(made.policy_label, made.at_once, strict=True)]
     order = {STOCK: 0, "vanilla": 1, "no_drop": 2}
     made["order"] = [order.get(name, 3) for name in made["policy"]]
-    made = made.sort_values(["model", "max_concurrency", "request_rate", "order", "policy_label"], na_position="last")
+    made = made.sort_values(["model", "at_once", "request_rate", "order", "policy_label"], na_position="last")
     return made.drop(columns="order").reset_index(drop=True)
+
+
+def _at_once(record: dict[str, Any]) -> float:
+    """NaN where arrivals have a rate and nothing bounds them."""
+    bound = record["max_concurrency"]
+    if bound is None and record["request_rate"] is None:
+        bound = record["num_prompts"]
+    return float("nan") if bound is None else float(bound)
 
 
 def _load(record: dict[str, Any]) -> str:
     rate, concurrency = record["request_rate"], record["max_concurrency"]
     at_once = "no limit" if concurrency is None else f"{concurrency} at once"
+    if rate is None and concurrency is None:
+        return f"all {record['num_prompts']} at once" if record["num_prompts"] is not None else "all at once"
     return at_once if rate is None else f"{rate:g} requests/s, {at_once}"
 
 

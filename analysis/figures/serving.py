@@ -27,9 +27,9 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     written: list[Path] = []
     with matplotlib.rc_context(style.RC):
         for model, part in rows.groupby("model", sort=False):
-            by_rate = part["request_rate"].nunique() > part["max_concurrency"].nunique()
+            by_rate = part["request_rate"].nunique() > part["at_once"].nunique()
             name = NAME if rows["model"].nunique() == 1 else f"{NAME}-{model}"
-            written += _draw(part, folder, name, "request_rate" if by_rate else "max_concurrency")
+            written += _draw(part, folder, name, "request_rate" if by_rate else "at_once")
     return written
 
 
@@ -56,8 +56,6 @@ def _draw(rows: pd.DataFrame, folder: Path, name: str, along: str) -> list[Path]
         axes.set_ylabel(label)
     panels[-1].set_xticks(sorted(points[along].unique()))
     fig.align_ylabels(panels)
-    panels[-1].set_xlabel(
-        "concurrency (requests at once)" if along == "max_concurrency" else "arrivals (requests per second)"
-    )
+    panels[-1].set_xlabel("concurrency (requests at once)" if along == "at_once" else "arrivals (requests per second)")
     style.legend(fig, [Line2D([], [], **look[label].marker_kwargs()) for label in labels], labels)
     return style.save(fig, folder, name, points.drop(columns="series"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lynx_exp.exits import FAILED
+from lynx_exp.results.main import say
+
 HELP = "results of vLLM's own load generator, beside a study's cells: quality and speed in one table and figure"
 DESCRIPTION = """\
 FILES are what `vllm bench serve --save-result` wrote, or folders of `vllm bench sweep`. Each run is kept in
@@ -23,13 +26,16 @@ def add(verb: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     from analysis.serving import show
     from lynx_exp.store.files import write_json
-    from lynx_exp.store.read_serving import bench_files, file_of, read_bench
+    from lynx_exp.store.read_serving import bench_files, damaged_serving, file_of, read_runs
 
-    records = [read_bench(path) for path in bench_files(asked.files)]
+    records = [record for path in bench_files(asked.files) for record in read_runs(path)]
     for record in records:
         path = file_of(asked.to, record)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     for path in show(asked.to):
         print(path)
-    return 0
+    damaged = damaged_serving(asked.to)
+    for line in damaged:
+        say(f"set aside: {line}")
+    return FAILED if damaged else 0

@@ -104,23 +104,25 @@ def read_cells(root: Path | str, *, besides: Collection[str] = ()) -> list[CellR
 
 def _read(folder: Path, besides: Collection[str]) -> CellRecord:
     parts: dict[str, dict[str, Any]] = {"info": {}, "metrics": {}, "status": {}, "provenance": {}, "timing_info": {}}
-    form = damage = None
-    finished = False
+    found: list[str] = []
+    form = None
+    finished = (folder / DONE).exists()
     try:
-        finished = (folder / DONE).exists()
         parts["info"] = _info(folder, finished)
         form = _other_form(parts["info"])
-        if form is None:
-            if finished:
-                check_sealed(folder, read_done(folder), besides)
-            for part, file in _FILES.items():
-                if (folder / file).exists() or (finished and part == "metrics"):
-                    parts[part] = read_value(folder / file)
+        if finished and form is None:
+            check_sealed(folder, read_done(folder), besides)
     except Damaged as error:
-        damage = str(error)
-    except OSError as error:
-        damage = f"cannot be looked into ({error.strerror or error})"
-    return CellRecord(path=folder, done=finished and not form and not damage, damage=damage, form=form, **parts)
+        found.append(str(error))
+    for part, file in _FILES.items() if form is None else ():
+        try:
+            parts[part] = read_value(folder / file)
+        except Missing as error:
+            found += [str(error)] if finished and part == "metrics" else []
+        except Damaged as error:
+            found.append(str(error))
+    done = finished and not form and not found
+    return CellRecord(path=folder, done=done, damage=found[0] if found else None, form=form, **parts)
 
 
 _FILES = {

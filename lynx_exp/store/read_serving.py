@@ -10,7 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lynx_exp.config import default_parameters, did_you_mean, label_policy
-from lynx_exp.store.files import read_json
+from lynx_exp.store.forms import fault
+from lynx_exp.store.reading import Damaged, read_bytes, read_value, value_or_empty
+from lynx_exp.store.shapes import anything, count, either, fields, items, maybe, number, text, wrong
 
 FOLDER = "serving"
 """Of a study."""
@@ -32,10 +34,35 @@ def bench_files(paths: Iterable[Path]) -> Iterator[Path]:
             continue
         if not path.is_dir():
             raise ValueError(f"{path}: no such file or folder")
-        found = [file for file in sorted(path.rglob("*.json")) if is_run(read_json(file)) and file.stem != "warmup"]
+        found = [file for file in sorted(path.rglob("*.json")) if file.stem != "warmup" and _has_runs(file)]
         if not found:
             raise ValueError(f"{path}: holds no result of `vllm bench serve --save-result`")
         yield from found
+
+
+def _has_runs(path: Path) -> bool:
+    """Also a damaged file that had some: who reads it says so."""
+    try:
+        return any(map(is_run, _values(path)))
+    except Damaged:
+        return path.is_file() and b'"request_throughput"' in path.read_bytes()
+
+
+def _values(path: Path) -> list[Any]:
+    """The JSON values of a file, one after another: `--append-result` adds one a run."""
+    try:
+        said = read_bytes(path).decode("utf-8-sig")
+        decoder, at, found = json.JSONDecoder(), 0, list[Any]()
+        while rest := len(said[at:].lstrip()):
+            value, at = decoder.raw_decode(said, len(said) - rest)
+            found.append(value)
+    except RecursionError as error:
+        raise Damaged(path, "nested too deep") from error
+    except ValueError as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(path, f"is not JSON: {error}") from error
+    return found
 
 
 def is_run(content: Any) -> bool:
@@ -44,23 +71,60 @@ def is_run(content: Any) -> bool:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """One run in our form: policy, load, throughput, TTFT / TPOT / ITL / E2EL in milliseconds, and the experts that the
-    server's plugin counted, where its report is at hand. ValueError if it is something else, or of no use."""
-    content = read_json(path)
-    if not is_run(content):
+    """The only run of a file, as `read_runs`."""
+    found = read_runs(path)
+    if len(found) != 1:
+        raise ValueError(f"{path}: holds {len(found)} runs, not one")
+    return found[0]
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Every run of a file in our form: policy, load, throughput, TTFT / TPOT / ITL / E2EL in milliseconds, and the
+    experts that the server's plugin counted, where its report is at hand. ValueError if there is something else in it,
+    or a run of no use."""
+    try:
+        contents = _values(path)
+    except Damaged as error:
+        raise ValueError(f"{path}: not a result of `vllm bench serve --save-result`: {error.reason}") from error
+    if not contents or not all(map(is_run, contents)):
         raise ValueError(f"{path}: not a result of `vllm bench serve --save-result`")
-    if not content.get("completed"):
-        raise ValueError(f"{path}: no request was completed: its numbers say nothing")
+    records = []
+    for place, content in enumerate(contents, 1):
+        head = f"{path}: run {place}" if len(contents) > 1 else str(path)
+        if reason := fault(content, _RUN):
+            raise ValueError(f"{head}: {reason}")
+        if not content.get("completed"):
+            raise ValueError(f"{head}: no request was completed: its numbers say nothing")
+        records.append(_record(content, path, place if len(contents) > 1 else None))
+    return records
+
+
+_RATE = either(maybe(number), lambda value: None if value == "inf" else wrong(value, "a number of requests a second"))
+_METRICS = [f"{statistic}_{metric}_ms" for statistic in STATISTICS for metric in METRICS]
+_RUN = fields(
+    {"duration": number, "completed": maybe(count), "request_throughput": number, "median_tpot_ms": maybe(number)},
+    {
+        **dict.fromkeys((*_COUNTS, "run_number"), maybe(count)),
+        **dict.fromkeys((*_WHOLE, *_METRICS, "burstiness"), maybe(number)),
+        "request_rate": _RATE,
+    },
+)
+"""What `vllm bench serve` saves, as far as it is read."""
+
+
+def _record(content: Mapping[str, Any], path: Path, place: int | None) -> dict[str, Any]:
+    """`place`: of the run in its file, where there are several."""
     setting = setting_of(content, path)
+    whole = path.read_bytes() if place is None else json.dumps(content, sort_keys=True).encode()
     record: dict[str, Any] = {
         "source": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(whole).hexdigest(),
         "date": content.get("date"),
         "model": PurePath(str(content.get("model_id"))).name,
         "request_rate": _finite(content.get("request_rate")),
         "burstiness": content.get("burstiness"),
         "duration_s": content["duration"],
-        "run_number": content.get("run_number", 0),
+        "run_number": content.get("run_number") or (0 if place is None else place - 1),
     }
     record |= {name: content.get(name) for name in (*_COUNTS, *_WHOLE)}
     for metric in METRICS:
@@ -76,9 +140,11 @@ def setting_of(content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     (`--metadata policy=lynx alpha=3`). None: the server had none."""
     more = content.get("additional_config")
     if isinstance(more, str):
-        more = json.loads(more)
-    if isinstance(more, dict):
+        more = _number(more)
+    if isinstance(more, dict) and isinstance(more.get("lynx"), dict | None):
         return more.get("lynx")
+    if more is not None:
+        raise ValueError(f"{path}: additional_config: {str(more)[:40]!r}, not the settings of a server")
     name = content.get("policy")
     if not isinstance(name, str) or name == STOCK:
         return None
@@ -98,20 +164,26 @@ def _policies() -> list[str]:
 def _policy(setting: Mapping[str, Any] | None) -> dict[str, Any]:
     if setting is None:
         return {"policy": STOCK, "policy_label": STOCK, "phases": "none"}
-    name, layers = setting.get("policy", "vanilla"), setting.get("layers")
+    name, layers = str(setting.get("policy", "vanilla")), setting.get("layers")
     given = {key: value for key, value in setting.items() if key not in _OWN}
     label = label_policy(name, (default_parameters(name) or {}) | given, layers)
     return {"policy": name, "policy_label": label, "phases": setting.get("phases", "decode")}
 
 
+_REPORT = fields(
+    {"decode_steps": count, "experts_before": items(number), "experts_after": items(number), "by_rows": anything}
+)
+"""What the plugin writes, as far as it is read."""
+
+
 def _experts(setting: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | None:
     """What the plugin counted over the life of the server: its report, where the setting says, or beside the file."""
     named = None if setting is None else setting.get("report")
-    if named is None:
+    if not isinstance(named, str):
         return None
     for place in (Path(named), *(folder / PurePath(named).name for folder in path.parents[:5])):
-        report = read_json(place)
-        if isinstance(report, dict) and report.get("decode_steps"):
+        report = value_or_empty(place, _REPORT)
+        if report.get("decode_steps") and report["experts_before"] and report["experts_after"]:
             before, after = (sum(report[key]) / len(report[key]) for key in ("experts_before", "experts_after"))
             return {
                 "before": before,
@@ -127,12 +199,12 @@ def _finite(value: Any) -> float | None:
     return None if value in (None, "inf") else float(value)
 
 
-def _number(text: Any) -> Any:
+def _number(said: Any) -> Any:
     """Metadata are strings."""
     try:
-        return json.loads(text)
-    except (TypeError, ValueError):
-        return text
+        return json.loads(said)
+    except (TypeError, ValueError, RecursionError):
+        return said
 
 
 def file_of(study: Path, record: Mapping[str, Any]) -> Path:
@@ -142,6 +214,31 @@ def file_of(study: Path, record: Mapping[str, Any]) -> Path:
 
 
 def read_serving(study: Path) -> list[dict[str, Any]]:
-    """All runs that a study keeps."""
-    found = (read_json(path) for path in sorted((study / FOLDER).glob("*.json")))
-    return [record for record in found if isinstance(record, dict)]
+    """All runs that a study keeps; one that is damaged is left out: `damaged_serving` names it."""
+    return [record for record in _kept(study) if isinstance(record, dict)]
+
+
+def damaged_serving(study: Path) -> list[str]:
+    """File and reason of each run that is kept and cannot be read."""
+    return [f"{FOLDER}/{record}" for record in _kept(study) if not isinstance(record, dict)]
+
+
+_NUMBERS = [f"{metric}_{statistic}_ms" for metric in METRICS for statistic in STATISTICS]
+_KEPT = fields(
+    {
+        **dict.fromkeys(("model", "policy", "policy_label", "phases", "sha256"), text),
+        **dict.fromkeys(("request_rate", *_NUMBERS, *_WHOLE), maybe(number)),
+        **dict.fromkeys(("max_concurrency", "num_prompts"), maybe(count)),
+        "run_number": count,
+        "experts": maybe(fields({"before": number, "after": number})),
+    }
+)
+"""What `import` keeps of a run."""
+
+
+def _kept(study: Path) -> Iterator[dict[str, Any] | Damaged]:
+    for path in sorted((study / FOLDER).glob("*.json")):
+        try:
+            yield read_value(path, _KEPT)
+        except Damaged as error:
+            yield error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -86,3 +87,23 @@ def test_the_report_holds_them(bench, tmp_path, capsys):
     assert "16 at once" in section and "2.00 (2.00 to 2.00)" in section and "data:image/png;base64" in section
     assert "script&gt;" in section and "<script" not in section
     assert made == page(tmp_path)
+
+
+def test_the_default_load_has_a_row_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No bound and no rate: all requests come at once."""
+    for number, more in enumerate(({}, lynx())):
+        saved(tmp_path / "bench" / f"{number}.json", max_concurrency=None, request_rate="inf", **more)
+    main(["import", "--format", "vllm-bench", "--to", str(tmp_path / "study"), str(tmp_path / "bench")])
+    out = capsys.readouterr().out
+    assert "all 32 at once" in out and str(tmp_path / "study" / "figures" / "serving.png") in out
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "bench" / "a.json")
+    main(["import", "--format", "vllm-bench", "--to", str(tmp_path / "study"), str(tmp_path / "bench")])
+    (tmp_path / "study" / "serving" / "b.json").write_text("[1]")
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "--format", "vllm-bench", "--to", str(tmp_path / "study")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and "4 at once" in out
+    assert err == "lynx-results: set aside: serving/b.json: holds a list, not fields with names\n"

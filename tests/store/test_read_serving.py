@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lynx_exp.store.read_serving import STOCK, bench_files, file_of, read_bench, read_serving
+from lynx_exp.store.read_serving import STOCK, bench_files, file_of, read_bench, read_runs, read_serving
 from tests.vllm.bench_run import RUN, lynx, saved
 
 
@@ -83,3 +83,34 @@ def test_a_run_is_kept_once(tmp_path):
     other = read_bench(saved(tmp_path / "other.json", run_number=2))
     assert file_of(tmp_path, record) == file_of(tmp_path, dict(record)) != file_of(tmp_path, other)
     assert read_serving(tmp_path) == []
+
+
+def test_several_runs_in_one_file(tmp_path):
+    """As `--append-result` writes them."""
+    path = tmp_path / "runs.json"
+    path.write_text("\n".join(json.dumps(RUN | {"max_concurrency": size, "run_number": None}) for size in (1, 4)))
+    assert list(bench_files([tmp_path])) == [path]
+    records = read_runs(path)
+    assert [record["max_concurrency"] for record in records] == [1, 4]
+    assert [record["run_number"] for record in records] == [0, 1] and len({file_of(tmp_path, r) for r in records}) == 2
+    path.write_text(path.read_text()[:-9])
+    assert list(bench_files([tmp_path])) == [path], "a cut file is not passed over"
+    with pytest.raises(ValueError, match=r"runs\.json: not a result of .*: is not JSON"):
+        read_runs(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"duration": "2 s"}, "duration: '2 s', not a number"),
+        ({"request_rate": "fast"}, "request_rate: 'fast', not a number of requests a second"),
+        ({"max_concurrency": 2**70}, "max_concurrency: an integer of more than 64 bits"),
+        ({"median_tpot_ms": float("nan")}, "median_tpot_ms: nan, not a finite number"),
+        ({"additional_config": [1]}, "not the settings of a server"),
+        ({"completed": 0}, "no request was completed"),
+    ],
+)
+def test_wrong_values_are_one_line(tmp_path, more, said):
+    with pytest.raises(ValueError) as error:
+        read_runs(saved(tmp_path / "run.json", **more))
+    assert said in str(error.value) and str(error.value).startswith(f"{tmp_path}/run.json: ")

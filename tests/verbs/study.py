@@ -50,7 +50,7 @@ def run_study(root: Path) -> Path:
 
 
 def cell_of(study: Path, task: str = "both", policy: str = "lynx") -> Path:
-    (found,) = (r.path for r in read_cells(study) if (r.info["task"], r.info["policy"]) == (task, policy))
+    (found,) = (r.path for r in read_cells(study) if (r.info.get("task"), r.info.get("policy")) == (task, policy))
     return found
 
 

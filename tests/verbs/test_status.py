@@ -20,7 +20,7 @@ from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.survey import STATES, CellState, StudyState, Survey
 from tests.store.claiming import rewrite
-from tests.verbs.study import results
+from tests.verbs.study import results, seal
 from tests.verbs.sweep import START, Sweep
 
 
@@ -105,10 +105,12 @@ def test_time_left_by_the_requests_since_the_start(sweep: Sweep) -> None:
     sweep.asks_for(*"abcde")
     status = sweep.study / "a" / "status.json"
     write_json(status, read_json(status) | {"finished": (START + timedelta(seconds=9)).isoformat()})
+    seal(sweep.study / "a")
     study = look(sweep, 100.0)
     assert study.requests == (10 + 6 + 0 + 3 + 3, 50)
     assert study.rate == pytest.approx(0.16) and study.eta_s == pytest.approx((4 + 10 + 7) / 0.16)
     write_json(status, read_json(status) | {"attempts": [{"started": "2025-12-31T00:00:00+00:00", "lanes": 2}]})
+    seal(sweep.study / "a")
     assert look(sweep, 100.0).rate == pytest.approx(0.11), "half of it was there before"
     sweep.claims.give_back(sweep.study / "b")
     assert look(sweep, 100.0).rate is None and look(sweep, 100.0).eta_s is None, "nobody works"
@@ -188,15 +190,15 @@ def test_the_table(all_states: Sweep) -> None:
     text = shown([look(all_states)])
     head, row, *lines = text.splitlines()
     assert head.split() == ["study", "cells", *STATES, "requests", "a", "second", "ETA"]
-    assert row.split()[-12:-2] == ["8", *["1"] * 8, "28/80"]
+    assert row.split()[-13:-2] == ["9", *["1"] * 9, "31/90"]
     assert "study: failed: oom_device 1" in lines
     assert "study: failed: the failed: oom_device: CUDA out of memory" in lines
     assert "study: skipped: the skipped: oom_device: batch 8 ran out of memory" in lines
     assert "study: lost: the lost: 1 of 4 lanes are kept" in lines
     assert any(line.endswith(": 1 cell, 1 of 4 lanes") for line in lines)
     few = shown([look(all_states)], most=1)
-    assert "study: and 2 lines more (--once shows all)" in few
-    assert sum(f"{state}: the {state}" in few for state in ("failed", "lost", "skipped")) == 1
+    assert "study: and 3 lines more (--once shows all)" in few
+    assert sum(f"{state}: the {state}" in few for state in ("failed", "lost", "skipped", "damaged")) == 1
 
 
 def test_a_terminal_is_drawn_until_all_is_over(sweep: Sweep) -> None:
@@ -232,7 +234,7 @@ def test_on_the_command_line(all_states: Sweep, capsys: pytest.CaptureFixture[st
     assert "study: failed: the failed: oom_device: CUDA out of memory\n" in capsys.readouterr().out
     assert results("status", "--json", all_states.study) == 1
     (study,) = json.loads(capsys.readouterr().out)["studies"]
-    assert study["counts"] == dict.fromkeys(STATES, 1) and study["requests"] == {"committed": 28, "total": 80}
+    assert study["counts"] == dict.fromkeys(STATES, 1) and study["requests"] == {"committed": 31, "total": 90}
     assert {cell["state"] for cell in study["not_done"]} == set(STATES) - {"done"}
     failed = next(cell for cell in study["not_done"] if cell["state"] == "failed")
     assert failed["kind"] == "oom_device" and failed["lanes"] == {"committed": 1, "total": 4}
