@@ -79,7 +79,7 @@ def parse(path: Path, data: bytes, shape: Shape | None = None) -> dict[str, Any]
     is_yaml = path.suffix in (".yaml", ".yml")
     try:
         text = data.decode()
-        value = parse_yaml(text) if is_yaml else json.loads(text)
+        value = parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise Damaged(path, "nested too deep") from error
     except ValueError as error:
@@ -90,6 +90,10 @@ def parse(path: Path, data: bytes, shape: Shape | None = None) -> dict[str, Any]
     if found is not None:
         raise Damaged(path, found)
     return value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of it")
 
 
 def _brackets(data: bytes) -> int:
