@@ -139,8 +139,8 @@ TABLES = {
 """By the name of the file, without its ending."""
 
 OPTIONAL_COLUMNS = {
-    "responses": ("logprob", "greedy"),
-    "steps": ("changed",),
+    "responses": ("logprob", "greedy", "entered_step", "token_ids", "filler"),
+    "steps": ("changed", "scored_rows"),
     "samples": ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox"),
 }
 """Columns that older cells, or those of other programs, do not have."""
