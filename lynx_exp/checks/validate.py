@@ -13,15 +13,9 @@ from lynx_exp.checks.files import check_config, check_files, check_identity, che
 from lynx_exp.checks.findings import Finding
 from lynx_exp.checks.measured import check_fidelity, check_timing
 from lynx_exp.checks.numbers import check_numbers, check_samples, check_scores
-<<<<<<< HEAD
 from lynx_exp.checks.plans import check_copies, check_plan, check_responses, check_steps
-from lynx_exp.store.files import read_json
-from lynx_exp.store.survey import find_cells
-=======
-from lynx_exp.checks.plans import check_plan, check_responses, check_steps
 from lynx_exp.store.find import find_cells
 from lynx_exp.store.reading import value_or_empty
->>>>>>> d0564d9 (Every file of a study has one reader that checks its form; a cell with a damaged file is set aside and named, the rest is shown)
 
 Rescore = Callable[[Path], str | None]
 """Score a cell's responses anew: None where that changes nothing, else what it changes. ValueError if it cannot be."""

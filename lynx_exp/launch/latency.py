@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-=======
-import os
-from collections.abc import Sequence
-from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any, cast
->>>>>>> d0564d9 (Every file of a study has one reader that checks its form; a cell with a damaged file is set aside and named, the rest is shown)
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
@@ -61,7 +55,7 @@ def measure_cell(
         "phases": cell.config.phases,
         "layers": cell.config.layers,
     }
-<<<<<<< HEAD
+    load_before = load()
     timing = engine.measure_windows(
         windows,
         repeats=measure.repeats,
@@ -73,43 +67,8 @@ def measure_cell(
     if not timing.stable:
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
-    rows, info = timing_rows(timing), _info(cell, timing)
-=======
-    load_before = load()
-    until = {name: getattr(measure, name) for name in ("repeats", "max_repeats", "precision")}
-    timing = engine.measure(prompts, new_tokens=measure.new_tokens, on_step=progress.tokens, **until, **common)
-    if not timing.stable:
-        progress.note(
-            f"{cell.name}: steps still changing after {timing.warmup_rounds} rounds of warm-up; mind its latency"
-        )
-    progress.advance(cell, ("measure", batch_size), 1)
-    rows = [
-        {"name": name, "repeat": repeat, "step": step, "ms": ms}
-        for name in timing.names
-        for repeat, steps in enumerate(timing.step_ms[name])
-        for step, ms in enumerate(steps)
-    ]
-    info = {
-        "new_tokens": measure.new_tokens,
-        "repeats": timing.repeats,
-        "precision_reached": timing.precision_reached,
-        "warmup_rounds": timing.warmup_rounds,
-        "stable": timing.stable,
-        "warmup_round_ms": timing.warmup_round_ms,
-        "graphed": timing.graphed,
-        "experts_implementation": timing.experts_implementation,
-        "candidates_ms": timing.candidates_ms,
-        "serving": timing.serving,
-        "batch_size": batch_size,
-        "vanilla_active_experts": timing.active_experts["vanilla"],
-        "policy_active_experts": timing.active_experts.get("policy"),
-        "threads": torch.get_num_threads(),
-        "context": measure.context,
-        "load_before": load_before,
-        "load_after": load(),
-        "cpus": os.cpu_count(),
-    }
->>>>>>> d0564d9 (Every file of a study has one reader that checks its form; a cell with a damaged file is set aside and named, the rest is shown)
+    rows = timing_rows(timing)
+    info = _info(cell, timing) | {"load_before": load_before, "load_after": load(), "cpus": os.cpu_count()}
     if measure.prefill:
         until: dict[str, Any] = {
             "repeats": measure.windows,
@@ -142,7 +101,6 @@ def measure_cell(
     return rows, info, sections
 
 
-<<<<<<< HEAD
 def _runs(
     cell: Cell, requests: Mapping[str, list[Request]], lanes: Mapping[str, Mapping[int, LaneRecord]]
 ) -> Iterable[LaneRun]:
@@ -206,22 +164,11 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "context": measure.context,
     }
-=======
+
+
 def load() -> float | None:
     """What wanted to run on this machine, mean over the last minute; None where the system does not say."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
         return None
-
-
-def _of_length(prompt: Sequence[int], cell: Cell, engine: LaneEngine) -> list[int]:
-    """The prompt, repeated or cut to `measure.context` tokens."""
-    wanted, room = cell.config.measure.context, cell.config.measure.new_tokens
-    if wanted is None:
-        return list(prompt)
-    most = engine.context_length
-    if most is not None and wanted + room > most:
-        raise ValueError(f"measure.context={wanted}: and measure.new_tokens={room} exceed the model's {most} positions")
-    return list(islice(cycle(prompt), wanted))
->>>>>>> d0564d9 (Every file of a study has one reader that checks its form; a cell with a damaged file is set aside and named, the rest is shown)

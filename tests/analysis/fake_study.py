@@ -273,7 +273,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
     experts |= {"graphed": False, "serving": {}}
-<<<<<<< HEAD
+    experts |= {"load_before": 0.5, "load_after": 0.75, "cpus": 2}
     timing = {
         "new_tokens": 8,
         "windows": repeats,
@@ -282,10 +282,6 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "batch_size": batch_size,
         "threads": 2,
     }
-=======
-    experts |= {"load_before": 0.5, "load_after": 0.75, "cpus": 2}
-    timing = {"new_tokens": 8, "repeats": repeats, "precision_reached": True, "batch_size": batch_size, "threads": 2}
->>>>>>> 9dda5e3 (Made-up cells say how busy the machine was)
     _json(folder / "timing.json", timing | warmup | experts | active)
 
 
