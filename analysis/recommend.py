@@ -13,10 +13,10 @@ from rich.text import Text
 
 from analysis import guards, statistics, verdicts
 from analysis.labels import PROBES
+from analysis.layout import WIDTH, print_warnings
 from analysis.pareto import ACTIVE, CONTROLS, SPEEDUP, Saving
 from analysis.statistics import LEVEL
 from analysis.study import Study
-from analysis.table import WIDTH, print_warnings
 
 NOT_FOR_USE = ("vanilla", *CONTROLS, "random_keep", *PROBES)
 """Vanilla, controls and probes: nobody would deploy them."""

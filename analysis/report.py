@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from analysis import composition, table
+from analysis.conclusion import conclusions
 from analysis.figures import Track
+from analysis.layout import WIDTH, print_warnings, wrapped
 from analysis.study import Study, study
 from analysis.verdicts import MARGIN
 
 
 def print_table(
-    root: str | Path, console: Console | None = None, csv: str | Path | None = None, margin: float = MARGIN
+    root: str | Path,
+    console: Console | None = None,
+    csv: str | Path | None = None,
+    margin: float = MARGIN,
+    *,
+    by: table.By = "mean",
+    policies: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    sort: str = "policy",
+    legend: bool = False,
 ) -> Study:
-    """Print every finished cell below `root` by task and batch size, and write the numbers to `csv` if given.
+    """Print what the finished cells below `root` come to: a line of conclusion and the macro means for each batch size,
+    with `by` "task" or "all" every subtask; write the numbers to `csv` if given.
 
-    `margin`: points that a difference is tested to be within. Raises ValueError if the folder holds no finished cell.
+    `margin`: points that a difference is tested to be within. `policies`, `tasks`: only these. `sort`: one of
+    `table.SORTS`. Raises ValueError if the folder holds no finished cell, or for a name that is not on record.
     Returns what was printed.
     """
-    found = study(root, margin)
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=table.WIDTH)
-    table.print_warnings(found.warnings, console)
-    table.print_rows(found.rows, found.summary, console)
+    found = study(root, margin).only(policies, tasks)
+    console = console or _console()
+    print_warnings(found.warnings, console)
+    for line in conclusions(found):
+        console.print(wrapped(f"→ {line}", "bold"))
+    console.print()
+    table.print_rows(found.rows, found.summary, console, by=by, sort=sort)
+    if legend and by == "mean":
+        table.print_legend(found.rows, found.summary, console)
     table.print_mixes(composition.summary(found.lanes), console)
     if csv is not None:
         for file in table.write_csv(found.rows, found.summary, found.lanes, csv):
             console.print(f"wrote {file}", soft_wrap=True, markup=False)
     return found
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def write_figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +41,27 @@ class Study:
         settings = settings_of(self.records.cells)
         cells = {cell for cell, of in settings.items() if of == setting}
         return replace(self, records=self.records.of(cells), **own) if len(cells) < len(settings) else self
+
+    def only(self, policies: Sequence[str] = (), tasks: Sequence[str] = ()) -> Study:
+        """What there is of these policies (by name or label; vanilla stays, to compare with) and of these tasks or
+        subtasks, the means taken anew; all where none is named. ValueError for one that is not on record."""
+        rows = self.rows
+        if tasks:
+            _known("--task", tasks, [*rows["task"], *rows["subtask"]])
+            rows = rows[rows["task"].isin(tasks) | rows["subtask"].isin(tasks)]
+        if policies:
+            _known("--policy", policies, [*rows["policy"], *rows["series"]])
+            chosen = rows["policy"].isin(policies) | rows["series"].isin(policies)
+            rows = rows[chosen | (rows["policy"] == "vanilla")]
+        averaged = judged(summary(self.records, rows), self.margin)
+        return replace(self, rows=rows, summary=averaged)
+
+
+def _known(option: str, names: Sequence[str], known: Iterable[str]) -> None:
+    there = list(dict.fromkeys(known))
+    for name in names:
+        if name not in there:
+            raise ValueError(f"{option} {name}: not on record; there are {', '.join(sorted(there))}")
 
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:

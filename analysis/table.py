@@ -1,96 +1,130 @@
-"""The results table: rich text grouped by task and batch size, macro means last, and the same numbers as CSV."""
+"""The results table: a line that says what came of it, the means over subtasks, and on request each subtask."""
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from analysis import guards, verdicts
+from analysis import columns, guards
+from analysis.layout import title, wrapped
 
-WIDTH = 100
-"""Columns that the table fits into; also the width where output is not a terminal."""
+By = Literal["mean", "task", "all"]
+"""Which blocks: means over subtasks, each subtask, or both."""
 
-_SCORE, _DIFFERENCE, _VERDICT, _STEP, _SPEEDUP, _ACTIVE = 13, 19, 6, 4, 16, 4
-_LABEL = WIDTH - (_SCORE + _DIFFERENCE + _VERDICT + _STEP + _SPEEDUP + _ACTIVE) - 6
+SORTS = ("policy", "score", "difference", "speedup", "run_speedup", "active_experts", "kl")
+"""What rows may be ordered by; all but `policy` put the best first."""
 
-
-def print_warnings(warnings: Sequence[str], console: Console) -> None:
-    """What holds for every table below, before them."""
-    for line in warnings:
-        console.print(Text("\n".join(textwrap.wrap(f"! {line}", WIDTH, subsequent_indent="  ")), style="yellow"))
-    if warnings:
-        console.print()
+_FEWER_IS_BETTER = ("active_experts", "kl")
 
 
-def print_rows(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
-    """One table per (setting, subtask, batch size), then the macro means per batch size; both with the columns of
-    `verdicts.judged`."""
-    for (setting, task, subtask, batch), group in rows.groupby(["setting", "task", "subtask", "batch_size"], sort=True):
-        first = group.iloc[0]
-        names = (task if task == subtask else f"{task}: {subtask}", f"batch size {batch}", setting)
-        behind = first["metric"] if first["filter"] in (None, "none", "") else f"{first['metric']} ({first['filter']})"
-        counted = f"{behind}, {first['documents']} documents in {first['lanes']} lanes"
-        console.print(_table(group, title=_title(*names), about=counted, unit=first["unit"]))
-        _print_flagged(group, console)
-    for (setting, batch), group in summary.groupby(["setting", "batch_size"], sort=True) if len(summary) else ():
-        title = _title("mean over subtasks", f"batch size {batch}", setting)
-        console.print(_table(group, title=title, about=f"{group['all_subtasks'].max()} subtasks", unit="points"))
-        _print_flagged(group, console)
+def print_rows(
+    rows: pd.DataFrame, summary: pd.DataFrame, console: Console, *, by: By = "all", sort: str = "policy"
+) -> None:
+    """Macro means per batch size and one table per (setting, subtask, batch size), both with the columns of
+    `verdicts.judged`. Where there is one subtask, its own block stands for the means."""
+    single = rows["subtask"].nunique() == 1 or summary.empty
+    if by in ("mean", "all") and not single:
+        for (setting, batch), group in summary.groupby(["setting", "batch_size"], sort=True):
+            heading = title("mean over subtasks", f"batch size {batch}", setting)
+            _print_block(group, heading, f"{group['all_subtasks'].max()} subtasks, points", console, sort)
+    if by in ("task", "all") or single:
+        for (setting, task, subtask, batch), group in rows.groupby(
+            ["setting", "task", "subtask", "batch_size"], sort=True
+        ):
+            name = task if task == subtask else f"{task}: {subtask}"
+            _print_block(group, title(name, f"batch size {batch}", setting), _about(group.iloc[0]), console, sort)
     compared = summary[summary["kl"].notna()] if len(summary) else summary
-    for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True) if len(compared) else ():
-        console.print(_fidelity_table(group, _title("distance from vanilla", f"batch size {batch}", setting)))
-        console.print()
-    flagged = rows["guard"].map(guards.is_flagged).any()
-    legend = (
-        _LEGEND.format(margin=f"{rows['margin'].iloc[0]:g}")
-        + (_FIDELITY_LEGEND if len(compared) else "")
-        + (_GUARD_LEGEND if flagged else "")
-    )
-    console.print(Text(legend, style="dim"))
+    if by != "task" and len(compared):
+        for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True):
+            heading = title("distance from vanilla", f"batch size {batch}", setting)
+            about = f"mean over {group['all_subtasks'].max()} subtasks"
+            ordered = group.sort_values("active_experts", kind="stable")
+            console.print(columns.rich_table(ordered, columns.FIDELITY, _heading(heading, about)))
+            console.print()
+    if by == "mean" and not single:
+        console.print(Text("Each subtask: --by task. Legend and columns: --legend, docs/records.md.", style="dim"))
+    else:
+        print_legend(rows, summary, console)
 
+
+def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
+    flagged = rows["guard"].map(guards.is_flagged).any()
+    timed = "step_ms" in rows and rows["step_ms"].notna().any()
+    compared = len(summary) and summary["kl"].notna().any()
+    parts = [_LEGEND.format(margin=f"{rows['margin'].iloc[0]:g}")]
+    parts += [_TIMES_LEGEND] if timed else []
+    parts += [_FIDELITY_LEGEND] if compared else []
+    parts += [_GUARD_LEGEND] if flagged else []
+    console.print(Text("".join(parts), style="dim"))
+
+
+_LEGEND = (
+    "[low,high]: 95 % interval, clustered by lane. difference: to vanilla on the same documents, points.\n"
+    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
+    "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
+    "±{margin} would show if nothing changed (power 80 %). act. exp.: distinct experts a layer in the steps that\n"
+    "made the scored tokens. full: steps in which every slot was taken. Policies act in decode unless a\n"
+    "phase is named. score: percent, or BLEU.\n"
+)
+
+_TIMES_LEGEND = (
+    "step: a decode step's time, the policy's and vanilla's on the same steps. speed-up: paired ratio over\n"
+    "windows of the run; ~ if its precision was not reached or the machine was busy: no candidate. run:\n"
+    "speed-up over every step of the run, by the fitted latency model; ≠ where it contradicts the measured.\n"
+)
 
 _FIDELITY_LEGEND = (
     "KL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
-    "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer."
+    "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer.\n"
 )
-
-_LEGEND = (
-    "[low,high]: 95 % interval, clustered by lane; a speed-up's by window. difference: to vanilla on\n"
-    "the same documents, in points. step: ms per decode step, mean over windows. speed-up: vanilla's\n"
-    "time over the policy's, paired step by step. active: experts per layer and decode step of a full\n"
-    "batch. Policies act in decode unless a phase is named. -: not measured.\n"
-    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
-    "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
-    "±{margin} would show if nothing changed (power 80 %)."
-)
-
 
 _GUARD_LEGEND = (
     f"!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
     f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit, and"
-    f" beyond chance or over {guards.SIZE_ALONE:g} times that much."
+    f" beyond chance or over {guards.SIZE_ALONE:g} times that much.\n"
 )
 
 
-def _print_flagged(group: pd.DataFrame, console: Console) -> None:
-    """A line for each flagged row, then a blank one."""
+def _print_block(group: pd.DataFrame, heading: str, about: str, console: Console, sort: str) -> None:
+    """A table, a line for each flagged row, then a blank one."""
+    group = ordered(group, sort)
+    console.print(columns.rich_table(group, columns.RESULTS, _heading(heading, about)))
     for row in group.to_dict("records"):
         if guards.is_flagged(row["guard"]):
-            line = f"! {row['series']}: {_what_is_off(row)}".replace(" %", _HARD_SPACE + "%")
-            text = "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent="  ")).replace(_HARD_SPACE, " ")
-            console.print(Text(text, style="red"), width=WIDTH)
+            console.print(wrapped(f"! {row['series']}: {_what_is_off(row)}", "red"))
     console.print()
 
 
-_HARD_SPACE = "\N{NO-BREAK SPACE}"
+def ordered(rows: pd.DataFrame, sort: str) -> pd.DataFrame:
+    """Vanilla first, then by `sort`, the best first, what has no number last. ValueError for an unknown name."""
+    if sort not in SORTS:
+        raise ValueError(f"--sort {sort}: must be one of {', '.join(SORTS)}")
+    if sort == "policy" or sort not in rows:
+        return rows
+    sign = 1 if sort in _FEWER_IS_BETTER else -1
+    first = rows["policy"] != "vanilla"
+    return rows.assign(_first=first, _by=sign * rows[sort].astype(float)).sort_values(
+        ["_first", "_by"], kind="stable", na_position="last"
+    )
+
+
+def _heading(name: str, about: str) -> Text:
+    return Text.assemble((name, "bold"), (f"   {about}", "dim"))
+
+
+def _about(first: pd.Series) -> str:
+    behind = first["metric"] if first["filter"] in (None, "none", "") else f"{first['metric']} ({first['filter']})"
+    unit = {"%": ", %", "own": ""}.get(first["unit"], f", {first['unit']}")
+    return f"{behind}{unit}; {first['documents']} documents in {_many(first['lanes'], 'lane')}"
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _what_is_off(row: Mapping[str, Any]) -> str:
@@ -116,48 +150,6 @@ def write_csv(rows: pd.DataFrame, summary: pd.DataFrame, lanes: pd.DataFrame, fi
     return [file, beside["summary"], *([beside["lanes"]] if len(lanes) else [])]
 
 
-def _title(*parts: str) -> str:
-    return " · ".join(part for part in parts if part)
-
-
-def _table(group: pd.DataFrame, *, title: str, about: str, unit: str) -> Table:
-    heading = Text.assemble((title, "bold"), (f"   {about}", "dim"))
-    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
-    table.add_column("policy", width=_LABEL, overflow="fold")
-    table.add_column({"%": "accuracy %", "own": "score"}.get(unit, unit), width=_SCORE)
-    table.add_column("difference", width=_DIFFERENCE)
-    table.add_column("test", width=_VERDICT, justify="right")
-    table.add_column("step\nms", width=_STEP, justify="right")
-    table.add_column("speed-up", width=_SPEEDUP)
-    table.add_column("act.\nexp.", width=_ACTIVE, justify="right")
-    for row in group.to_dict("records"):
-        table.add_row(*_cells(row))
-    return table
-
-
-def _fidelity_table(group: pd.DataFrame, title: str) -> Table:
-    """Sorted by what the policy keeps active, fewest first."""
-    about = f"mean over {group['all_subtasks'].max()} subtasks"
-    heading = Text.assemble((title, "bold"), (f"   {about}", "dim"))
-    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
-    table.add_column("policy", width=_LABEL + 1, overflow="fold")
-    table.add_column("act.\nexp.", width=_ACTIVE, justify="right")
-    table.add_column("difference", width=_DIFFERENCE)
-    table.add_column("KL, mnat/token", width=_DIFFERENCE)
-    table.add_column("agree\n%", width=6, justify="right")
-    table.add_column("select\nµs", width=6, justify="right")
-    for row in group.sort_values("active_experts", kind="stable").to_dict("records"):
-        table.add_row(
-            _label(row),
-            _number(row["active_experts"], "{:.2f}"),
-            _interval(row, "difference", "{:+.1f}"),
-            _interval(row, "kl", "{:.3g}"),
-            _number(row["agreement"], "{:.2f}"),
-            _number(row["selection_us"], "{:.0f}"),
-        )
-    return table
-
-
 _MIX_LEGEND = (
     "Lanes count once each. difference: experts, shuffled lanes minus separate ones of the same requests.\n"
     "tasks: effective number of tasks in a lane, exp of the entropy of its requests' shares."
@@ -169,76 +161,7 @@ def print_mixes(summary: pd.DataFrame, console: Console) -> None:
     if summary.empty:
         return
     for (setting, task, batch), group in summary.groupby(["setting", "task", "batch_size"], sort=True):
-        title = Text(_title(f"{task}: experts by what shares a lane", f"batch size {batch}", setting), style="bold")
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
-        table.add_column("policy", width=WIDTH - 63, overflow="fold")
-        table.add_column("lanes", width=8)
-        table.add_column("number", width=6, justify="right")
-        table.add_column("tasks", width=5, justify="right")
-        table.add_column("active experts", width=20)
-        table.add_column("difference", width=19)
-        for row in group.to_dict("records"):
-            active, difference = _interval(row, "active_experts", "{:.2f}"), _interval(row, "difference", "{:+.2f}")
-            mean_tasks = _number(row["effective_tasks"], "{:.2f}")
-            table.add_row(_label(row), row["mixing"], str(row["lanes"]), mean_tasks, active, difference)
-        console.print(table)
+        heading = title(f"{task}: experts by what shares a lane", f"batch size {batch}", setting)
+        console.print(columns.rich_table(group, columns.MIXES, Text(heading, "bold")))
         console.print()
     console.print(Text(_MIX_LEGEND, style="dim"))
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
-    reference = row["policy"] == "vanilla"
-    label = _label(row)
-    if row.get("subtasks", 0) < row.get("all_subtasks", 0):
-        label.append(f" ({row['subtasks']} of {row['all_subtasks']} subtasks)", style="yellow")
-    difference = "-" if reference else _interval(row, "difference", "{:+.1f}") if row["paired"] else "no vanilla"
-    speedup = "1" if reference and not math.isnan(row["step_ms"]) else _interval(row, "speedup", "{:.2f}")
-    step, active = _number(row["step_ms"], "{:#.3g}"), _number(row["active_experts"], "{:#.3g}")
-    return label, _interval(row, "score", "{:.1f}", ends="{:.0f}"), difference, _verdict(row), step, speedup, active
-
-
-_WORDS = {
-    verdicts.WORSE: ("worse", "red"),
-    verdicts.BETTER: ("gains", "green"),
-    verdicts.PERHAPS_WORSE: ("worse?", "red"),
-    verdicts.PERHAPS_BETTER: ("gains?", "green"),
-    verdicts.NONE: ("-", ""),
-}
-
-
-def _verdict(row: Mapping[str, Any]) -> Text:
-    if row["verdict"] == verdicts.WITHIN:
-        return Text(f"±{row['margin']:g}", style="green")
-    if row["verdict"] == verdicts.OPEN:
-        return Text(f"≥{_count(row['documents_needed'])}", style="yellow")
-    word, style = _WORDS[row["verdict"]]
-    return Text(word, style=style)
-
-
-def _count(number: float) -> str:
-    """Of at most four characters."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 9999.5 and number >= size:
-            return f"{math.ceil(number / size)}{unit}"
-    return f"{math.ceil(number)}"
-
-
-def _label(row: Mapping[str, Any]) -> Text:
-    label = Text(row["series"], style="bold" if row["policy"] == "vanilla" else "")
-    return label.append(" !", style="bold red") if guards.is_flagged(row["guard"]) else label
-
-
-def _interval(row: Mapping[str, Any], name: str, form: str, ends: str = "") -> Text | str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if math.isnan(value) or math.isnan(low):
-        return _number(value, form)
-    inside = f" [{_number(low, ends or form)},{_number(high, ends or form)}]"
-    return Text.assemble(_number(value, form), (inside, "dim"))
-
-
-def _number(value: float, form: str) -> str:
-    """`-` for a missing number; 100.0 loses its zero, 123. its point and -0.0 its sign, to fit the columns."""
-    if math.isnan(value):
-        return "-"
-    text = form.format(value + 0.0).removesuffix(".")
-    return text.removesuffix(".0") if abs(value) > 99.9 else text

@@ -7,7 +7,7 @@ import importlib
 import io
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -36,7 +36,9 @@ class Picture:
 
 
 def pictures(study: Study, track: Track = iter) -> list[Picture]:
-    """Every figure that the records can give; why one is not drawn is logged."""
+    """Every figure that the records can give; why one is not drawn is logged. The study's warnings, which a file of its
+    own carries, stand at the top of the page instead."""
+    study = replace(study, warnings=())
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for module in track(figures.NAMES):
@@ -49,14 +51,16 @@ def pictures(study: Study, track: Track = iter) -> list[Picture]:
 
 
 def gallery(pictures: Iterable[Picture]) -> str:
-    """HTML: a figure for each caption, with its pictures side by side."""
+    """HTML: a figure for each caption, with its pictures side by side; a single one has the whole width."""
     groups = []
-    for caption, same in groupby(pictures, key=lambda one: one.caption):
+    for caption, found in groupby(pictures, key=lambda one: one.caption):
+        same = list(found)
         images = "".join(
             f'<img src="{one.uri}" width="{one.width // 2}" height="{one.height // 2}" alt="{escape(one.name)}">'
             for one in same
         )
-        groups.append(f"<figure><figcaption>{escape(caption)}</figcaption><div>{images}</div></figure>")
+        alone = ' class="alone"' if len(same) == 1 else ""
+        groups.append(f"<figure{alone}><figcaption>{escape(caption)}</figcaption><div>{images}</div></figure>")
     return "".join(groups)
 
 

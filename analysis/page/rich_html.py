@@ -67,19 +67,24 @@ def _segments(text: Text) -> Iterator[str]:
 
 
 def table_html(table: Table) -> str:
-    """`<table>`, its first column as row headings."""
+    """`<table>`, its first column as row headings. Each cell names its column: on a phone a row becomes a card."""
     columns = table.columns
+    names = [f' data-column="{escape(_plain(column.header))}"' for column in columns]
     right = [' class="number"' if column.justify == "right" else "" for column in columns]
     heads = [f'<th scope="col"{at}>{_heading(column.header)}</th>' for column, at in zip(columns, right, strict=True)]
     body = []
     for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
         first, *rest = (inline(Text.assemble(cell, style=row.style or "")) for cell in cells)
-        more = "".join(f"<td{at}>{cell}</td>" for cell, at in zip(rest, right[1:], strict=True))
+        more = "".join(f"<td{at}{name}>{cell}</td>" for cell, at, name in zip(rest, right[1:], names[1:], strict=True))
         first = first.replace("_", "_<wbr>").replace("(", "(<wbr>")  # where a name may be broken, on a phone
         body.append(f'<tr><th scope="row">{first}</th>{more}</tr>')
-    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<table class="results"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def _heading(header: Any) -> str:
+    return inline(_plain(header))
+
+
+def _plain(header: Any) -> str:
     text = header if isinstance(header, Text) else Text(str(header))
-    return inline(" ".join(text.plain.split()))
+    return " ".join(text.plain.split())

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis import composition, guards, table
+from analysis.conclusion import conclusions
 from analysis.page import checks, facts, parts
 from analysis.page.material import Material
 from analysis.page.pictures import gallery
@@ -61,7 +62,9 @@ def _overview(material: Material) -> str:
             ("ran (UTC)", [f"{period[0]} to {period[1]}"] if period else []),
         )
     )
-    return f'<div class="tiles">{shown}</div>{_alarms(material)}{what}'
+    said = "".join(f"<p>{escape(line)}</p>" for line in conclusions(material.study))
+    headline = f'<div class="headline">{said}</div>' if said else ""
+    return f'{headline}<div class="tiles">{shown}</div>{_alarms(material)}{what}'
 
 
 def _models(cells: pd.DataFrame) -> list[str]:

@@ -35,7 +35,7 @@ def measure_cell(
     measure, batch_size = cell.config.measure, cell.config.batch_size
     runs = list(_runs(cell, requests, lanes))
     try:
-        windows = list(draw_windows(runs, measure.new_tokens, measure.max_windows, cell.config.plan_seed))
+        windows = list(draw_windows(runs, measure.new_tokens, measure.max_windows, cell.config.order_seed))
     except ValueError as error:
         note(f"{cell.name}: not timed: {error}")
         progress.advance(cell, ("measure", batch_size), 1)

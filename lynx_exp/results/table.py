@@ -1,4 +1,4 @@
-"""One row a cell: accuracy, difference to vanilla, decode step, speed-up, active experts."""
+"""What a study comes to: accuracy, difference to vanilla, step time, speed-up, active experts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from pathlib import Path
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder, add_margin
 
-HELP = "one row a cell: accuracy, difference to vanilla and what it amounts to, decode step, speed-up, active experts"
+HELP = "a line of conclusion, and per policy: accuracy, difference to vanilla, step time, speed-up, active experts"
+
+SORTS = ("policy", "score", "difference", "speedup", "run_speedup", "active_experts", "kl")
 
 
 def add(verb: argparse.ArgumentParser) -> None:
     add_folder(verb)
+    verb.add_argument(
+        "--by", choices=("mean", "task", "all"), default="mean", help="means over subtasks (default), each, or both"
+    )
+    verb.add_argument("--policy", action="append", default=[], metavar="NAME", help="only this policy; may be repeated")
+    verb.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task or subtask; repeatable")
+    verb.add_argument("--sort", choices=SORTS, default="policy", help="order of rows, the best first")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print every number as JSON")
+    form.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    verb.add_argument("--legend", action="store_true", help="say what each column means")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows and their intervals")
     add_margin(verb)
 
@@ -20,4 +32,22 @@ def add(verb: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     from analysis.report import print_table
 
-    return FAILED if print_table(asked.folder, csv=asked.csv, margin=asked.margin).records.aside else 0
+    if asked.json or asked.markdown:
+        from analysis.study import study
+        from analysis.table_formats import as_json, as_markdown
+
+        found = study(asked.folder, asked.margin).only(asked.policy, asked.task)
+        write = as_json if asked.json else as_markdown
+        print(write(found, by="all" if asked.json else asked.by, sort=asked.sort))
+        return FAILED if found.records.aside else 0
+    found = print_table(
+        asked.folder,
+        csv=asked.csv,
+        margin=asked.margin,
+        by=asked.by,
+        policies=asked.policy,
+        tasks=asked.task,
+        sort=asked.sort,
+        legend=asked.legend,
+    )
+    return FAILED if found.records.aside else 0

@@ -1,0 +1,144 @@
+"""The columns of the results table: what each shows of a row, how wide it is, and when it is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from analysis import verdicts
+from analysis.layout import WIDTH, count, interval, label, number
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table."""
+
+    heading: str
+    width: int
+    cell: Callable[[Row], Text | str]
+    right: bool = True
+    needs: tuple[str, ...] = ()
+    """The column is left out of a table in which none of these has a number."""
+
+
+def shown(columns: Sequence[Column], rows: pd.DataFrame) -> list[Column]:
+    """Those that have something to show."""
+    return [
+        column
+        for column in columns
+        if not column.needs or any(name in rows and rows[name].notna().any() for name in column.needs)
+    ]
+
+
+def rich_table(rows: pd.DataFrame, columns: Sequence[Column], heading: Text) -> Table:
+    """`policy` first, in the room that the others leave."""
+    others = shown(columns, rows)
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), width=WIDTH)
+    table.add_column("policy", width=WIDTH - sum(column.width + 1 for column in others) - 1, overflow="fold")
+    for column in others:
+        table.add_column(column.heading, width=column.width, justify="right" if column.right else "left")
+    for row in rows.to_dict("records"):
+        table.add_row(policy(row), *(column.cell(row) for column in others))
+    return table
+
+
+def policy(row: Row) -> Text:
+    text = label(row)
+    if row.get("subtasks", 0) < row.get("all_subtasks", 0):
+        text.append(f" ({row['subtasks']} of {row['all_subtasks']} subtasks)", style="yellow")
+    return text
+
+
+def is_final(row: Row) -> bool:
+    """Whether the row's speed-up reached its precision on an idle machine (True where nothing was timed)."""
+    return bool(row.get("timing_final", True))
+
+
+def _difference(row: Row) -> Text | str:
+    if row["policy"] == "vanilla":
+        return "-"
+    return interval(row, "difference", "{:+.1f}") if row["paired"] else "no vanilla"
+
+
+_WORDS = {
+    verdicts.WORSE: ("worse", "red"),
+    verdicts.BETTER: ("gains", "green"),
+    verdicts.PERHAPS_WORSE: ("worse?", "red"),
+    verdicts.PERHAPS_BETTER: ("gains?", "green"),
+    verdicts.NONE: ("-", ""),
+}
+
+
+def _verdict(row: Row) -> Text:
+    if row["verdict"] == verdicts.WITHIN:
+        return Text(f"±{row['margin']:g}", style="green")
+    if row["verdict"] == verdicts.OPEN:
+        return Text(f"≥{count(row['documents_needed'])}", style="yellow")
+    word, style = _WORDS[row["verdict"]]
+    return Text(word, style=style)
+
+
+def _step(row: Row) -> str:
+    own, vanilla = row["step_ms"], row.get("vanilla_step_ms", math.nan)
+    if row["policy"] == "vanilla" or math.isnan(vanilla):
+        return number(own, "{:#.3g}")
+    return f"{number(own, '{:#.3g}')}/{number(vanilla, '{:#.3g}')}"
+
+
+def _speedup(row: Row) -> Text | str:
+    if row["policy"] == "vanilla" and not math.isnan(row["step_ms"]):
+        return "1"
+    text = interval(row, "speedup", "{:.2f}")
+    return text if is_final(row) else Text.assemble(text, ("~", "bold yellow"))
+
+
+def _run_speedup(row: Row) -> Text | str:
+    text = number(row["run_speedup"], "{:.2f}")
+    return Text.assemble(text, ("≠", "bold yellow")) if row.get("speedup_disagrees") is True else text
+
+
+def _share(name: str) -> Callable[[Row], str]:
+    return lambda row: number(100 * row[name], "{:.0f}")
+
+
+def _plain(name: str, form: str) -> Callable[[Row], str]:
+    return lambda row: number(row[name], form)
+
+
+RESULTS = (
+    Column(heading="score", width=5, cell=_plain("score", "{:.1f}")),
+    Column(heading="difference", width=19, cell=_difference, right=False),
+    Column(heading="test", width=6, cell=_verdict),
+    Column(heading="step ms\n/vanilla", width=9, cell=_step, needs=("step_ms",)),
+    Column(heading="speed-up", width=17, cell=_speedup, right=False, needs=("speedup",)),
+    Column(heading="run", width=5, cell=_run_speedup, needs=("run_speedup",)),
+    Column(heading="act.\nexp.", width=4, cell=_plain("active_experts", "{:#.3g}"), needs=("active_experts",)),
+    Column(heading="full\n%", width=4, cell=_share("full_steps"), needs=("full_steps",)),
+)
+"""Of `compare.results` and `macro.summary`, with `verdicts.judged`."""
+
+FIDELITY = (
+    Column(heading="act.\nexp.", width=4, cell=_plain("active_experts", "{:.2f}")),
+    Column(heading="difference", width=19, cell=lambda row: interval(row, "difference", "{:+.1f}"), right=False),
+    Column(heading="KL, mnat/token", width=19, cell=lambda row: interval(row, "kl", "{:.3g}"), right=False),
+    Column(heading="agree\n%", width=6, cell=_plain("agreement", "{:.2f}")),
+    Column(heading="select\nµs", width=6, cell=_plain("selection_us", "{:.0f}")),
+)
+"""Distance from vanilla."""
+
+MIXES = (
+    Column(heading="lanes", width=8, cell=lambda row: str(row["mixing"]), right=False),
+    Column(heading="number", width=6, cell=lambda row: str(row["lanes"])),
+    Column(heading="tasks", width=5, cell=_plain("effective_tasks", "{:.2f}")),
+    Column(heading="active experts", width=20, cell=lambda row: interval(row, "active_experts", "{:.2f}"), right=False),
+    Column(heading="difference", width=19, cell=lambda row: interval(row, "difference", "{:+.2f}"), right=False),
+)
+"""Of `composition.summary`."""

@@ -1,0 +1,46 @@
+"""What a study comes to, in a line for each batch size: the setting to take, else why none is shown to be safe."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import verdicts
+from analysis.layout import count, title
+from analysis.recommend import ALL, RECOMMENDED, recommendations
+from analysis.study import Study
+
+
+def conclusions(study: Study) -> list[str]:
+    """One line per (setting, batch size), of all subtasks together; empty if no policy was compared with vanilla."""
+    frame = recommendations(study)
+    if frame.empty:
+        return []
+    several = frame["scope"].nunique() > 1
+    lines = []
+    for (setting, batch), block in frame.groupby(["setting", "batch_size"], sort=True):
+        overall = block[block["scope"] == ALL] if (block["scope"] == ALL).any() else block
+        if several and not (block["scope"] == ALL).any():
+            continue
+        place = title(f"batch size {batch}", str(setting))
+        lines.append(f"{place}: {_of(overall, study.margin)}")
+    return lines
+
+
+def _of(block: pd.DataFrame, margin: float) -> str:
+    taken = block[block["why"] == RECOMMENDED]
+    worse = int((block["verdict"] == verdicts.WORSE).sum())
+    losing = f"; {worse} of {len(block)} settings lose more than chance" if worse else ""
+    if len(taken):
+        best = taken.iloc[0]
+        saves = (
+            f"{best['value']:.2f} times vanilla's speed"
+            if best["saving"] == "speedup"
+            else f"{best['value']:.1f} active experts"
+        )
+        return f"{best['series']} is within ±{margin:g} of vanilla at {saves}{losing}"
+    open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna()]
+    if len(open_rows):
+        least = open_rows.loc[open_rows["documents_needed"].idxmin()]
+        needs = f"; {least['series']} would take {count(least['documents_needed'])} documents"
+        return f"no setting is shown to be within ±{margin:g} and to save anything{needs}{losing}"
+    return f"no setting is shown to be within ±{margin:g} and to save anything{losing}"
