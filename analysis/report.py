@@ -74,8 +74,8 @@ def write_figures(
     """
     from analysis import figures
 
-    if only is not None and only not in figures.NAMES:
-        raise ValueError(f"figure {only!r} is unknown; known: {', '.join(figures.NAMES)}")
+    if only is not None and only not in figures.names():
+        raise ValueError(f"figure {only!r} is unknown; known: {', '.join(figures.names())}")
     if paper is not None and paper not in figures.PAPERS:
         raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)

@@ -46,7 +46,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run `lynx-exp ARGUMENTS`; the exit code. Bad input prints one line, or with HYDRA_FULL_ERROR=1 the traceback."""
     from lynx_exp.explain import explain
     from lynx_exp.launch.threads import set_spin
+    from lynx_exp.own_analysis import protect
 
+    protect()
     set_spin()
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lynx_exp.extensions import extended, modules
+
 if TYPE_CHECKING:
     from analysis.study import Study
 
@@ -17,6 +19,14 @@ NAMES = (
 )
 """The modules; a new figure is one more, with a `draw` of the same form. Those with numbers are named after the figures
 of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what they need."""
+
+__path__ += extended("figures")
+
+
+def names() -> tuple[str, ...]:
+    """`NAMES`, and the figures of extensions. ValueError where one of those has the name of another."""
+    return (*NAMES, *modules("figures", Path(__file__).parent))
+
 
 OF_LANES = ("mixing",)
 """Those whose settings do not tell mixes apart: they compare what is a setting each to the others."""
@@ -46,7 +56,7 @@ def draw(
     told, asked = style.WARNINGS.set(found.warnings), style.ASKED.set(only is not None)
     try:
         with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
-            for name in track(NAMES if only is None else (only,)):
+            for name in track(names() if only is None else (only,)):
                 module = importlib.import_module(f"analysis.figures.{name}")
                 settings = set(found.lanes["setting"] if name in OF_LANES else found.rows["setting"])
                 for setting in sorted(settings) or [""]:

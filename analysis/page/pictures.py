@@ -41,7 +41,7 @@ def pictures(study: Study, track: Track = iter) -> list[Picture]:
     study = replace(study, warnings=())
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for module in track(figures.NAMES):
+        for module in track(figures.names()):
             about = importlib.import_module(f"analysis.figures.{module}").__doc__ or module
             caption = about.strip().split("\n\n")[0].replace("\n", " ")
             for file in figures.draw(study, Path(folder) / module, only=module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from lynx_exp.checks.content import TABLES, Content
 from lynx_exp.checks.findings import some
+from lynx_exp.extensions import policy_source
 from lynx_exp.store.cell import FINISHED_FILES, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.identity import SCHEMA, UNTOUCHED, cell_ids, code_digest
@@ -118,7 +119,11 @@ def check_identity(content: Content) -> None:
             "identity", "cell.json", f"the id that the folder ends in, {content.folder.name[-10:]}", cell_id[:10]
         )
     policy = content.config["policy"]
-    if content.provenance.get("code_sha256") != code_digest() or "calibration" in policy:
+    if (
+        content.provenance.get("code_sha256") != code_digest()
+        or "calibration" in policy
+        or policy_source(policy["name"])
+    ):
         return  # another version's ids; or one with a file's content in it, wherever that is
     try:
         expected = cell_ids(

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lynx_exp.config.folders import config_folder
+from lynx_exp.extensions import extension_file
 
 UNSHOWN = (
     *("min_batch", "seed", "calibration", "bins", "score", "warm_up", "warm_up_for", "utility", "power", "guarantee"),
@@ -50,7 +51,10 @@ def _usual_parameters(policy: str) -> dict[str, Any]:
     """What conf/policy says of a policy; empty where it has no file. `knob`: the parameter that match_active sets."""
     file = config_folder() / "policy" / f"{policy}.yaml"
     if not file.is_file():
-        return {}
+        added = extension_file("conf/policy", f"{policy}.yaml")
+        if added is None:
+            return {}
+        file = added
     text = file.read_text()
     knob = re.search(r"^match_active: null\b.*#.*sets (\w+)", text, re.MULTILINE)
     values = OmegaConf.to_container(OmegaConf.create(text))

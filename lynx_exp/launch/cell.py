@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from omegaconf import OmegaConf
 
 from lynx_exp.config import AsDict, Config, Once
+from lynx_exp.extensions import policy_source
 from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads, longest_of
 from lynx_exp.launch.lanes import check_documents
 from lynx_exp.launch.model import ModelFacts, inspect_model
@@ -205,7 +206,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         ids = cell_ids(
             as_dict(config)
             | {"device": device.type, "dtype": dtype}
-            | {"policy": _with_calibration(config, policy, content)},
+            | {"policy": _with_content(config, policy, content)},
             model_digest=model.digest,
             data_digests=data_digests(tasks),
             code=code_digest(),
@@ -231,17 +232,20 @@ def _calibration(config: Config) -> str | None:
     return None if config.model.kind == "random" else find_calibration(config.model.id)
 
 
-def _with_calibration(config: Config, policy: Policy | None, content: Callable[[str], str]) -> dict[str, Any]:
-    """The policy node, with what its calibration file holds in place of where it is."""
+def _with_content(config: Config, policy: Policy | None, content: Callable[[str], str]) -> dict[str, Any]:
+    """The policy node, with what its calibration file holds in place of where it is, and the hash of an extension's
+    source."""
     from lynx_exp.routing import Calibrated, PerLayer
     from lynx_exp.routing.calibration import AUTO
 
     if policy is None:
         return config.policy
+    source = policy_source(config.policy_name)
+    node = config.policy if source is None else config.policy | {"source": source}
     parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
     named = [part.calibration for part in parts if isinstance(part, Calibrated)]
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
-    return config.policy | {"calibration": held[0] if len(set(held)) == 1 else held} if held else config.policy
+    return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
 
 
 @contextmanager

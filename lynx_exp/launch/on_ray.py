@@ -87,7 +87,7 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise ValueError("hydra/launcher=ray: ray is missing: pip install lynx_exp[ray]") from error
+            raise ValueError("hydra/launcher=ray: ray is missing: pip install '.[ray]'") from error
 
         terminated = signal.getsignal(signal.SIGTERM)
         try:

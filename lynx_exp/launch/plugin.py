@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from lynx_exp.config import Config, ModelConfig, at_least, config_folder, refuse_unknown
+from lynx_exp.extensions import extended
 from lynx_exp.launch.arguments import refuse_folder
 from lynx_exp.launch.compose import Composer
 from lynx_exp.launch.grids import MAX_CELLS, check_count, job_grids
@@ -169,10 +170,13 @@ class LynxLauncher(Launcher):
 
 
 class SweepsSearchPath(SearchPathPlugin):
-    """Lets `+study=demo` find `sweeps/study/demo.yaml`."""
+    """Lets `+study=demo` find `sweeps/study/demo.yaml`, and every group what extensions add to it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("lynx-sweeps", f"file://{config_folder('sweeps')}")
+        for part in ("conf", "sweeps"):
+            for folder in extended(part):
+                search_path.append("lynx-extension", f"file://{folder}")
 
 
 @dataclass

@@ -86,7 +86,7 @@ class Slurm:
         try:
             import submitit
         except ImportError as error:
-            raise ValueError("hydra/launcher=slurm: submitit is missing: pip install lynx_exp[slurm]") from error
+            raise ValueError("hydra/launcher=slurm: submitit is missing: pip install '.[slurm]'") from error
 
         logging.getLogger("submitit").setLevel(logging.CRITICAL)  # sacct's hiccups, between the lines of the progress
         try:

@@ -14,7 +14,7 @@ HELP = "make a Weights & Biases workspace (or report) of the cells"
 DESCRIPTION = """\
 Makes a workspace in the project that the cells were logged to, with panels for what a policy costs and saves, scores,
 active experts by decode step, latency and answers, filtered to the studies of FOLDER. Needs wandb-workspaces
-(pip install 'lynx_exp[dashboard]') and a server; with --json none: it is printed instead."""
+(pip install '.[dashboard]') and a server; with --json none: it is printed instead."""
 
 
 def add(verb: argparse.ArgumentParser) -> None:

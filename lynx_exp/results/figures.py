@@ -14,9 +14,10 @@ HELP = "draw every figure that the records can give"
 
 
 def add(verb: argparse.ArgumentParser) -> None:
-    from analysis.figures import NAMES
+    from analysis.figures import names
 
-    verb.add_argument("--only", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
+    known = names()
+    verb.add_argument("--only", choices=known, metavar="NAME", help=f"one of: {', '.join(known)}")
     add_drawing(verb)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from lynx_exp.own_analysis import protect
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 
 COMMAND = "lynx-results"
@@ -76,6 +77,7 @@ class _Verb(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (something failed, or was found wrong), 2 (bad input) or 130 (interrupted)."""
+    protect()
     asked = parser().parse_args(arguments)
     try:
         code = asked.run(asked)
@@ -113,3 +115,7 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EI
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from lynx_exp.routing.build import build_policy, policy_names
 from lynx_exp.routing.calibration import Calibrated, Calibration
+from lynx_exp.routing.lanes import best_mask, lane_sum
 from lynx_exp.routing.per_layer import PerLayer, layer_range
 from lynx_exp.routing.policy import Knob, LanePolicy, Phased, Policy
 from lynx_exp.routing.rule import RouterRule
@@ -21,7 +22,9 @@ __all__ = [
     "RouterRule",
     "Routing",
     "StepContext",
+    "best_mask",
     "build_policy",
+    "lane_sum",
     "layer_range",
     "policy_names",
 ]

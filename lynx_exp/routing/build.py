@@ -6,10 +6,12 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lynx_exp.extensions import modules
 from lynx_exp.routing import policies
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
@@ -20,7 +22,9 @@ LARGEST = 2**32 - 1
 
 @cache
 def policy_names() -> tuple[str, ...]:
-    """All policies: the modules of `lynx_exp.routing.policies`."""
+    """All policies: the modules of `lynx_exp.routing.policies`, of extensions too. ValueError where one of those has
+    the name of another."""
+    modules("policies", Path(str(policies.__file__)).parent)
     return tuple(sorted(module.name for module in iter_modules(policies.__path__)))
 
 
@@ -36,7 +40,8 @@ def policy_class(name: str) -> type[Policy]:
         for c in vars(module).values()
         if isinstance(c, type) and issubclass(c, Policy) and c.__module__ == module.__name__
     ]
-    assert len(own) == 1, f"{module.__name__} must define exactly one policy"
+    if len(own) != 1:
+        raise ValueError(f"policy={name}: {module.__file__} defines {len(own)} policies; it must define exactly one")
     return own[0]
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lynx_exp.extensions import extension_file
 from lynx_exp.tasks.index import cached_index, group_entry, index_of
 from lynx_exp.tasks.mini.dataset import FOLDER
 
@@ -63,6 +64,9 @@ def find_definition(name: str) -> Path:
         return _existing(name)
     if name in mini_tasks():
         return FOLDER / f"{name}.yaml"
+    added = extension_file("tasks", f"{name}.yaml")
+    if added is not None:
+        return added
     folder = _lm_eval_tasks()
     known = folder / STOCK[name] if name in STOCK else None
     if known is not None and known.is_file():

@@ -68,7 +68,7 @@ def _import(module: str, task: str) -> None:
         if not isinstance(error, ModuleNotFoundError):
             raise ValueError(f"task {task}: {module} cannot be imported: {error}") from error
         package = "sympy" if (error.name or "").split(".")[0] == "sympy" else "math-verify"
-        raise ValueError(f"task {task}: needs {package}; pip install 'lynx_exp[math]'") from error
+        raise ValueError(f"task {task}: needs {package}; pip install '.[math]' in a checkout") from error
 
 
 def scored_elsewhere(definition: Path) -> Process | None:

@@ -1,6 +1,6 @@
 """A Weights & Biases workspace, or report, of studies: panels over what `lynx_exp.tracking.content` logs.
 
-Needs wandb-workspaces (`pip install lynx_exp[dashboard]`). Nothing here talks to a server but `save`.
+Needs wandb-workspaces (`pip install '.[dashboard]'`). Nothing here talks to a server but `save`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def build(kind: Kind, shown: Shown, *, entity: str, project: str, printed: bool 
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise ValueError(
-            f"a dashboard needs wandb-workspaces ({error}); run: pip install 'lynx_exp[dashboard]'"
-        ) from error
+        raise ValueError(f"a dashboard needs wandb-workspaces ({error}); run: pip install '.[dashboard]'") from error
     sections = _sections(reports, shown)
     name = ", ".join(shown.studies)
     runs = f"Group in [{', '.join(repr(study) for study in shown.studies)}] and JobType = 'eval'"

@@ -26,7 +26,7 @@ def check_installed() -> None:
     """ValueError, in one line, if there is no vLLM or one that the plugin does not know."""
     if find_spec("vllm") is None:
         raise ValueError(
-            "backend=vllm: vllm is not installed here; `pip install lynx_exp[vllm]` in an environment of its own, "
+            "backend=vllm: vllm is not installed here; `pip install '.[vllm]'` in an environment of its own, "
             "since it pins torch"
         )
     from vllm.version import __version__

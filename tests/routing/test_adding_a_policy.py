@@ -1,4 +1,4 @@
-"""A policy takes one file and one YAML: README's own example, added that way, obeys the laws and runs from the command
+"""A policy takes one file and one YAML: the example of docs/extending.md, added that way, obeys the laws and runs from the command
 line."""
 
 from __future__ import annotations
@@ -18,21 +18,16 @@ from lynx_exp.store.read import read_cells
 from tests.routing.laws import Case, cases
 
 ROOT = Path(__file__).parents[2]
-IMPORTS = """
-from dataclasses import dataclass
-from lynx_exp.routing.lanes import best_mask, lane_sum
-from lynx_exp.routing.policy import LanePolicy
-"""
 
 
 @pytest.fixture(scope="module")
 def added(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the policy's file and a configuration folder; Python and Hydra look there too."""
     folder = tmp_path_factory.mktemp("added")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "class Strongest" in block)
-    assert len(code.splitlines()) < 10
-    (folder / "strongest.py").write_text(IMPORTS + code)
+    assert len(code.splitlines()) < 20
+    (folder / "strongest.py").write_text(code)
     (folder / "conf" / "policy").mkdir(parents=True)
     (folder / "conf" / "policy" / "strongest.yaml").write_text("name: strongest\ncount: 8\n")
     policies.__path__.append(str(folder))

@@ -216,7 +216,7 @@ def test_a_missing_package_is_one_line(module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError) as error, math_packages(find_definition(NAME)):
         raise AssertionError("entered")
-    assert str(error.value) == f"task {NAME}: needs {package}; pip install 'lynx_exp[math]'"
+    assert str(error.value) == f"task {NAME}: needs {package}; pip install '.[math]' in a checkout"
 
 
 def test_another_runtime_that_math_verify_does_not_take_is_one_line(monkeypatch):

@@ -81,4 +81,4 @@ def test_what_it_needs_is_said(
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     assert dashboard(record.path.parent, "--json") == 2
-    assert "pip install 'lynx_exp[dashboard]'" in capsys.readouterr().err
+    assert "pip install '.[dashboard]'" in capsys.readouterr().err
