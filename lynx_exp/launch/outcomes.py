@@ -77,6 +77,20 @@ def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> N
         outcome.folder: outcome for outcome in report.outcomes if outcome.state == "failed"
     }.items():
         console.print(f"failed: {folder}: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
+    for line in _next_commands(states, cells):
+        console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+def _next_commands(states: Mapping[Path, str], cells: Sequence[Cell]) -> list[str]:
+    """What to type next: to see what was found, to look into what failed."""
+    lines = []
+    for study in dict.fromkeys(cell.study for cell in cells):
+        own = [states[cell.folder] for cell in cells if cell.study == study]
+        if any(state in ("done", "skipped") for state in own):
+            lines.append(f"next: lynx-results table {study} | lynx-results report {study}")
+        if "failed" in own:
+            lines.append(f"next: lynx-results status {study}; the same command tries failed cells again")
+    return lines
 
 
 def run_then(cells: Sequence[Cell], console: Console) -> None:

@@ -37,6 +37,7 @@ class WandbTracker:
         self._news = Condition()
         self._open: set[str] = set()
         """Jobs without an answer, by name."""
+        self._logged = 0
         self._failed: dict[str, str] = {}
         self._heard, self._over = 0.0, False
         self._broken = ""
@@ -114,6 +115,7 @@ class WandbTracker:
                     self._failed[name] = answer["why"]
                 else:
                     self._failed.pop(name, None)
+                    self._logged += 1
                 self._heard = monotonic()
                 self._news.notify_all()
         code = process.wait()
@@ -133,6 +135,9 @@ class WandbTracker:
                 why = list(dict.fromkeys(self._failed.values()))
                 more = ", and others" if len(why) > 1 else ""
                 _say(f"warning: wandb: {len(self._failed)} not logged ({why[0]}{more}); {mend}")
+            if self._logged and self._place.mode == "offline":
+                upload = f"`lynx-results sync {self._study} --project {self._place.project}`"
+                _say(f"wandb: {self._logged} runs in {self._study / 'wandb'}; {upload} uploads them")
             if self._open:
                 _say(f"wandb: {len(self._open)} still going up in the background; should that fail, {mend}")
 

@@ -136,8 +136,10 @@ def test_the_records_are_those_of_the_launcher_that_runs_here(bench, launch, gri
     lines = launch.text().splitlines()
     assert lines[0] == "jobs: 2 queued, 0 running, 0 done; cells: 0 of 4 done"
     assert lines[1] == "jobs: 0 queued, 2 running, 0 done; cells: 0 of 4 done"
-    assert lines[-2] == "jobs: 0 queued, 0 running, 2 done; cells: 4 of 4 done"
-    assert lines[-1] == f"4 cells: 4 done, 0 skipped, 0 failed; in {tmp_path}/results/default"
+    assert lines[-3] == "jobs: 0 queued, 0 running, 2 done; cells: 4 of 4 done"
+    study = f"{tmp_path}/results/default"
+    assert lines[-2] == f"4 cells: 4 done, 0 skipped, 0 failed; in {study}"
+    assert lines[-1] == f"next: lynx-results table {study} | lynx-results report {study}"
 
 
 def test_finished_cells_are_not_submitted(bench, launch, grid):
@@ -240,7 +242,7 @@ def test_a_missing_package_is_one_line(cluster, package, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # restored afterwards
     monkeypatch.setitem(sys.modules, package, None)
     extra = {"submitit": "slurm"}.get(package, package)
-    with pytest.raises(ValueError, match=rf"{package} is missing: pip install lynx_exp\[{extra}\]"):
+    with pytest.raises(ValueError, match=rf"{package} is missing: pip install '\.\[{extra}\]'"):
         cluster.submit([], tmp_path)
 
 
