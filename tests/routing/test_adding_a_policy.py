@@ -1,4 +1,4 @@
-"""A policy takes one file and one YAML: the example of docs/extending.md, added that way, obeys the laws and runs from the command
+"""A policy takes one file and one YAML: the example of docs/extending.md obeys the laws and runs from the command
 line."""
 
 from __future__ import annotations
