@@ -73,9 +73,9 @@ _LEGEND = (
 )
 
 _TIMES_LEGEND = (
-    "step: a decode step's time, the policy's and vanilla's on the same steps. speed-up: paired ratio over\n"
+    "step: a decode step's time, the policy's and vanilla's on the same steps. speed-up: their ratio over\n"
     "windows of the run; ~ if its precision was not reached or the machine was busy: no candidate. run:\n"
-    "speed-up over every step of the run, by the fitted latency model; ≠ where it contradicts the measured.\n"
+    "speed-up over every step of the run, by the fitted latency model; ≠ where the measured one differs.\n"
 )
 
 _FIDELITY_LEGEND = (

@@ -114,7 +114,7 @@ def timing_doubts(cells: Sequence[CellRecord]) -> list[tuple[CellRecord, str]]:
         if timing.get("stable") is False:
             found.append((cell, "step times had not settled when the warm-up ended"))
         if timing.get("precision_reached") is False:
-            found.append((cell, f"{timing.get('repeats', '?')} repeats did not reach the precision asked for"))
+            found.append((cell, f"{timing.get('windows', '?')} windows did not reach the precision asked for"))
     return found
 
 

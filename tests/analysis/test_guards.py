@@ -166,7 +166,7 @@ def test_macro_means_name_the_subtasks(flagged: Path) -> None:
 
 def _printed(root: Path, csv: Path | None = None) -> str:
     stream = io.StringIO()
-    print_table(root, console=Console(file=stream, width=100), csv=csv)
+    print_table(root, console=Console(file=stream, width=100), csv=csv, by="all")
     return stream.getvalue()
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +20,8 @@ from rich.console import Console
 from analysis import load, print_table
 from analysis.compare import results
 from analysis.macro import summary
+from analysis.study import study as analysed
+from analysis.table_formats import as_json, as_markdown
 
 Write = Callable[..., Path]
 
@@ -97,19 +100,60 @@ def test_settings_are_not_mixed(cell: Write, tmp_path: Path) -> None:
     assert averaged["setting"].tolist() == ["model one, dtype float32", "model two, dtype bfloat16"]
 
 
-def _printed(root: Path, width: int = 100, csv: Path | None = None) -> str:
+def _printed(root: Path, width: int = 100, csv: Path | None = None, **more: Any) -> str:
     stream = io.StringIO()
-    print_table(root, console=Console(file=stream, width=width), csv=csv)
+    print_table(root, console=Console(file=stream, width=width), csv=csv, **more)
     return stream.getvalue()
 
 
 def test_printed_table_fits_a_hundred_columns(study: Path) -> None:
-    text = _printed(study, width=160)
+    text = _printed(study, width=160, by="all")
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
     assert "mini_truthfulqa: mini_truthfulqa_mc1 · batch size 16" in text
     assert "lynx_v1_latency(keep_experts=4) " in text
     assert text.index("mini_gsm8k · batch size 4") < text.index("mini_gsm8k · batch size 16")
-    assert text.index("mini_wmt16 · batch size 16") < text.index("mean over subtasks · batch size 4")
+    assert text.index("mean over subtasks · batch size 16") < text.index("mini_wmt16 · batch size 4")
+
+
+def test_it_begins_with_the_conclusion_and_the_means_alone(study: Path) -> None:
+    text = _printed(study)
+    assert text.startswith("→ batch size 4: ") and text.index("\n→ batch size 16: ") < text.index("mean over subtasks")
+    assert "mini_gsm8k ·" not in text and "--by task" in text and len(text.splitlines()) < 45
+    assert "±1, within" not in text and "±1, within" in _printed(study, legend=True)
+
+
+def test_of_one_subtask_its_own_rows_stand_for_the_means(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], POLICIES[5]):
+        cell(policy=policy)
+    text = _printed(tmp_path)
+    assert "mean over" not in text and text.count("\nvanilla ") == 1
+
+
+def test_only_what_is_asked_for(study: Path) -> None:
+    text = _printed(study, by="all", policies=["lynx"], tasks=["mini_wmt16"])
+    assert "mini_wmt16 · batch size 16" in text and "mini_gsm8k" not in text and "mean over" not in text
+    assert "lynx(alpha=3, beta=2)" in text and "\nvanilla" in text and "top_k" not in text
+    with pytest.raises(ValueError, match="--policy lynxx: not on record; there are "):
+        _printed(study, policies=["lynxx"])
+    with pytest.raises(ValueError, match="--task gsm8k: not on record; there are mini_gsm8k"):
+        _printed(study, tasks=["gsm8k"])
+
+
+def test_sorted_by_a_column_vanilla_stays_first(study: Path) -> None:
+    text = _printed(study, sort="speedup", tasks=["mini_gsm8k"])
+    block = text[text.index("· batch size 16") :].splitlines()[3:]
+    assert block[0].startswith("vanilla") and block[1].startswith("lynx_v1_latency(keep_experts=4)")
+    with pytest.raises(ValueError, match="--sort tpot: must be one of policy, score"):
+        _printed(study, sort="tpot")
+
+
+def test_json_holds_every_number_and_markdown_the_blocks(study: Path) -> None:
+    whole = json.loads(as_json(analysed(study)))
+    assert len(whole["means"]) == 10 and len(whole["subtasks"]) == 50 and len(whole["conclusions"]) == 2
+    assert whole["means"][0]["policy"] == "vanilla" and whole["means"][0]["difference_low"] is None
+    lines = as_markdown(analysed(study)).splitlines()
+    rows = [line for line in lines if line.startswith("| lynx(alpha=1, beta=2) |")]
+    assert len(rows) == 2 and {line.count("|") for line in lines if line.startswith("|")} == {rows[0].count("|")}
 
 
 def test_csv_holds_rows_and_means(study: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_margin_must_be_above_zero(margin: float, study: Path) -> None:
 
 def printed(root: Path) -> str:
     stream = io.StringIO()
-    print_table(root, console=Console(file=stream, width=100))
+    print_table(root, console=Console(file=stream, width=100), by="all")
     return stream.getvalue()
 
 
