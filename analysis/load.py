@@ -156,9 +156,9 @@ def _timed(cell: CellRecord) -> dict[str, Any]:
 
 
 def is_busy(timing: Mapping[str, Any]) -> bool | None:
-    """Whether more wanted to run than there are CPUs when a cell was timed, by its timing.json; None if not known."""
-    loads = [timing[name] for name in ("load_before", "load_after") if timing.get(name) is not None]
-    return max(loads) > timing["cpus"] if loads and timing.get("cpus") else None
+    """Whether other threads and the model's wanted more than all CPUs when a cell was timed; None if not known."""
+    others, cpus = timing.get("other_threads"), timing.get("cpus")
+    return None if others is None or not cpus else others + min(timing["threads"], cpus) > cpus
 
 
 _REPEATED = ("subtask", "finish_reason")

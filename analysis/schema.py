@@ -95,7 +95,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         ("prefill_tokens", "tokens", "of the timed prefill, over its lane"),
         ("precision_reached", "-", "whether the timing came as near as was asked for; missing = not timed"),
-        ("busy", "-", "whether the load average was above the number of CPUs when it was timed; missing = not known"),
+        (
+            "busy",
+            "-",
+            "whether other threads and the model's wanted more than all CPUs when it was timed; missing = not known",
+        ),
         ("seconds", "s", "wall time of the cell"),
         ("environment", "-", "what can change last bits and times: versions, hardware, threads, as JSON"),
         (

@@ -48,9 +48,9 @@ def check_timing(content: Content) -> None:
     if info.get("precision_reached") is False:
         less = f"wider intervals after {repeats} repeats: not a basis for a ranking"
         content.add("precision", "timing.json", "times as precise as was asked for", less)
-    loads = [info[name] for name in ("load_before", "load_after") if info.get(name) is not None]
-    if loads and info.get("cpus") and max(loads) > info["cpus"]:
-        content.add("busy", "timing.json", f"a load of at most {info['cpus']}, the CPUs", f"{max(loads):.1f}")
+    others, cpus = info.get("other_threads"), info.get("cpus")
+    if others is not None and cpus and others + min(info["threads"], cpus) > cpus:
+        content.add("busy", "timing.json", f"no other threads on the {cpus} CPUs", f"{others:g}, median while timed")
     experts = content.info.get("num_experts")
     for name in ("vanilla_active_experts", *(["policy_active_experts"] if not content.is_untouched else [])):
         if experts is not None and not 1 <= (info[name] or 0) <= experts:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
+from lynx_exp.launch.threads import Others, usable_cores
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine, LaneRun, Request, Window, WindowTiming
@@ -55,20 +55,25 @@ def measure_cell(
         "phases": cell.config.phases,
         "layers": cell.config.layers,
     }
-    load_before = load()
+    others = Others()
+
+    def on_step(tokens: int) -> None:
+        others.look()
+        progress.tokens(tokens)
+
     timing = engine.measure_windows(
         windows,
         repeats=measure.repeats,
         least=min(measure.windows, len(windows)),
         precision=measure.precision,
-        on_step=progress.tokens,
+        on_step=on_step,
         **common,
     )
     if not timing.stable:
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
     rows = timing_rows(timing)
-    info = _info(cell, timing) | {"load_before": load_before, "load_after": load(), "cpus": os.cpu_count()}
+    info = _info(cell, timing) | {"other_threads": others.median(), "cpus": usable_cores()}
     if measure.prefill:
         until: dict[str, Any] = {
             "repeats": measure.windows,
@@ -164,11 +169,3 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "context": measure.context,
     }
-
-
-def load() -> float | None:
-    """What wanted to run on this machine, mean over the last minute; None where the system does not say."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None

@@ -53,6 +53,31 @@ def busy_cores(proc: Path = Path("/proc")) -> float | None:
     return max(0.0, running - own)
 
 
+class Others:
+    """What else wanted to run while something was timed: a look now and then, of which the median counts."""
+
+    def __init__(
+        self,
+        look: Callable[[], float | None] = busy_cores,
+        clock: Callable[[], float] = monotonic,
+        every_s: float = 0.2,
+    ) -> None:
+        self._look, self._clock, self._every_s = look, clock, every_s
+        self._looks: list[float] = []
+        self._last = float("-inf")
+
+    def look(self) -> None:
+        """Call it between steps that are timed."""
+        if self._clock() - self._last >= self._every_s:
+            self._last, seen = self._clock(), self._look()
+            if seen is not None:
+                self._looks.append(seen)
+
+    def median(self) -> float | None:
+        """Threads; None where the system does not say."""
+        return median(self._looks) if self._looks else None
+
+
 class ThreadChooser:
     """Looks at the machine, at most once in `EVERY_S`, and calls `apply` with another number of threads when that fits
     better. `most` is never exceeded."""

@@ -72,7 +72,7 @@ TIMING = fields(
         **dict.fromkeys(("new_tokens", "repeats", "warmup_rounds", "batch_size", "attempt", "threads"), count),
         **dict.fromkeys(("precision_reached", "stable"), flag),
         **dict.fromkeys(("context", "prefill_tokens", "cpus"), maybe(count)),
-        **dict.fromkeys((*_EXPERTS, "load_before", "load_after"), maybe(number)),
+        **dict.fromkeys((*_EXPERTS, "other_threads"), maybe(number)),
         "warmup_round_ms": named(items(number)),
     },
 )

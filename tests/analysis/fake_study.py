@@ -273,7 +273,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
     }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
     experts |= {"graphed": False, "serving": {}}
-    experts |= {"load_before": 0.5, "load_after": 0.75, "cpus": 2}
+    experts |= {"other_threads": 0.0, "cpus": 2}
     timing = {
         "new_tokens": 8,
         "windows": repeats,

@@ -109,7 +109,9 @@ def test_its_tables_are_those_of_the_command_line(study: Path, whole: Page) -> N
     analysis.print_table(study, console=Console(file=file, width=400), by="all")
     printed = {" ".join(line.split()) for line in file.getvalue().splitlines()}
     rows = {" ".join(" ".join(cells).split()) for cells in whole.rows}
-    known = {line for line in printed if re.match(r"(vanilla|no_drop|lynx|random_keep)", line) and "would take" not in line}
+    known = {
+        line for line in printed if re.match(r"(vanilla|no_drop|lynx|random_keep)", line) and "would take" not in line
+    }
     assert len(known) > 50 and known <= rows
 
 

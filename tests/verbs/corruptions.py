@@ -282,7 +282,7 @@ def table() -> Iterator[Corruption]:
     yield of("times of another attempt", "timing", "timing.json", at("attempt", value=2))
     yield of("timed at another batch size", "timing", "timing.json", at("batch_size", value=4))
     yield of("times less precise than asked for", "precision", "timing.json", at("precision_reached", value=False))
-    yield of("timed while others were at work", "busy", "timing.json", at("load_after", value=2.5))
+    yield of("timed while others were at work", "busy", "timing.json", at("other_threads", value=2.5))
     yield of("a warm-up that never settled", "warm-up", "timing.json", at("stable", value=False))
 
     yield to("a copy of a cell", "duplicate identity", lambda f: shutil.copytree(f, f.with_name("copy-0123456789")))

@@ -27,7 +27,7 @@ WMT = TaskConfig(name="mini_wmt16", subtasks=["mini_wmt16"])
 MIX = TaskConfig(name="mix", subtasks=["mini_gsm8k", "mini_wmt16"], weights=[1.0, 1.0])
 
 
-IDLE = {"precision_reached": True, "load_before": 0.5, "load_after": 0.75, "cpus": 2}
+IDLE = {"precision_reached": True, "other_threads": 0.0, "cpus": 2}
 
 
 def configs(root: Path) -> list[Config]:
