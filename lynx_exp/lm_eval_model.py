@@ -72,7 +72,7 @@ class LynxLM(LM):
         phases: str = "decode",
         layers: str | int | Sequence[int] | None = None,
         decode_batch: int | None = None,
-        batching: str = "continuous",
+        batching: str = "auto",
         waves: int = 4,
         tail: str = "filler",
         choices: str = "spread",
@@ -123,7 +123,7 @@ class LynxLM(LM):
         at_least("decode_batch", decode_batch, 1)
         at_least("waves", waves, 1)
         self.decode_batch, self.batch_sizes = decode_batch, {"decode_batch": decode_batch}
-        self._batching, self._waves, self._mixing, self._seed = batching, waves, mixing, seed
+        self._waves, self._mixing, self._seed = waves, mixing, seed
         self._tail, self._choices = tail, choices
         self._scoring, self._truncate, self._revision = scoring, truncate, revision
         self._act: dict[str, Any] = {"phases": phases, "layers": _layers(layers)}
@@ -148,8 +148,8 @@ class LynxLM(LM):
         self._engine.act(self._policy, **self._act)  # what does not fit this model is said now
         if self._act["layers"] is not None:
             layer_range(self._act["layers"], self._engine.num_layers)
-        self._active: list[float] = []
-        """Of each call."""
+        self._batching = self._engine.batching(batching, log.warning)
+        self._active: list[float] = []  # of each call
         if self._policy is not None and decode_batch < self._policy.min_batch:
             log.warning(
                 f"decode_batch={decode_batch}: {policy} leaves lanes of fewer than {self._policy.min_batch} rows "

@@ -48,9 +48,9 @@ class Config:
     """In which layers it acts: numbers and ranges such as 1: or 0,4:8, as text or as a list; null is all."""
     batch_size: int = 16
     """Rows of one lane in decode: the requests that share a batch."""
-    batching: str = "continuous"
+    batching: str = "auto"
     """continuous: a lane of batch_size slots, refilled from its queue, as a server does; static: of batch_size prompts,
-    which drains."""
+    which drains. auto: continuous, but for models whose rows cannot enter at any time. A cell's is one of the two."""
     waves: int = 4
     """Continuous batching: requests of a lane's queue, in batch sizes, at most. More make fewer and longer lanes, with
     fewer fillers."""
@@ -198,7 +198,7 @@ class Config:
     @property
     def is_filled(self) -> bool:
         """Whether fillers keep its lanes full."""
-        return self.batching == "continuous" and self.tail == "filler"
+        return self.batching != "static" and self.tail == "filler"
 
     @property
     def policy_params(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 PHASES = ("decode", "prefill", "both", "none")
-BATCHINGS = ("continuous", "static")
+BATCHINGS = ("auto", "continuous", "static")
 TAILS = ("filler", "drain")
 CHOICES = ("spread", "together")
 SCORINGS = ("decode", "prefill")

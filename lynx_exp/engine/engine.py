@@ -150,6 +150,13 @@ class Engine:
         """What it says of how tokens are drawn, for requests that do not say it themselves."""
         return drawing_of(self.model.generation_config)
 
+    def batching(self, asked: str = "auto", on_note: Callable[[str], None] = _silent) -> str:
+        """What `auto` comes to on this model: continuous, or static where it has no slots, which `on_note` is told."""
+        if asked != "auto" or self.has_slots:
+            return "continuous" if asked == "auto" else asked
+        on_note(f"batching=static: {type(self.model).__name__} has no slots: lanes drain")
+        return "static"
+
     def close(self) -> None:
         """Nothing to do: a model goes when nobody holds it any more."""
 

@@ -43,8 +43,8 @@ def run_padded(
     for job in jobs:
         if job.plan.slots is not None:
             raise ValueError(
-                f"batching=continuous: {type(model).__name__} does not attend to all positions in every layer, so its "
-                "rows cannot enter at any time; use batching=static"
+                f"batching=continuous: {type(model).__name__} has a cache whose rows cannot enter at any time; "
+                "give batching=static"
             )
     for number, job in enumerate(jobs):
         attachment = Attachment(routers, job.act.policy, job.act.phases, job.act.layers)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from lynx_exp.config import AsDict, Config, Once
 from lynx_exp.extensions import policy_source
+from lynx_exp.launch.batching import batching_note, with_batching
 from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check_threads, longest_of
 from lynx_exp.launch.lanes import check_documents
 from lynx_exp.launch.model import ModelFacts, inspect_model
@@ -42,6 +43,8 @@ class Cell:
     ids: Ids
     dtype: str
     device: str
+    note: str | None = None
+    """What its record says of how it is run, though nobody asked for it."""
 
     @property
     def cell_id(self) -> str:
@@ -161,6 +164,13 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     policies = [build(config.policy) for config in configs]
 
+    facts: dict[str, ModelFacts] = {}
+    for config in configs:
+        if (name := model_key(config.model)) not in facts:
+            facts[name] = inspect_model(config.model)
+    notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
+    configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]
+
     found: dict[tuple[Any, ...], tuple[Task, ...]] = {}
     checked: set[tuple[Any, ...]] = set()
     for config in configs:
@@ -174,11 +184,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             for task in found[key]:
                 check_documents(config, task)
 
-    facts: dict[str, ModelFacts] = {}
     for config, policy in zip(configs, policies, strict=True):
         name = model_key(config.model)
-        if name not in facts:
-            facts[name] = inspect_model(config.model)
         if policy is not None:
             shape = ModelShape(
                 num_experts=facts[name].num_experts, top_k=facts[name].top_k, calibration=_calibration(config)
@@ -193,7 +200,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     longest = Once(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
-    for config, policy in zip(configs, policies, strict=True):
+    for config, policy, note in zip(configs, policies, notes, strict=True):
         tasks = found[asked(config)]
         model = facts[model_key(config.model)]
         check_lengths(config, [longest(task) for task in tasks], model.context)
@@ -220,6 +227,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
                 ids=ids,
                 dtype=dtype,
                 device=device.type,
+                note=note,
             )
         )
     return cells

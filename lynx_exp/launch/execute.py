@@ -208,6 +208,8 @@ class Pack:
             return
         attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
         self._open.append(attempt)
+        if cell.note is not None:
+            writer.notes.append(cell.note)
         for task in cell.tasks:
             few = drained(plans[task.name])
             if few:

@@ -42,6 +42,9 @@ class ModelFacts:
     num_layers: int
     context: int | None = None
     """Positions that its configuration names; None: none, or another name for them."""
+    model_type: str = ""
+    slotless: str | None = None
+    """Why its rows cannot enter a decode batch at any time; None: they can."""
 
 
 def inspect_model(model: ModelConfig) -> ModelFacts:
@@ -162,6 +165,15 @@ def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFac
         raise ValueError(f"model.id={model.id}: its configuration has {experts} experts, of which it takes {top_k}")
     layers = _first(config, LAYERS) or 0
     context = _first(config, CONTEXT)
+    from lynx_exp.models.slotless import why_no_slots
+
     return ModelFacts(
-        name=scrub(model.id), digest=name, num_experts=experts, top_k=top_k, num_layers=layers, context=context
+        name=scrub(model.id),
+        digest=name,
+        num_experts=experts,
+        top_k=top_k,
+        num_layers=layers,
+        context=context,
+        model_type=str(config.get("model_type", "")),
+        slotless=why_no_slots(config),
     )

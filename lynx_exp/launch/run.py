@@ -144,6 +144,8 @@ def run_cells(
     console = console or Console(soft_wrap=True)
     cells = prepare_cells(configs, load)
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
+    for note in dict.fromkeys(cell.note for cell in unique if cell.note is not None):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if any(cell.config.plan for cell in unique):
         print_plan(unique, console, packed=packed)
         return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
