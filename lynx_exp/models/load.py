@@ -114,11 +114,16 @@ def random_model(
     device: torch.device,
     experts_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A model of any transformers architecture with random weights, for latency work and tests."""
+    """A model of any transformers architecture with random weights, for latency work and tests.
+
+    They are drawn where they will lie: by a CPU's one core 30 B parameters take minutes. So the numbers that a seed
+    gives differ between kinds of devices; their distribution does not.
+    """
     try:
         resolved = AutoConfig.for_model(model_type, **config)
     except ValueError as error:
         raise ValueError(f"model.config.model_type={model_type}: unknown to the installed transformers") from error
     torch.manual_seed(seed)
-    built = AutoModelForCausalLM.from_config(resolved, dtype=dtype, experts_implementation=experts_implementation)
+    with device:
+        built = AutoModelForCausalLM.from_config(resolved, dtype=dtype, experts_implementation=experts_implementation)
     return built.to(device).eval()
