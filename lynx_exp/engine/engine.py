@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lynx_exp.engine import timed
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.decoder import Decoder, choose_decoder
-from lynx_exp.engine.fastest import fastest_experts
+from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.generate import run_padded
 from lynx_exp.engine.lane import Job
@@ -37,6 +37,7 @@ from lynx_exp.engine.slots import has_slots
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, run_stream
 from lynx_exp.models import Attachment, bind, find_routers, from_first
+from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.routing import ModelShape, Phases, Policy
 
@@ -82,6 +83,8 @@ class Engine:
         self._decoder: type[Decoder] | None = None
         self.auto_experts = False
         """Whether `measure` may choose how experts are computed."""
+        self.experts_note: str | None = None
+        """A way of computing experts that it could not try, and why."""
         self.graphs = True
         """Whether `measure` replays steps as graphs, on a GPU."""
         self._fastest: dict[int, Mapping[str, float]] = {}
@@ -361,10 +364,19 @@ class Engine:
             return self.experts_implementation, {}
         rows = len(prompts)
         if rows not in self._fastest:
-            times = fastest_experts(self.model, self._lane_alone, prompts)
+            refused = self._refused_experts(rows)
+            times = fastest_experts(self.model, self._lane_alone, prompts, without=refused)
             self._fastest[rows] = from_first(times, self.routers)
         times = self._fastest[rows]
         return min(times, key=times.__getitem__), times
+
+    def _refused_experts(self, rows: int) -> tuple[str, ...]:
+        """Candidates that cannot run here; `experts_note` then says why."""
+        if FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
+            return ()
+        why = from_first(refusal(self.model, rows, self.top_k), self.routers)
+        self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
+        return (FEW_ROWS,) if why else ()
 
     def _budget(self) -> int:
         """Bytes for keys and values, the same on every rank."""

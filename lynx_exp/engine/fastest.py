@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.measure import MakeBatch
+from lynx_exp.models.expert_kernels import FEW_ROWS
 from lynx_exp.models.experts import PER_EXPERT
 
-CANDIDATES = {"cpu": (PER_EXPERT, "grouped_mm"), "cuda": ("grouped_mm", "batched_mm")}
+CANDIDATES = {"cpu": (PER_EXPERT, "grouped_mm"), "cuda": (FEW_ROWS, "grouped_mm", "batched_mm")}
 """A device's ways that can be fastest. transformers' eager loop never is; batched_mm copies the weights of each
 token's experts."""
 _BATCHED_ROWS = 8
@@ -24,11 +25,13 @@ _STEPS = 6
 
 @torch.inference_mode()
 def fastest_experts(
-    model: PreTrainedModel, make_batch: MakeBatch, prompts: Sequence[Sequence[int]]
+    model: PreTrainedModel, make_batch: MakeBatch, prompts: Sequence[Sequence[int]], without: Collection[str] = ()
 ) -> Mapping[str, float]:
-    """Name -> median milliseconds of a vanilla step, in interleaved rounds of which the first does not count."""
+    """Name -> median milliseconds of a vanilla step, in interleaved rounds of which the first does not count.
+    `without`: ways that are not tried."""
     device = model.get_input_embeddings().weight.device.type
     names = [n for n in CANDIDATES.get(device, ()) if n != "batched_mm" or len(prompts) <= _BATCHED_ROWS]
+    names = [n for n in names if n not in without]
     current = model.config.get_text_config()._experts_implementation
     if not names or current is None:
         return {current: 0.0}

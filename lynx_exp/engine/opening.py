@@ -17,6 +17,7 @@ from lynx_exp.models import (
     resolve_device,
     resolve_dtype,
 )
+from lynx_exp.models.expert_kernels import FEW_ROWS, device_refusal, require
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def from_pretrained(
     engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib)
     engine.partial = partial
     engine.calibration = find_calibration(model)
-    engine.auto_experts = experts_implementation == "auto"
-    return engine
+    return _with_experts(engine, experts_implementation)
 
 
 def from_config(
@@ -88,12 +88,22 @@ def from_config(
         experts_implementation=_experts(experts_implementation, where),
     )
     engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib)
-    engine.auto_experts = experts_implementation == "auto"
+    return _with_experts(engine, experts_implementation)
+
+
+def _with_experts(engine: Engine, name: str) -> Engine:
+    """ValueError if its experts cannot be computed as they were asked to be."""
+    engine.auto_experts = name == "auto"
+    if name == FEW_ROWS:
+        require(engine.model, 1, engine.top_k)
     return engine
 
 
 def _experts(name: str, device: torch.device) -> str | None:
-    """How experts are computed. `auto`: `lynx_exp.models.experts` on a CPU, else transformers' choice."""
+    """How experts are computed. `auto`: `lynx_exp.models.experts` on a CPU, else transformers' choice. ValueError if
+    the device cannot."""
+    if name == FEW_ROWS and (why := device_refusal(device)) is not None:
+        raise ValueError(f"experts_implementation={FEW_ROWS}: {why}")
     if name == "auto":
         return PER_EXPERT_EXACT if device.type == "cpu" else None
     return name

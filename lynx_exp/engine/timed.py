@@ -72,7 +72,7 @@ def measure_windows(
             on_step=on_step,
             capture=cuda_capture if self.graphs and self.device.type == "cuda" else None,
         )
-    return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
+    return replace(timing, experts_implementation=chosen, candidates_ms=candidates, experts_note=self.experts_note)
 
 
 def measure(

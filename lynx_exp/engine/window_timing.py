@@ -64,6 +64,8 @@ class WindowTiming:
     """How experts were computed, for vanilla and policies alike."""
     candidates_ms: Mapping[str, float] = field(default_factory=dict)
     """Ways to compute experts that were tried -> vanilla's median step in milliseconds. Empty: it was given."""
+    experts_note: str | None = None
+    """A way that could not be tried, and why."""
     serving: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """name -> what a client of a serving engine would see, in milliseconds: TTFT, TPOT, ITL, E2E. Empty: no such
     engine."""

@@ -69,6 +69,8 @@ def measure_cell(
         on_step=on_step,
         **common,
     )
+    if timing.experts_note is not None:
+        note(f"{cell.name}: {timing.experts_note}")
     if not timing.stable:
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
@@ -162,6 +164,7 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
         "graphed": timing.graphed,
         "experts_implementation": timing.experts_implementation,
         "candidates_ms": timing.candidates_ms,
+        "experts_note": timing.experts_note,
         "serving": timing.serving,
         "batch_size": cell.config.batch_size,
         "vanilla_active_experts": timing.active_experts("vanilla"),
