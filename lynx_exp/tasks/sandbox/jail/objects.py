@@ -247,7 +247,7 @@ def mirrored(kind: Any, content: Any, link: Link, number: int, flags: int) -> An
     base = type(content)
     value = kind(content, content.maxlen) if base is deque else kind(content)
     for name, known in {"link": link, "number": number, "flags": flags}.items():
-        base.__setattr__(value, f"_remote_{name}", known)
+        base.__setattr__(value, f"_remote_{name}", known)  # type: ignore[call-arg]
     return value
 
 

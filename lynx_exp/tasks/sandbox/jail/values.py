@@ -26,7 +26,9 @@ TYPES = {f"{kind.__module__}.{kind.__name__}": kind for kind in (*DATA_TYPES, *E
 """Classes that are values themselves, the same on both sides."""
 
 MAPPINGS: dict[str, type] = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
-KEYS, ITEMS, LISTED = type({}.keys()), type({}.items()), type({}.values())
+KEYS: type = type({}.keys())
+ITEMS: type = type({}.items())
+LISTED: type = type({}.values())
 ORDERED_VIEWS = tuple(map(type, (OrderedDict().keys(), OrderedDict().items(), OrderedDict().values())))
 
 Parts = list[Any] | None
@@ -93,8 +95,8 @@ FROM_PARTS: dict[str, tuple[list[Any], Callable[..., Any]]] = {
     "fraction": ([int, int], Fraction),
     "timedelta": ([int] * 3, timedelta),
     "date": ([int] * 3, date),
-    "datetime": ([int] * 8 + [object], lambda *p: datetime(*p[:7], fold=p[7], tzinfo=made_zone(p[8]))),
-    "time": ([int] * 5 + [object], lambda *p: time(*p[:4], fold=p[4], tzinfo=made_zone(p[5]))),
+    "datetime": ([int] * 8 + [object], lambda *p: datetime(*p[:7], fold=p[7], tzinfo=made_zone(p[8]))),  # type: ignore[misc]
+    "time": ([int] * 5 + [object], lambda *p: time(*p[:4], fold=p[4], tzinfo=made_zone(p[5]))),  # type: ignore[misc]
     "timezone": ([timedelta, str], lambda *p: made_zone(list(p))),
     "slice": ([object] * 3, slice),
     "Ellipsis": ([], lambda: Ellipsis),
