@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.masks import mask_maker
 from lynx_exp.engine.prompts import prefill
-from lynx_exp.engine.slots import Cursor, Slots, slot_cache
+from lynx_exp.engine.slots import Cursor, Prefilled, Slots, attends_fully, slot_cache
 
 DIRECT = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Model types whose decoder layer is a pre-norm attention and a pre-norm MoE with plain residuals."""
@@ -38,11 +39,12 @@ class PlainDecoder:
     def __init__(self, model: PreTrainedModel, slots: Slots, cursor: Cursor) -> None:
         self._model, self._cursor = model, cursor
         self._cache = slot_cache(model.config, slots, cursor)
+        self._mask = mask_maker(model.config.get_text_config(), model.dtype)
 
     def step(self, token_R: Tensor) -> Tensor:
         return self._model(
             input_ids=token_R[:, None],
-            attention_mask=self._cursor.mask(),
+            attention_mask=self._mask(self._cursor),
             position_ids=self._cursor.position[:, None],
             past_key_values=self._cache,
             use_cache=True,
@@ -139,33 +141,61 @@ def choose_decoder(model: PreTrainedModel) -> type[PlainDecoder] | type[DirectDe
     spread = len(getattr(model, "hf_device_map", {}) or {}) > 1 or getattr(model, "_tp_size", None) is not None
     rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
     growing = getattr(rotary, "rope_type", None) in ("dynamic", "longrope")  # a table that changes with its length
-    if config.model_type not in DIRECT or clipped or spread or growing:
+    if config.model_type not in DIRECT or clipped or spread or growing or not attends_fully(config):
         return PlainDecoder
     return DirectDecoder if _agree(model) else PlainDecoder
+
+
+_LENGTHS = (3, 17, 40)
+
+
+def _trial(model: PreTrainedModel) -> tuple[list[tuple[int, ...]], Tensor]:
+    """(three prompts, two tokens to feed after each `[2, 3]`)."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    draw = torch.Generator().manual_seed(0)
+    prompts = [tuple(torch.randint(vocabulary, (n,), generator=draw).tolist()) for n in _LENGTHS]
+    return prompts, torch.randint(vocabulary, (2, 3), generator=draw).to(model.get_input_embeddings().weight.device)
+
+
+def _fed(kind: type[Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor) -> Tensor:
+    """`[3, V]` fp32 logits after the tokens."""
+    slots = Slots(made, 3, 64)
+    slots.load([0, 1, 2], made, [0, 1, 2])
+    cursor = Cursor(torch.arange(3, device=tokens.device), torch.tensor(made.lengths, device=tokens.device), 64)
+    decoder = kind(model, slots, cursor)  # type: ignore[call-arg]
+    for token_R in tokens:
+        logits = decoder.step(token_R)
+        cursor.position = cursor.position + 1
+    return logits.float()
 
 
 @torch.inference_mode()
 def _agree(model: PreTrainedModel) -> bool:
     """Whether two steps of three rows at different positions give the same logits, up to rounding."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    draw = torch.Generator().manual_seed(0)
-    prompts = [tuple(torch.randint(vocabulary, (n,), generator=draw).tolist()) for n in (3, 17, 40)]
+    prompts, tokens = _trial(model)
     made = prefill(model, prompts)
-    device = made.logits.device
-    tokens = torch.randint(vocabulary, (2, 3), generator=draw).to(device)
-    found = []
-    for kind in (PlainDecoder, DirectDecoder):
-        slots = Slots(made, 3, 64)
-        slots.load([0, 1, 2], made, [0, 1, 2])
-        cursor = Cursor(torch.arange(3, device=device), torch.tensor(made.lengths, device=device), 64)
-        try:
-            decoder = kind(model, slots, cursor)
-            for token_R in tokens:
-                logits = decoder.step(token_R)
-                cursor.position = cursor.position + 1
-        except (AttributeError, TypeError, RuntimeError):
-            return False
-        found.append(logits.float())
-    spread = found[0].std().clamp_min(1e-6)
+    try:
+        plain, direct = (_fed(kind, model, made, tokens) for kind in (PlainDecoder, DirectDecoder))
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    spread = plain.std().clamp_min(1e-6)
     allowed = 1e-3 if model.dtype == torch.float32 else 0.1
-    return bool(((found[0] - found[1]).abs().max() / spread) <= allowed)
+    return bool(((plain - direct).abs().max() / spread) <= allowed)
+
+
+@torch.inference_mode()
+def decodes_in_slots(model: PreTrainedModel) -> bool:
+    """Whether rows in slots go on as a plain pass over each text alone does, up to rounding: for models whose masks and
+    states are ours to keep. By correlation, since a router's near ties may fall otherwise."""
+    prompts, tokens = _trial(model)
+    try:
+        ours = _fed(PlainDecoder, model, prefill(model, prompts), tokens)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+        return False
+    least = 0.999 if model.dtype == torch.float32 else 0.97
+    for row, prompt in enumerate(prompts):
+        text = torch.tensor([[*prompt, *tokens[:, row].tolist()]], device=tokens.device)
+        whole = model(input_ids=text, use_cache=False).logits[0, -1].float()
+        if not torch.corrcoef(torch.stack([whole, ours[row].to(whole.device)]))[0, 1] >= least:
+            return False
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lynx_exp.engine import timed
 from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.batching import batching, enters_any_time
 from lynx_exp.engine.decoder import Decoder, choose_decoder
 from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
@@ -31,14 +33,14 @@ from lynx_exp.engine.results import LaneResult, Run
 from lynx_exp.engine.sampling import Sampling
 from lynx_exp.engine.score import Scoring, passes, score_pack
 from lynx_exp.engine.sections import Act
-from lynx_exp.engine.selection import selection_time
 from lynx_exp.engine.slot_batch import SlotBatch
-from lynx_exp.engine.slots import has_slots
+from lynx_exp.engine.slots import attends_fully
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, run_stream
 from lynx_exp.models import Attachment, bind, find_routers, from_first
 from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
+from lynx_exp.models.slotless import refuse_unbatched
 from lynx_exp.routing import ModelShape, Phases, Policy
 
 OnStep = Callable[[int], None]
@@ -88,14 +90,14 @@ class Engine:
         self.graphs = True
         """Whether `measure` replays steps as graphs, on a GPU."""
         self._fastest: dict[int, Mapping[str, float]] = {}
-        self.has_slots = has_slots(model.config.get_text_config())
-        """Whether rows may enter and leave at any time: full attention in every layer."""
+        self._continues_prompts = attends_fully(model.config.get_text_config())
+        """Whether continuations are scored behind prompts that were prefilled before."""
 
     feeds_last = False
     """Whether the last token of a continuation that is scored goes through the model, and takes a position."""
 
     from_pretrained = classmethod(from_pretrained)
-    from_config = classmethod(from_config)
+    from_config, batching = classmethod(from_config), batching
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +127,8 @@ class Engine:
         return self._bound[policy]
 
     def act(self, policy: Policy | None, phases: Phases = "decode", layers: str | None = None) -> Act:
-        """The policy, bound, and where it acts."""
+        """The policy, bound, and where it acts. ValueError for a model that would answer wrongly in a batch."""
+        refuse_unbatched({"model_type": self.model.config.get_text_config().model_type})
         return Act(policy=policy and self.bind(policy), phases=phases, layers=layers)
 
     @property
@@ -143,6 +146,11 @@ class Engine:
         """Rows of the embedding."""
         return self.model.get_input_embeddings().num_embeddings
 
+    @cached_property
+    def has_slots(self) -> bool:
+        """Whether rows may enter and leave at any time."""
+        return enters_any_time(self.model)
+
     @property
     def processing(self) -> tuple[Setting, ...]:
         """What the model's own generation_config.json changes of its logits. ValueError for what is not followed."""
@@ -152,13 +160,6 @@ class Engine:
     def drawing(self) -> dict[str, Any]:
         """What it says of how tokens are drawn, for requests that do not say it themselves."""
         return drawing_of(self.model.generation_config)
-
-    def batching(self, asked: str = "auto", on_note: Callable[[str], None] = _silent) -> str:
-        """What `auto` comes to on this model: continuous, or static where it has no slots, which `on_note` is told."""
-        if asked != "auto" or self.has_slots:
-            return "continuous" if asked == "auto" else asked
-        on_note(f"batching=static: {type(self.model).__name__} has no slots: lanes drain")
-        return "static"
 
     def close(self) -> None:
         """Nothing to do: a model goes when nobody holds it any more."""
@@ -345,12 +346,8 @@ class Engine:
         shape = ModelShape(num_experts=self.num_experts, top_k=self.top_k)
         return match_active(policy, target, shape, active)
 
-    def selection_time(self, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
-        """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
-        return selection_time(self.model, self.routers, self.bind(policy), prompts)
-
     measure, measure_windows = timed.measure, timed.measure_windows
-    measure_prefill, breakdown = timed.measure_prefill, timed.breakdown
+    measure_prefill, breakdown, selection_time = timed.measure_prefill, timed.breakdown, timed.selection_time
 
     def _lane_alone(self, prompts: Sequence[Sequence[int]], room: int) -> Batch | SlotBatch:
         if self.has_slots:
@@ -398,6 +395,6 @@ class Engine:
 
     def _scoring_store(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> PromptStore | None:
         """None where prompts must go through the model with their continuations."""
-        if self.has_slots and not all(act.prefills for act in acts):
+        if self._continues_prompts and not all(act.prefills for act in acts):
             return self._store(plan_order(requests, plan))
         return None

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import PREFILL_KEY
-from lynx_exp.engine.prompts import Prompt, prefill, prompt_rows_of
+from lynx_exp.engine.prompts import Prompt, pads_left, prefill, prompt_rows_of
 from lynx_exp.engine.repeats import Interval, Times, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.models import Attachment, Router, count_active, from_first
 from lynx_exp.routing import Phases, Policy
@@ -51,7 +51,7 @@ def time_prefill(
 ) -> PrefillTiming:
     """Warm-up rounds, then repeats as in `measure`; `clock`: seconds."""
     device = model.get_input_embeddings().weight.device
-    rows = prompt_rows_of(prompts, range(len(prompts)), PREFILL_KEY, device)
+    rows = prompt_rows_of(prompts, range(len(prompts)), PREFILL_KEY, device, left=pads_left(model))
 
     def wait() -> None:
         if device.type == "cuda":

@@ -15,13 +15,15 @@ from os.path import commonprefix
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from lynx_exp.engine.batch import POSITIONS
+from lynx_exp.engine.batch import POSITIONS, left_pad
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.plan import BatchPlan, Request
 from lynx_exp.engine.processing import processed
 from lynx_exp.engine.sampling import Draw
-from lynx_exp.engine.slots import Prefilled, Slots
+from lynx_exp.engine.slots import Prefilled, Slots, keeps_states, prompt_cache
+from lynx_exp.engine.states import states_of
 from lynx_exp.models import Rows
 
 Prompt = tuple[int, ...]
@@ -40,7 +42,7 @@ class PromptStore:
         """`prompts`: all of them, in the order in which lanes will ask for them; repeated ones count once."""
         self._model, self._most_bytes = model, most_bytes
         unique = list(dict.fromkeys(prompts))
-        self._prefix_length = _prefix_length(unique)
+        self._prefix_length = 0 if pads_left(model) else _prefix_length(unique)
         self._prefix: tuple[list[Tensor], list[Tensor]] | None = None
         self._chunks = _chunks(unique)
         self._place = {prompt: (c, row) for c, chunk in enumerate(self._chunks) for row, prompt in enumerate(chunk)}
@@ -63,9 +65,10 @@ class PromptStore:
         if not shared:
             return prefill(self._model, prompts)
         if self._prefix is None:
-            cache = DynamicCache(config=self._model.config)
+            cache = prompt_cache(self._model.config)
             run_prompts(self._model, [prompts[0][:shared]], cache)
-            self._prefix = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+            held = attention_layers(cache)
+            self._prefix = [layer.keys for layer in held], [layer.values for layer in held]
         return prefill(self._model, prompts, self._prefix)
 
 
@@ -98,11 +101,14 @@ def prefill(
     model: PreTrainedModel, prompts: Sequence[Prompt], prefix: tuple[list[Tensor], list[Tensor]] | None = None
 ) -> Prefilled:
     """One pass over prompts; those positions that `prefix` holds are not computed again."""
-    cache = DynamicCache(config=model.config)
+    if pads_left(model):
+        assert prefix is None
+        return _prefill_left(model, prompts)
+    cache = prompt_cache(model.config)
     shared = 0
     if prefix is not None:
         shared = prefix[0][0].shape[2]
-        for layer, key, value in zip(cache.layers, *prefix, strict=True):
+        for layer, key, value in zip(_for_attention(cache), *prefix, strict=True):
             layer.update(key.expand(len(prompts), -1, -1, -1), value.expand(len(prompts), -1, -1, -1))
     logits = run_prompts(model, [prompt[shared:] for prompt in prompts], cache, shared)
 
@@ -110,11 +116,55 @@ def prefill(
         return made[:, :, shared:].clone() if shared else made
 
     return Prefilled(
-        keys=[own(layer.keys) for layer in cache.layers],
-        values=[own(layer.values) for layer in cache.layers],
+        keys=[own(layer.keys) for layer in attention_layers(cache)],
+        values=[own(layer.values) for layer in attention_layers(cache)],
         prefix=prefix,
         lengths=[len(prompt) for prompt in prompts],
         logits=logits,
+    )
+
+
+def _for_attention(cache: DynamicCache) -> list[DynamicLayer]:
+    return [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+
+
+def attention_layers(cache: DynamicCache) -> list[DynamicLayer]:
+    """The layers of a cache that hold keys and values."""
+    return [layer for layer in _for_attention(cache) if layer.is_initialized]
+
+
+def pads_left(model: PreTrainedModel) -> bool:
+    """Whether prompts of unequal length are padded on the left when they are prefilled: into states, unlike into keys
+    and values, padding behind a prompt would run."""
+    return keeps_states(model.config.get_text_config())
+
+
+def _prefill_left(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Prefilled:
+    """One pass over prompts padded on the left; their keys and values are moved to where they stand in slots."""
+    device = model.get_input_embeddings().weight.device
+    cache = prompt_cache(model.config)
+    ids_RN, real_RN = left_pad(prompts, device)
+    padded = not bool(real_RN.all())
+    logits = model(
+        input_ids=ids_RN,
+        attention_mask=real_RN.long() if padded else None,
+        position_ids=(real_RN.long().cumsum(-1) - 1).clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    before = [ids_RN.shape[1] - len(prompt) for prompt in prompts]
+
+    def moved(made: Tensor) -> Tensor:
+        return torch.stack([row.roll(-pad, 1) for row, pad in zip(made, before, strict=True)]) if padded else made
+
+    return Prefilled(
+        keys=[moved(layer.keys) for layer in attention_layers(cache)],
+        values=[moved(layer.values) for layer in attention_layers(cache)],
+        prefix=None,
+        lengths=[len(prompt) for prompt in prompts],
+        logits=logits,
+        states=states_of(cache),
     )
 
 
@@ -158,11 +208,15 @@ def run_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], cache: Dynami
         hook.remove()
 
 
-def prompt_rows_of(prompts: Sequence[Prompt], slots: Sequence[int], key: int, device: torch.device) -> Rows:
-    """Who the token rows of a right-padded prefill of one lane are; `slots`: of each prompt in the lane."""
+def prompt_rows_of(
+    prompts: Sequence[Prompt], slots: Sequence[int], key: int, device: torch.device, *, left: bool
+) -> Rows:
+    """Who the token rows of a prefill of one lane are; `slots`: of each prompt in the lane; `left`: as `pads_left`."""
     width = max(map(len, prompts))
-    real_RN = torch.arange(width) < torch.tensor([len(p) for p in prompts])[:, None]
-    row_RN = torch.tensor(slots)[:, None] * POSITIONS + torch.arange(width)
+    length_R1 = torch.tensor([len(p) for p in prompts])[:, None]
+    position_RN = torch.arange(width) - (width - length_R1 if left else 0 * length_R1)
+    real_RN = (position_RN >= 0) & (position_RN < length_R1)
+    row_RN = torch.tensor(slots)[:, None] * POSITIONS + position_RN.clamp_min(0)
     live = real_RN.flatten().to(device)
     return Rows(
         decode=torch.zeros_like(live),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.batch import POSITIONS, PREFILL_KEY
 from lynx_exp.engine.decoder import Decoder
 from lynx_exp.engine.graph import Graphs
-from lynx_exp.engine.prompts import prefill, prompt_rows_of
+from lynx_exp.engine.prompts import pads_left, prefill, prompt_rows_of
 from lynx_exp.engine.slots import Cursor, Slots, round_up
 from lynx_exp.models import Rows
 
@@ -48,13 +48,16 @@ class SlotBatch:
 
     def prefill_rows(self) -> Rows:
         """Who the token rows of the prefill are."""
-        return prompt_rows_of(self._prompts, range(self.num_rows), PREFILL_KEY, self._device)
+        left = pads_left(self._model)
+        return prompt_rows_of(self._prompts, range(self.num_rows), PREFILL_KEY, self._device, left=left)
 
     def prefill(self) -> Tensor:
         """`[R, V]` logits of the token after each prompt."""
         made = prefill(self._model, self._prompts)
         slots = Slots(made, self.num_rows, self._capacity)
         slots.load(list(range(self.num_rows)), made, list(range(self.num_rows)))
+        self._states = slots.states
+        self._before = made.states  # of the same rows; keys and values need no copy, later ones are not looked at
         self._decoder = self._make_decoder(self._model, slots, self._cursor)
         return made.logits
 
@@ -97,3 +100,5 @@ class SlotBatch:
     def rewind(self) -> None:
         """Back to right after the prefill."""
         self._steps = 0
+        for place, state in self._states.items():
+            state.copy_(self._before[place])

@@ -6,16 +6,18 @@ prefill, N positions of its longest prompt, P positions of the prefix that all i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from lynx_exp.engine.likely import most_likely
+from lynx_exp.engine.masks import has_masks
+from lynx_exp.engine.states import StateLayer, States
 
 WIDTH = 32
 """Attention reads a multiple of this many columns: on a CPU a row's bits depend on the number modulo 8 or 16."""
@@ -30,7 +32,7 @@ class Prefilled:
     """Prompts that have gone through the model, right-padded."""
 
     keys: list[Tensor]
-    """A layer: `[n, H, N, D]`, without the prefix."""
+    """A layer with attention: `[n, H, N, D]`, without the prefix."""
     values: list[Tensor]
     prefix: tuple[list[Tensor], list[Tensor]] | None
     """A layer: keys and values `[1, H, P, D]`."""
@@ -38,6 +40,8 @@ class Prefilled:
     """Positions of each prompt, prefix included."""
     logits: Tensor
     """`[n, V]` of the token after each prompt."""
+    states: States = field(default_factory=dict)
+    """Of layers that keep states, after each prompt."""
 
     @cached_property
     def first_tokens(self) -> list[int]:
@@ -48,23 +52,24 @@ class Prefilled:
     def prefix_length(self) -> int:
         return self.prefix[0][0].shape[2] if self.prefix else 0
 
-    @property
-    def position_bytes(self) -> int:
-        """Of keys and values, one row, all layers."""
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
+    def row_bytes(self, capacity: int) -> int:
+        """Of one slot: keys and values of so many positions, and states."""
+        position = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (*self.keys, *self.values))
+        return capacity * position + sum(state[0].nbytes for state in self.states.values())
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values, self.logits))
+        return sum(t.nbytes for t in (*self.keys, *self.values, *self.states.values(), self.logits))
 
 
 class Slots:
-    """Keys and values of S rows."""
+    """Keys and values, and states, of S rows."""
 
     def __init__(self, like: Prefilled, slots: int, capacity: int) -> None:
         self.capacity = capacity
         self.keys = [k.new_zeros(slots, k.shape[1], capacity, k.shape[3]) for k in like.keys]
         self.values = [v.new_zeros(slots, v.shape[1], capacity, v.shape[3]) for v in like.values]
+        self.states = {place: state.new_zeros(slots, *state.shape[1:]) for place, state in like.states.items()}
 
     def load(self, slots: list[int], source: Prefilled, rows: list[int]) -> None:
         """Copy rows of a prefill into slots; columns beyond the capacity are padding for longer prompts."""
@@ -74,17 +79,21 @@ class Slots:
                 to, of = to.to(layer.device), of.to(layer.device)  # layers may be on several devices
                 held = target[:, :, start : start + layer.shape[2]]
                 held[to] = layer[of, :, : held.shape[2]]
+        for place, state in self.states.items():
+            state[to.to(state.device)] = source.states[place][of.to(state.device)]
         if source.prefix is not None:
             for into, made in zip((self.keys, self.values), source.prefix, strict=True):
                 for target, layer in zip(into, made, strict=True):
                     target[to.to(layer.device), :, :start] = layer
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
-        """Copy the first `width` positions of slots to other slots."""
+        """Copy the first `width` positions of slots, and their states, to other slots."""
         of, to = torch.tensor(sources), torch.tensor(targets)
         for buffer in (*self.keys, *self.values):
             of, to = of.to(buffer.device), to.to(buffer.device)
             buffer[to, :, :width] = buffer[of, :, :width]
+        for state in self.states.values():
+            state[to.to(state.device)] = state[of.to(state.device)]
 
 
 @dataclass
@@ -125,13 +134,44 @@ class SlotLayer(DynamicLayer):
 
 def slot_cache(config: PretrainedConfig, slots: Slots, cursor: Cursor) -> DynamicCache:
     """A cache whose layers read and write the slots."""
+    cache, attention, layers = DynamicCache(config=config), 0, []
+    for number, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionLayer):
+            layers.append(StateLayer(slots.states, number, cursor))
+        elif isinstance(layer, DummyLayer):
+            layers.append(layer)
+        else:
+            layers.append(SlotLayer(slots, attention, cursor))
+            attention += 1
+    cache.layers = layers
+    return cache
+
+
+def prompt_cache(config: PretrainedConfig) -> DynamicCache:
+    """An empty cache for prompts, whose windows and chunks keep all keys and values: their masks hide what is far."""
     cache = DynamicCache(config=config)
-    cache.layers = [SlotLayer(slots, layer, cursor) for layer in range(len(slots.keys))]
+    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
     return cache
 
 
 def has_slots(config: PretrainedConfig) -> bool:
-    """Whether every layer attends to all positions, masked as we say: what slots can hold."""
+    """Whether a row's cache is what slots hold: keys and values of all positions, masked as we say, and states."""
+    layers = DynamicCache(config=config).layers
+    return (
+        {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer}
+        and any(isinstance(layer, DynamicLayer) for layer in layers)
+        and has_masks(config)
+        and config._attn_implementation in ("sdpa", "eager")
+    )
+
+
+def keeps_states(config: PretrainedConfig) -> bool:
+    """Whether some layers keep states, into which padding behind a prompt would run."""
+    return any(isinstance(layer, LinearAttentionLayer) for layer in DynamicCache(config=config).layers)
+
+
+def attends_fully(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all positions, by torch's scaled dot products."""
     layers = DynamicCache(config=config).layers
     return (
         bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and config._attn_implementation == "sdpa"

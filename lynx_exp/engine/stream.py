@@ -19,7 +19,7 @@ from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
 from lynx_exp.engine.processing import processed
-from lynx_exp.engine.prompts import PromptStore, first_tokens, prefill, prompt_rows_of
+from lynx_exp.engine.prompts import PromptStore, first_tokens, pads_left, prefill, prompt_rows_of
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.sections import Sections
@@ -87,7 +87,7 @@ class Stream:
         widths = [lane.width for lane in self._waiting]
         wanted = min(max(max_rows, max(widths)), sum(widths))
         like, _ = self._stores[self._waiting[-1].job].get(asked[-1].prompt_ids)
-        self._most_rows = slots_that_fit(wanted, max(widths), capacity * like.position_bytes, budget)
+        self._most_rows = slots_that_fit(wanted, max(widths), like.row_bytes(capacity), budget)
         slots = self._rows_of_step(self._most_rows)
         self._slots = Slots(like, slots, capacity)
         self._cursor = Cursor(torch.arange(slots, device=self._device), torch.zeros(0), 0)
@@ -165,7 +165,7 @@ class Stream:
             return [self._stores[lane.job].get(prompt) for prompt in prompts]
         with Attachment(self._routers, job.act.policy, job.act.phases, job.act.layers) as attachment:
             key = (lane.number << 32) + PREFILL_KEY + lane.admissions
-            rows = prompt_rows_of(prompts, slots, key, self._device)
+            rows = prompt_rows_of(prompts, slots, key, self._device, left=pads_left(self._model))
             attachment.rows, attachment.record = rows, []
             own = prefill(self._model, prompts)
         changed_L = count_changed(attachment.record, rows.lane, rows.live, 1)[0]

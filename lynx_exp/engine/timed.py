@@ -15,6 +15,7 @@ from lynx_exp.engine.graph import cuda_capture
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
 from lynx_exp.engine.prefill_timing import PrefillTiming, time_prefill
+from lynx_exp.engine.selection import selection_time as time_selection
 from lynx_exp.engine.window_batch import WindowBatch
 from lynx_exp.engine.window_timing import WindowTiming, check_windows
 from lynx_exp.engine.window_timing import measure_windows as time_model_windows
@@ -47,7 +48,7 @@ def measure_windows(
     """Time windows of a run (`draw_windows`) under vanilla and each policy, interleaved: the first `least` of them
     (None: all), and on while the 95 % interval of a speed-up is wider than +- `precision`, relative to it."""
     if not self.has_slots:
-        raise ValueError(f"{type(self.model).__name__}: timing its windows needs slots (full attention in every layer)")
+        raise ValueError(f"{type(self.model).__name__}: timing its windows needs slots")
     check_windows(
         policies, windows, repeats=repeats, least=len(windows) if least is None else least, precision=precision
     )
@@ -192,3 +193,8 @@ def check_distinct(prompts: Sequence[tuple[int, ...]]) -> None:
 
 def _bound(self: Engine, policies: Mapping[str, Policy]) -> dict[str, Policy]:
     return {name: self.bind(policy) for name, policy in policies.items()}
+
+
+def selection_time(self: Engine, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
+    """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
+    return time_selection(self.model, self.routers, self.bind(policy), prompts)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import POSITIONS
 from lynx_exp.engine.graph import Graphs
-from lynx_exp.engine.prompts import PromptStore
+from lynx_exp.engine.prompts import PromptStore, pads_left
 from lynx_exp.engine.slots import Cursor, Prefilled, Slots, round_up
 from lynx_exp.engine.stream import MakeDecoder
 from lynx_exp.engine.windows import Window
@@ -52,11 +52,14 @@ class WindowBatch:
         self._zeros = torch.zeros_like(self._arange)  # like the two above, kept: graphs read them where they lie
         self._cursor = Cursor(self._arange, self._arange, 0)
         self._slots: Slots | None = None
+        self._keeps_states = pads_left(model)
+        """Which go on with each step: a window is begun again from those before it."""
 
     def enter(self, window: Window) -> None:
         """Prefill its rows."""
-        store = PromptStore(self._model, window.contexts, self._store_bytes)
-        self._places = [store.get(context) for context in window.contexts]
+        contexts = window.before if self._keeps_states else window.contexts
+        store = PromptStore(self._model, contexts, self._store_bytes)
+        self._places = [store.get(context) for context in contexts]
         if self._slots is None:
             self._slots = Slots(self._places[0][0], self._most_rows, self._capacity)
             self._decoder = self._make_decoder(self._model, self._slots, self._cursor)
@@ -90,9 +93,17 @@ class WindowBatch:
         """Put those who are live in the window's step of this number in place; who they are."""
         assert self._slots is not None
         wanted = [seat.row for seat in self.window.steps[number]]
-        if wanted != self._seated:
+        if wanted != self._seated or (self._keeps_states and number == 0):
+            stay: set[int] = set()
+            if self._keeps_states and number > 0 and self._seated is not None:
+                stay = set(self._seated).intersection(wanted)
+                sources = [self._seated.index(row) for row in wanted if row in stay]
+                targets = [at for at, row in enumerate(wanted) if row in stay]
+                self._slots.move(sources, targets, self._capacity)
             loads: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
             for at, row in enumerate(wanted):
+                if row in stay:
+                    continue
                 prefilled, of = self._places[row]
                 _, into, rows = loads.setdefault(id(prefilled), (prefilled, [], []))
                 into.append(at)

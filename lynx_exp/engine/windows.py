@@ -78,6 +78,15 @@ class Window:
         """What is fed in the window's step of this number, by seat."""
         return [self.contexts[seat.row][seat.position] for seat in self.steps[step]]
 
+    @property
+    def before(self) -> tuple[tuple[int, ...], ...]:
+        """The contexts up to the first token that the window feeds of each."""
+        first: dict[int, int] = {}
+        for step in self.steps:
+            for seat in step:
+                first.setdefault(seat.row, seat.position)
+        return tuple(context[: first[row]] for row, context in enumerate(self.contexts))
+
     def mean_context(self, step: int) -> float:
         """Positions that a row attends to, the token that is fed included."""
         return sum(seat.position + 1 for seat in self.steps[step]) / len(self.steps[step])

@@ -6,10 +6,13 @@ from copy import copy
 
 from lynx_exp.config import Config
 from lynx_exp.launch.model import ModelFacts
+from lynx_exp.models.slotless import refuse_unbatched
 
 
 def with_batching(config: Config, facts: ModelFacts) -> Config:
     """The config with the batching of its cell. ValueError for what the model cannot do, where it was asked for."""
+    if config.backend == "transformers":
+        refuse_unbatched({"model_type": facts.model_type})
     if _slotless(config, facts) is not None:
         whose = f"model.id={facts.name} ({facts.model_type}) {facts.slotless}"
         if config.batching == "continuous":

@@ -1,15 +1,14 @@
 """Every MoE among the causal language models of the installed transformers, and which of them a policy can serve.
 
-`python -m lynx_exp.models.families` prints what the README says of them.
+`python -m lynx_exp.models.families` prints what the README says of them, and of what the engine does with each.
 """
 
 from __future__ import annotations
 
-import logging
 import re
+import runpy
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +17,10 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.logging import disable_progress_bar
 
 from lynx_exp.models.load import load_weights
 from lynx_exp.models.routers import Router, UnsupportedModel, find_routers
 from lynx_exp.models.tiny import tiny_model
-
-NOT_DECODED = {"minimax": "keeps a cache of its own"}
-"""Families that policies serve, but that `lynx_exp.engine` does not decode."""
 
 _MOE = re.compile(r'"router_logits":|^class \w*Experts?\(', re.MULTILINE)
 _SOURCES = Path(transformers.__file__).parent / "models"
@@ -87,40 +82,6 @@ def reloaded(model: PreTrainedModel) -> PreTrainedModel:
         return load_weights(folder, dtype=torch.float32, device=torch.device("cpu")).model
 
 
-def markdown(verdicts: Iterable[Verdict]) -> str:
-    """The table of the README: families by what their routers do, then those refused, with the reason."""
-    served: dict[str, list[Family]] = defaultdict(list)
-    refused: dict[str, list[Family]] = defaultdict(list)
-    for verdict in verdicts:
-        if verdict.routers:
-            served[_rule(verdict.routers[0])].append(verdict.family)
-        else:
-            refused[verdict.reason].append(verdict.family)
-    passed, failed = (sum(map(len, groups.values())) for groups in (served, refused))
-    return "\n".join(
-        [
-            f"transformers {transformers.__version__} has {passed + failed} MoE families among its causal language "
-            f"models: {passed} supported, {failed} refused.",
-            "",
-            "| its routers choose by | `model_type` |",
-            "| --- | --- |",
-            *(f"| {rule} | {_names(served[rule])} |" for rule in sorted(served)),
-            "",
-            "| refused | why |",
-            "| --- | --- |",
-            *(
-                f"| {_names(families)} | {reason} |"
-                for reason, families in sorted(refused.items(), key=lambda item: str(item[1][0]))
-            ),
-            "",
-            *(
-                f"`{name}` {reason}: policies serve it, `Engine` does not decode it."
-                for name, reason in NOT_DECODED.items()
-            ),
-        ]
-    )
-
-
 def _source(model: str, model_type: str) -> str:
     """The text of the file that defines the class; empty if the model type borrows another one's."""
     folder = _SOURCES / model_type_to_module_name(model_type)
@@ -128,22 +89,5 @@ def _source(model: str, model_type: str) -> str:
     return next((text for text in texts if f"class {model}(" in text), "")
 
 
-def _rule(router: Router) -> str:
-    rule = router.rule
-    text = {"sqrtsoftplus": "square root of softplus"}.get(rule.score, rule.score)
-    if rule.bias is not None:
-        text += " + bias" if rule.bias_on == "scores" else "; bias on the logits"
-    if rule.grouped:
-        text += f", in groups ranked by their {'best score' if rule.group_score == 'max' else 'two best'}"
-    return text if rule.expert_scale is None else f"{text}; weights scaled by expert"
-
-
-def _names(families: Iterable[Family]) -> str:
-    return ", ".join("/".join(f"`{name}`" for name in family.model_types) for family in families)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # of architectures that miss their fast kernels
-    disable_progress_bar()
-    print(markdown(map(examine, families())))
+    runpy.run_module("lynx_exp.engine.families", run_name="__main__")  # what can be done with them is the engine's

@@ -7,34 +7,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SLIDING = "attends within windows or chunks"
-_STATE = "keeps states of linear attention or convolutions"
 _INDEXED = "attends to positions that an index of its own chooses"
 
 _REASONS = {
     **dict.fromkeys(
         (
-            *("afmoe", "beam", "cohere2_moe", "exaone_moe", "flint", "gemma4", "gemma4_text", "gpt_oss"),
-            *("granitemoe_swa", "kolibri1", "llama4", "llama4_text", "mimo_v2_flash"),
-        ),
-        _SLIDING,
-    ),
-    **dict.fromkeys(
-        (
-            *("bailing_hybrid", "granitemoehybrid", "inkling2_text", "jamba", "kimi_linear", "lfm2_moe", "minimax"),
-            *("nemotron_h", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
-        ),
-        _STATE,
-    ),
-    **dict.fromkeys(
-        (
-            *("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"),
+            *("axk2", "deepseek_v32", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4"),
             *("qwen4_exp", "qwen4_exp_text"),
         ),
         _INDEXED,
     ),
+    "deepseek_v4": "compresses past positions in blocks that begin with the padding of a prompt",
+    "inkling2_text": "keeps states of convolutions inside its attention layers",
+    "minimax": "keeps a cache of its own",
 }
 """Model type: what its layers do that slots do not hold."""
+
+
+UNBATCHED = frozenset({"deepseek_v4"})
+"""Model types for which a prompt gives other tokens beside a longer one than alone: not decoded, and not scored."""
+
+
+def refuse_unbatched(config: Mapping[str, Any]) -> None:
+    """ValueError for a model that would answer wrongly in a batch."""
+    kind = str(config.get("model_type"))
+    if kind in UNBATCHED:
+        raise ValueError(
+            f"model_type={kind}: {_REASONS[kind]}: in a batch of unequal prompts its answers are not those of "
+            "transformers; not supported with backend=transformers"
+        )
 
 
 def why_no_slots(config: Mapping[str, Any]) -> str | None:

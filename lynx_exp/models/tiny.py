@@ -33,6 +33,7 @@ _SIZES = {
     r"max_position_embeddings|max_seq_len|model_max_length": 256,
     r"first_k_dense_replace|num_dense_layers|num_nextn_predict_layers|num_mtp_layers": 0,
     r"index_topk": 64,
+    r"sliding_window(_size)?|attention_chunk_size": 8,
     r"pad_token_id": 0,
     r"bos_token_id": 1,
     r"eos_token_id": 2,
@@ -87,7 +88,10 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         size = next((size for pattern, size in _SIZES.items() if re.fullmatch(pattern, field)), None)
         if field in config.sub_configs and not re.search("vision|audio", field):
             small[field] = _shrunk(getattr(config, field)) if value else None
-        elif size is not None and (value is not None or not re.fullmatch(r"\w*_group|\w+_lora_rank", field)):
+        elif size is not None and (
+            value is not None
+            or not re.fullmatch(r"\w*_group|\w+_lora_rank|sliding_window\w*|attention_chunk_size", field)
+        ):
             small[field] = layers if re.fullmatch(_LAYERS, field) else size
     if kinds:
         small["layer_types"] = (kinds * layers)[:layers]

@@ -153,9 +153,9 @@ class Loop:
         }
 
 
-@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "olmoe"])
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "qwen3_next"])
 def family(request: pytest.FixtureRequest, engine: Engine) -> Engine:
-    """Routers that renormalise, and one that does not."""
+    """Routers that renormalise, and one that does not; windows of 8, and layers that keep states."""
     return engine if request.param == "mixtral" else Engine(tiny_model(request.param))
 
 
