@@ -1,4 +1,4 @@
-"""Corpus BLEU and its paired difference, with intervals by bootstrap over lanes.
+"""Corpus BLEU, with an interval by bootstrap over lanes, and its paired difference.
 
 BLEU is a function of sums over sentences, so a resample of lanes costs one matrix product, not one pass over the text.
 """
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from analysis.statistics import Estimate, bca, cluster_sums, floored, lane_draws, unchanged, wilson
+from analysis import statistics
+from analysis.statistics import Estimate, bca, cluster_sums, lane_draws, wilson
 
 ORDER = 4
 RESAMPLES = 2000
@@ -81,30 +82,57 @@ def corpus_bleu(counts_N10: Array, lanes_N: ArrayLike, *, resamples: int = RESAM
 
 
 def paired_bleu_difference(
-    policy_N10: Array, vanilla_N10: Array, lanes_N: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    policy_N10: Array,
+    vanilla_N10: Array,
+    lanes_N: ArrayLike,
+    documents_N: ArrayLike | None = None,
+    plans_N: ArrayLike | None = None,
 ) -> Estimate:
-    """BLEU of the policy minus BLEU of vanilla on the same sentences, with a BCa interval; each resample draws the same
-    lanes for both. Never narrower than independent sentences would allow (`statistics.floored`)."""
-    value = bleu_of_counts(policy_N10.sum(axis=0)) - bleu_of_counts(vanilla_N10.sum(axis=0))
-    policy_G10, vanilla_G10 = lane_sums(policy_N10, lanes_N), lane_sums(vanilla_N10, lanes_N)
-    lanes, changed = len(policy_G10), (policy_N10 != vanilla_N10).any(axis=1)
-    if lanes < 2:
-        return Estimate(value=value)
-    if not changed.any():
-        return unchanged(len(policy_N10)).scaled(100.0)
-    draws_RG = lane_draws(lanes, resamples, seed)
-    replicates_R = bleu_of_many(draws_RG @ policy_G10) - bleu_of_many(draws_RG @ vanilla_G10)
-    wide = Estimate(value=value, low=value, high=value, se=0.0, df=np.inf)
-    if np.ptp(replicates_R) > 1e-9:
-        wide = _estimate(value, replicates_R, _left_out(policy_G10, vanilla_G10))
-    # What each sentence adds to the difference, in BLEU: of one left out, times N (the jackknife's influence).
-    influence_N = len(policy_N10) * (value - _left_out(policy_N10, vanilla_N10))
-    return floored(wide, np.where(changed, influence_N, 0.0))
+    """BLEU of the policy minus BLEU of vanilla on the same sentences, with the interval of `statistics.mean_change`.
+
+    What a sentence adds is the difference that exchanging its two answers makes, times N: zero for one that did not
+    change, as much as the whole BLEU for one that was destroyed, and for one that was not seen to change at most that.
+    The variance is the jackknife's, clustered by lane, over sentences and plans as in `statistics.paired_difference`;
+    with several plans the value is the mean of their differences. No interval with fewer than two lanes.
+    """
+    sentences = len(policy_N10)
+    documents = np.arange(sentences) if documents_N is None else np.asarray(documents_N)
+    plans = np.zeros(sentences, int) if plans_N is None else np.asarray(plans_N)
+    values, tops = [], []
+    changes_N, influence_N = np.zeros(sentences), np.zeros(sentences)
+    for plan in np.unique(plans):
+        at = plans == plan
+        policy, vanilla = policy_N10[at], vanilla_N10[at]
+        ends = bleu_of_many(np.stack([policy.sum(axis=0), vanilla.sum(axis=0)]))
+        values.append(float(ends[0] - ends[1]))
+        changed = (policy != vanilla).any(axis=1)
+        if changed.any():
+            changes_N[np.flatnonzero(at)[changed]] = at.sum() * _exchanged(policy, vanilla, changed)
+            influence_N[at] = at.sum() * (values[-1] - _left_out(policy, vanilla))
+        tops.append(float(ends.max()))
+    value = float(np.mean(values))
+    spread = statistics.spread(influence_N - influence_N.mean(), documents, lanes_N, plans)
+    averaged = changes_N if documents_N is None else statistics.per_document(changes_N, documents)
+    unit = max(float(np.mean(tops)), float(np.abs(averaged).max(initial=0.0)), 1.0)
+    estimate = statistics.mean_change(value, averaged, spread, unit)
+    before = corpus_bleu(vanilla_N10[plans == plans[0]], np.asarray(lanes_N)[plans == plans[0]])
+    least, most = (0.0, 100.0) if before.low is None or before.high is None else (before.low, before.high)
+    return estimate.within(-most, 100.0 - least)
 
 
 def lane_sums(counts_N10: Array, lanes_N: ArrayLike) -> Array:
     """[G, 10]."""
     return np.stack([cluster_sums(column, lanes_N)[0] for column in counts_N10.T], axis=1)
+
+
+def _exchanged(policy_N10: Array, vanilla_N10: Array, changed_N: NDArray[np.bool_]) -> Array:
+    """Of each changed sentence: what its change does to BLEU, alone among vanilla's answers and last among the
+    policy's, on average."""
+    change = (policy_N10 - vanilla_N10)[changed_N]
+    before, after = vanilla_N10.sum(axis=0), policy_N10.sum(axis=0)
+    first = bleu_of_many(before + change) - bleu_of_many(before[None])
+    last = bleu_of_many(after[None]) - bleu_of_many(after - change)
+    return (first + last) / 2
 
 
 def _left_out(policy: Array, vanilla: Array) -> Array:

@@ -25,8 +25,9 @@ def results(records: Records) -> pd.DataFrame:
     """One row per (cell, subtask), vanilla first, then no_drop, then the other policies by name and parameters.
 
     Names as in the records, plus `setting`, `series` (policy label, with the phases unless decode), `unit` of the score
-    (%, BLEU, or own), `documents`, `lanes` and `paired` (a vanilla partner exists). An estimate X is five
-    columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`. Estimates are `score` and `difference` (in
+    (%, BLEU, or own), `documents`, `lanes`, `paired` (a vanilla partner exists), and those of `plans.pooled`, of one
+    plan. An estimate X is five columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`; `difference_pad` is
+    `Estimate.pad` of the difference. Estimates are `score` and `difference` (in
     points: percent, or BLEU), `step_ms` (a decode step), `vanilla_step_ms` (vanilla's on the same steps), `speedup`
     (the latter over the former; 1 for vanilla), `run_ms_per_token`, `run_speedup` and `tokens_per_s` (integrated over
     all steps of the run, `analysis.latency_model`), `active_experts`
@@ -54,9 +55,7 @@ def results(records: Records) -> pd.DataFrame:
     settings = settings_of(records.cells)
     labels = series_of(records.cells)
     units = _units(records)
-    vanilla = {row.pair_id: row.cell_id for row in records.cells[::-1].itertuples() if row.policy == "vanilla"}
-    pairs = records.cells[["cell_id", "pair_id", "policy"]].itertuples(index=False)
-    partners = {cell: cell if policy == "vanilla" else vanilla.get(pair, "") for cell, pair, policy in pairs}
+    partners = partners_of(records.cells)
     guarded = guards.guards(records, partners)
     integrated = latency_model.integrate(records)
     counts: dict[tuple[str, str], bleu.Array] = {}
@@ -65,16 +64,16 @@ def results(records: Records) -> pd.DataFrame:
         times = _times(timings.get(cell["cell_id"]), cell["policy"], integrated.get(cell["cell_id"]))
         for headline in headlines.get(cell["cell_id"], []):
             key = (cell["cell_id"], headline["subtask"])
-            partner = (vanilla.get(cell["pair_id"], ""), headline["subtask"])
+            partner = (partners[cell["cell_id"]], headline["subtask"])
             stream = (cell["cell_id"], headline["subtask"] if pd.isna(cell["mixing"]) else cell["task"])
             unit = units[headline["subtask"]]
-            own, other = samples.get(key), samples.get(partner)
+            own, other = samples.get(key), None if cell["policy"] == "vanilla" else samples.get(partner)
             if unit == "BLEU":
                 _count_sentences(counts, {key: own, partner: other})
             score, difference = _scores(headline, unit, own, other, counts.get(key), counts.get(partner))
             _check_value(cell, headline, unit, score)
             if cell["policy"] == "vanilla":
-                difference, other = Estimate(value=0.0), None
+                difference = Estimate(value=0.0)
             rows.append(
                 {name: cell[name] for name in _CELL_FIELDS}
                 | {
@@ -88,9 +87,14 @@ def results(records: Records) -> pd.DataFrame:
                     "documents": headline["samples"],
                     "lanes": 0 if own is None else own["lane"].nunique(),
                     "paired": partner[0] != "",
+                    "plans": 1,
+                    "cell_ids": cell["cell_id"],
+                    "plan_sd": math.nan,
+                    "difference_plan_sd": math.nan,
                 }
                 | flat("score", score)
                 | flat("difference", difference)
+                | {"difference_pad": difference.pad}
                 | _changed(own, None if headline["corpus"] else other)
                 | times
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
@@ -104,8 +108,16 @@ def results(records: Records) -> pd.DataFrame:
     return frame.iloc[order].reset_index(drop=True)
 
 
+def partners_of(cells: pd.DataFrame) -> dict[str, str]:
+    """Vanilla's cell of each cell's plan, its own for vanilla; "" where there is none."""
+    vanilla = {row.pair_id: row.cell_id for row in cells[::-1].itertuples() if row.policy == "vanilla"}
+    pairs = cells[["cell_id", "pair_id", "policy"]].itertuples(index=False)
+    return {cell: cell if policy == "vanilla" else vanilla.get(pair, "") for cell, pair, policy in pairs}
+
+
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
+    *("plan_seed",),
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
     *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
     *("timed_context", "prefill_active_experts", "prefill_tokens"),

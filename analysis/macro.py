@@ -39,11 +39,20 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row |= {"setting": setting, "batch_size": batch, "series": name, "cells": part["cell_id"].nunique()}
             row |= {"subtasks": part["subtask"].nunique(), "all_subtasks": group["subtask"].nunique()}
             row["paired"] = bool(part["paired"].all())
-            row["documents"] = int(part.groupby("subtask")["documents"].max().sum())
+            for counted in ("documents", "lanes"):
+                row[counted] = int(part.groupby("subtask")[counted].max().sum())
+            row["plans"] = int(part["plans"].min())
             for quantity in ("score", "difference", "active_experts", "changed", "prompt_changed", "kl", "agreement"):
-                row |= flat(quantity, _macro(part, quantity))
-            for end in ("score_low", "score_high"):
-                row[end] = float(np.clip(row[end], 0.0, 100.0))
+                row |= flat(quantity, estimate := _macro(part, quantity))
+                if quantity == "difference":
+                    row["difference_pad"] = estimate.pad
+            for end, least in (
+                ("score_low", 0.0),
+                ("score_high", 0.0),
+                ("difference_low", -100.0),
+                ("difference_high", -100.0),
+            ):
+                row[end] = float(np.clip(row[end], least, 100.0))
             row["guard"] = guards.together(part["guard"])
             row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))
             row["selection_us"] = float(part["selection_us"].astype(float).median())
@@ -74,10 +83,11 @@ def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
         part = part.drop_duplicates("cell_id").assign(subtask="")
     estimates = []
     for _, same in part.groupby("subtask", sort=False):
-        columns = (same[f"{quantity}{suffix}"].mean() for suffix in ("", "_se", "_df"))  # of the cells that have it
-        value, se, df = (float(number) for number in columns)
-        known = not (np.isnan(se) or np.isnan(df))
-        estimates.append(Estimate(value=value, se=se if known else None, df=df if known else None))
+        found = {name: float(same[f"{quantity}{name}"].mean()) for name in ("", "_low", "_high", "_se", "_df")}
+        pad = float(same["difference_pad"].mean()) if quantity == "difference" else 0.0  # of the cells that have it
+        known = {name.removeprefix("_"): number for name, number in found.items() if name}
+        bare = any(np.isnan(number) for number in known.values())
+        estimates.append(Estimate(value=found[""]) if bare else Estimate(value=found[""], **known, pad=pad))
     return (statistics.dependent_mean if mixing == "shuffled" else statistics.macro_mean)(estimates)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-_POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed"]
+_POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed", "plan_seed"]
 """What a point of a sweep is, besides what was recorded."""
 _FILLED = ("kl", "agreement", "selection_us", "changed", "prompt_changed")
 """Columns that may come from another cell of the point."""

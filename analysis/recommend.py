@@ -82,7 +82,7 @@ def _against(row: dict[str, Any], saving: Saving, margin: float) -> str | None:
         return "no vanilla partner to compare with"
     if row.get("subtasks", 0) < row.get("all_subtasks", 0):
         return f"only {row['subtasks']} of {row['all_subtasks']} subtasks done"
-    if not row["p_within"] < 1 - LEVEL:
+    if not row["p_within"] < 1 - LEVEL or row["verdict"] == verdicts.FEW_LANES:
         return _not_within(row, margin)
     if guards.is_flagged(row["guard"]):
         return f"within, but look at its responses: {row['guard']}"
@@ -104,6 +104,8 @@ def _not_within(row: dict[str, Any], margin: float) -> str:
         return "better, were it the only row"
     if row["verdict"] == verdicts.WITHIN:
         return "within, but not as one of so many (Holm)"
+    if row["verdict"] == verdicts.FEW_LANES:
+        return f"within, if lanes are alike: {row['lanes_needed']:,.0f} lanes"
     if row["verdict"] == verdicts.OPEN:
         return f"undecided: {row['documents_needed']:,.0f} documents"
     return "no interval: a single lane"

@@ -13,6 +13,7 @@ from analysis.compare import results
 from analysis.labels import settings_of
 from analysis.load import Records, load
 from analysis.macro import summary
+from analysis.plans import pooled
 from analysis.points import merged
 from analysis.soundness import warnings
 from analysis.verdicts import MARGIN, judged
@@ -24,7 +25,7 @@ class Study:
 
     records: Records
     rows: pd.DataFrame
-    """One row per point and subtask: `compare.results`, `points.merged`, with `verdicts.judged`."""
+    """One row per point and subtask: `compare.results`, `points.merged`, `plans.pooled`, with `verdicts.judged`."""
     summary: pd.DataFrame
     """Macro means: `macro.summary` with `verdicts.judged`."""
     lanes: pd.DataFrame
@@ -69,11 +70,12 @@ def study(root: str | Path, margin: float = MARGIN) -> Study:
     if not 0 < margin <= 100:
         raise ValueError(f"margin={margin:g}: must be above 0, and at most 100 (points)")
     records = load(root, warn=False)  # `warnings` names what is unfinished
-    rows = merged(results(records))
+    rows = pooled(records, merged(results(records)))
+    means = summary(records, rows)
     return Study(
         records=records,
-        rows=judged(rows, margin),
-        summary=judged(summary(records, rows), margin),
+        rows=judged(rows, margin, beside=means),
+        summary=judged(means, margin, beside=rows),
         lanes=composition.lanes(records, rows),
         margin=margin,
         warnings=warnings(records),

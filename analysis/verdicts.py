@@ -17,29 +17,37 @@ MARGIN = 1.0
 WITHIN, WORSE, BETTER, OPEN, NONE = "within", "worse", "better", "open", "-"
 PERHAPS_WORSE, PERHAPS_BETTER = "worse?", "better?"
 """Beyond chance as the only row, not as one of so many."""
+FEW_LANES = "few lanes"
+"""Within the margin if lanes are alike; a rare kind of lane would not have been seen (`statistics.lanes_needed`)."""
 UNDECIDED = (OPEN, PERHAPS_WORSE, PERHAPS_BETTER)
 
-COLUMNS = ("margin", "p_difference", "p_holm", "p_within", "verdict", "documents_needed")
+COLUMNS = ("margin", "p_difference", "p_holm", "p_within", "verdict", "documents_needed", "lanes_needed")
 
 
-def judged(rows: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+def judged(rows: pd.DataFrame, margin: float = MARGIN, *, beside: pd.DataFrame | None = None) -> pd.DataFrame:
     """`rows` of `compare.results` or `macro.summary` with the columns of COLUMNS.
 
-    `p_difference` tests that there is no difference (t test on the clustered standard error), `p_holm` is that after
-    Holm's correction over all rows of the setting that have one; `p_within` tests that the difference is larger than
-    `margin` points (`statistics.tost`). `verdict`: "within" if p_within < 5 % (also where a difference is certain, but
-    small), else "worse" or "better" if p_holm < 5 %, "worse?" or "better?" if only p_difference is, else "open"; "-"
-    for vanilla and where nothing can be compared or scores are not in points. `documents_needed`: of an undecided row
-    (one of UNDECIDED), with which equivalence would be shown (power 80 %) if the policy changed nothing; more than
-    there are.
+    `p_difference` tests that there is no difference, by inverting the interval beside it (`Estimate.beyond`); `p_holm`
+    is that after Holm's correction over all rows that have one, those of `beside` (what else the table shows) included.
+    `p_within` tests that the difference is larger than `margin` points (`statistics.tost`). `verdict`: "within" if
+    p_within < 5 % (also where a difference is certain, but small), or "few lanes" if there are fewer than
+    `lanes_needed`; else "worse" or "better" if p_holm < 5 %, "worse?" or "better?" if only p_difference is, else
+    "open"; "-" for vanilla and where nothing can be compared or scores are not in points. `documents_needed`: of an
+    undecided row (one of UNDECIDED), with which equivalence would be shown (power 80 %) if the policy changed nothing;
+    more than there are. `lanes_needed`: with which a kind of lane rare enough not to be seen could not cost the margin;
+    a continuous lane counts as often as its rows are filled.
     """
     if rows.empty:
         return rows.assign(**{name: pd.Series(dtype=object) for name in COLUMNS})
     found = rows.assign(margin=margin)
     estimates = [_difference(row) for row in found.to_dict("records")]
     found["p_difference"] = [statistics.p_value(estimate) for estimate in estimates]
-    found["p_holm"] = found.groupby("setting")["p_difference"].transform(statistics.holm)
+    others = [] if beside is None else [_difference(row) for row in beside.to_dict("records")]
+    family = [*found["p_difference"], *map(statistics.p_value, others)]
+    found["p_holm"] = statistics.holm(family)[: len(found)]
     found["p_within"] = [statistics.tost(estimate, margin) for estimate in estimates]
+    compared = found["p_difference"].notna()
+    found["lanes_needed"] = np.where(compared, float(statistics.lanes_needed(margin)), np.nan)
     found["verdict"] = [_verdict(row) for row in found.to_dict("records")]
     needed = [
         max(statistics.documents_needed(estimate, documents, margin), documents + 1.0)
@@ -50,11 +58,18 @@ def judged(rows: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
 
 
 def _difference(row: dict[str, Any]) -> Estimate:
-    """NaN without a standard error where there is nothing to test."""
-    se, df = row["difference_se"], row["difference_df"]
-    if row["policy"] == "vanilla" or row.get("unit", "%") == "own" or not row["paired"] or np.isnan(se) or np.isnan(df):
+    """Without an interval where there is nothing to test."""
+    parts = {name: float(row[f"difference_{name}"]) for name in ("low", "high", "se", "df")}
+    nothing = row["policy"] == "vanilla" or row.get("unit", "%") == "own" or not row["paired"]
+    if nothing or np.isnan(list(parts.values())).any():
         return Estimate(value=float("nan"))
-    return Estimate(value=row["difference"], se=se, df=df)
+    return Estimate(value=row["difference"], **parts, pad=row.get("difference_pad", 0.0))
+
+
+def _lanes(row: dict[str, Any]) -> float:
+    """Lanes that were filled: of B documents each, or fewer."""
+    plans = float(row.get("plans", 1.0))
+    return max(float(row.get("lanes", 0.0)), plans * row["documents"] / max(float(row.get("batch_size", 1.0)), 1.0))
 
 
 def _verdict(row: dict[str, Any]) -> str:
@@ -62,7 +77,7 @@ def _verdict(row: dict[str, Any]) -> str:
     if np.isnan(row["p_difference"]):
         return NONE
     if row["p_within"] < alpha:
-        return WITHIN
+        return WITHIN if _lanes(row) >= row["lanes_needed"] else FEW_LANES
     if row["p_difference"] >= alpha:
         return OPEN
     sure = row["p_holm"] < alpha

@@ -110,6 +110,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
     margin, verdict = f"±{row['margin']:g} points", row["verdict"]
     if verdict == verdicts.WITHIN:
         return f"shown to be within {margin} of vanilla"
+    if verdict == verdicts.FEW_LANES:
+        return f"within {margin} if lanes are alike; too few lanes: {row['lanes_needed']:,.0f} would tell"
     if verdict == verdicts.OPEN:
         return f"undecided; {row['documents_needed']:,.0f} documents could show ±{row['margin']:g}"
     words = {

@@ -4,19 +4,21 @@ Rows that share a lane share the policy's decisions, so they are not independent
 """
 
 from analysis.statistics.bootstrap import bca, lane_draws
+from analysis.statistics.changes import gamma_limits, mean_change
 from analysis.statistics.clustered import (
     FLAT,
     cluster_sums,
-    floored,
     mean,
     paired_difference,
+    per_document,
     ratio_of_sums,
-    unchanged,
     wilson,
 )
 from analysis.statistics.combined import dependent_mean, difference_of_means, macro_mean
-from analysis.statistics.equivalence import POWER, documents_needed, tost
+from analysis.statistics.crossed import Spread, spread
+from analysis.statistics.equivalence import POWER, documents_needed, lanes_needed, tost
 from analysis.statistics.estimate import LEVEL, Estimate, t_interval
+from analysis.statistics.serial import serial_ratio
 from analysis.statistics.significance import Discordance, discordance, holm, p_value
 
 __all__ = [
@@ -25,22 +27,27 @@ __all__ = [
     "POWER",
     "Discordance",
     "Estimate",
+    "Spread",
     "bca",
     "cluster_sums",
     "dependent_mean",
     "difference_of_means",
     "discordance",
     "documents_needed",
-    "floored",
+    "gamma_limits",
     "holm",
     "lane_draws",
+    "lanes_needed",
     "macro_mean",
     "mean",
+    "mean_change",
     "p_value",
     "paired_difference",
+    "per_document",
     "ratio_of_sums",
+    "serial_ratio",
+    "spread",
     "t_interval",
     "tost",
-    "unchanged",
     "wilson",
 ]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,12 @@ from analysis.statistics.estimate import LEVEL
 Array = NDArray[np.float64]
 
 
+@lru_cache(maxsize=4)  # a study has few numbers of lanes, and draws take longer than what is done with them
 def lane_draws(lanes: int, resamples: int, seed: int) -> Array:
-    """How often each lane was drawn: [R, G], each row sums to G."""
-    return np.random.default_rng(seed).multinomial(lanes, np.full(lanes, 1 / lanes), size=resamples).astype(float)
+    """How often each lane was drawn: [R, G], each row sums to G; not to be written to."""
+    drawn = np.random.default_rng(seed).multinomial(lanes, np.full(lanes, 1 / lanes), size=resamples).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bca(

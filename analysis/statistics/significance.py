@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -19,10 +18,11 @@ EXACT_BELOW = 25
 
 
 def p_value(estimate: Estimate, null: float = 0.0) -> float:
-    """Two-sided, that the true value is `null`; NaN for an estimate without a standard error."""
-    if estimate.se is None or estimate.df is None or estimate.se <= 0:
+    """Two-sided, that the true value is `null`: the level at which the interval's end reaches it (`Estimate.beyond`).
+    NaN for an estimate without an interval."""
+    if estimate.low == estimate.high == estimate.value:
         return float("nan")
-    return float(2 * stats.t.sf(abs(estimate.value - null) / estimate.se, estimate.df))
+    return min(2 * estimate.beyond(null), 1.0)
 
 
 def holm(p_M: ArrayLike) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from analysis.compare import results
 from analysis.figures import looks, style
 from analysis.load import Records
 from analysis.macro import summary
-from analysis.statistics import Estimate, ratio_of_sums, unchanged
+from analysis.statistics import Estimate, paired_difference, ratio_of_sums
 
 BROKEN = FakePolicy(name="random_keep", params={"keep_experts": 8}, keep=0.75, harm=0.2, longer=3, runs_on=5)
 LABEL = "random_keep(keep_experts=8)"
@@ -75,7 +75,7 @@ def test_worked_by_hand() -> None:
     assert guard.new_tokens == ratio_of_sums([38, 40, 38], [2, 2, 2])
     assert guard.new_tokens_difference == ratio_of_sums([8, 10, 8], [2, 2, 2])
     assert guard.length_stop_share.value == pytest.approx(1 / 3)
-    assert guard.length_stop_share_difference == ratio_of_sums([0, 1, 1], [2, 2, 2])
+    assert guard.length_stop_share_difference.value == pytest.approx(1 / 3)
     assert guard.length_stop_share_difference.low is not None and guard.length_stop_share_difference.low < 0
     assert guard.flag == "longer, more cut off", "three lanes cannot exclude chance, but a third cut off is no detail"
 
@@ -103,7 +103,7 @@ def test_no_change_is_not_certainty() -> None:
     guard = _guard([(10, "eos"), (12, "eos")] * 8, [(10, "eos"), (12, "eos")] * 8)
     assert guard.new_tokens == Estimate(value=11.0)  # all lanes alike
     assert guard.new_tokens_difference == Estimate(value=0.0)
-    assert guard.length_stop_share_difference == unchanged(16)
+    assert guard.length_stop_share_difference == paired_difference(np.zeros(16), np.zeros(16), np.arange(16) // 2)
 
 
 def test_choices_and_cells_without_vanilla() -> None:

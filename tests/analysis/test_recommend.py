@@ -22,7 +22,7 @@ HARMFUL = FakePolicy(name="top_k", params={"k": 1}, keep=0.3, harm=0.5)
 LONG = FakePolicy(name="oea", params={"k0": 1}, keep=0.35, longer=8)
 PROBE = FakePolicy(name="random_keep", params={"keep_experts": 8}, keep=0.2)
 MANY = 1200
-"""Documents with which an unchanged score is within one point: 1.65 sqrt(2) / 1202 = 0.2 points."""
+"""Documents with which an unchanged score is within one point, in lanes of four: 300, of 236 needed."""
 
 
 def reasons(root: Path, scope: str = "mini_gsm8k", **more: float) -> dict[str, str]:
@@ -45,8 +45,9 @@ def test_the_fastest_of_those_that_lose_nothing(cell: Write, tmp_path: Path) -> 
 def test_too_few_documents_recommend_nothing(cell: Write, tmp_path: Path) -> None:
     for policy in (POLICIES[0], FAST):
         cell(policy=policy, documents=64)
-    assert reasons(tmp_path)["lynx_v1_latency"] == "undecided: 2,517 documents"
-    assert reasons(tmp_path, margin=4.0)["lynx_v1_latency"] == RECOMMENDED
+    assert reasons(tmp_path)["lynx_v1_latency"] == "undecided: 357 documents"
+    assert reasons(tmp_path, margin=4.0)["lynx_v1_latency"].startswith("undecided: ")
+    assert reasons(tmp_path, margin=20.0)["lynx_v1_latency"] == RECOMMENDED
 
 
 def test_without_latency_the_fewest_experts(cell: Write, tmp_path: Path) -> None:
@@ -84,15 +85,15 @@ def test_over_all_subtasks_only_what_did_all(cell: Write, tmp_path: Path) -> Non
 def test_only_rivals_that_could_be_chosen_count_as_many(cell: Write, tmp_path: Path) -> None:
     for task in ("mini_gsm8k", "mini_humaneval"):
         for policy in (POLICIES[0], MILD):
-            cell(policy=policy, task=task, documents=224)
+            cell(policy=policy, task=task, documents=640)
     for keep_experts in range(4, 13):
         policy = FakePolicy(name="lynx_v1_latency", params={"keep_experts": keep_experts}, keep=0.38)
-        cell(policy=policy, documents=224)
-    cell(policy=FakePolicy(name="keep_ranks", params={"ranks": 1}), documents=224)
+        cell(policy=policy, documents=640)
+    cell(policy=FakePolicy(name="keep_ranks", params={"ranks": 1}), documents=640)
     frame = recommendations(read_study(tmp_path))
     assert "keep_ranks" not in set(frame["policy"]), "a probe"
     (mild,) = frame[(frame["scope"] == ALL) & (frame["policy"] == "lynx")].to_dict("records")
-    assert mild["why"] == RECOMMENDED and 0.005 < mild["p_within"] < 0.05, "not times ten"
+    assert mild["why"] == RECOMMENDED and mild["p_within"] < 0.05, "not times ten"
     of_task = frame[(frame["scope"] == "mini_gsm8k") & (frame["policy"] == "lynx")]
     assert of_task["p_within"].item() > 0.05, "there, all ten are rivals"
 
@@ -118,9 +119,9 @@ def test_the_command_prints_and_writes(cell: Write, tmp_path: Path, capsys: pyte
     for policy in (POLICIES[0], FAST, MILD):
         cell(policy=policy, documents=64)
     cell(policy=HARMFUL, documents=64, state="failed")
-    main(["recommend", str(tmp_path), "--margin", "6", "--csv", str(tmp_path / "out" / "all.csv")])
+    main(["recommend", str(tmp_path), "--margin", "20", "--csv", str(tmp_path / "out" / "all.csv")])
     out = capsys.readouterr().out
-    assert "mini_gsm8k · batch size 4" in out and "recommended" in out and "±6" in out
+    assert "mini_gsm8k · batch size 4" in out and "recommended" in out and "±20" in out
     assert "missing: 1 cell not finished (1 failed: MemoryError)" in out
     assert max(len(line.rstrip()) for line in out.splitlines() if not line.startswith("wrote")) <= 100
     assert pd.read_csv(tmp_path / "out" / "all.csv")["why"].eq(RECOMMENDED).sum() == 1

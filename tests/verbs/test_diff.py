@@ -82,7 +82,7 @@ def test_a_changed_response_and_its_score(study: Path, other: Path, capsys: pyte
     assert head.startswith("both lynx(alpha=1, beta=1) batch 3 seed 0 (")
     changed = np.array([1 - 2 * scores[0], 0, 0, 0, 0])
     lanes = [row["lane"] for row in rows if row["subtask"] == "mini_truthfulqa_gen"]
-    by_hand = statistics.paired_difference(changed, np.zeros(5), lanes).scaled(100)
+    by_hand = statistics.paired_difference(1 + changed, np.ones(5), lanes).scaled(100)
     assert by_hand.low is not None and by_hand.high is not None
     assert metric.endswith(f" -> 80.00 %, {by_hand.value:+.2f} [{by_hand.low:+.2f}, {by_hand.high:+.2f}]")
     assert count.startswith("  responses: 1 of 25 differ; the first, mini_truthfulqa_gen ")
