@@ -81,7 +81,7 @@ def _verdict(row: Row) -> Text:
     if row["verdict"] == verdicts.WITHIN:
         return Text(f"±{row['margin']:g}", style="green")
     if row["verdict"] == verdicts.FEW_LANES:
-        return Text(f"≥{_count(row['lanes_needed'])}L", style="yellow")
+        return Text(f"≥{count(row['lanes_needed'])}L", style="yellow")
     if row["verdict"] == verdicts.OPEN:
         return Text(f"≥{count(row['documents_needed'])}", style="yellow")
     word, style = _WORDS[row["verdict"]]

@@ -68,9 +68,9 @@ _LEGEND = (
     "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
     "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
     "±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are alike, but it takes N\n"
-    "lanes to have seen a rare kind that loses half its documents. act. exp.: distinct experts a layer in the steps that\n"
-    "made the scored tokens. full: steps in which every slot was taken. Policies act in decode unless a\n"
-    "phase is named. score: percent, or BLEU.\n"
+    "lanes to have seen a rare kind that loses half its documents. act. exp.: distinct experts a layer in\n"
+    "the steps that made the scored tokens. full: steps in which every slot was taken. Policies act in\n"
+    "decode unless a phase is named. score: percent, or BLEU.\n"
 )
 
 _TIMES_LEGEND = (
