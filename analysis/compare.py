@@ -39,7 +39,8 @@ def results(records: Records) -> pd.DataFrame:
     `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
     `windows`: places that were timed; `tpot_ms`: (E2E - TTFT) / (n - 1) of a request in its lane, integrated, median
     over requests; `latency_residual`: what the latency model misses a timed step by, median, in percent;
-    `speedup_disagrees`: whether `speedup` and `run_speedup` differ beyond the errors of both (None: not known).
+    `timing_final`: whether a time may be ranked (precision reached, machine not busy); `speedup_disagrees`: whether
+    `speedup` and `run_speedup` differ beyond the errors of both (None: not known).
     `better` and `worse` count the
     documents that score higher and lower than vanilla's; `p_mcnemar` is McNemar's test of the two, which takes
     documents for independent (NaN where scores are not 0 or 1). `guard` names how responses leave vanilla's band:
@@ -97,6 +98,7 @@ def results(records: Records) -> pd.DataFrame:
                 | {"difference_pad": difference.pad}
                 | _changed(own, None if headline["corpus"] else other)
                 | times
+                | {"timing_final": _is_final(cell)}
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
                 | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
@@ -120,8 +122,17 @@ _CELL_FIELDS = (
     *("plan_seed",),
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
     *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
-    *("timed_context", "prefill_active_experts", "prefill_tokens"),
+    *("timed_context", "prefill_active_experts", "prefill_tokens", "precision_reached", "busy"),
 )
+
+
+def _is_final(cell: Mapping[str, Any]) -> bool:
+    """Whether what was timed may be ranked: as precise as was asked for, on a machine with nothing else to do. True
+    where nothing was timed, and for vanilla, to which no ratio belongs."""
+    missed = cell["precision_reached"] is not None and not pd.isna(cell["precision_reached"])
+    missed = missed and not bool(cell["precision_reached"])
+    busy = cell["busy"] is not None and not pd.isna(cell["busy"]) and bool(cell["busy"])
+    return cell["policy"] == "vanilla" or not (missed or busy)
 
 
 def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:

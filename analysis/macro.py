@@ -54,6 +54,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             ):
                 row[end] = float(np.clip(row[end], least, 100.0))
             row["guard"] = guards.together(part["guard"])
+            row["timing_final"] = bool(part["timing_final"].all())
             row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))
             row["selection_us"] = float(part["selection_us"].astype(float).median())
             row |= _macro_times(part)

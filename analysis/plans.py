@@ -51,6 +51,7 @@ def _one(part: pd.DataFrame, samples: dict[Any, pd.DataFrame], partners: dict[st
     row |= {name: part[name].sum() for name in _SUMMED if name in part}
     row |= {"plans": len(part), "cell_ids": " ".join(part["cell_id"]), "paired": bool(part["paired"].all())}
     row["guard"] = guards.together(part["guard"])
+    row["timing_final"] = bool(part["timing_final"].all())
     row["documents"] = int(part["documents"].max())
     row["plan_sd"] = float(part["score"].std(ddof=1))
     row["difference_plan_sd"] = float(part["difference"].std(ddof=1)) if row["paired"] else float("nan")

@@ -88,6 +88,8 @@ def _against(row: dict[str, Any], saving: Saving, margin: float) -> str | None:
         return f"within, but look at its responses: {row['guard']}"
     if not row["seen"]:
         return f"within, but no {saving.label[0]} on record"
+    if saving is SPEEDUP and not row["timing_final"]:
+        return "within, but its time is not final: precision missed, or machine busy"
     if saving is SPEEDUP and row["speedup"] <= 1:
         return "within, but no faster than vanilla"
     return None

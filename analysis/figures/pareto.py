@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -77,14 +78,17 @@ def points_of(
             left_out.append(f"not drawn, {reason}: {style.listed(frame.loc[hit, 'series'])}")
         drawn &= ~hit
     kept = frame[drawn]
-    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard", "verdict"]
+    keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard", "verdict", "timing_final"]
     points = kept[keys].copy()
     for axis, column in (("x", saving.column), ("y", "difference")):
         for end in ("", "_low", "_high"):
             points[f"{axis}{end}"] = kept[f"{column}{end}"]
     points["frontier"], points["frontier_probability"] = False, 0.0
     for _, part in points.groupby(["subtask", "batch_size"]):
-        beats = ~part["policy"].isin(CONTROLS).to_numpy()
+        final = part["timing_final"].astype(bool) if saving.column == "speedup" else True
+        beats = np.asarray(
+            ~part["policy"].isin(CONTROLS) & final
+        )  # a time that is not final is drawn, and beats nobody
         counted = part[beats]
         benefits = pd.DataFrame({"saving": saving.sign * counted["x"], "y": counted["y"]})
         points.loc[counted.index, "frontier"] = nondominated(benefits)

@@ -1,0 +1,40 @@
+"""Times that are not final are marked, and neither recommended nor on a frontier."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis import print_table
+from analysis.recommend import recommendations
+from analysis.study import study
+from tests.analysis.fake_study import POLICIES
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("doubt", [{"precision_reached": False}, {"other_threads": 3.0}], ids=["precision", "busy"])
+def test_marked_and_no_candidate(cell: Write, tmp_path: Path, doubt: dict[str, object]) -> None:
+    for policy in (POLICIES[0], POLICIES[7]):
+        folder = cell(policy=policy, documents=4096)
+    timing = json.loads((folder / "timing.json").read_text())
+    (folder / "timing.json").write_text(json.dumps(timing | doubt))
+    found = study(tmp_path)
+    row = found.rows[found.rows["policy"] != "vanilla"].iloc[0]
+    assert not row["timing_final"]
+    (why,) = recommendations(found)["why"]
+    assert "its time is not final" in why
+    stream = io.StringIO()
+    print_table(tmp_path, console=Console(file=stream, width=100))
+    assert "]~" in stream.getvalue()
+
+
+def test_on_an_idle_machine_it_is_a_candidate(cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], POLICIES[7]):
+        cell(policy=policy, documents=4096)
+    assert list(recommendations(study(tmp_path))["why"]) == ["recommended"]
