@@ -13,7 +13,7 @@ from rich.text import Text
 
 from analysis import guards, statistics, verdicts
 from analysis.labels import PROBES
-from analysis.layout import WIDTH, print_warnings
+from analysis.layout import WIDTH, interval, print_warnings
 from analysis.pareto import ACTIVE, CONTROLS, SPEEDUP, Saving
 from analysis.statistics import LEVEL
 from analysis.study import Study
@@ -159,7 +159,4 @@ def _print_block(block: pd.DataFrame, heading: str, margin: float, console: Cons
 
 
 def _shown(row: dict[str, Any], name: str, form: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if pd.isna(value):
-        return "-"
-    return form.format(value) + ("" if pd.isna(low) else f" [{form.format(low)},{form.format(high)}]")
+    return str(interval(row, name, form))

@@ -62,7 +62,7 @@ def test_the_interval_covers_lanes_that_differ() -> None:
         own = rng.normal(1.0, 0.03, 10)
         found = latency.speedup(np.stack([1.2 * own, np.ones(10)], axis=1))
         held += found.low <= 1.2 <= found.high
-    assert 0.935 <= held / 2000 <= 0.965
+    assert 0.935 <= held / 2000 <= 0.985  # the wider of two intervals
 
 
 def test_geometric_mean_over_tasks() -> None:

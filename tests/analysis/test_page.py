@@ -195,7 +195,7 @@ def test_flags_and_doubts_are_said(cell: Write, tmp_path: Path) -> None:
     assert f"invalid: {folder.name}: every response is empty" in checks
     assert "longer" in checks and "(+9.0)" in checks and f"{folder.name}: halved for memory" in checks
     assert "step times had not settled" in checks
-    assert "5 repeats did not reach the precision asked for: 1 cell" in checks
+    assert "5 windows did not reach the precision asked for: 1 cell" in checks
     assert [point["guard"] for point in source.data["chart"]["points"]] == ["", "longer"]
 
 

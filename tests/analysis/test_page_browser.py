@@ -81,7 +81,7 @@ def test_points_tell_their_parameters(desk: Browser) -> None:
     assert "keep_experts=4, phases=decode" in tip and re.search(
         r"active experts\s+\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", tip
     )
-    assert re.search(r"difference to vanilla\s+−\d+\.\d \[−\d+\.\d, −\d+\.\d\] points", tip)
+    assert re.search(r"difference to vanilla\s+−\d+\.\d \[−\d+\.\d, [−+]\d+\.\d\] points", tip)
     assert re.search(r"decode speed-up\s+\d\.\d\d \[\d\.\d\d, \d\.\d\d\] × vanilla", tip)
     desk.hover("h1")
     assert desk.evaluate("document.querySelector('.tip').hidden")

@@ -153,7 +153,7 @@ def test_json_holds_every_number_and_markdown_the_blocks(study: Path) -> None:
     assert len(whole["means"]) == 10 and len(whole["subtasks"]) == 50 and len(whole["conclusions"]) == 2
     assert whole["means"][0]["policy"] == "vanilla" and whole["means"][0]["difference_low"] is None
     lines = as_markdown(analysed(study)).splitlines()
-    rows = [line for line in lines if line.startswith("| lynx(alpha=1, beta=2) |")]
+    rows = [line for line in lines if line.startswith("| lynx(alpha=3, beta=2) |")]
     assert len(rows) == 2 and {line.count("|") for line in lines if line.startswith("|")} == {rows[0].count("|")}
 
 
