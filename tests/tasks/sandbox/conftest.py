@@ -4,12 +4,13 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lynx_exp.tasks.sandbox import ExecutionError, Program, Sandbox, Verdict, launch
+from lynx_exp.tasks.sandbox.jail.kernel import prctl
 from lynx_exp.tasks.sandbox.sandbox import SandboxUnavailable, tried
 from lynx_exp.tasks.sandbox.tiers import CONFINING, Tier
 
@@ -17,13 +18,32 @@ PATIENT_S = 30.0
 """For programs that end by themselves, however busy the machine."""
 
 
-@pytest.fixture(scope="session", params=CONFINING, ids=lambda tier: tier.name)
-def sandbox(request) -> Sandbox:
-    """Every tier that this machine can have."""
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def first_of(tiers: tuple[Tier, ...]) -> Sandbox:
     try:
-        return tried((request.param,))
+        return tried(tiers)
     except SandboxUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(CONFINING, id="strongest"),
+        *(pytest.param((tier,), id=tier.name, marks=pytest.mark.slow) for tier in CONFINING),
+    ],
+)
+def sandbox(request) -> Sandbox:
+    """The strongest tier that this machine can have; in the slow suite each that it can."""
+    return first_of(request.param)
+
+
+@pytest.fixture(scope="session", params=CONFINING, ids=lambda tier: tier.name)
+def each_tier(request) -> Sandbox:
+    """Each tier that this machine can have, in the fast suite too: for tests of a second."""
+    return first_of((request.param,))
 
 
 @pytest.fixture(scope="session")
@@ -50,32 +70,44 @@ def verdict(sandbox: Sandbox, source: str, test: str = "assert f() == 1", timeou
 
 
 @pytest.fixture
-def leftovers(tmp_path, monkeypatch) -> Callable[[], list[object]]:
-    """Processes of the runs of this test that are still there, and files that they left in the temporary folder."""
+def leftovers(tmp_path, monkeypatch) -> Iterator[Callable[[], list[object]]]:
+    """Processes of the runs of this test that are still there, and files that they left in the temporary folder.
+
+    What loses its parent meanwhile becomes a child of this process: runs that others have going are none of ours.
+    """
     folder = tmp_path / "temporary"
     folder.mkdir()
     folder.chmod(0o777)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    before = {process for process, _ in supervisors()}
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def find() -> list[object]:
         deadline = time.monotonic() + 20
         while True:
-            found: list[object] = [line for process, line in supervisors() if process not in before]
-            found += sorted(folder.iterdir())
+            found: list[object] = [*own_supervisors(), *sorted(folder.iterdir())]
             if not found or time.monotonic() > deadline:
                 return found
             time.sleep(0.02)
 
-    return find
+    yield find
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-def supervisors() -> list[tuple[str, bytes]]:
-    """Supervisors and all that was forked from one, by their command line."""
-    found = []
+def own_supervisors() -> list[bytes]:
+    """Command lines of supervisors, and of all that was forked from one, below this process."""
+    parents, lines = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = (process / "cmdline").read_bytes()
-            if b"from jail import supervisor" in line and int(process.name) != os.getpid():
-                found.append((process.name, line))
-    return found
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            lines[int(process.name)] = (process / "cmdline").read_bytes()
+
+    def is_own(process: int) -> bool:
+        while process and process != os.getpid():
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    return [
+        line
+        for process, line in lines.items()
+        if b"from jail import supervisor" in line and process != os.getpid() and is_own(process)
+    ]

@@ -9,6 +9,7 @@ from importlib import resources
 import pytest
 
 from lynx_exp.tasks import Program
+from lynx_exp.tasks.sandbox import open_sandbox
 from tests.tasks.sandbox.conftest import PATIENT_S
 
 
@@ -50,3 +51,10 @@ def test_no_object_is_right_by_being_equal_to_everything(rows, form, sandbox):
     liar += "".join(f"    __{name}__ = lambda s, *_: s\n" for name in itself)
     verdicts = sandbox.run([form(row, liar) for row in rows], timeout_s=PATIENT_S)
     assert [row["task_id"] for row, it in zip(rows, verdicts, strict=True) if it.passed] == []
+
+
+@pytest.mark.parametrize("form", [with_entry_point, as_code_eval])
+def test_canonical_solutions_unconfined(rows, form):
+    programs = [form(row, row["canonical_solution"]) for row in rows]
+    unsafe = open_sandbox("unsafe", confirm_unsafe_code=True)
+    assert {it.reason for it in unsafe.run(programs, timeout_s=PATIENT_S)} == {"passed"}

@@ -1,4 +1,7 @@
-"""All of these tests again as a plain user: what root's programs cannot do for lack of rights, a user's own can try."""
+"""These tests again as a plain user: what root's programs cannot do for lack of rights, a user's own can try.
+
+In the fast suite a few of each kind; in the slow one all of them, in all tiers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,12 @@ from lynx_exp.tasks.sandbox.jail.namespaces import MS_BIND, MS_PRIVATE, MS_REC, 
 
 USER = 65_533
 ROOT = Path(__file__).parents[3]
-FILES = sorted(path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name)
+QUICK = "test_representative.py"
+FILES = [
+    pytest.param(path.name, id=path.stem, marks=() if path.name == QUICK else pytest.mark.slow)
+    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    if path.name != Path(__file__).name
+]
 NEEDED = (ROOT, Path(sys.prefix), Path(sys.base_prefix).resolve())
 
 
@@ -67,6 +75,7 @@ def home():
 @pytest.mark.skipif(os.geteuid() != 0, reason="this is the plain user already")
 def test_as_a_plain_user(file, home):
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-n", "0", "-rs", "-p", "no:cacheprovider"]
+    command += ["-m", "slow or not slow"]  # all tiers: what is slow here is this test itself
     done = subprocess.run(
         [*command, f"--basetemp={home}/pytest", str(Path(__file__).with_name(file))],
         env={"HOME": home, "TMPDIR": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
