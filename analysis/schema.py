@@ -136,7 +136,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("request", "-", "number in the plan of the request that was scored; of repeats the first"),
         ("new_tokens", "tokens", "length of its response"),
         ("finish_reason", "-", "why its response ended, as in responses"),
-        ("verdict", "-", "what became of generated code; missing for other tasks"),
+        (
+            "verdict",
+            "-",
+            "what became of generated code: `passed`, `timeout`, `raised CLASS` ...; `transport: WHY` and "
+            "`not started: WHY` are no verdicts, though they score 0; missing for other tasks",
+        ),
     ),
     "responses": _columns(
         _CELL_ID,

@@ -28,16 +28,19 @@ def warnings(records: Records) -> tuple[str, ...]:
         *_invalid(cells),
         *_unlike(cells),
         *_unlike_pairs(cells),
-        *_transport(records.samples),
+        *_not_judged(records.samples),
     )
 
 
-def _transport(samples: pd.DataFrame) -> list[str]:
-    """Programs that were not judged, because a value could not cross between them and their tests."""
+def _not_judged(samples: pd.DataFrame) -> list[str]:
+    """Programs that were not judged: a value could not cross between them and their tests, or there was no process."""
     told = samples["verdict"].dropna().astype(str) if "verdict" in samples else pd.Series(dtype=str)
     reasons = [reason for text in told for reason in (json.loads(text) if text.startswith("[") else [text])]
-    lost = sum(reason.startswith("transport") for reason in reasons)
-    return [f"{lost} of {len(reasons)} programs ended in `transport`: not judged, counted as 0"] if lost else []
+    lines = []
+    for kind in ("transport", "not started"):
+        if lost := sum(reason.startswith(kind) for reason in reasons):
+            lines.append(f"{lost} of {len(reasons)} programs ended in `{kind}`: not judged, counted as 0")
+    return lines
 
 
 def _unfinished(cells: Sequence[str]) -> list[str]:

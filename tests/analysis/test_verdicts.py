@@ -168,5 +168,7 @@ def test_a_cell_that_says_nothing_is_named(cell: Write, tmp_path: Path) -> None:
 
 def test_programs_that_were_not_judged_are_counted():
     told = pd.DataFrame({"verdict": ["passed", None, "transport: a value above 32 MiB", '["passed", "transport: x"]']})
-    assert soundness._transport(told) == ["2 of 4 programs ended in `transport`: not judged, counted as 0"]
-    assert soundness._transport(told[:2]) == []
+    assert soundness._not_judged(told) == ["2 of 4 programs ended in `transport`: not judged, counted as 0"]
+    assert soundness._not_judged(told[:2]) == []
+    told.loc[0, "verdict"] = "not started: Cannot allocate memory"
+    assert soundness._not_judged(told[:2]) == ["1 of 1 programs ended in `not started`: not judged, counted as 0"]

@@ -25,6 +25,8 @@ class Program:
 
 TRANSPORT = "transport"
 """How the reason begins of a program that could not be judged."""
+NOT_STARTED = "not started"
+"""And of one that was not run at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,15 @@ class Verdict:
     reason: str
     """`passed` if and only if it did; else `timeout`, `raised <class of exception>`, `the prelude raised <class>`,
     `the entry point is not defined`, `malformed reply`, how the process ended, or `transport: <why>`: a value could not
-    cross between program and test, and what a plain process would have said of it is not known."""
+    cross between program and test, and what a plain process would have said of it is not known; or
+    `not started: <why>`: the machine had no process or memory left."""
 
     @property
     def transport(self) -> bool:
         """Whether there is no verdict, only a score of 0."""
         return self.reason.startswith(TRANSPORT)
+
+    @property
+    def not_started(self) -> bool:
+        """Whether that is the machine's fault, not the program's."""
+        return self.reason.startswith(NOT_STARTED)

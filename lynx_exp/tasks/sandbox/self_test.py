@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lynx_exp.tasks.sandbox import launch
-from lynx_exp.tasks.sandbox.program import Program
+from lynx_exp.tasks.sandbox.program import ExecutionError, Program
 from lynx_exp.tasks.sandbox.tiers import Tier
 
 HELD = "held"
@@ -208,6 +208,8 @@ def self_test(tier: Tier) -> dict[str, str]:
             own_timeouts_s={last: OUTLIVING_TIMEOUT_S},
             marker=marker,
         )
+        if missing := next((it.reason for it in verdicts if it.not_started), None):
+            raise ExecutionError(missing)  # a probe that did not run shows nothing
         results = {
             probe: HELD if verdict.passed else verdict.reason.removeprefix("raised ")
             for probe, verdict in zip(PROBES, verdicts, strict=True)

@@ -7,6 +7,7 @@ each program it forks a candidate, and a tester whenever the last one was lost; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -23,8 +24,11 @@ from .namespaces import ProgramNamespaces
 START, END, END_TESTER = b"S", b"E", b"T"
 COMMAND = struct.Struct("cd")
 """Command, and the program's time in seconds."""
-ANSWER = struct.Struct("ii")
-"""How the candidate ended, and the tester: exit status, or minus the signal; 0 for a tester that was left alone."""
+ANSWER = struct.Struct("iii")
+"""How the candidate ended, and the tester: exit status, or minus the signal; 0 for a tester that was left alone. Last
+the number of the error for which they could not be started, or 0."""
+EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""What a start may fail of on a busy machine: processes, memory, descriptors. Any other error is the tier's own."""
 
 
 class ForkServer:
@@ -36,6 +40,7 @@ class ForkServer:
         self.for_candidates, self.for_testers = Confinement(plan, own), Confinement(plan, None)
         self.candidate: int | None = None
         self.tester: int | None = None
+        self.not_started = 0
 
     def serve(self) -> None:
         """Until the supervisor closes the control socket; then nothing is left running."""
@@ -47,22 +52,30 @@ class ForkServer:
                 return
             command, timeout_s = COMMAND.unpack(message)
             if command == START:
-                self.start(timeout_s, *descriptors)
+                self.not_started = self.try_to_start(timeout_s, *descriptors)
                 for fd in descriptors:
                     os.close(fd)
             else:
                 status = self.end_candidate()
-                self.control.sendall(ANSWER.pack(status, self.end_tester() if command == END_TESTER else 0))
+                tester_status = self.end_tester() if command == END_TESTER else 0
+                self.control.sendall(ANSWER.pack(status, tester_status, self.not_started))
+
+    def try_to_start(self, timeout_s: float, *descriptors: int) -> int:
+        """0, or the error for which one program has no verdict: the server is there for the next."""
+        try:
+            self.start(timeout_s, *descriptors)
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            return error.errno
+        return 0
 
     def start(self, timeout_s: float, requests: int, replies: int, channel: int | None = None) -> None:
         """A candidate at the given pipes, and a tester at `channel` if the last one is no more."""
         if channel is not None:
             self.tester = self.fork(lambda: self.be_tester(channel))
-        if self.namespaces:
-            self.namespaces.enter()
-        self.candidate = self.fork(lambda: self.be_candidate(requests, replies, timeout_s))
-        if self.namespaces:
-            self.namespaces.leave()
+        with self.namespaces.entered() if self.namespaces else contextlib.nullcontext():
+            self.candidate = self.fork(lambda: self.be_candidate(requests, replies, timeout_s))
 
     def fork(self, be: Callable[[], None]) -> int:
         pid = os.fork()

@@ -5,9 +5,10 @@ The supervisor enters them once; each program gets a process namespace and an em
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .kernel import (
     CLONE_NEWIPC,
@@ -118,11 +119,20 @@ class ProgramNamespaces:
     def __init__(self) -> None:
         self.home = syscall(SYS_PIDFD_OPEN, os.getpid(), 0)
 
-    def enter(self) -> None:
-        """For the children that are forked from now on, and for the mounts of this process."""
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """For the children that are forked meanwhile, and for the mounts of this process."""
         call("unshare", self.KINDS)
-        options = f"size={OWN_BYTES},nr_inodes={OWN_FILES},mode=0777"
-        mount("tmpfs", OWN_FOLDER, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+        try:
+            options = f"size={OWN_BYTES},nr_inodes={OWN_FILES},mode=0777"
+            mount("tmpfs", OWN_FOLDER, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+            yield
+        finally:
+            self.leave()
 
     def leave(self) -> None:
-        call("setns", self.home, self.KINDS)
+        """RuntimeError if that fails, for whatever reason: what comes next would share the last program's folder."""
+        try:
+            call("setns", self.home, self.KINDS)
+        except OSError as error:
+            raise RuntimeError(f"no way back from a program's namespaces: {error}") from error

@@ -40,6 +40,10 @@ FORKS_ENDED = "a process that forks programs: "
 """How a line on stderr begins that says why everything else failed."""
 
 
+NOT_STARTED = "not started"
+"""How a verdict begins of a program for which the machine had no process or memory left."""
+
+
 @dataclass(kw_only=True)
 class Slot:
     """A fork server, and the program that it runs at the moment."""
@@ -161,8 +165,10 @@ class Run:
         self.start_next(slot)
 
 
-def conclude(slot: Slot, program_status: int, tester_status: int) -> tuple[bool, str]:
+def conclude(slot: Slot, program_status: int, tester_status: int, not_started: int) -> tuple[bool, str]:
     """(passed, reason). RuntimeError if the program could not be confined in the first place."""
+    if not_started:
+        return False, f"{NOT_STARTED}: {os.strerror(not_started)}"
     lines = slot.report.decode(errors="replace").split("\n")
     kind, _, rest = (lines[-2] if len(lines) > 1 else "").partition(":")
     if slot.timed_out and (lines[0] == tester.READY or not lines[0]):
