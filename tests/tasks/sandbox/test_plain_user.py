@@ -78,7 +78,14 @@ def test_as_a_plain_user(file, home):
     command += ["-m", "slow or not slow"]  # all tiers: what is slow here is this test itself
     done = subprocess.run(
         [*command, f"--basetemp={home}/pytest", str(Path(__file__).with_name(file))],
-        env={"HOME": home, "TMPDIR": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env={
+            "HYPOTHESIS_STORAGE_DIRECTORY": home,
+            "HOME": home,
+            "TMPDIR": home,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        },
         cwd=ROOT,
         preexec_fn=become_plain,
         capture_output=True,
