@@ -23,7 +23,6 @@ from .values import EXCEPTIONS
 
 MODULE = "program"
 OWN_EQUALITY, AMONG_ITS_KIND = 2, 1  # as in `objects`, which the candidate need not have
-NUMERIC_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 FRAMES_OF_THIS_MODULE = 20
 
 
@@ -237,7 +236,5 @@ def run(requests: int, replies: int, library_path: list[str]) -> None:
     """Confined by now: say so, then serve."""
     sys.path.extend(library_path)
     sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_OF_THIS_MODULE)
-    for name in NUMERIC_THREADS:
-        os.putenv(name, "1")  # in the C library's environment only: Python's stays empty
     os.write(replies, wire.READY)
     Server(requests, replies).serve()

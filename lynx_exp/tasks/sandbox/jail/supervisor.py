@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import candidate, namespaces, tester, wire
+from . import namespaces, tester, wire
 from .confine import Plan
 from .forks import ANSWER, COMMAND, END, END_TESTER, START, ForkServer
 from .kernel import die_with_parent
@@ -34,6 +34,10 @@ WITHOUT_FILES = """asyncio contextvars csv ctypes fcntl getpass glob mmap multip
 multiprocessing.shared_memory numbers pathlib pickle pprint queue secrets shutil subprocess tempfile threading timeit
 traceback unittest.mock uuid zlib"""
 """And these where the user that programs become may be unable to read the interpreter's files."""
+
+NUMERIC_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""For NumPy in candidates and in testers, which import it too as its values arrive: no process may start threads that
+the limits forbid, and OpenBLAS interrupts the one that tries."""
 
 MAX_REPORT = 4096
 FORKS_ENDED = "a process that forks programs: "
@@ -190,8 +194,6 @@ def read_message() -> Any:
 
 def load(plan: Plan) -> None:
     """What the programs import, before they become a user who may be unable to read it."""
-    for name in candidate.NUMERIC_THREADS:
-        os.putenv(name, "1")
     sys.path.extend(plan.library_path)
     for name in plan.modules:
         with contextlib.suppress(Exception):
@@ -203,6 +205,8 @@ def main() -> None:
     die_with_parent()
     plan = Plan(**read_message())
     os.environ.clear()
+    for name in NUMERIC_THREADS:
+        os.putenv(name, "1")  # in the C library's environment only: Python's stays empty
     without_files = plan.jail == "none" and plan.drop_user and os.geteuid() == 0
     for name in (PRELOADED + " " + WITHOUT_FILES if without_files else PRELOADED).split():
         importlib.import_module(name)
