@@ -78,9 +78,14 @@ class Between:
         return nothing and scores and self.same_plan and self.same_steps and self.kl[0] == self.kl[1]
 
 
+def _scored(responses: pd.DataFrame) -> pd.DataFrame:
+    """Without fillers: another plan fills lanes with others."""
+    return responses[~responses["filler"].astype(bool)] if "filler" in responses else responses
+
+
 def between(before: CellRecord, after: CellRecord) -> Between:
     """Compare two finished cells, row by row where both have the row."""
-    responses = [record.responses().to_pandas() for record in (before, after)]
+    responses = [_scored(record.responses().to_pandas()) for record in (before, after)]
     steps = [record.steps().to_pandas() for record in (before, after)]
     places = [frame.set_index(["subtask", "request"])[["lane", "slot"]].sort_index() for frame in responses]
     orders = ["subtask", "lane", "step", "layer"]

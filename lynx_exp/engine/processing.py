@@ -1,5 +1,6 @@
 """Generation settings that change logits before a token is chosen: applied by transformers' own processors, to each
-row by itself, or refused by name. They come from a model's generation_config.json and from a task.
+row by itself, or refused by name. They come from a model's generation_config.json and from a task. Checking a task's
+needs neither torch nor transformers: scoring anew loads no model.
 
 R rows, V vocabulary.
 """
@@ -8,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation import logits_process as of_transformers
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GenerationConfig, LogitsProcessorList
 
-from lynx_exp.engine.plan import Request, Setting
+    from lynx_exp.engine.plan import Request, Setting
 
 NEUTRAL: Mapping[str, Any] = {
     "sequence_bias": None,
@@ -119,6 +119,8 @@ def processed(
     none has any. `eos`: the model's own ids of the end."""
     if not any(request.processing for request in requests):
         return logits_RV
+    import torch
+
     made_RV = logits_RV.float().clone()
     for row, (request, said) in enumerate(zip(requests, tokens, strict=True)):
         if request.processing:
@@ -133,6 +135,8 @@ def processed(
 def _processors(
     settings: tuple[Setting, ...], eos: tuple[int, ...], prompt: int, longest: int, device: str
 ) -> LogitsProcessorList:
+    from transformers import LogitsProcessorList
+
     made = [_processor(name, value, eos=eos, prompt=prompt, longest=longest, device=device) for name, value in settings]
     return LogitsProcessorList([processor for processor in made if processor is not None])
 
@@ -140,7 +144,10 @@ def _processors(
 def _processor(name: str, value: Any, *, eos: tuple[int, ...], prompt: int, longest: int, device: str) -> Any:
     """transformers' own, as `generate` makes it; None for a length that needs an EOS where the model has none.
     `prompt`, `longest`: tokens of the prompt, and of the response at most."""
-    theirs, ends = of_transformers, list(eos)
+    import torch
+    from transformers.generation import logits_process as theirs
+
+    ends = list(eos)
     plain = _thawed(value)
     match name:
         case "sequence_bias":

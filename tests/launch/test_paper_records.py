@@ -23,7 +23,7 @@ REASSIGN = {"name": "reassign", "fraction": 1.0}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("records")
-    common = {"task": TASK, "batch_size": 3, "limit": 6, "tokens": True, "measure": MEASURE}
+    common = {"task": TASK, "batch_size": 3, "limit": 6, "tail": "drain", "tokens": True, "measure": MEASURE}
     configs = [bundled(root, **common), bundled(root, policy=REASSIGN, phases="both", fidelity=True, **common)]
     assert run_cells(configs).failed == 0
     return root / "default"

@@ -234,7 +234,7 @@ def table() -> Iterator[Corruption]:
     yield of("an empty prompt", "responses pairing", "responses", first(GEN, prompt_tokens=0))
 
     yield of("the last step lost", "steps numbers", "steps", lambda rows: rows[:-4], "mix", "vanilla")
-    yield of("no decode step, and not said", "invalid steps numbers", "steps", lambda rows: [
+    yield of("no decode step, and not said", "invalid steps numbers timing", "steps", lambda rows: [
         row for row in rows if row["subtask"] != GEN])  # fmt: skip
     yield of("a layer lost", "steps numbers", "steps", lambda rows: [r for r in rows if r["layer"] != 2])
     yield of("a step twice", "steps numbers", "steps", lambda rows: [*rows, rows[0]])
