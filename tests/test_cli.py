@@ -267,7 +267,7 @@ def test_help_teaches_and_is_fast():
     )
     for word in (
         "policy: coverage",
-        "study: benchmarks, demo",
+        "study: batching, benchmarks, demo",
         "-m",
         "Exit codes",
         "lynx-results",

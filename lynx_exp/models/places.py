@@ -46,7 +46,8 @@ def locate(model: str) -> str:
     path = Path(model).expanduser()
     if looks_like_path and not path.is_dir():
         raise ValueError(
-            f"model={model}: no such folder; give a folder in save_pretrained form, a hub id, or {', '.join(BUNDLED)}"
+            f"model.id={model}: no such folder; give a folder in save_pretrained form, a hub id, or "
+            f"{', '.join(BUNDLED)}"
         )
     return str(path) if path.is_dir() else model
 

@@ -106,7 +106,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
         collect.setup(hydra_context=context, task_function=lambda _: None, config=config)
         given = config.hydra.sweeper
         sweeper = LynxSweeper(dict(given.params or {}), list(given.cells), list(given.controls))
-        sweeper.hydra_context, sweeper.launcher = context, collect
+        sweeper.hydra_context, sweeper.launcher, sweeper.config = context, collect, config
         sweeper.sweep(list(config.hydra.overrides.task))
         return collect.configs
 

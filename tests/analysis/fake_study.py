@@ -280,6 +280,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "repeats": 1,
         "precision_reached": True,
         "batch_size": batch_size,
+        "experts_note": None,
         "threads": 2,
     }
     _json(folder / "timing.json", timing | warmup | experts | active)

@@ -52,7 +52,7 @@ def test_a_fault_has_a_kind_and_costs_its_own_cell(kind, bench, config):
 
 
 def test_a_larger_batch_of_what_ran_out_of_memory_is_not_tried(bench, config):
-    cells = [config(batch_size=size) for size in (2, 4, 8)] + [config(LYNX, batch_size=8)]
+    cells = [config(batch_size=size) for size in (2, 4, 5)] + [config(LYNX, batch_size=5)]
 
     def fail(policy):
         return MemoryError("no room") if policy is None else None

@@ -14,6 +14,7 @@ from lynx_exp.engine import Engine
 from lynx_exp.launch.export import export_lm_eval
 from lynx_exp.launch.run import run_cells
 from lynx_exp.launch.stored import done_cells
+from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.read import CellRecord, read_cell
 from tests.launch.real_cells import bundled
@@ -130,6 +131,7 @@ def test_scores_that_are_others_now_are_refused(cells: dict[str, CellRecord], tm
     metrics = read_json(folder / "metrics.json")
     metrics["metrics"][0]["value"] = 0.3
     write_json(folder / "metrics.json", metrics)
+    write_json(folder / "DONE", read_json(folder / "DONE") | seal(folder, read_json(folder / "DONE")["files"]))
     with pytest.raises(ValueError, match="and 0.3 in metrics.json; run `lynx-results rescore` first"):
         export_lm_eval(read_cell(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()

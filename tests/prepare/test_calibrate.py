@@ -215,7 +215,9 @@ def cell(policy: dict[str, Any], model: ModelConfig | None = None) -> Cell:
         tracker=TrackerConfig(),
         device="cpu",
     )
-    task = SimpleNamespace(name="t", data_digest="d", runs_code=False)
+    task = SimpleNamespace(
+        name="t", data_digest="d", runs_code=False, requests=(), fillers=(), fillers_digest=None, kind="choice"
+    )
     return prepare_cells([config], lambda name, limit, settings: task)[0]
 
 

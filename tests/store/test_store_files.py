@@ -32,6 +32,7 @@ def lane_record(requests=(4, 2)) -> LaneRecord:
             "response": "ok\n",
             "logprob": None,
             "greedy": None,
+            "filler": False,
         }
         rows.append(row)
     return LaneRecord(subtask="t", lane=7, rows=rows, live_rows=[2, 1], active_experts=[[3, 4], [2, 2]])

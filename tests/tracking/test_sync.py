@@ -135,8 +135,9 @@ def test_a_cell_that_cannot_be_read_stops_no_other(write: Write, capsys: pytest.
     (first.path / "steps.parquet").write_bytes(b"garbage")
     assert sync(first.path.parent, "--offline") == 1
     out, err = capsys.readouterr()
-    assert f"2/2 b: run {content.run_id_of(second)}" in out
-    assert err.startswith("lynx-results: 1/2 a: error: ") and err.count("\n") == 1
+    assert f"1/1 b: run {content.run_id_of(second)}" in out
+    assert err.startswith("lynx-results: set aside: ") and "steps.parquet: is not the file" in err
+    assert err.count("\n") == 1
 
 
 def test_bad_input(tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_the_backend_without_vllm_is_refused_in_one_line(monkeypatch):
     from lynx_exp.vllm_backend import opening
 
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"backend=vllm: vllm is not installed here; `pip install lynx_exp\[vllm\]`"):
+    with pytest.raises(ValueError, match=r"backend=vllm: vllm is not installed here; `pip install '\.\[vllm\]'`"):
         opening.check_installed()
 
 
