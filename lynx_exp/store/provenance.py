@@ -147,11 +147,12 @@ def _smi(query: str) -> list[list[str]] | None:
 
 
 def numerics(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a provenance, what can change results or times, flat: what cells that are compared should have in common."""
+    """Of a provenance, what can change results or times, flat: what cells that are compared should have in common.
+    Threads are not among them: a run takes as many as cores are free, and bytes do not depend on them."""
     torch, gpu, model = (found.get(name) or {} for name in ("torch", "gpu", "model"))
     flat = {f"packages.{name}": value for name, value in (found.get("packages") or {}).items()}
     flat |= {f"environment.{name}": value for name, value in (found.get("environment") or {}).items()}
-    flat |= {f"torch.{name}": torch.get(name) for name in ("git", "cuda", "gpus", "cpu_capability", "threads")}
+    flat |= {f"torch.{name}": torch.get(name) for name in ("git", "cuda", "gpus", "cpu_capability")}
     flat |= {"gpu.facts": gpu.get("gpus"), "cpu": found.get("cpu"), "cpus": found.get("cpus")}
     flat |= {f"model.{name}": model.get(name) for name in ("digest", "dtype", "device", "experts_implementation")}
     return flat | {"code": found.get("code_sha256"), "python": found.get("python")}

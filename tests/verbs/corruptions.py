@@ -290,7 +290,7 @@ def table() -> Iterator[Corruption]:
     yield to("no vanilla", "partner sweep", shutil.rmtree, "both", "vanilla")
     yield to("vanilla unfinished", "state partner", lambda folder: (folder / "DONE").unlink(), "both", "vanilla")
     yield of("another torch", "environment", "provenance.json", at("numerics", "packages.torch", value="2.0.0"))
-    yield of("another number of threads", "environment", "provenance.json", at("numerics", "torch.threads", value=64))
+    yield of("another number of CPUs", "environment", "provenance.json", at("numerics", "cpus", value=64))
     yield Corruption("two pairs on two machines", every_cpu, ("machines",))
     yield to("a cell that a sweep asked for is gone", "sweep", shutil.rmtree, "mix", "vanilla")
     yield Corruption("a sweep that asked for more", asks_for_more, ("sweep",))
