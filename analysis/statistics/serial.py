@@ -25,8 +25,9 @@ def serial_ratio(tops_W: ArrayLike, bottoms_W: ArrayLike) -> Estimate:
     The latter weighs the residuals with the first J cosines and takes Student's t at J degrees of freedom (the
     equal-weighted cosine estimator of the long-run variance: Lazarus, Lewis, Stock and Watson 2018), J being W^(1/2)
     rounded, and at least FEWEST: what drifts slowly shows in slow waves. Waves too short for it are raised by what an
-    autoregression of the windows would have lost there (prewhitening: Andrews and Monahan 1992), its coefficient
-    corrected for its bias and at most STRONGEST. One window has no interval.
+    autoregression of the windows would have lost there (prewhitening: Andrews and Monahan 1992), its coefficient at
+    most STRONGEST and corrected twice for its bias, once with what was seen and once with that (Kendall 1954). One
+    window has no interval.
     """
     tops, bottoms = np.asarray(tops_W, dtype=float), np.asarray(bottoms_W, dtype=float)
     plain = ratio_of_sums(tops, bottoms)
@@ -39,7 +40,8 @@ def serial_ratio(tops_W: ArrayLike, bottoms_W: ArrayLike) -> Estimate:
     waves_JW = math.sqrt(2) * np.cos(np.pi * np.outer(np.arange(1, cosines + 1), places_W))
     total = float(residuals_W @ residuals_W)
     follows = float(residuals_W[1:] @ residuals_W[:-1]) / total if total > 0 else 0.0
-    rho = min(max(follows + (1 + 4 * follows) / windows, 0.0), STRONGEST)  # Kendall's correction of its bias
+    corrected = follows + (1 + 4 * follows) / windows
+    rho = min(max(follows + (1 + 4 * corrected) / windows, 0.0), STRONGEST)
     pitch_J = np.cos(np.pi * np.arange(1, cosines + 1) / windows)
     seen_J = (1 - rho) ** 2 / (1 - 2 * rho * pitch_J + rho**2)  # of an autoregression, against its slowest wave
     long_run = float(np.mean((waves_JW @ residuals_W) ** 2 / seen_J))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from analysis.statistics.estimate import Estimate
 
@@ -27,12 +26,12 @@ def p_value(estimate: Estimate, null: float = 0.0) -> float:
 
 def holm(p_M: ArrayLike) -> NDArray[np.float64]:
     """Adjusted p-values (Holm 1979): rejecting those below 5 % errs in no more than 5 % of families. NaN stays NaN and
-    does not count."""
+    does not count. (statsmodels' multipletests collects garbage at each call, which takes a tenth of a second.)"""
     given = np.asarray(p_M, dtype=float)
     adjusted = np.full(len(given), np.nan)
-    known = ~np.isnan(given)
-    if known.any():
-        adjusted[known] = multipletests(given[known], method="holm")[1]
+    rising = np.argsort(given, kind="stable")[: np.count_nonzero(~np.isnan(given))]  # NaN sorts last
+    rivals = np.arange(len(rising), 0, -1)
+    adjusted[rising] = np.minimum(np.maximum.accumulate(given[rising] * rivals), 1.0)
     return adjusted
 
 

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import bleu, latency, statistics
+from analysis import latency, statistics
+from benchmarks.simulated import Sweep, Translations
+from benchmarks.simulated_studies import Candidates
 
 SWEEPS = 2000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Vanilla is right with `accuracy`; in each lane the policy spoils a share of what was right and mends a share of
-    what was wrong, both drawn for the lane (beta, the larger `alike` the less lanes differ)."""
-
-    lanes: int
-    rows: int
-    accuracy: float = 0.9
-    spoils: float = 0.1
-    mends: float = 0.2
-    alike: float = 20.0
-
-    @property
-    def truth(self) -> float:
-        return (1 - self.accuracy) * self.mends - self.accuracy * self.spoils
-
-    def draws(self, seed: int, sweeps: int = SWEEPS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(policy, vanilla, lane) of each simulated cell."""
-        rng = np.random.default_rng(seed)
-        lane = np.repeat(np.arange(self.lanes), self.rows)
-        for _ in range(sweeps):
-            spoils, mends = (
-                rng.beta(share * self.alike, (1 - share) * self.alike, self.lanes)[lane]
-                for share in (self.spoils, self.mends)
-            )
-            vanilla = rng.random(len(lane)) < self.accuracy
-            chance = rng.random(len(lane))
-            yield np.where(vanilla, chance >= spoils, chance < mends).astype(float), vanilla.astype(float), lane
+def draws(sweep: Sweep, seed: int, sweeps: int = SWEEPS) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(policy, vanilla, lane) of each simulated cell."""
+    rng = np.random.default_rng(seed)
+    return (sweep.draw(rng) for _ in range(sweeps))
 
 
 def coverage(sweep: Sweep, seed: int = 0) -> float:
     hits = 0
-    for policy, vanilla, lane in sweep.draws(seed):
+    for policy, vanilla, lane in draws(sweep, seed):
         estimate = statistics.paired_difference(policy, vanilla, lane)
         assert estimate.low is not None and estimate.high is not None
         hits += estimate.low <= sweep.truth <= estimate.high
@@ -90,7 +68,7 @@ ERROR = 3 * math.sqrt(0.05 * 0.95 / SWEEPS)
 def rates(sweep: Sweep, seed: int) -> tuple[float, float]:
     """Shares of sweeps that find a difference, and that find it within one point."""
     different = within = 0
-    for policy, vanilla, lane in sweep.draws(seed):
+    for policy, vanilla, lane in draws(sweep, seed):
         estimate = statistics.paired_difference(policy, vanilla, lane).scaled(100)
         different += statistics.p_value(estimate) < 0.05
         within += statistics.tost(estimate, 1.0) < 0.05
@@ -124,7 +102,7 @@ def test_the_sample_size_named_has_the_power_named() -> None:
     pilot = Sweep(lanes=40, rows=16, accuracy=0.9, spoils=0.0145, mends=0.1305, alike=1e6)
     sizes = [
         statistics.documents_needed(statistics.paired_difference(*cell).scaled(100), 640, 1.0)
-        for cell in pilot.draws(4, sweeps=300)
+        for cell in draws(pilot, 4, sweeps=300)
     ]
     lanes = round(float(np.median(sizes)) / 16)
     asked = Sweep(lanes=lanes, rows=16, accuracy=0.9, spoils=0.0145, mends=0.1305, alike=1e6)
@@ -137,7 +115,7 @@ def test_a_loss_of_exactly_the_margin_is_rarely_within_it(lanes: int, rows: int,
     sweep = Sweep(lanes=lanes, rows=rows, accuracy=1.0, spoils=0.01, mends=0.0001, alike=alike)
     found = [
         statistics.tost(statistics.paired_difference(*cell).scaled(100), 1.0) < 0.05
-        for cell in sweep.draws(8, sweeps=1000)
+        for cell in draws(sweep, 8, sweeps=1000)
     ]
     assert np.mean(found) <= 0.06
 
@@ -168,34 +146,47 @@ def test_a_drifting_machine_is_covered() -> None:
     assert hits / SWEEPS >= 0.925
 
 
+@pytest.mark.parametrize("rows", [8, 16])
+def test_rare_destroyed_sentences_are_covered_beside_trivial_edits(rows: int) -> None:
+    """One in a hundred is destroyed: BCa over 25 lanes covered 70 to 80 %."""
+    made, rng = Translations(lanes=25, rows=rows, destroys=0.01, edits=0.3), np.random.default_rng(11)
+    assert np.mean([made.covered(rng) for _ in range(200)]) >= 0.93
+
+
 @pytest.mark.slow
 def test_bleu_differences_cover_theirs() -> None:
-    """Sentences of ten words of which the policy spoils some, more in some lanes: 600 sweeps of 64 lanes of 16."""
-    rng = np.random.default_rng(6)
+    """Sentences of ten words of which the policy spoils some, more in some lanes."""
+    made, rng = Translations(lanes=64, rows=16, spoils=0.1, alike=10), np.random.default_rng(6)
+    assert 0.93 <= np.mean([made.covered(rng) for _ in range(600)]) <= 0.99
 
-    def counts(right: np.ndarray) -> np.ndarray:
-        matched = [right]
-        for n in range(2, 5):
-            matched.append(matched[-1][:, :-1] & right[:, n - 1 :])
-        ones = np.ones(len(right))
-        totals = [ones * (11 - n) for n in range(1, 5)]
-        return np.stack([*(m.sum(axis=1) for m in matched), *totals, 10 * ones, 10 * ones], axis=1).astype(float)
 
-    def cell(lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        lane = np.repeat(np.arange(lanes), 16)
-        vanilla = rng.random((len(lane), 10)) < 0.95
-        hit = rng.random(len(lane)) < rng.beta(1, 9, lanes)[lane]
-        policy = vanilla & ~(hit[:, None] & (rng.random(vanilla.shape) < 0.3))
-        return counts(policy), counts(vanilla), lane
+EIGHT = Candidates(losses=(1.0,) * 8, lanes=250, rows=16)
 
-    large = cell(20000)
-    truth = bleu.bleu_of_counts(large[0].sum(axis=0)) - bleu.bleu_of_counts(large[1].sum(axis=0))
-    hits = 0
-    for _ in range(600):
-        estimate = bleu.paired_bleu_difference(*cell(64))
-        assert estimate.low is not None and estimate.high is not None
-        hits += estimate.low <= truth <= estimate.high
-    assert 0.93 <= hits / 600 <= 0.99
+
+def test_a_setting_at_the_margin_is_rarely_recommended() -> None:
+    """All eight lose exactly one point: without Holm's correction one is taken in a quarter of sweeps."""
+    rng = np.random.default_rng(12)
+    assert np.mean([EIGHT.harmful(rng) for _ in range(300)]) <= 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        EIGHT,
+        replace(EIGHT, alike=19.0),
+        replace(EIGHT, losses=(1.0,) * 4 + (0.0,) * 4, gains=0.5),
+    ],
+    ids=str,
+)
+def test_of_eight_settings_none_at_the_margin_is_taken(candidates: Candidates) -> None:
+    rng = np.random.default_rng(13)
+    assert np.mean([candidates.harmful(rng) for _ in range(1500)]) <= 0.06
+
+
+def test_a_harmless_setting_is_found_among_harmful_ones() -> None:
+    made, rng = replace(EIGHT, losses=(1.0,) * 7 + (0.0,), gains=0.5), np.random.default_rng(14)
+    assert np.mean([made.harmless(rng) for _ in range(50)]) >= 0.8
 
 
 def test_a_speedup_of_nine_repeats_covers_its_truth() -> None:

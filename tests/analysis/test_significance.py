@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from analysis import statistics
 from analysis.statistics import Estimate
@@ -69,6 +70,12 @@ def test_holm_only_raises_and_keeps_the_order(given: list[float]) -> None:
     adjusted = statistics.holm(given)
     assert (adjusted >= np.array(given) - 1e-12).all() and (adjusted <= 1).all()
     assert (np.diff(adjusted[np.argsort(given, kind="stable")]) >= -1e-12).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_statsmodels(given: list[float]) -> None:
+    assert statistics.holm(given) == pytest.approx(multipletests(given, method="holm")[1])
 
 
 def test_tost_of_the_sleep_data() -> None:
