@@ -32,7 +32,7 @@ COVERAGE, ERROR, POWER = "95 %", "<= 5 %", "power"
 SAID = "short, said"
 QUICK = 5
 """Sweeps of a scenario in a smoke run."""
-TABLE = "{:<76} {:>7} {:>9} {:>15}  {}"
+TABLE = "{:<78} {:>7} {:>9} {:>15}  {}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class Scenario:
         hits = sum(self.draw(rng) for _ in range(sweeps))
         low, high = wilson(hits, sweeps)
         case = {"group": self.group, "scenario": self.name, "nominal": self.nominal, "sweeps": sweeps}
-        return case | {"observed": hits / sweeps, "low": low, "high": high, "verdict": self._verdict(hits / sweeps)}
+        shares = {name: round(share, 4) for name, share in (("observed", hits / sweeps), ("low", low), ("high", high))}
+        return case | shares | {"verdict": self._verdict(hits / sweeps)}
 
     def _verdict(self, observed: float) -> str:
         if self.nominal == POWER:
@@ -89,7 +90,7 @@ def _right(case: dict[str, Any]) -> dict[str, Any]:
         ends = [(1 - case[end]) / (1 - SIZE) for end in ("observed", "high", "low")]
     else:
         ends = [case[end] / LEAST for end in ("observed", "low", "high")]
-    return dict(zip(("ratio", "low", "high"), ends, strict=True))
+    return dict(zip(("ratio", "low", "high"), (round(end, 4) for end in ends), strict=True))
 
 
 def scenarios() -> Iterator[Scenario]:
