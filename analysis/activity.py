@@ -12,21 +12,43 @@ from analysis.statistics import Estimate
 STREAM = ["cell_id", "subtask"]
 
 
-def full_steps(records: Records) -> pd.DataFrame:
-    """Rows of `records.steps` that count: steps with a full batch; all steps of a stream that has none such."""
-    sizes = records.cells.set_index("cell_id")["batch_size"]
-    full = records.steps["live_rows"] == records.steps["cell_id"].map(sizes).astype(int)
-    any_full = full.groupby([records.steps[name] for name in STREAM], observed=True).transform("any")
-    return records.steps[full | ~any_full]
+def by_lane(records: Records) -> pd.DataFrame:
+    """One row per (cell, stream, lane): `weighted`, active experts of each step and layer times the scored rows of the
+    step, and `tokens`, the latter alone: their ratio is the mean over scored tokens of the experts that ran in the step
+    that made the token."""
+    steps = records.steps
+    scored = steps["scored_rows"].astype(float)
+    weighed = steps.assign(weighted=steps["active_experts"] * scored, tokens=scored)
+    return weighed.groupby([*STREAM, "lane"], observed=True)[["weighted", "tokens"]].sum().reset_index()
 
 
 def active_experts(records: Records) -> dict[tuple[str, str], Estimate]:
-    """Of each (cell, stream): mean over layers and full decode steps, clustered by lane."""
+    """Of each (cell, stream): mean over scored tokens and layers, clustered by lane."""
     if records.steps.empty:
         return {}
-    lanes = full_steps(records).groupby([*STREAM, "lane"], observed=True)["active_experts"].agg(["sum", "count"])
-    streams = lanes.reset_index().groupby(STREAM, observed=True)
-    return {key: statistics.ratio_of_sums(part["sum"], part["count"]) for key, part in streams}
+    lanes = by_lane(records)
+    streams = lanes[lanes["tokens"] > 0].groupby(STREAM, observed=True)
+    return {key: statistics.ratio_of_sums(part["weighted"], part["tokens"]) for key, part in streams}
+
+
+def occupancy(records: Records) -> dict[tuple[str, str], dict[str, float]]:
+    """Of each (cell, stream): `live_rows`, mean over scored tokens of the rows of their step, and `full_steps`, the
+    share (0..1) of decode steps in which every slot was taken."""
+    if records.steps.empty:
+        return {}
+    steps = records.steps.drop_duplicates([*STREAM, "lane", "step"])
+    sizes = records.cells.set_index("cell_id")["batch_size"]
+    scored = steps["scored_rows"].astype(float)
+    marked = steps.assign(
+        weighted=steps["live_rows"] * scored,
+        tokens=scored,
+        full=steps["live_rows"] == steps["cell_id"].map(sizes).astype(int),
+    )
+    streams = marked.groupby(STREAM, observed=True).agg(
+        weighted=("weighted", "sum"), tokens=("tokens", "sum"), full_steps=("full", "mean")
+    )
+    found = streams.assign(live_rows=streams["weighted"] / streams["tokens"])[["live_rows", "full_steps"]]
+    return {key: row for key, row in zip(found.index, found.to_dict("records"), strict=True)}
 
 
 def changed_share(records: Records) -> dict[tuple[str, str], Estimate]:

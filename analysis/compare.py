@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, latency_model, statistics
-from analysis.activity import active_experts, changed_share, prompt_changed_share
+from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
 from analysis.statistics import Estimate
@@ -31,8 +31,10 @@ def results(records: Records) -> pd.DataFrame:
     points: percent, or BLEU), `step_ms` (a decode step), `vanilla_step_ms` (vanilla's on the same steps), `speedup`
     (the latter over the former; 1 for vanilla), `run_ms_per_token`, `run_speedup` and `tokens_per_s` (integrated over
     all steps of the run, `analysis.latency_model`), `active_experts`
-    (per layer and step; of a mix those of the stream that its subtasks share), `changed` and `prompt_changed` (share
-    0..1 of the assignments of decode steps and of prompts that the policy changed; the latter where it acts there),
+    (per layer, of the steps that made the scored tokens; of a mix those of the stream that its subtasks share; beside
+    it `live_rows`, the rows of those steps, and `full_steps`, the share 0..1 of steps with every slot taken), `changed`
+    and `prompt_changed` (share 0..1 of the assignments of decode steps and of prompts that the policy changed; the
+    latter where it acts there),
     `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), and where something is generated
     `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
@@ -50,7 +52,7 @@ def results(records: Records) -> pd.DataFrame:
     samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
     timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
     headlines = _headlines(records)
-    active = active_experts(records)
+    active, occupied = active_experts(records), occupancy(records)
     changed, prompt_changed = changed_share(records), prompt_changed_share(records)
     fidelity = _fidelity(records)
     settings = settings_of(records.cells)
@@ -100,6 +102,7 @@ def results(records: Records) -> pd.DataFrame:
                 | times
                 | {"timing_final": _is_final(cell)}
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
+                | occupied.get(stream, {"live_rows": float("nan"), "full_steps": float("nan")})
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
                 | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))

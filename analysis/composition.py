@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import guards, statistics
-from analysis.activity import full_steps
+from analysis.activity import by_lane
 from analysis.compare import NO_ESTIMATE, flat
 from analysis.labels import settings_of
 from analysis.load import Records
@@ -31,8 +31,8 @@ def lanes(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
 
     `composition` counts the lane's requests by subtask ("mini_gsm8k 4 + mini_wmt16 4"); `effective_tasks` is the
     exponential of their Shannon entropy: 1 for one task, S for S in equal parts. `live_rows` is the mean over all
-    decode steps, `active_experts` (per layer and step) over the full ones; NaN for a lane that ran none, such as the
-    remainder of a task. `setting` does not name the mixing: that is what is compared. `guard` is that of the cell.
+    decode steps, `active_experts` (per layer) that over scored tokens; NaN for a lane that made none in decode.
+    `setting` does not name the mixing: that is what is compared. `guard` is that of the cell.
     """
     of_cell = rows[rows["mixing"].notna()].drop_duplicates("cell_id").set_index("cell_id")
     if of_cell.empty:
@@ -46,9 +46,13 @@ def lanes(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     held["effective_tasks"] = effective_number(counts.to_numpy(dtype=float))
     steps = records.steps[records.steps["cell_id"].isin(of_cell.index)]
     held["live_rows"] = steps.groupby(keys, observed=True)["live_rows"].mean()
-    full = full_steps(records)
-    full = full[full["cell_id"].isin(of_cell.index)]
-    held["active_experts"] = full.groupby(keys, observed=True)["active_experts"].mean()
+    active = by_lane(records)
+    active = (
+        active[active["cell_id"].isin(of_cell.index) & (active["tokens"] > 0)]
+        .groupby(keys, observed=True)
+        .sum(numeric_only=True)
+    )
+    held["active_experts"] = active["weighted"] / active["tokens"]
     frame = held.reset_index().astype({"cell_id": str})
     for name in _ROW_FIELDS:
         frame[name] = frame["cell_id"].map(of_cell[name])
@@ -66,7 +70,7 @@ def effective_number(counts_GS: np.ndarray) -> np.ndarray:
 
 
 def summary(lanes: pd.DataFrame) -> pd.DataFrame:
-    """One row per (setting, task, batch size, series, mixing), over the lanes that ran full steps; `lanes` as above.
+    """One row per (setting, task, batch size, series, mixing), over the lanes that decoded; `lanes` as above.
 
     `active_experts` is the mean over lanes, each counted once with its t interval: weighted by steps, as in
     `compare.results`, tasks with long responses would count for more where lanes are separate than where they are

@@ -53,6 +53,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
                 ("difference_high", -100.0),
             ):
                 row[end] = float(np.clip(row[end], least, 100.0))
+            row |= {name: float(part[name].mean()) for name in ("live_rows", "full_steps")}
             row["guard"] = guards.together(part["guard"])
             row["timing_final"] = bool(part["timing_final"].all())
             row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))

@@ -50,6 +50,7 @@ def _one(part: pd.DataFrame, samples: dict[Any, pd.DataFrame], partners: dict[st
             row |= part[[end for end in ends if end in part.columns]].astype(float).mean().to_dict()
     row |= {name: part[name].sum() for name in _SUMMED if name in part}
     row |= {"plans": len(part), "cell_ids": " ".join(part["cell_id"]), "paired": bool(part["paired"].all())}
+    row |= {name: float(part[name].mean()) for name in ("live_rows", "full_steps")}
     row["guard"] = guards.together(part["guard"])
     row["timing_final"] = bool(part["timing_final"].all())
     row["documents"] = int(part["documents"].max())

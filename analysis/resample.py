@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, latency
-from analysis.activity import full_steps
+from analysis.activity import STREAM, by_lane
 from analysis.load import Records
 from analysis.statistics import cluster_sums, lane_draws
 from analysis.statistics.bootstrap import Array
@@ -44,12 +44,10 @@ class Resampler:
 
     @cached_property
     def _active(self) -> dict[Hashable, pd.DataFrame]:
-        """Of each (cell, stream): sum and count of active experts by lane."""
+        """Of each (cell, stream): the sums of `activity.by_lane`."""
         if self.records.steps.empty:
             return {}
-        keys = ["cell_id", "subtask", "lane"]
-        lanes = full_steps(self.records).groupby(keys, observed=True)["active_experts"].agg(["sum", "count"])
-        return dict(iter(lanes.reset_index().groupby(keys[:2], observed=True)))
+        return dict(iter(by_lane(self.records).groupby(STREAM, observed=True)))
 
     def difference(self, cell: str, subtask: str, *, corpus: bool, value: float, se: float) -> Array:
         """In points, of the difference `value` with standard error `se`; `corpus`: it is one of BLEU.
@@ -76,9 +74,9 @@ class Resampler:
         """Active experts of the stream that the subtask belongs to."""
         lanes = self._active[cell, self._stream(cell, subtask)]
         draws = self._lanes(cell, subtask, int(lanes["lane"].max()) + 1)[:, lanes["lane"].to_numpy()]
-        counts = draws @ lanes["count"].to_numpy(dtype=float)
-        sums = draws @ lanes["sum"].to_numpy(dtype=float)
-        whole = lanes["sum"].sum() / lanes["count"].sum()
+        counts = draws @ lanes["tokens"].to_numpy(dtype=float)
+        sums = draws @ lanes["weighted"].to_numpy(dtype=float)
+        whole = lanes["weighted"].sum() / lanes["tokens"].sum()
         return np.divide(sums, counts, out=np.full(len(sums), whole), where=counts > 0)
 
     def speedup(self, cell: str) -> Array:

@@ -28,6 +28,7 @@ def warnings(records: Records) -> tuple[str, ...]:
         *_invalid(cells),
         *_unlike(cells),
         *_unlike_pairs(cells),
+        *_draining(cells),
         *_not_judged(records.samples),
     )
 
@@ -35,11 +36,39 @@ def warnings(records: Records) -> tuple[str, ...]:
 def _not_judged(samples: pd.DataFrame) -> list[str]:
     """Programs that were not judged: a value could not cross between them and their tests, or there was no process."""
     told = samples["verdict"].dropna().astype(str) if "verdict" in samples else pd.Series(dtype=str)
-    reasons = [reason for text in told for reason in (json.loads(text) if text.startswith("[") else [text])]
+    reasons = [reason for text in told for reason in _reasons(text)]
     lines = []
     for kind in ("transport", "not started"):
         if lost := sum(reason.startswith(kind) for reason in reasons):
             lines.append(f"{lost} of {len(reasons)} programs ended in `{kind}`: not judged, counted as 0")
+    return lines
+
+
+def _reasons(verdict: str) -> list[str]:
+    """Of one program, or of several that a document ran; as it stands where it cannot be read."""
+    try:
+        listed = json.loads(verdict)
+    except ValueError:
+        return [verdict]
+    return list(map(str, listed)) if isinstance(listed, list) else [verdict]
+
+
+FULL = 0.8
+"""Share of a cell's decode steps that have every slot taken, below which its lanes drained."""
+
+
+def _draining(cells: pd.DataFrame) -> list[str]:
+    """Cells whose lanes were not full: their experts, differences and times are of smaller batches than they name."""
+    several = cells["batch_size"].astype(int) > 1
+    static = several & (cells["batching"] == "static")
+    drained = several & ~static & (cells["full_steps"].astype(float) < FULL)
+    lines = []
+    if static.any():
+        lines.append(f"lanes drain (batching=static): {_cells(int(static.sum()))} ran smaller batches than they name")
+    if drained.any():
+        lines.append(
+            f"lanes drained: in {_cells(int(drained.sum()))} under {100 * FULL:.0f} % of the steps had every slot taken"
+        )
     return lines
 
 

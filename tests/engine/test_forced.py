@@ -17,7 +17,8 @@ from lynx_exp.engine.forced_plan import ForcedPlan, seat
 from lynx_exp.engine.prompts import plan_order
 from lynx_exp.routing import Policy
 from tests.engine.conftest import VOCAB, shape_of
-from tests.engine.test_stream import refill, watched
+from tests.engine.packing import watched
+from tests.engine.test_stream import refill
 from tests.routing.laws import REPRESENTATIVES, bound
 
 PLANS = {

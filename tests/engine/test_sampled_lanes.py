@@ -17,7 +17,7 @@ from lynx_exp.engine import BatchPlan, Request, Sampling
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.sampling import Draw
 from tests.engine.conftest import CONFIG, VOCAB, shape_of
-from tests.engine.test_stream import LENGTHS, assert_packed_equals_alone, run, watched, wide_jobs
+from tests.engine.packing import LENGTHS, assert_packed_equals_alone, run, watched, wide_jobs
 from tests.routing.laws import REPRESENTATIVES, bound
 
 SAMPLINGS = (

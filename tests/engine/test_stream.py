@@ -4,8 +4,7 @@ slots are refilled does what a slow reference does."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -14,79 +13,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import DynamicCache
 
-import lynx_exp.engine.stream as stream
 from lynx_exp import Engine, build_policy
-from lynx_exp.engine import BatchPlan, LaneResult, Request
-from lynx_exp.engine.lane import Job, Row
+from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.tasks.mini import held_out
 from tests.engine.conftest import CONFIG, VOCAB, shape_of
+from tests.engine.packing import LENGTHS, assert_packed_equals_alone, copies, jobs_of, run, watched, wide_jobs
 from tests.routing.laws import REPRESENTATIVES, bound
-
-LENGTHS = (3, 20, 7, 64, 1, 18, 100, 4, 13, 65, 3, 8)
-
-
-@contextmanager
-def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[dict[int, list[Tensor]]]:
-    """The engine with nothing kept, other EOS ids, and, by id of a request, the logits of its decode steps."""
-    seen: dict[int, list[Tensor]] = {}
-    fresh: Iterator[Tensor] = iter(())
-    kind, row, rows, ids = engine._make_decoder(), stream.Row, engine.max_rows, engine._stopper.eos_ids
-
-    class Decoder:
-        def __init__(self, *given: Any) -> None:
-            self.inner = kind(*given)
-
-        def step(self, token_R: Tensor) -> Tensor:
-            nonlocal fresh
-            logits = self.inner.step(token_R)
-            fresh = iter(logits.clone())
-            return logits
-
-    class Seen(Row):
-        def take(self, token: int) -> None:
-            if self.tokens:  # the first comes from the prefill
-                seen.setdefault(id(self.request), []).append(next(fresh))
-            super().take(token)
-
-    engine._stores.clear()
-    engine._decoder, stream.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,misc]
-    engine._stopper.eos_ids = frozenset(eos)
-    try:
-        yield seen
-    finally:
-        engine._decoder, stream.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[misc]
-
-
-def run(engine: Engine, jobs: Sequence[Job]) -> dict[tuple[int, int], LaneResult]:
-    found = [((number, lane.lane), lane) for number, lane in engine.run_jobs(jobs)]
-    assert len(dict(found)) == len(found), "a lane came twice"
-    return dict(found)
-
-
-def assert_packed_equals_alone(
-    engine: Engine, jobs: Sequence[Job], max_rows: int, eos: Sequence[int] = (), bits: bool = True
-) -> int:
-    """Also that logits are equal, bit for bit unless `bits` is False; how many rows of them were compared."""
-    with watched(engine, max_rows, eos) as packed_logits:
-        packed = run(engine, jobs)
-    assert set(packed) == {(number, lane) for number, job in enumerate(jobs) for lane in job.lanes}
-    compared = 0
-    for (number, lane), together in packed.items():
-        with watched(engine, 1, eos) as logits:
-            assert run(engine, [replace(jobs[number], lanes=(lane,))])[0, lane] == together
-        if jobs[number].plan.fillers:
-            continue  # a request that fills several lanes has logits in each, watched under one name
-        for request, rows in logits.items():
-            for mine, theirs in zip(rows, packed_logits[request], strict=True):
-                assert torch.equal(mine, theirs) or not bits
-                assert torch.allclose(mine, theirs, rtol=0, atol=1e-6)
-            compared += len(rows)
-    return compared
 
 
 @pytest.fixture(scope="module")
@@ -107,31 +43,6 @@ def frequent(engine: Engine, requests: list[Request]) -> list[int]:
     return [t for t, _ in Counter(t for lane in lanes.values() for ids in lane.token_ids for t in ids).most_common(24)]
 
 
-def copies(requests: Sequence[Request], **changes: Any) -> list[Request]:
-    """Requests of their own for each job, so that what is watched can be told apart."""
-    return [replace(request, **changes) for request in requests]
-
-
-@st.composite
-def jobs_of(draw: st.DrawFn, engine: Engine, requests: Sequence[Request]) -> list[Job]:
-    jobs = []
-    for _ in range(draw(st.integers(1, 4))):
-        policy = bound(draw(st.sampled_from(REPRESENTATIVES)), shape_of(engine))
-        phases = draw(st.sampled_from(["decode", "prefill", "both", "none"]))
-        layers = draw(st.sampled_from([None, None, "1:", "0,2"]))
-        size, seed = draw(st.integers(1, 5)), draw(st.integers(0, 2))
-        if draw(st.booleans()):
-            plan = BatchPlan.static(len(requests), size, seed)
-        else:
-            own = draw(st.integers(1, len(requests)))
-            plan = BatchPlan.continuous(own, size, seed, waves=draw(st.integers(1, 3)))
-            if draw(st.booleans()):
-                plan = plan.filled(range(own, len(requests)), range(len(requests)), seed)
-        chosen = draw(st.none() | st.just([len(plan.lanes) - 1]))
-        jobs.append(engine.job(copies(requests), plan, policy, phases, layers=layers, lanes=chosen))
-    return jobs
-
-
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), max_rows=st.integers(1, 40))
 def test_any_jobs_packed_equal_each_lane_alone(
@@ -140,20 +51,6 @@ def test_any_jobs_packed_equal_each_lane_alone(
     """Tokens, finish reasons, slots, live rows, active experts; and every bit of the logits."""
     eos = data.draw(st.lists(st.sampled_from(frequent), max_size=4))
     assert_packed_equals_alone(engine, data.draw(jobs_of(engine, requests)), max_rows, eos)
-
-
-def wide_jobs(engine: Engine, requests: Sequence[Request], of: int) -> list[Job]:
-    """Every kind of lane: two policies that add or take slots, two batchings, and vanilla between them."""
-    more = build_policy("oea", k0=1, k_max=engine.top_k + 1)
-    fewer = build_policy("lynx_v1_latency", keep_experts=engine.num_experts // 2)
-    n = len(requests)
-    jobs = [
-        engine.job(copies(requests), BatchPlan.static(n, 3), more),
-        engine.job(copies(requests), BatchPlan.continuous(n, 2, waves=3)),
-        engine.job(copies(requests), BatchPlan.continuous(n, 5, waves=2), fewer),
-        engine.job(copies(requests), BatchPlan.static(n, 4, 1), build_policy("coverage", tolerance=0.2), "both"),
-    ]
-    return jobs[:of]
 
 
 @pytest.mark.parametrize(
