@@ -27,8 +27,14 @@ def active_experts(records: Records) -> dict[tuple[str, str], Estimate]:
     if records.steps.empty:
         return {}
     lanes = by_lane(records)
-    streams = lanes[lanes["tokens"] > 0].groupby(STREAM, observed=True)
-    return {key: statistics.ratio_of_sums(part["weighted"], part["tokens"]) for key, part in streams}
+    return ratios(lanes[lanes["tokens"] > 0], "weighted", "tokens")
+
+
+def ratios(lanes: pd.DataFrame, top: str, bottom: str) -> dict[tuple[str, str], Estimate]:
+    """Of each (cell, stream): the sum of one column over that of another; `lanes` has a row a (cell, stream, lane)."""
+    tops, bottoms = lanes[top].to_numpy(dtype=float), lanes[bottom].to_numpy(dtype=float)
+    places = lanes.groupby(STREAM, observed=True).indices
+    return {key: statistics.ratio_of_sums(tops[at], bottoms[at]) for key, at in places.items()}
 
 
 def occupancy(records: Records) -> dict[tuple[str, str], dict[str, float]]:
@@ -70,5 +76,4 @@ def _shares(records: Records, rows: pd.DataFrame, tokens: str) -> dict[tuple[str
     lanes = rows.groupby([*STREAM, "lane"], observed=True)[["changed", tokens]].sum().reset_index()
     lanes["assignments"] = lanes[tokens] * lanes["cell_id"].map(top_k).astype(float)
     known = lanes[lanes["assignments"].notna() & (lanes["assignments"] > 0)]
-    streams = known.groupby(STREAM, observed=True)
-    return {key: statistics.ratio_of_sums(part["changed"], part["assignments"]) for key, part in streams}
+    return ratios(known, "changed", "assignments")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, latency_model, statistics
-from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share
+from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share, ratios
 from analysis.labels import policy_order, series_of, settings_of
+from analysis.latency import Array
 from analysis.load import Records
 from analysis.statistics import Estimate
 
@@ -49,8 +51,9 @@ def results(records: Records) -> pd.DataFrame:
     "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where there is nothing to
     compare (see `analysis.guards`).
     """
-    samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
-    timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
+    samples = _samples(records.samples)
+    steps_ms = {name: latency.steps_of_cells(records.timing, name) for name in ("vanilla", "policy")}
+    pairs = latency.pairs_of_cells(records.timing)
     headlines = _headlines(records)
     active, occupied = active_experts(records), occupancy(records)
     changed, prompt_changed = changed_share(records), prompt_changed_share(records)
@@ -64,7 +67,9 @@ def results(records: Records) -> pd.DataFrame:
     counts: dict[tuple[str, str], bleu.Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
-        times = _times(timings.get(cell["cell_id"]), cell["policy"], integrated.get(cell["cell_id"]))
+        own_ms = steps_ms["vanilla" if cell["policy"] == "vanilla" else "policy"].get(cell["cell_id"], np.empty(0))
+        paired = pairs.get(cell["cell_id"], np.empty((0, 2)))
+        times = _times(own_ms, paired, cell["policy"], integrated.get(cell["cell_id"]))
         for headline in headlines.get(cell["cell_id"], []):
             key = (cell["cell_id"], headline["subtask"])
             partner = (partners[cell["cell_id"]], headline["subtask"])
@@ -88,7 +93,7 @@ def results(records: Records) -> pd.DataFrame:
                     "unit": unit,
                     "higher_is_better": headline["higher_is_better"],
                     "documents": headline["samples"],
-                    "lanes": 0 if own is None else own["lane"].nunique(),
+                    "lanes": 0 if own is None else len(np.unique(own.lane)),
                     "paired": partner[0] != "",
                     "plans": 1,
                     "cell_ids": cell["cell_id"],
@@ -129,6 +134,31 @@ _CELL_FIELDS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """Of one (cell, subtask), as arrays: a frame of a few rows costs more than what is done with it."""
+
+    document: np.ndarray
+    lane: np.ndarray
+    score: Array
+    rows: pd.DataFrame
+    """Of all cells."""
+    at: np.ndarray
+    """Its own among them."""
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Answers and references."""
+        return self.rows["filtered"].iloc[self.at].tolist(), self.rows["target"].iloc[self.at].tolist()
+
+
+def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
+    document, lane, score = rows["doc_id"].to_numpy(), rows["lane"].to_numpy(), rows["score"].to_numpy(dtype=float)
+    return {
+        key: _Samples(document=document[at], lane=lane[at], score=score[at], rows=rows, at=at)
+        for key, at in rows.groupby(["cell_id", "subtask"], observed=True).indices.items()
+    }
+
+
 def _is_final(cell: Mapping[str, Any]) -> bool:
     """Whether what was timed may be ranked: as precise as was asked for, on a machine with nothing else to do. True
     where nothing was timed, and for vanilla, to which no ratio belongs."""
@@ -146,7 +176,10 @@ def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _headlines(records: Records) -> dict[str, list[dict[str, Any]]]:
     chosen = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates(["cell_id", "subtask"])
     chosen = chosen.assign(value=chosen["value"].astype(float))  # null where it is no finite number
-    return {str(cell): part.to_dict("records") for cell, part in chosen.groupby("cell_id", sort=False)}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in chosen.to_dict("records"):
+        found.setdefault(row["cell_id"], []).append(row)
+    return found
 
 
 def _guard_columns(guard: guards.Guard | None) -> dict[str, Any]:
@@ -159,21 +192,14 @@ def _guard_columns(guard: guards.Guard | None) -> dict[str, Any]:
 
 def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
     """KL divergence and agreement of each (cell, subtask), over tokens, clustered by lane."""
-    found = {}
-    keys = ["cell_id", "subtask"]
-    lanes = records.fidelity.groupby([*keys, "lane"], observed=True)[["kl", "agreeing", "tokens"]].sum().reset_index()
-    for key, part in lanes.groupby(keys, observed=True):
-        kl = statistics.ratio_of_sums(part["kl"], part["tokens"]).scaled(1000)
-        agreement = statistics.ratio_of_sums(part["agreeing"], part["tokens"]).scaled(100)
-        found[key] = flat("kl", kl) | flat("agreement", agreement)
-    return found
+    keys = ["cell_id", "subtask", "lane"]
+    lanes = records.fidelity.groupby(keys, observed=True)[["kl", "agreeing", "tokens"]].sum().reset_index()
+    kl, agreement = ratios(lanes, "kl", "tokens"), ratios(lanes, "agreeing", "tokens")
+    return {key: flat("kl", kl[key].scaled(1000)) | flat("agreement", agreement[key].scaled(100)) for key in kl}
 
 
-def _times(timing: pd.DataFrame | None, policy: str, integrated: latency_model.Integrated | None) -> dict[str, Any]:
-    own = pairs = np.empty(0)
-    if timing is not None:
-        own = latency.step_ms_per_window(timing, "vanilla" if policy == "vanilla" else "policy")
-        pairs = latency.window_pairs(timing)
+def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Integrated | None) -> dict[str, Any]:
+    """`own` [W]: steps of the cell's windows in ms, `pairs` [W, 2]: vanilla's and the policy's."""
     step = vanilla = latency.mean_step(own) if len(own) else NO_ESTIMATE
     speedup = Estimate(value=1.0) if len(own) and policy == "vanilla" else NO_ESTIMATE
     if len(pairs):
@@ -189,12 +215,12 @@ def _times(timing: pd.DataFrame | None, policy: str, integrated: latency_model.I
 
 
 def _count_sentences(
-    counts: dict[tuple[str, str], bleu.Array], wanted: Mapping[tuple[str, str], pd.DataFrame | None]
+    counts: dict[tuple[str, str], bleu.Array], wanted: Mapping[tuple[str, str], _Samples | None]
 ) -> None:
     """Fill in the sentence statistics of cells not seen yet, rows in the order of the samples."""
     for key, part in wanted.items():
         if part is not None and key not in counts:
-            counts[key] = bleu.sentence_counts(list(part["filtered"]), list(part["target"]))
+            counts[key] = bleu.sentence_counts(*part.texts())
 
 
 def _units(records: Records) -> dict[str, str]:
@@ -211,18 +237,18 @@ def _units(records: Records) -> dict[str, str]:
 def _scores(
     headline: Mapping[str, Any],
     unit: str,
-    own: pd.DataFrame | None,
-    other: pd.DataFrame | None,
+    own: _Samples | None,
+    other: _Samples | None,
     own_counts: bleu.Array | None,
     other_counts: bleu.Array | None,
 ) -> tuple[Estimate, Estimate]:
     """Score and difference to vanilla, in points (or the metric's own unit)."""
     if own is None:
         return Estimate(value=headline["value"]), NO_ESTIMATE
-    lanes = own["lane"].to_numpy()
+    lanes = own.lane
     mine, theirs = (np.empty(0, int), np.empty(0, int)) if other is None else _matched(own, other)
-    if other is not None and len(mine) < max(len(own), len(other)):
-        log.warning("%d of %d documents have a vanilla partner; only they are compared", len(mine), len(own))
+    if other is not None and len(mine) < max(len(lanes), len(other.lane)):
+        log.warning("%d of %d documents have a vanilla partner; only they are compared", len(mine), len(lanes))
     if own_counts is not None:
         score, difference = bleu.corpus_bleu(own_counts, lanes), NO_ESTIMATE
         if len(mine) and other_counts is not None:
@@ -230,8 +256,8 @@ def _scores(
         return score, difference
     if headline["corpus"]:
         return Estimate(value=headline["value"]), NO_ESTIMATE
-    values = own["score"].to_numpy(dtype=float)
-    vanilla = np.empty(0) if other is None else other["score"].to_numpy(dtype=float)[theirs]
+    values = own.score
+    vanilla = np.empty(0) if other is None else other.score[theirs]
     if unit == "own":
         score = statistics.ratio_of_sums(*statistics.cluster_sums(values, lanes))
         changes = statistics.cluster_sums(values[mine] - vanilla, lanes[mine])
@@ -242,18 +268,17 @@ def _scores(
     return score, statistics.paired_difference(values[mine], vanilla, lanes[mine]).scaled(100)
 
 
-def _changed(own: pd.DataFrame | None, other: pd.DataFrame | None) -> dict[str, float]:
+def _changed(own: _Samples | None, other: _Samples | None) -> dict[str, float]:
     if own is None or other is None:
         return {"better": math.nan, "worse": math.nan, "p_mcnemar": math.nan}
     mine, theirs = _matched(own, other)
-    scores = (part["score"].to_numpy(dtype=float)[at] for part, at in ((own, mine), (other, theirs)))
-    found = statistics.discordance(*scores)
+    found = statistics.discordance(own.score[mine], other.score[theirs])
     return {"better": found.better, "worse": found.worse, "p_mcnemar": found.p_value}
 
 
-def _matched(own: pd.DataFrame, other: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _matched(own: _Samples, other: _Samples) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the documents that both hold, in the same order."""
-    _, mine, theirs = np.intersect1d(own["doc_id"].to_numpy(), other["doc_id"].to_numpy(), return_indices=True)
+    _, mine, theirs = np.intersect1d(own.document, other.document, return_indices=True)
     return mine, theirs
 
 

@@ -23,9 +23,9 @@ def settings_of(cells: pd.DataFrame, *, workload: bool = True) -> dict[str, str]
     mixes = [f"{task} {mixing}" if isinstance(mixing, str) else "" for task, mixing in asked]
     several = workload and len(set(mixes)) > 1
     labels = {}
-    for cell, mix in zip(cells.to_dict("records"), mixes, strict=True):
-        parts = [f"{name} {cell[name]}" for name in varying] + ([mix] if several and mix else [])
-        labels[cell["cell_id"]] = ", ".join(parts)
+    for cell, mix, *values in zip(cells["cell_id"], mixes, *(cells[name] for name in varying), strict=True):
+        parts = [f"{name} {value}" for name, value in zip(varying, values, strict=True)]
+        labels[cell] = ", ".join(parts + ([mix] if several and mix else []))
     return labels
 
 

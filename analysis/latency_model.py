@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import pandas as pd
 from analysis import latency
 from analysis.latency import Array
 from analysis.load import Records
-from analysis.runs import LaneSums, Run, run_of
+from analysis.runs import LaneSums, Run, Runs
 from analysis.statistics import Estimate, t_interval
 
 FEATURES = ("live", "active", "context")
@@ -51,6 +52,12 @@ class Fit:
     steps: int
     """Timed steps behind it."""
 
+    @cached_property
+    def draws(self) -> Array:
+        """`[DRAWS, F]`: slopes, as sure as they are."""
+        rng = np.random.default_rng(0)
+        return rng.multivariate_normal(self.slopes_F, self.covariance_FF, size=DRAWS, check_valid="ignore")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Integrated:
@@ -75,27 +82,58 @@ def integrate(records: Records) -> dict[str, Integrated]:
     cells = records.cells.set_index("cell_id")
     steps = steps[steps["cell_id"].map(cells["timed_context"].isna())]  # at a context of its own: not its run's
     keys = cells.loc[steps["cell_id"].unique(), list(POOLED)]
-    fits: dict[Any, Fit] = {}
-    of: dict[str, Any] = {}
-    for key, part in keys.groupby(list(POOLED), dropna=False):
-        mine = steps[steps["cell_id"].isin(part.index)]
-        fits[key] = fit(mine)
-        of |= dict.fromkeys(part.index, key)
-    timings = {key: part for key, part in records.timing.groupby("cell_id", observed=True)}
-    vanilla = {row.pair_id: row.cell_id for row in records.cells[::-1].itertuples() if row.policy == "vanilla"}
-    runs: dict[str, Run | None] = {}
-    found = {}
-    for cell, key in of.items():
-        streams = set(steps.loc[steps["cell_id"] == cell, "subtask"])
-        partner = vanilla.get(cells.loc[cell, "pair_id"])
+    fitted: dict[str, Fit] = {}
+    for _, part in keys.groupby(list(POOLED), dropna=False):
+        fitted |= dict.fromkeys(part.index, fit(steps[steps["cell_id"].isin(part.index)]))
+    pair, policy = cells["pair_id"].to_dict(), cells["policy"].to_dict()
+    vanilla = {pair[cell]: cell for cell in reversed(cells.index) if policy[cell] == "vanilla"}
+    stored, runs = Runs(records), dict[str, Run | None]()
+    subtask, found = steps["subtask"].astype(str).to_numpy(), {}
+    timed = _timed_cells(records.timing, steps)
+    for cell, at in steps.groupby("cell_id").indices.items():
+        streams, partner = set(subtask[at]), vanilla.get(pair[cell])
         for each in (cell, partner):
             if each is not None and each not in runs:
-                runs[each] = run_of(records, each, streams)
+                runs[each] = stored.of(each, streams)
         run = runs[cell]
         if run is not None:
             theirs = runs.get(partner) if partner is not None else None
-            own = steps[steps["cell_id"] == cell]
-            found[cell] = _integrated(own, timings[cell], fits[key], run, theirs, cells.loc[cell, "policy"])
+            found[cell] = _integrated(timed[cell], fitted[cell], run, theirs, policy[cell])
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed:
+    """What was timed of a cell."""
+
+    cell: str
+    own_ms: Array
+    """`[W]`, of the policy; of vanilla where there is no other; likewise below."""
+    own_x: Array
+    """`[W, F]`: its steps' mean features."""
+    base_ms: Array
+    """`[W]`, of vanilla on the same steps."""
+    base_x: Array
+    ms: Array
+    """Of each step of the policy."""
+    x: Array
+
+
+def _timed_cells(timing: pd.DataFrame, steps: pd.DataFrame) -> dict[str, _Timed]:
+    """`steps` as in `_timed_steps`."""
+    alone, pairs = latency.steps_of_cells(timing, "vanilla"), latency.pairs_of_cells(timing)
+    means = steps.groupby(["cell_id", "name", "window"])[list(FEATURES)].mean()
+    mean_x = {
+        key: means.to_numpy(dtype=float)[at] for key, at in means.groupby(level=["cell_id", "name"]).indices.items()
+    }
+    x, ms = steps[list(FEATURES)].to_numpy(dtype=float), steps["ms"].to_numpy(dtype=float)
+    found = {}
+    for (cell, name), at in steps.groupby(["cell_id", "name"]).indices.items():
+        if name == "vanilla" and (cell, "policy") in mean_x:
+            continue
+        base_ms, own_ms = (alone[cell], alone[cell]) if name == "vanilla" else pairs[cell].T
+        base_x, own_x = mean_x[cell, "vanilla"], mean_x[cell, name]
+        found[cell] = _Timed(cell=cell, own_ms=own_ms, own_x=own_x, base_ms=base_ms, base_x=base_x, ms=ms[at], x=x[at])
     return found
 
 
@@ -184,27 +222,11 @@ def _centred(values: Array, group: np.ndarray, weights: Array) -> Array:
     return values - means[group]
 
 
-def _integrated(
-    steps: pd.DataFrame, timing: pd.DataFrame, fitted: Fit, run: Run, vanilla: Run | None, policy: str
-) -> Integrated:
-    """`steps`: the cell's timed steps; `vanilla`: the run of its partner."""
-    unit = fitted.clock[steps["cell_id"].iloc[0]]
-    untouched = "policy" not in set(steps["name"])
-    name = "vanilla" if untouched else "policy"
-    features = steps.groupby(["name", "window"])[list(FEATURES)].mean()
-    own_x = features.loc[name].to_numpy(dtype=float)
-    if untouched:
-        own_y = base_y = latency.step_ms_per_window(timing, "vanilla")
-        base_x = own_x
-    else:
-        pairs = latency.window_pairs(timing)
-        base_y, own_y = pairs[:, 0], pairs[:, 1]
-        base_x = features.loc["vanilla"].to_numpy(dtype=float)
-    windows = len(own_y)
-    rng = np.random.default_rng(0)
-    slopes = unit * rng.multivariate_normal(fitted.slopes_F, fitted.covariance_FF, size=DRAWS, check_valid="ignore")
-    slopes = np.concatenate([unit * fitted.slopes_F[None], slopes])
-    draws = np.concatenate([np.arange(windows)[None], rng.integers(windows, size=(DRAWS, windows))])
+def _integrated(timed: _Timed, fitted: Fit, run: Run, vanilla: Run | None, policy: str) -> Integrated:
+    """`vanilla`: the run of its partner."""
+    unit = fitted.clock[timed.cell]
+    slopes = unit * np.concatenate([fitted.slopes_F[None], fitted.draws])
+    windows = len(timed.own_ms)
 
     def per_token(y: Array, x: Array, sums: LaneSums, lanes: np.ndarray) -> Array:
         """`[1 + DRAWS]`: the estimate, then its draws."""
@@ -212,19 +234,19 @@ def _integrated(
         count, total, tokens = sums.steps[lanes].sum(1), sums.features[lanes].sum(1), sums.tokens[lanes].sum(1)
         return (constant * count + (slopes * total).sum(1)) / tokens
 
-    lanes = _lane_draws(rng, len(run.sums.steps))
-    own = per_token(own_y, own_x, run.sums, lanes)
+    own_lanes = len(run.sums.steps)
+    vanilla_lanes = own_lanes if vanilla is None else len(vanilla.sums.steps)
+    draws, lanes, theirs = _draws(windows, own_lanes, vanilla_lanes)
+    own = per_token(timed.own_ms, timed.own_x, run.sums, lanes)
     against = None
     if policy == "vanilla":
         against = Estimate(value=1.0)
     elif vanilla is not None:
-        theirs = lanes if len(vanilla.sums.steps) == len(run.sums.steps) else _lane_draws(rng, len(vanilla.sums.steps))
-        against = _estimate(per_token(base_y, base_x, vanilla.sums, theirs) / own, windows)
-    constant = float(own_y.mean() - unit * fitted.slopes_F @ own_x.mean(0))
+        against = _estimate(per_token(timed.base_ms, timed.base_x, vanilla.sums, theirs) / own, windows)
+    constant = float(timed.own_ms.mean() - unit * fitted.slopes_F @ timed.own_x.mean(0))
     times = constant + unit * run.features @ fitted.slopes_F
-    mine = steps[steps["name"] == name]
-    predicted = constant + unit * mine[list(FEATURES)].to_numpy(dtype=float) @ fitted.slopes_F
-    error = np.abs(mine["ms"].to_numpy(dtype=float) - predicted) / mine["ms"].to_numpy(dtype=float)
+    predicted = constant + unit * timed.x @ fitted.slopes_F
+    error = np.abs(timed.ms - predicted) / timed.ms
     return Integrated(
         ms_per_token=_estimate(own, windows),
         speedup=against,
@@ -234,8 +256,18 @@ def _integrated(
     )
 
 
-def _lane_draws(rng: np.random.Generator, lanes: int) -> np.ndarray:
-    return np.concatenate([np.arange(lanes)[None], rng.integers(lanes, size=(DRAWS, lanes))])
+@lru_cache(maxsize=64)  # cells of a study have few numbers of windows and lanes
+def _draws(windows: int, lanes: int, vanilla_lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places `[1 + DRAWS, ...]` of windows, of lanes of a run and of its partner's: all of them once, then resampled.
+    Runs of as many lanes share the plan and are drawn alike."""
+    rng = np.random.default_rng(0)
+    rng.standard_normal((DRAWS, len(FEATURES)))  # those of `Fit.draws`
+    of_windows, of_lanes = _resampled(rng, windows), _resampled(rng, lanes)
+    return of_windows, of_lanes, of_lanes if vanilla_lanes == lanes else _resampled(rng, vanilla_lanes)
+
+
+def _resampled(rng: np.random.Generator, count: int) -> np.ndarray:
+    return np.concatenate([np.arange(count)[None], rng.integers(count, size=(DRAWS, count))])
 
 
 def _estimate(draws: Array, windows: int) -> Estimate:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,6 +17,9 @@ from analysis.load import Records
 from analysis.statistics import Estimate
 
 log = logging.getLogger("analysis")
+
+Row = dict[str, Any]
+"""Of `compare.results`."""
 
 
 def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
@@ -32,16 +37,20 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     for name in sorted(set(rows["subtask"]) - set(usable["subtask"])):
         log.warning("subtask %s is left out of the macro means: its metric is not in points, higher is better", name)
     averaged = []
-    for (setting, batch), group in usable.groupby(["setting", "batch_size"], sort=True):
-        for name, part in group.groupby("series", sort=False):
-            first = part.iloc[0]
+    groups = _by(usable.to_dict("records"), "setting", "batch_size")
+    for (setting, batch), group in sorted(groups.items(), key=lambda item: item[0]):
+        every = len({row["subtask"] for row in group})
+        for (name,), part in _by(group, "series").items():
+            first = part[0]
             row: dict[str, Any] = {column: first[column] for column in _SERIES_FIELDS}
-            row |= {"setting": setting, "batch_size": batch, "series": name, "cells": part["cell_id"].nunique()}
-            row |= {"subtasks": part["subtask"].nunique(), "all_subtasks": group["subtask"].nunique()}
-            row["paired"] = bool(part["paired"].all())
+            row |= {"setting": setting, "batch_size": batch, "series": name}
+            row |= {"cells": len({each["cell_id"] for each in part})}
+            subtasks = _by(part, "subtask")
+            row |= {"subtasks": len(subtasks), "all_subtasks": every}
+            row["paired"] = all(each["paired"] for each in part)
             for counted in ("documents", "lanes"):
-                row[counted] = int(part.groupby("subtask")[counted].max().sum())
-            row["plans"] = int(part["plans"].min())
+                row[counted] = sum(max(int(each[counted]) for each in same) for same in subtasks.values())
+            row["plans"] = min(int(each["plans"]) for each in part)
             for quantity in ("score", "difference", "active_experts", "changed", "prompt_changed", "kl", "agreement"):
                 row |= flat(quantity, estimate := _macro(part, quantity))
                 if quantity == "difference":
@@ -53,60 +62,76 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
                 ("difference_high", -100.0),
             ):
                 row[end] = float(np.clip(row[end], least, 100.0))
-            row |= {name: float(part[name].mean()) for name in ("live_rows", "full_steps")}
-            row["guard"] = guards.together(part["guard"])
-            row["timing_final"] = bool(part["timing_final"].all())
-            row["guarded"] = ", ".join(dict.fromkeys(part.loc[part["guard"].map(guards.is_flagged), "subtask"]))
-            row["selection_us"] = float(part["selection_us"].astype(float).median())
+            row |= {name: float(np.mean([each[name] for each in part])) for name in ("live_rows", "full_steps")}
+            row["guard"] = guards.together(each["guard"] for each in part)
+            row["timing_final"] = all(each["timing_final"] for each in part)
+            row["guarded"] = ", ".join(dict.fromkeys(e["subtask"] for e in part if guards.is_flagged(e["guard"])))
+            row["selection_us"] = float(pd.Series([each["selection_us"] for each in part], dtype=float).median())
             row |= _macro_times(part)
             averaged.append(row)
     return pd.DataFrame(averaged)
 
 
 _SERIES_FIELDS = (
-    *(
-        "model",
-        "mixing",
-        "policy",
-        "policy_params",
-        "policy_label",
-        "phases",
-        "layers",
-        "num_experts",
-        "top_k",
-        "match_active",
-    ),
+    "model",
+    "mixing",
+    "policy",
+    "policy_params",
+    "policy_label",
+    "phases",
+    "layers",
+    "num_experts",
+    "top_k",
+    "match_active",
 )
 
 
-def _macro(part: pd.DataFrame, quantity: str) -> Estimate:
-    mixing = part["mixing"].iloc[0]
+def _by(rows: Sequence[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+    """In the order of first rows. (Groups of a frame with a hundred columns cost a thousand times as much.)"""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def _mean(same: Sequence[Row], column: str) -> float:
+    """Of those that have it."""
+    known = [float(row[column]) for row in same if not np.isnan(row[column])]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _macro(part: Sequence[Row], quantity: str) -> Estimate:
+    mixing = part[0]["mixing"]
     if isinstance(mixing, str) and quantity == "active_experts":
-        part = part.drop_duplicates("cell_id").assign(subtask="")
+        together = [[same[0] for same in _by(part, "cell_id").values()]]
+    else:
+        together = list(_by(part, "subtask").values())
     estimates = []
-    for _, same in part.groupby("subtask", sort=False):
-        found = {name: float(same[f"{quantity}{name}"].mean()) for name in ("", "_low", "_high", "_se", "_df")}
-        pad = float(same["difference_pad"].mean()) if quantity == "difference" else 0.0  # of the cells that have it
-        known = {name.removeprefix("_"): number for name, number in found.items() if name}
+    for same in together:
+        value = _mean(same, quantity)
+        pad = _mean(same, "difference_pad") if quantity == "difference" else 0.0  # of the cells that have it
+        known = {name: _mean(same, f"{quantity}_{name}") for name in ("low", "high", "se", "df")}
         bare = any(np.isnan(number) for number in known.values())
-        estimates.append(Estimate(value=found[""]) if bare else Estimate(value=found[""], **known, pad=pad))
+        estimates.append(Estimate(value=value) if bare else Estimate(value=value, **known, pad=pad))
     return (statistics.dependent_mean if mixing == "shuffled" else statistics.macro_mean)(estimates)
 
 
 TIMES = ("step_ms", "vanilla_step_ms", "speedup", "run_ms_per_token", "run_speedup", "tokens_per_s")
 
 
-def _macro_times(part: pd.DataFrame) -> dict[str, Any]:
-    cells = part.drop_duplicates("cell_id")
-    every = bool((cells["windows"] > 0).groupby(cells["task"]).any().all())
+def _macro_times(part: Sequence[Row]) -> dict[str, Any]:
+    cells = [same[0] for same in _by(part, "cell_id").values()]
+    every = all(any(cell["windows"] > 0 for cell in of) for of in _by(cells, "task").values())
     estimates = {name: _geometric(cells, name) if every else NO_ESTIMATE for name in TIMES}
     return dict(chain.from_iterable(flat(name, estimate).items() for name, estimate in estimates.items()))
 
 
-def _geometric(cells: pd.DataFrame, name: str) -> Estimate:
+def _geometric(cells: Sequence[Row], name: str) -> Estimate:
     """Over the cells that were timed, if all of them have it."""
     found = []
-    for row in cells[cells["windows"] > 0].to_dict("records"):
+    for row in cells:
+        if not row["windows"] > 0:
+            continue
         value, se, df = (row[f"{name}{end}"] for end in ("", "_se", "_df"))
         known = not (np.isnan(se) or np.isnan(df))
         found.append(Estimate(value=value, se=se if known else None, df=df if known else None))

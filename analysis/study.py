@@ -54,7 +54,7 @@ class Study:
             _known("--policy", policies, [*rows["policy"], *rows["series"]])
             chosen = rows["policy"].isin(policies) | rows["series"].isin(policies)
             rows = rows[chosen | (rows["policy"] == "vanilla")]
-        averaged = judged(summary(self.records, rows), self.margin)
+        averaged = judged(summary(self.records, rows) if tasks or policies else self.summary, self.margin)
         return replace(self, rows=rows, summary=averaged)
 
 

@@ -40,21 +40,32 @@ def judged(rows: pd.DataFrame, margin: float = MARGIN, *, beside: pd.DataFrame |
     if rows.empty:
         return rows.assign(**{name: pd.Series(dtype=object) for name in COLUMNS})
     found = rows.assign(margin=margin)
-    estimates = [_difference(row) for row in found.to_dict("records")]
+    estimates = [_difference(row) for row in _records(found)]
     found["p_difference"] = [statistics.p_value(estimate) for estimate in estimates]
-    others = [] if beside is None else [_difference(row) for row in beside.to_dict("records")]
+    others = [] if beside is None else [_difference(row) for row in _records(beside)]
     family = [*found["p_difference"], *map(statistics.p_value, others)]
     found["p_holm"] = statistics.holm(family)[: len(found)]
     found["p_within"] = [statistics.tost(estimate, margin) for estimate in estimates]
     compared = found["p_difference"].notna()
     found["lanes_needed"] = np.where(compared, float(statistics.lanes_needed(margin)), np.nan)
-    found["verdict"] = [_verdict(row) for row in found.to_dict("records")]
+    found["verdict"] = [_verdict(row) for row in _records(found)]
     needed = [
         max(statistics.documents_needed(estimate, documents, margin), documents + 1.0)
         for estimate, documents in zip(estimates, found["documents"], strict=True)
     ]
     found["documents_needed"] = np.where(found["verdict"].isin(UNDECIDED), needed, np.nan)
     return found
+
+
+_LOOKED_AT = (
+    *("policy", "unit", "paired", "difference", "difference_low", "difference_high", "difference_se", "difference_df"),
+    *("difference_pad", "plans", "lanes", "documents", "batch_size", "higher_is_better"),
+    *("p_difference", "p_holm", "p_within", "lanes_needed"),
+)
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return rows[[name for name in _LOOKED_AT if name in rows]].to_dict("records")
 
 
 def _difference(row: dict[str, Any]) -> Estimate:

@@ -17,7 +17,8 @@ from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.tables import BREAKDOWN, FIDELITY, PREFILL, RESPONSES, SAMPLES, STEPS, TIMING, TOKENS
 
 TASKS, BATCHES = ("gsm8k", "humaneval", "wmt16"), (4, 16, 64)
-EXPERTS, TOP_K, LAYERS, STEPS_OF_A_LANE, REPEATS = 128, 8, 48, 20, 9
+EXPERTS, TOP_K, LAYERS, STEPS_OF_A_LANE = 128, 8, 48, 20
+WINDOWS, REPEATS, STEPS_OF_A_WINDOW = 12, 2, 4
 TOKEN_LAYERS = 8
 """Of a table of tokens: those of a real model have a row in each of 48, this one has its rows in more lanes."""
 SECTIONS = ("attention", "router", "policy", "experts", "rest")
@@ -122,7 +123,7 @@ def write_cell(folder: Path, point: Point, lanes: int, rng: np.random.Generator)
     answers = ["lost" if bad else words for bad, words in zip(harmed, text, strict=True)]
     scores = np.where(harmed, 0.0, 1.0)
     row = {"subtask": subtask, "doc_id": doc, "lane": doc // batch, "request": doc, "slot": doc % batch}
-    row |= {"new_tokens": 20 + doc % 9, "finish_reason": ["eos"] * documents}
+    row |= {"new_tokens": 13 + doc % 9, "entered_step": doc * 0, "finish_reason": ["eos"] * documents}
     given = [None if of == "wmt16" else score for of, score in zip(subtask, scores.tolist(), strict=True)]
     more = {"score": given, "scores": ["{}"] * documents, "target": text, "filtered": answers}
     save(folder / "samples.parquet", row | more, SAMPLES)
@@ -144,7 +145,7 @@ def write_cell(folder: Path, point: Point, lanes: int, rng: np.random.Generator)
         )
     if point.tokens:
         _write_tokens(folder, point, batch, rng)
-    _write_timing(folder, point, expected, rng)
+    _write_timing(folder, point, lanes, expected, rng)
     _write_json(folder / "cell.json", info)
     _write_json(folder / "metrics.json", {"metrics": metrics})
     _write_json(folder / "status.json", {"state": "done", "error": None, "notes": []})
@@ -187,17 +188,21 @@ def _write_tokens(folder: Path, point: Point, batch: int, rng: np.random.Generat
     save(folder / "tokens.parquet", columns, TOKENS)
 
 
-def _write_timing(folder: Path, point: Point, expected: float, rng: np.random.Generator) -> None:
+def _write_timing(folder: Path, point: Point, lanes: int, expected: float, rng: np.random.Generator) -> None:
     names = ["vanilla"] if point.policy == "vanilla" else ["vanilla", "policy"]
-    who, repeat, step = (axis.ravel() for axis in np.indices((len(names), REPEATS, 16)))
-    ms = np.where(who == 0, 10.0, 10.0 * (0.4 + 0.6 * point.keep)) * rng.lognormal(0, 0.02, who.size)
-    columns = {"name": [names[at] for at in who], "repeat": repeat, "step": step, "ms": ms}
+    shape = (len(names), WINDOWS, REPEATS, STEPS_OF_A_WINDOW)
+    who, window, repeat, step = (axis.ravel() for axis in np.indices(shape))
+    active = np.where(who == 0, expected / point.keep, expected) + rng.normal(0, 1, who.size)
+    ms = (4.0 + 6.0 * active / (expected / point.keep)) * rng.lognormal(0, 0.02, who.size)
+    columns = {"name": [names[at] for at in who], "window": window, "subtask": [point.task] * who.size}
+    columns |= {"lane": window % lanes, "start_step": window, "repeat": repeat, "step": step, "ms": ms}
+    columns |= {"live_rows": np.full(who.size, point.batch), "active_experts": active, "context": 40.0 + window + step}
     said: dict[str, Any] = {"vanilla_active_experts": expected / point.keep, "policy_active_experts": expected}
     if point.prefill:
-        whole = [(f"{name} prefill", repeat, 0, 50.0 + repeat) for name in names for repeat in range(REPEATS)]
-        columns = {
-            key: [*columns[key], *(one[at] for one in whole)] for at, key in enumerate(("name", "repeat", "step", "ms"))
-        }
+        whole = [(f"{name} prefill", repeat, 50.0 + repeat) for name in names for repeat in range(REPEATS)]
+        prefilled = {"name": [one[0] for one in whole], "repeat": [one[1] for one in whole]}
+        prefilled |= {"ms": [one[2] for one in whole], "subtask": [point.task] * len(whole)}
+        columns = {key: [*own, *prefilled.get(key, [0] * len(whole))] for key, own in columns.items()}
         said |= {"vanilla_prefill_active_experts": EXPERTS, "policy_prefill_active_experts": point.keep * EXPERTS}
         said |= {"prefill_tokens": 640}
     save(folder / "timing.parquet", columns, TIMING)

@@ -9,9 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
-from analysis.statistics.estimate import LEVEL
+from analysis.statistics.estimate import LEVEL, t_quantile
 
 Array = NDArray[np.float64]
 
@@ -38,18 +38,18 @@ def bca(
     lanes = len(left_out_G)
     tail = (1 - level) / 2
     if expanded:
-        tail = float(stats.norm.cdf(math.sqrt(lanes / (lanes - 1)) * stats.t.ppf(tail, lanes - 1)))
+        tail = float(special.ndtr(math.sqrt(lanes / (lanes - 1)) * t_quantile(tail, lanes - 1)))
     below = (np.mean(replicates_R < value) + np.mean(replicates_R <= value)) / 2
     edge = 0.5 / len(replicates_R)  # a share of 0 or 1 is one that so many replicates did not see
-    bias = float(stats.norm.ppf(np.clip(below, edge, 1 - edge)))
+    bias = float(special.ndtri(np.clip(below, edge, 1 - edge)))
     pulls_G = left_out_G.mean() - left_out_G
     spread = float((pulls_G**2).sum())
     acceleration = float((pulls_G**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
     ends = []
-    for z in (stats.norm.ppf(tail), -stats.norm.ppf(tail)):
+    for z in (special.ndtri(tail), -special.ndtri(tail)):
         reached = bias + float(z)
         # Beyond the pole the formula turns round; the end is then the outermost replicate.
         factor = 1 - acceleration * reached
-        ends.append(float(stats.norm.cdf(bias + reached / factor)) if factor > 0 else float(z > 0))
+        ends.append(float(special.ndtr(bias + reached / factor)) if factor > 0 else float(z > 0))
     low, high = np.quantile(replicates_R, ends)
     return float(low), float(high)

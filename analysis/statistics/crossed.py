@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def spread(residuals_M: ArrayLike, documents_M: ArrayLike, lanes_M: ArrayLike, p
     if plans > 1 and lanes > plans:
         sums_P = np.bincount(plan, weights=residuals)
         by_plan = plans / (plans - 1) * float(((sums_P - sums_P.mean()) ** 2).sum()) / total**2
-        if by_lane > 0 and stats.f.sf(by_plan / by_lane, plans - 1, lanes - plans) < 0.05:
+        if by_lane > 0 and special.fdtrc(plans - 1, lanes - plans, by_plan / by_lane) < 0.05:
             by_lane, df = by_plan, float(plans - 1)
     if documents == total:
         return Spread(clustered=by_lane, independent=by_document, df=df, rows=total / lanes, plans=int(plans))

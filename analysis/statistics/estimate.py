@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from scipy import special
 
@@ -62,6 +63,7 @@ class Estimate:
         return t_tail(times * t_quantile((1 + LEVEL) / 2, self.df), self.df)
 
 
+@lru_cache(maxsize=4096)  # the same few for thousands of rows
 def t_quantile(share: float, df: float) -> float:
     """Of Student's t; of the normal where `df` is infinite. (scipy.stats' own checks take a thousand times as long.)"""
     return float(special.ndtri(share) if math.isinf(df) else special.stdtrit(df, share))

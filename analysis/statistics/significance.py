@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy import special
 
 from analysis.statistics.estimate import Estimate
 
@@ -51,6 +51,14 @@ def discordance(policy_N: ArrayLike, vanilla_N: ArrayLike) -> Discordance:
     better, worse = int((policy > vanilla).sum()), int((policy < vanilla).sum())
     if not np.isin([policy, vanilla], (0.0, 1.0)).all():
         return Discordance(better=better, worse=worse, p_value=float("nan"))
-    both = len(policy) - better - worse
-    test = mcnemar([[both, worse], [better, 0]], exact=better + worse < EXACT_BELOW)
-    return Discordance(better=better, worse=worse, p_value=float(test.pvalue) if better + worse else 1.0)
+    return Discordance(better=better, worse=worse, p_value=_mcnemar(better, worse))
+
+
+def _mcnemar(better: int, worse: int) -> float:
+    """McNemar (1947): the exact binomial test below EXACT_BELOW, else chi-squared with Edwards' continuity."""
+    discordant = better + worse
+    if not discordant:
+        return 1.0
+    if discordant < EXACT_BELOW:
+        return min(2 * float(special.bdtr(min(better, worse), discordant, 0.5)), 1.0)
+    return float(special.chdtrc(1, (abs(better - worse) - 1) ** 2 / discordant))

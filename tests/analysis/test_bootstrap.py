@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -37,6 +37,7 @@ def test_spatial_data() -> None:
 @given(st.lists(st.integers(0, 20), min_size=5, max_size=30).filter(lambda v: np.var(v) > 1), st.integers(0, 99))
 def test_equals_scipy_on_the_same_replicates(numbers: list[int], seed: int) -> None:
     values = np.array(numbers, dtype=float)
+    assume(np.ptp(left_out(values)) > 1e-9)  # scipy has no acceleration where the jackknife has no spread
     theirs = stats.bootstrap(
         (values,), lambda x, axis: np.var(x, axis=axis), method="BCa", n_resamples=400, rng=seed, vectorized=True
     )

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import latency
 from analysis.statistics import Estimate
@@ -45,6 +47,24 @@ def test_cells_of_before_there_were_windows_pair_by_repeat() -> None:
     timing = _timing([[[2.0], [4.0], [9.0]]], [[[1.0], [2.0]]]).drop(columns="window")
     assert latency.window_pairs(timing).tolist() == [[2.0, 1.0], [4.0, 2.0]]
     assert latency.step_ms_per_window(timing, "vanilla").tolist() == [2.0, 4.0, 9.0]
+
+
+@given(st.lists(st.tuples(*(st.integers(0, 2) for _ in range(4)), st.booleans(), st.floats(1, 9)), max_size=40))
+def test_cells_together_are_each_alone(rows: list[tuple[int, int, int, int, bool, float]]) -> None:
+    """Whatever was timed of which: windows, repeats and steps may be missing on either side."""
+    names = ["cell_id", "window", "repeat", "step", "own", "ms"]
+    timing = pd.DataFrame(rows, columns=names).drop_duplicates(names[:-1])
+    timing = timing.astype({"cell_id": str}).assign(name=np.where(timing["own"], "policy", "vanilla"))
+    pairs = latency.pairs_of_cells(timing)
+    for cell, part in timing.groupby("cell_id"):
+        assert pairs.pop(cell, np.empty((0, 2))).tolist() == latency.window_pairs(part).tolist()
+        for name in ("vanilla", "policy"):
+            alone = latency.step_ms_per_window(part, name).tolist()
+            assert latency.steps_of_cells(timing, name).get(cell, np.empty(0)).tolist() == alone
+            of = part[part["name"] == name]
+            by = "window" if of["window"].nunique() > 1 else "repeat"
+            assert alone == [float(np.median(same["ms"])) for _, same in of.groupby(by, sort=True)]
+    assert not pairs
 
 
 def test_pairing_cancels_drift() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import latency_model
 from analysis.load import Records
-from analysis.runs import run_of
+from analysis.runs import Runs
 
 LAYERS, BATCH = 4, 4
 COST = {"live": 0.05, "active": 0.03, "context": 0.001}
@@ -78,7 +78,7 @@ CELLS = (("vanilla", "vanilla", 1.0), ("half", "lynx", 0.5), ("most", "lynx", 0.
 
 def test_every_step_of_a_run_is_found_again() -> None:
     records, truth = records_of(*CELLS)
-    run = run_of(records, "half", {"t"})
+    run = Runs(records).of("half", {"t"})
     assert run is not None
     assert run.features.tolist() == truth["half"][["live", "active", "context"]].to_numpy().tolist()
     assert run.sums.tokens.sum() == truth["half"]["live"].sum() and len(run.sums.steps) == 6
@@ -89,8 +89,9 @@ def test_every_step_of_a_run_is_found_again() -> None:
 def test_a_run_that_its_steps_do_not_hold_is_none() -> None:
     records, _ = records_of(*CELLS)
     late = records.responses.assign(entered_step=records.responses["entered_step"] + 5)
-    assert run_of(replace(records, responses=late), "half", {"t"}) is None
-    assert run_of(replace(records, responses=late.assign(entered_step=np.nan)), "half", {"t"}) is None
+    assert Runs(replace(records, responses=late)).of("half", {"t"}) is None
+    unknown = late.assign(entered_step=np.nan)
+    assert Runs(replace(records, responses=unknown)).of("half", {"t"}) is None
 
 
 def test_without_noise_the_run_is_known_exactly() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from analysis import statistics
@@ -43,6 +44,19 @@ def test_mcnemar_of_few_is_the_binomial_test() -> None:
 def test_mcnemar_of_many_is_chi_squared_with_continuity() -> None:
     found = statistics.discordance(*pairs(101, 121, 59, 33))
     assert found.p_value == pytest.approx(stats.chi2.sf((121 - 59 - 1) ** 2 / (121 + 59), 1))
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_mcnemar_and_holm_are_those_of_statsmodels(worse: int, better: int, p: list[float]) -> None:
+    expected = mcnemar([[5, worse], [better, 0]], exact=worse + better < 25).pvalue if worse + better else 1.0
+    assert statistics.discordance(*pairs(5, worse, better, 5)).p_value == pytest.approx(expected, rel=1e-9)
+    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
+
+
+@given(st.integers(1, 500).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
+def test_wilson_is_that_of_scipy(seen: tuple[int, int]) -> None:
+    expected = stats.binomtest(*seen).proportion_ci(0.95, method="wilson")
+    assert statistics.wilson(*seen) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
 
 
 def test_mcnemar_has_an_answer_where_nothing_changed_and_none_for_graded_scores() -> None:
