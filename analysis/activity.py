@@ -11,6 +11,9 @@ from analysis.statistics import Estimate
 
 STREAM = ["cell_id", "subtask"]
 
+FULL = 0.8
+"""Share of a cell's decode steps that have every slot taken, below which its lanes drained."""
+
 
 def by_lane(records: Records) -> pd.DataFrame:
     """One row per (cell, stream, lane): `weighted`, active experts of each step and layer times the scored rows of the

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.activity import FULL
 from analysis.labels import settings_of
 from analysis.load import Records
 
@@ -51,10 +52,6 @@ def _reasons(verdict: str) -> list[str]:
     except ValueError:
         return [verdict]
     return list(map(str, listed)) if isinstance(listed, list) else [verdict]
-
-
-FULL = 0.8
-"""Share of a cell's decode steps that have every slot taken, below which its lanes drained."""
 
 
 def _draining(cells: pd.DataFrame) -> list[str]:

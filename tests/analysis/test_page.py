@@ -110,9 +110,13 @@ def test_its_tables_are_those_of_the_command_line(study: Path, whole: Page) -> N
     printed = {" ".join(line.split()) for line in file.getvalue().splitlines()}
     rows = {" ".join(" ".join(cells).split()) for cells in whole.rows}
     known = {
-        line for line in printed if re.match(r"(vanilla|no_drop|lynx|random_keep)", line) and "would take" not in line
+        line
+        for line in printed
+        if re.match(r"(vanilla|no_drop|lynx|random_keep)", line)
+        and "would take" not in line
+        and not re.match(r"\w+\([^)]*(?!.*\))", line)  # a name that goes on in the next line
     }
-    assert len(known) > 50 and known <= rows
+    assert len(known) > 30 and known <= rows
 
 
 def test_figures_are_inside(whole: Page) -> None:

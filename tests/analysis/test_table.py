@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,8 +54,8 @@ def test_numbers_agree_with_the_records(rows: pd.DataFrame, study: Path) -> None
     vanilla = _one(rows, subtask="mini_gsm8k", batch_size=4, policy="vanilla")
     assert row["difference"] == pytest.approx(row["score"] - vanilla["score"])
     assert row["difference_low"] < row["difference"] < row["difference_high"]
-    steps = records.steps[(records.steps["cell_id"] == row["cell_id"]) & (records.steps["live_rows"] == 4)]
-    assert row["active_experts"] == pytest.approx(steps["active_experts"].mean())
+    steps = records.steps[records.steps["cell_id"] == row["cell_id"]]
+    assert row["active_experts"] == pytest.approx(np.average(steps["active_experts"], weights=steps["scored_rows"]))
     assert row["lanes"] == 8
     assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
     assert vanilla["speedup"] == 1.0
@@ -143,7 +144,7 @@ def test_only_what_is_asked_for(study: Path) -> None:
 def test_sorted_by_a_column_vanilla_stays_first(study: Path) -> None:
     text = _printed(study, sort="speedup", tasks=["mini_gsm8k"])
     block = text[text.index("· batch size 16") :].splitlines()[3:]
-    assert block[0].startswith("vanilla") and block[1].startswith("lynx_v1_latency(keep_experts=4)")
+    assert block[0].startswith("vanilla") and block[1].startswith("lynx_v1_latency(keep_experts=")
     with pytest.raises(ValueError, match="--sort tpot: must be one of policy, score"):
         _printed(study, sort="tpot")
 

@@ -118,7 +118,7 @@ def test_fused_is_the_torch_definition(name: str, case: Case, data: st.DataObjec
     assert torch.equal(out.experts, plain.experts[:, :width]) and not plain.weights[:, width:].any()
     loops = bound(policy, case.shape).route(fresh(before), acting(case, policy), case.rule)
     assert torch.equal(out.weights, loops.weights[:, :width])
-    # torch adds up to four numbers in order, more in the order that its vectors give: two orders of n differ by n at most
+    # torch adds up to four numbers in order, more as its vectors give: two orders of n differ by n at most
     added = max(before.top_k, width)
     assert ulps(out.weights, plain.weights[:, :width]) <= (1 if added <= 4 else max(8, added))
     kept = (out.experts[:, : before.top_k] == before.experts).all(-1) & ~out.weights[:, before.top_k :].any(-1)
