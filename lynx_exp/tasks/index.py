@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from lynx_exp.tasks.user_cache import cache_folder, write_whole
 
 FORM = 1
 """Of the file."""
@@ -65,7 +64,7 @@ def _build(folder: Path) -> Index:
             made[name] = group_entry(entry.cfg or {})
         else:
             made[name] = {"path": str(Path(str(entry.yaml_path)).relative_to(folder))}
-    _write(_file(folder), made)
+    write_whole(_file(folder), json.dumps(made))
     return made
 
 
@@ -88,16 +87,5 @@ def _only_names(member: Any) -> bool:
 
 def _file(folder: Path) -> Path:
     """Of this lm-eval at this place: another version, or another folder, has a file of its own."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = json.dumps([FORM, version("lm_eval"), str(folder), folder.stat().st_mtime_ns])
-    return root / "lynx_exp" / f"lm_eval_tasks-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-
-def _write(path: Path, made: Index) -> None:
-    """Whole or not at all; a home that cannot be written to costs the time again."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(made, file)
-        os.replace(temporary, path)
+    return cache_folder() / f"lm_eval_tasks-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -14,8 +14,9 @@ from typing import Any
 from lynx_exp.tasks.cached import at_revision, hub_revision
 from lynx_exp.tasks.data import HUB, check_texts, has_samples, not_cached, with_local_data
 from lynx_exp.tasks.definition import find_definition, mini_tasks, read_definition
+from lynx_exp.tasks.request_cache import cache_path, read_cached, write_cached
 from lynx_exp.tasks.settings import TaskSettings
-from lynx_exp.tasks.task import EvalTask
+from lynx_exp.tasks.task import BuiltTask, EvalTask, TaskSpec
 
 
 def load_task(name: str, *, limit: int | None = None, settings: TaskSettings | None = None) -> EvalTask:
@@ -34,6 +35,17 @@ def load_task(name: str, *, limit: int | None = None, settings: TaskSettings | N
 @cache
 def _load(path: Path, limit: int | None, settings: TaskSettings) -> EvalTask:
     """Kept for the process: a sweep asks for the same few tasks in every cell, and scoring changes nothing in them."""
+    path_in_cache = cache_path(path, limit, settings)
+    cached = None if path_in_cache is None else read_cached(path_in_cache)
+    if cached is not None:
+        return EvalTask(cached, lambda: _built_task(path, limit, settings))
+    built = _built_task(path, limit, settings)
+    if path_in_cache is not None:
+        write_cached(path_in_cache, built.spec)
+    return EvalTask(built.spec, lambda: built)
+
+
+def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltTask:
     from lynx_exp.tasks.mathematics import scored_elsewhere
 
     with _quiet():
@@ -48,7 +60,7 @@ def _load(path: Path, limit: int | None, settings: TaskSettings) -> EvalTask:
         with _about(name, config, settings.data if local else HUB):
             task = _built(config, limit, settings)
     revision = None if local or not config.get("dataset_path") else hub_revision(task.dataset)
-    return EvalTask(task, revision=revision, process=scored_elsewhere(path))
+    return BuiltTask(task=task, spec=TaskSpec.of(task, revision), process=scored_elsewhere(path))
 
 
 def _built(config: dict[str, Any], limit: int | None, settings: TaskSettings) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -90,6 +91,52 @@ class Scores:
         return next(metric for metric in self.metrics if metric.headline)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What a task asks: all there is to know of it until its answers are scored."""
+
+    name: str
+    kind: Literal["generate", "choice"]
+    repeats: int
+    headline: str
+    runs_code: bool
+    """Scoring runs what the model wrote."""
+    revision: str | None
+    """Of the hub's data set."""
+    data_digest: str
+    """Of all that makes the requests and their scores: documents, prompts, examples, settings."""
+    requests: tuple[TaskRequest, ...]
+
+    @classmethod
+    def of(cls, task: ConfigurableTask, revision: str | None = None) -> TaskSpec:
+        """`task` must have built its requests."""
+        name = task.config.task
+        kind: Literal["generate", "choice"] = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "generate"
+        repeats = max(1, task.config.repeats or 1) if kind == "generate" else 1
+        return cls(
+            name=name,
+            kind=kind,
+            repeats=repeats,
+            headline=HEADLINES.get(name, next(iter(task._metric_fn_list))),
+            runs_code=bool(getattr(task, "UNSAFE_CODE", False)),
+            revision=revision,
+            data_digest=_digest(task, task.instances),
+            requests=tuple(
+                replace(_request(instance), subtask=name) for instance in task.instances for _ in range(repeats)
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltTask:
+    """lm-eval's own task."""
+
+    task: ConfigurableTask
+    spec: TaskSpec
+    process: Process | None = None
+    """In place of the task's own scoring of filtered responses."""
+
+
 class EvalTask:
     """One lm-eval task: its prompts, filters, metrics and aggregation; batching and generation belong to the caller."""
 
@@ -98,30 +145,37 @@ class EvalTask:
     fillers_digest: str | None = None
     """Of all that makes them; None: there are none."""
 
-    def __init__(self, task: ConfigurableTask, *, revision: str | None = None, process: Process | None = None) -> None:
-        """`task` must have built its requests. `revision`: of the hub's data set. `process`: in place of the task's
-        own scoring of filtered responses."""
-        # lm-eval compiles its templates anew for every document of every cell
-        task.doc_to_target = _once_a_document(task.doc_to_target)
-        self._task = task
-        self.process: Process = process or self._process_each
-        """Values of the metrics of documents, from their filtered responses."""
-        self._instances: tuple[Instance, ...] = tuple(task.instances)
-        self.name: str = task.config.task
-        self.kind: Literal["generate", "choice"] = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "generate"
-        self.repeats: int = max(1, task.config.repeats or 1) if self.kind == "generate" else 1
-        self.headline: str = HEADLINES.get(self.name, next(iter(task._metric_fn_list)))
-        self.runs_code = bool(getattr(task, "UNSAFE_CODE", False))
-        """Scoring runs what the model wrote."""
-        self.revision = revision
-        self.data_digest = _digest(task, self._instances)
-        """Of all that makes the requests and their scores: documents, prompts, examples, settings."""
-        self.requests: tuple[TaskRequest, ...] = tuple(
-            replace(_request(instance), subtask=self.name) for instance in self._instances for _ in range(self.repeats)
-        )
+    def __init__(self, spec: TaskSpec, make: Callable[[], BuiltTask]) -> None:
+        """`make`: called when lm-eval's own is needed, to score, say. It must ask the same."""
+        self._make = make
+        self.name, self.kind, self.repeats = spec.name, spec.kind, spec.repeats
+        self.headline, self.runs_code, self.revision = spec.headline, spec.runs_code, spec.revision
+        self.data_digest, self.requests = spec.data_digest, spec.requests
         docs = [request.doc_id for request in self.requests]
         self._starts = [at for at, doc in enumerate(docs) if at == 0 or doc != docs[at - 1]]
         """The first request of each document."""
+
+    @cached_property
+    def _built_task(self) -> BuiltTask:
+        made = self._make()
+        if made.spec.data_digest != self.data_digest:
+            raise ValueError(f"task {self.name}: has changed since this run began; run it again")
+        # lm-eval compiles its templates anew for every document of every cell
+        made.task.doc_to_target = _once_a_document(made.task.doc_to_target)
+        return made
+
+    @property
+    def _task(self) -> ConfigurableTask:
+        return self._built_task.task
+
+    @property
+    def _instances(self) -> Sequence[Instance]:
+        return self._built_task.task.instances
+
+    @property
+    def process(self) -> Process:
+        """Values of the metrics of documents, from their filtered responses."""
+        return self._built_task.process or self._process_each
 
     @property
     def members(self) -> tuple[EvalTask, ...]:
