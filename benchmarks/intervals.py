@@ -23,7 +23,7 @@ import numpy as np
 
 from analysis.statistics import lanes_needed, wilson
 from benchmarks.harness import report
-from benchmarks.simulated import MARGIN, Plans, Random, Sweep, Translations, Windows
+from benchmarks.simulated import MARGIN, Plans, Random, Subtasks, Sweep, Translations, Windows
 from benchmarks.simulated_studies import Candidates, RareLane
 
 LEAST, MOST, SIZE = 0.93, 0.97, 0.06
@@ -32,7 +32,7 @@ COVERAGE, ERROR, POWER = "95 %", "<= 5 %", "power"
 SAID = "short, said"
 QUICK = 5
 """Sweeps of a scenario in a smoke run."""
-TABLE = "{:<78} {:>7} {:>9} {:>15}  {}"
+TABLE = "{:<82} {:>7} {:>9} {:>15}  {}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ def _right(case: dict[str, Any]) -> dict[str, Any]:
 def scenarios() -> Iterator[Scenario]:
     yield from _differences()
     yield from _equivalence()
+    yield from _means()
     yield from _bleu()
     yield from _rare_lanes()
     yield from _plans()
@@ -134,6 +135,17 @@ def _equivalence() -> Iterator[Scenario]:
         sweep = Sweep(lanes=250, rows=16, spoils=0.02, mends=0.08, alike=alike)
         name = f"250 lanes of 16, losses and gains, correlated by {correlation:g}"
         yield Scenario(group="equivalence", name=name, nominal=ERROR, draw=sweep.within, sweeps=3000)
+
+
+def _means() -> Iterator[Scenario]:
+    for losses, lanes in (((1.0,) * 4, 25), ((1.0,) * 4, 60), ((4.0, 0.0, 0.0, 0.0), 60), ((2.0, 0.0), 120)):
+        for correlation in (0.0, 0.05):
+            made = Subtasks(losses=losses, lanes=lanes, alike=1 / correlation - 1 if correlation else 1e6)
+            points = " and ".join(f"{loss:g}" for loss in dict.fromkeys(losses))
+            name = f"{len(losses)} subtasks of {lanes} lanes of 16 lose {points}, correlated by {correlation:g}"
+            yield Scenario(group="means", name=name, nominal=COVERAGE, draw=made.covered, sweeps=1500)
+            within = f"{name}: called within"
+            yield Scenario(group="means", name=within, nominal=ERROR, draw=made.within, sweeps=1500)
 
 
 def _bleu() -> Iterator[Scenario]:

@@ -9,6 +9,7 @@ the tables are made with. Differences are in points.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -48,7 +49,7 @@ class Sweep:
         """Scores of the policy and of vanilla, and the lane: three arrays [N]."""
         lane = np.repeat(np.arange(self.lanes), self.rows)
         spoils, mends = (
-            rng.beta(share * self.alike, (1 - share) * self.alike, self.lanes)[lane]
+            rng.beta(share * self.alike, (1 - share) * self.alike, self.lanes)[lane] if share else 0.0
             for share in (self.spoils, self.mends)
         )
         vanilla = rng.random(len(lane)) < self.accuracy
@@ -61,6 +62,31 @@ class Sweep:
     def within(self, rng: Random) -> bool:
         estimate = statistics.paired_difference(*self.draw(rng)).scaled(100)
         return statistics.tost(estimate, MARGIN) < 1 - LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subtasks:
+    """Mean over subtasks with lanes of their own, of which each loses its points and mends none; `alike` as in
+    `Sweep`."""
+
+    losses: Sequence[float]
+    lanes: int
+    rows: int = 16
+    alike: float = 1e6
+
+    def _estimate(self, rng: Random) -> Estimate:
+        estimates = []
+        for loss in self.losses:
+            sweep = Sweep(lanes=self.lanes, rows=self.rows, accuracy=1.0, spoils=loss / 100, alike=self.alike)
+            policy, vanilla, lane = sweep.draw(rng)
+            estimates.append(statistics.paired_difference(policy if loss else vanilla, vanilla, lane).scaled(100))
+        return statistics.macro_mean(estimates)
+
+    def covered(self, rng: Random) -> bool:
+        return covers(self._estimate(rng), -float(np.mean(self.losses)))
+
+    def within(self, rng: Random) -> bool:
+        return statistics.tost(self._estimate(rng), MARGIN) < 1 - LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,5 +28,5 @@ def test_all_scenarios_run() -> None:
             assert case["verdict"].startswith("short") == (case["observed"] < 0.93)
         elif case["nominal"] == "<= 5 %":
             assert case["verdict"].startswith("short") == (case["observed"] > 0.06)
-    groups = {"differences", "equivalence", "bleu", "rare lanes", "plans", "speed-ups", "recommend"}
+    groups = {"differences", "equivalence", "means", "bleu", "rare lanes", "plans", "speed-ups", "recommend"}
     assert {case["group"] for case in found["cases"]} == groups
