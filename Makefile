@@ -69,7 +69,7 @@ $(VLLM_STAMP): pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-fuzz: $(STAMP) ## random arguments and files against every command, for minutes: make fuzz FUZZ_EXAMPLES=2000
+fuzz: $(DEV) ## random arguments and files against every command, for minutes: make fuzz FUZZ_EXAMPLES=2000
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/launch/test_compose.py -m slow
 
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
