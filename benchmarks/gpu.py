@@ -48,6 +48,16 @@ def policies(experts: int, top_k: int) -> list[Policy]:
         ("coverage", {}),
         ("coverage", {"tolerance": 0.05, "utility": "log", "guarantee": 1}),
         ("coverage", {"tolerance": None, "budget": max(top_k, experts // 3), "power": 1.5}),
+        ("lynx_v1_latency", {"keep_experts": max(top_k, experts // 2)}),
+        ("lynx_v1_accuracy", {}),
+        ("random_keep", {"keep_experts": max(top_k, experts // 2)}),
+        ("top_k", {"k": top_k // 2}),
+        ("keep_ranks", {"ranks": top_k // 2}),
+        ("top_p", {}),
+        ("min_p", {}),
+        ("deny_rank", {}),
+        ("deny_rank", {"mode": "drop"}),
+        ("reassign", {"first_rank": 1}),
     ]
     return [build_policy(name, **parameters) for name, parameters in named]
 

@@ -34,7 +34,7 @@ HEADLINE = ("lynx", 128, 8, 16)
 ROUND_S = 2e-3
 """Seconds that one timed round of one subject should take at least, so that the clock's own cost does not show."""
 RULE = RouterRule()
-NAMES = ["no_drop", "lynx", "oea", "xshare", "coverage"]
+NAMES = ["no_drop", "lynx", "oea", "xshare", "coverage", "lynx_v1_latency", "lynx_v1_accuracy", "top_k", "top_p"]
 
 Run = Callable[[], Any]
 
@@ -44,6 +44,8 @@ def policy_of(name: str, experts: int, top_k: int) -> Policy:
     own: dict[str, Any] = {
         "oea": {"k0": max(1, top_k // 2)},
         "xshare": {"budget": max(top_k, experts // 2)},
+        "lynx_v1_latency": {"keep_experts": max(top_k, experts // 2)},
+        "top_k": {"k": max(1, top_k // 2)},
     }
     return build_policy(name, **own.get(name, {}))
 
@@ -193,7 +195,8 @@ def main() -> None:
 def show(case: dict[str, Any]) -> None:
     times = "  ".join(f"{subject} {m:.1f} [{low:.1f}, {high:.1f}]" for subject, (m, low, high) in case["us"].items())
     ratio = f"  ratio {case['ratio']:.2f} [{case['low']:.2f}, {case['high']:.2f}]" if "ratio" in case else ""
-    print(f"E {case['experts']:>3} K {case['top_k']} T {case['rows']:>3} {case['name']:>8}  {times}{ratio}", flush=True)
+    shape = f"E {case['experts']:>3} K {case['top_k']} T {case['rows']:>3}"
+    print(f"{shape} {case['name']:>16}  {times}{ratio}", flush=True)
 
 
 if __name__ == "__main__":

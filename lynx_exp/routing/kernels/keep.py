@@ -20,6 +20,7 @@ from lynx_exp.routing.kernels.tiles import (
     lane_size,
     listed,
     tile,
+    top_of,
 )
 
 
@@ -119,17 +120,6 @@ def keep_oea(
 
 
 @triton.jit
-def _best(key, count, BE: tl.constexpr):
-    """`[BE]` bool: the `count` largest of an int64 key, ties by lower index."""
-    e = tl.arange(0, BE)
-    limit = tl.sum(tl.where(e == BE - count, tl.sort(key), 0), 0)
-    above = key > limit
-    tied = key == limit
-    wanted = count - tl.sum(above.to(tl.int32), 0)
-    return above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
-
-
-@triton.jit
 def keep_xshare(
     value_ptr,
     experts_ptr,
@@ -157,5 +147,5 @@ def keep_xshare(
             size += tl.sum(acts.to(tl.int32), 0)
             warm = tl.maximum(warm, tl.max(listed(experts_ptr, rows, acts, 0, warm_up, K, BT, BE).to(tl.int32), 0))
     key = tl.where(warm > 0, -(LOWEST_INT64 + 1), total)
-    best = _best(tl.where(e < E, key, LOWEST_INT64), budget, BE)
-    return (best | (warm > 0) | (size > max_batch)).to(tl.int32)
+    largest = top_of(tl.where(e < E, key, LOWEST_INT64), budget, BE)
+    return (largest | (warm > 0) | (size > max_batch)).to(tl.int32)

@@ -61,6 +61,17 @@ def first_best(key, left, e, BE: tl.constexpr):
 
 
 @triton.jit
+def top_of(key, count, BE: tl.constexpr):
+    """`[BE]` bool: the `count` largest of an int64 key, at least 1, ties by lower index."""
+    e = tl.arange(0, BE)
+    limit = tl.sum(tl.where(e == BE - count, tl.sort(key), 0), 0)
+    above = key > limit
+    tied = key == limit
+    wanted = count - tl.sum(above.to(tl.int32), 0)
+    return above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
+
+
+@triton.jit
 def listed(experts_ptr, rows, acts, first, last, K: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr):
     """`[BT, BE]` bool: the experts in the columns `first` to `last` of the rows' own top-K."""
     e = tl.arange(0, BE)
@@ -145,7 +156,7 @@ def remap(
     experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
     total = tl.where(changes, tl.maximum(total, SMALLEST), 1.0)
     mass = scaling if RENORMALIZE else tl.sum(own_weights.to(tl.float32), 1)
-    weights = raw * (mass / total)[:, None]
+    weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
     if SCALED:
         weights = weights * tl.load(scale_ptr + experts, mask=changes[:, None], other=0.0)
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lynx_exp.routing.calibration import Calibrated
 from lynx_exp.routing.policy import Knob, at_least
 from lynx_exp.routing.remap import drop_slots
@@ -35,8 +38,15 @@ class Naee(Calibrated):
         if shape.top_k < 2:
             raise ValueError(f"{self.name}: needs a model with top-k of at least 2; this one has {shape.top_k}")
 
+    def ratios(self, device: torch.device) -> Tensor:
+        """`[L, K]` below which a rank is dropped."""
+        kept = self.__dict__.setdefault("_ratios", {})
+        if device not in kept:
+            kept[device] = self.table(self.facts.ratio, device) * self.strength
+        return kept[device]
+
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        ratio_K = self.table(self.facts.ratio, routing.experts.device)[step.layer] * self.strength
+        ratio_K = self.ratios(routing.experts.device)[step.layer]
         mass_TK = routing.mass(rule).gather(-1, routing.experts)
         skipped_TK = mass_TK < ratio_K * mass_TK[:, :1]
         skipped_TK[:, 0] = False

@@ -59,7 +59,7 @@ class Reassign(Policy):
         expert_E = torch.arange(routing.num_experts, device=row_T1.device)
         draw_TK = mix(row_T1 ^ mix(rank_K + 1)).double() / 2**32
         replaced_TK = (
-            (draw_TK < self.fraction) & (rank_K >= self.first_rank) & self._touched(routing, step, rule)[:, None]
+            (draw_TK < self.fraction) & (rank_K >= self.first_rank) & self.touched(routing, step, rule)[:, None]
         )
         order_TE = mix(row_T1 ^ mix(expert_E + 0x10000))
         order_TE = order_TE.masked_fill(mask_of(routing.experts, routing.num_experts), -1)
@@ -80,7 +80,7 @@ class Reassign(Policy):
             step.shared[name] = mix_64(step.key)[step.lane] ^ mix(mix_64(step.row) ^ (self.seed & LOW_32))
         return mix(step.shared[name] ^ (step.layer * 1_000_003 & LOW_32))
 
-    def _touched(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
+    def touched(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         """`[T]` bool."""
         if self.gate == "none":
             return step.live

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lynx_exp.routing import native
 from lynx_exp.routing.calibration import Calibrated
@@ -42,9 +43,12 @@ class Sere(Calibrated):
     def check(self, shape: ModelShape) -> None:
         between(self, "primary", 1, shape.top_k)
 
+    def similarities(self, device: torch.device) -> Tensor:
+        """`[L, E, E]` of the metric."""
+        return self.table(self.facts.similarity[self.metric], device)
+
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        all_LEE = self.table(self.facts.similarity[self.metric], routing.experts.device)
-        alike_EE = all_LEE[step.layer]
+        alike_EE = self.similarities(routing.experts.device)[step.layer]
         primary_GE = top_choices(routing, step, self.primary)
         if native.usable(alike_EE):
             experts = native.substitute(

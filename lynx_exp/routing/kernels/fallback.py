@@ -1,0 +1,57 @@
+"""Which selection kernels could not be compiled or launched in this process, and why: those policies run in torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from lynx_exp.routing.policy import Policy
+    from lynx_exp.routing.types import Routing
+
+_REASON_LENGTH = 200
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for."""
+
+    policy: str
+    num_experts: int
+    top_k: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+_failed: dict[Form, str] = {}
+
+
+def form_of(policy: Policy, routing: Routing) -> Form:
+    logits = routing.logits
+    return Form(policy.name, routing.num_experts, routing.top_k, logits.dtype, logits.device)
+
+
+def failed(form: Form) -> bool:
+    return bool(_failed) and form in _failed
+
+
+def remember(form: Form, reason: str) -> None:
+    _failed[form] = reason
+
+
+def reason_of(error: Exception) -> str:
+    """One line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_LENGTH].rstrip(": ")
+
+
+def fallback_notes(policy: Policy) -> list[str]:
+    """One line for each form in which the policy, or one of its layers' policies, has run in torch since its kernel
+    failed."""
+    parts = (policy, *getattr(policy, "policies", ()))
+    names = {part.name for part in parts}
+    return [
+        f"{form.policy} selects in torch ({form.num_experts} experts, top-{form.top_k}): its kernel does not run here: "
+        f"{reason}"
+        for form, reason in _failed.items()
+        if form.policy in names
+    ]

@@ -1,0 +1,94 @@
+"""Compile every selection kernel for real devices, without one; prints what did not compile, and how many did.
+
+python tests/routing/compile_selection.py ARCH ...      (80 90 100; TRITON_INTERPRET must not be set)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
+from lynx_exp.routing.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
+from lynx_exp.routing.kernels.spread import lane_block_kernel, sum_kernel
+
+TYPES = {
+    "experts_ptr": "*i64",
+    "lane_ptr": "*i64",
+    "key_ptr": "*i64",
+    "row_ptr": "*i64",
+    "sums_ptr": "*i64",
+    "out_experts_ptr": "*i64",
+    "live_ptr": "*i1",
+    "touched_ptr": "*i1",
+    "kept_ptr": "*i8",
+    "numbers_ptr": "*fp64",
+    "state_ptr": "*fp64",
+    "weights_ptr": "*bf16",
+    "out_weights_ptr": "*bf16",
+    "scaling": "fp32",
+}
+"""Others that end in `_ptr` are fp32, and the rest i32."""
+ODD = {"E": 60, "K": 6, "BT": 16, "BE": 64, "BK": 8}
+WIDE = {"E": 512, "K": 8, "BT": 4, "BE": 512, "BK": 8}
+MOST_SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+"""Architecture -> bytes of shared memory that a block may have."""
+
+
+def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(kernel, constants): every policy's form at least once."""
+    sizes = {name: value for name, value in ODD.items() if name != "BK"}
+    lanes = sizes | {"SLOTS": 7, "W": 7, "BW": 8, "OWN_FIRST": True, "RANKED": True}
+    lanes |= {"RENORMALIZE": False, "SCALED": True}
+    for keep in range(4):
+        for variant in (0, 1, 4, -1) if keep == 3 else (0, 1):
+            for remaps in (True, False):
+                yield lane_kernel, lanes | {"KEEP": keep, "VARIANT": variant, "REMAPS": remaps, "BK": 8}
+    yield rows_kernel, lanes
+    for size in (ODD, WIDE):
+        narrow = {name: value for name, value in size.items() if name != "BK"}
+        for keep in range(4):
+            yield sum_kernel, narrow | {"KEEP": keep}
+            for spread in (True, False):
+                yield lane_block_kernel, size | {"KEEP": keep, "SPREAD": spread, "RENORMALIZE": spread, "SCALED": True}
+        for drop in range(4):
+            for scaled in (True, False):
+                yield drop_kernel, size | {"DROP": drop, "REWEIGHS": not scaled, "SCALED": scaled}
+        for renormalize in (True, False):
+            yield replace_kernel, size | {"RENORMALIZE": renormalize, "SCALED": renormalize}
+            for own in (True, False):
+                yield reassign_kernel, size | {"OWN": own, "RENORMALIZE": renormalize, "SCALED": renormalize}
+
+
+def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
+    """RuntimeError if its code asks for more shared memory than the device has."""
+    names = kernel.arg_names
+    default = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | TYPES
+    signature = {name: "constexpr" if name in constants else default[name] for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    if not built.asm["cubin"] or built.metadata.shared > MOST_SHARED[arch]:
+        raise RuntimeError(f"{built.metadata.shared} bytes of shared memory")
+
+
+def main() -> int:
+    compiled, failures = 0, []
+    for arch in map(int, sys.argv[1:]):
+        for kernel, constants in variants():
+            try:
+                compile_for(arch, kernel, constants)
+                compiled += 1
+            except Exception as error:
+                failures.append(f"sm_{arch} {kernel.__name__} {constants}: {error}")
+    print(f"{compiled} compiled", *failures, sep="\n")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

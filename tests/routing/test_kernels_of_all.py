@@ -1,0 +1,158 @@
+"""Every policy of the table has a kernel, and it gives what the policy's torch definition gives.
+
+Under Triton's interpreter, as in `test_kernels`, which has the larger shapes of the policies that it began with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy, kernels, policy_names
+from tests.routing.kernel_cases import DTYPES, assert_equal, big_case, by_kernels, by_torch, of_type
+from tests.routing.laws import NUM_LAYERS, POLICIES, Case, bound, cases, route, rules, same
+
+pytest.importorskip("triton")
+
+NEW = {
+    *("deny_rank", "keep_ranks", "lexi", "lynx_v1_accuracy", "lynx_v1_latency", "min_p", "naee", "random_keep"),
+    *("reassign", "sere", "top_k", "top_p"),
+}
+MORE: list[tuple[str, dict[str, Any]]] = [
+    ("keep_ranks", {"ranks": 3}),
+    ("top_k", {"k": 3, "min_batch": 2}),
+    ("deny_rank", {"rank": 2}),
+    ("deny_rank", {"rank": 2, "mode": "drop"}),
+    ("lynx_v1_latency", {"keep_experts": 7, "min_batch": 1}),
+    ("lynx_v1_accuracy", {"confidence": 0.0, "min_experts": 1}),
+    ("lynx_v1_accuracy", {"confidence": 0.05, "min_experts": 12}),
+    ("random_keep", {"keep_experts": 9, "seed": 2**31 - 1}),
+    ("min_p", {"ratio": 1.0}),
+    ("naee", {"strength": 0.4}),
+    ("top_p", {"p": 1.0}),
+    ("sere", {"primary": 2, "threshold": 0.97, "metric": "cosine"}),
+    ("reassign", {"fraction": 1.0, "first_rank": 1, "seed": 2**31 - 1}),
+    ("reassign", {"fraction": 0.3, "gate": "low", "threshold": 0.02}),
+]
+SERVED = [policy for policy in POLICIES if policy.name in NEW] + [build_policy(name, **given) for name, given in MORE]
+
+
+@st.composite
+def wide_cases(draw: st.DrawFn) -> Case:
+    """K up to 6 and rows enough for several blocks, so that lanes are served whole, and spread over programs."""
+    rows, experts, lanes = draw(st.integers(1, 45)), draw(st.integers(6, 33)), draw(st.integers(1, 4))
+    top_k = draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31 - 1)))
+    logits = torch.randn(rows, experts, generator=generator) * 2
+    if draw(st.booleans()):
+        logits = (logits * 2).round() / 2
+    rule = draw(rules(experts, generator))
+    if rule.grouped and experts // rule.groups * rule.top_groups < top_k:
+        rule = RouterRule(score=rule.score, renormalize=rule.renormalize)
+
+    def some(share: float) -> torch.Tensor:
+        return torch.rand(rows, generator=generator) < share
+
+    return Case(
+        route(logits, rule, top_k),
+        StepContext(
+            layer=draw(st.integers(0, NUM_LAYERS - 1)),
+            decode=some(0.8),
+            lane=torch.randint(0, lanes, (rows,), generator=generator),
+            live=some(draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))),
+            num_lanes=lanes,
+            key=torch.randint(-(2**63), 2**63 - 1, (lanes,), generator=generator),
+            row=torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
+        ),
+        rule,
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(policy=st.sampled_from(SERVED), case=cases(), logits=st.sampled_from(DTYPES), weights=st.sampled_from(DTYPES))
+def test_any_policy_rule_and_type(policy: Policy, case: Case, logits: torch.dtype, weights: torch.dtype) -> None:
+    case = of_type(case, logits, weights)
+    if case.fits(policy):
+        assert_equal(policy, case)
+
+
+@settings(max_examples=60, deadline=None)
+@given(policy=st.sampled_from(SERVED), case=wide_cases(), logits=st.sampled_from(DTYPES))
+def test_lanes_of_many_rows_and_more_experts_a_token(policy: Policy, case: Case, logits: torch.dtype) -> None:
+    case = of_type(case, logits, torch.float32)
+    if case.fits(policy):
+        assert_equal(policy, case)
+        ours, theirs = by_kernels(policy, case), by_torch(policy, case)
+        untouched = (ours.experts == case.routing.experts).all(-1) & (theirs.weights == case.routing.weights).all(-1)
+        assert torch.equal(ours.weights[untouched], theirs.weights[untouched]), "rows that stay, stay to the bit"
+        divides = case.rule.renormalize or case.rule.expert_scale is not None
+        copies = policy.name == "sere" or getattr(policy, "weights", None) == "slot"
+        if copies or (policy.name == "top_k" and not divides):
+            assert same(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "experts", "lanes"), [(256, 512, 1), (256, 128, 16), (200, 160, 3), (64, 128, 1)])
+def test_large_shapes(rows: int, experts: int, lanes: int) -> None:
+    for dtype in DTYPES:
+        case = big_case(rows, experts, 8, lanes, dtype, rule=RouterRule(renormalize=lanes > 1))
+        for policy in SERVED:
+            if case.fits(policy):
+                assert_equal(policy, case)
+
+
+def run_in_torch(policy: Policy) -> bool:
+    """Whether the kernels leave a small decode step of this policy to its torch definition."""
+    case = big_case(8, 16, 2, 2, torch.float32, rule=RouterRule())
+    each = bound(policy, case.shape)
+    each = getattr(each, "policies", (each,))[0]
+    with kernels.kernel("triton"):
+        return kernels.select(each, case.routing, case.step, case.rule) is None
+
+
+def test_all_policies_have_a_kernel() -> None:
+    """vanilla decides nothing."""
+    assert {policy.name for policy in POLICIES if run_in_torch(policy)} == {"vanilla"}
+    assert {policy.name for policy in POLICIES} == set(policy_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes", "launches"),
+    [("lynx_v1_latency", 1, 2), ("lynx_v1_latency", 4, 1), ("random_keep", 1, 1), ("sere", 1, 2), ("top_k", 1, 1)],
+)
+def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, launches: int) -> None:
+    from lynx_exp.routing.kernels import by_row, selection
+
+    grids = []
+
+    class Counted:
+        def __getitem__(self, grid):
+            return lambda **_: grids.append(grid)
+
+    for module, kernel in [
+        (selection, "lane_kernel"),
+        (selection, "lane_block_kernel"),
+        (selection, "sum_kernel"),
+        (by_row, "drop_kernel"),
+    ]:
+        monkeypatch.setattr(module, kernel, Counted())
+    case = big_case(40, 16, 2, lanes, torch.float32, rule=RouterRule())
+    kernels.select(bound(build_policy(name), case.shape), case.routing, case.step, case.rule)
+    assert len(grids) == launches
+
+
+def test_one_row_alone_in_its_lane_and_none_live() -> None:
+    """Lanes without live rows keep nothing, and their rows come back as they were."""
+    for live in (True, False):
+        case = big_case(3, 12, 4, 3, torch.float32, rule=RouterRule())
+        case = replace(case, step=replace(case.step, live=torch.tensor([live] * 3), lane=torch.tensor([2, 0, 2])))
+        for policy in SERVED:
+            if case.fits(policy):
+                assert_equal(policy, case)
+                if not live:
+                    assert same(by_kernels(policy, case), case.routing)
