@@ -111,6 +111,7 @@ class Progress:
         self._estimate = Estimate()
         self._started = self._stage_started = monotonic()
         self._tokens = self._rows = 0
+        self._noted: set[str] = set()
         self._lanes: Lanes | None = None
         self.threads: ThreadChooser | None = None
         """Looks at the machine between steps; None leaves the number of threads alone."""
@@ -164,6 +165,12 @@ class Progress:
     def note(self, text: str) -> None:
         """Something about what runs that its user should know."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def note_once(self, text: str) -> None:
+        """What holds for several cells."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.note(text)
 
     def tokens(self, count: int) -> None:
         self.step(count, 0)
