@@ -14,6 +14,12 @@ SHELL  := bash
 VLLM_VENV  := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
+# the oldest versions that pyproject.toml allows have an environment of their own, in the oldest Python. Of torch 2.11
+# not every index has a build for CPUs; where yours has: make test-oldest OLDEST_TORCH=2.11.0
+OLDEST_VENV  := .venv-oldest
+OLDEST_STAMP := $(OLDEST_VENV)/.installed
+OLDEST_TORCH ?= 2.13.0
+
 # processes of the fast tests; each file runs in one of them
 WORKERS ?= 2
 
@@ -24,7 +30,7 @@ FUZZ_EXAMPLES ?= 1000
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz test-vllm check clean
+.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -71,6 +77,19 @@ $(VLLM_STAMP): pyproject.toml
 
 fuzz: $(DEV) ## random arguments and files against every command, for minutes: make fuzz FUZZ_EXAMPLES=2000
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/launch/test_compose.py -m slow
+
+$(OLDEST_STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: the oldest versions need Python 3.11: make test-oldest PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	@echo "Installing the oldest versions allowed into $(OLDEST_VENV), with torch $(OLDEST_TORCH): minutes"
+	@sed -nE '/^(dependencies|dev) = \[/,/^\]/p; /^(cpu|multi) = /p' pyproject.toml | grep -oE '"[A-Za-z0-9._-]+>=[0-9.]+' \
+		| sed -E 's/"//; s/>=/==/; s/^torch==.*/torch==$(OLDEST_TORCH)/' > $(OLDEST_VENV)/constraints.txt
+	@set -o pipefail; $(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --progress-bar off \
+		-c $(OLDEST_VENV)/constraints.txt -e '.[cpu,multi]' pytest pytest-xdist hypothesis triton 2>&1 | $(SHOW)
+	@touch $@
+
+test-oldest: $(OLDEST_STAMP) ## models, policies and engine with the oldest versions allowed, in .venv-oldest (made once)
+	$(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/models tests/routing tests/engine
 
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_*.py

@@ -66,7 +66,9 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row["guard"] = guards.together(each["guard"] for each in part)
             row["timing_final"] = all(each["timing_final"] for each in part)
             row["guarded"] = ", ".join(dict.fromkeys(e["subtask"] for e in part if guards.is_flagged(e["guard"])))
-            row["selection_us"] = float(pd.Series([each["selection_us"] for each in part], dtype=float).median())
+            row["selection_us"] = float(
+                pd.Series([each["selection_us"] for each in part], dtype=float).dropna().median()
+            )
             row |= _macro_times(part)
             averaged.append(row)
     return pd.DataFrame(averaged)

@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers import DynamicCache, PretrainedConfig, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.masks import has_masks
 from lynx_exp.engine.states import StateLayer, States
+
+_DUMMY: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
+"""Layers without a cache; before transformers 5.22 they were `LinearAttentionLayer`s that nothing fills."""
 
 WIDTH = 32
 """Attention reads a multiple of this many columns: on a CPU a row's bits depend on the number modulo 8 or 16."""
@@ -138,7 +141,7 @@ def slot_cache(config: PretrainedConfig, slots: Slots, cursor: Cursor) -> Dynami
     for number, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionLayer):
             layers.append(StateLayer(slots.states, number, cursor))
-        elif isinstance(layer, DummyLayer):
+        elif isinstance(layer, _DUMMY):
             layers.append(layer)
         else:
             layers.append(SlotLayer(slots, attention, cursor))
@@ -158,7 +161,7 @@ def has_slots(config: PretrainedConfig) -> bool:
     """Whether a row's cache is what slots hold: keys and values of all positions, masked as we say, and states."""
     layers = DynamicCache(config=config).layers
     return (
-        {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer}
+        {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, *_DUMMY}
         and any(isinstance(layer, DynamicLayer) for layer in layers)
         and has_masks(config)
         and config._attn_implementation in ("sdpa", "eager")

@@ -28,6 +28,9 @@ class Form:
 TRIPLE = Form(read=lambda out: out, write=lambda out, weights, experts: (out[0], weights, experts))
 """(logits, weights, experts), as nearly all routers return them."""
 
+REVERSED = Form(read=lambda out: out[::-1], write=lambda out, weights, experts: (experts, weights, out[2]))
+"""(experts, weights, logits): Granite before transformers 5.21."""
+
 PROBABILITIES = Form(read=lambda out: (out[0].float().clamp_min(_TINY).log(), *out[1:]), write=TRIPLE.write)
 """(softmax of the logits, weights, experts): Gemma 4. The logarithm of a softmax is the logits up to an offset."""
 
@@ -57,6 +60,8 @@ def form_of(module: nn.Module, out: Any) -> Form | None:
         sums_T = out[0].float().sum(-1)
         shares = bool((out[0] >= 0).all()) and torch.allclose(sums_T, torch.ones_like(sums_T), atol=1e-2)
         return PROBABILITIES if shares else TRIPLE
+    if len(out) == 3 and not out[0].is_floating_point() and out[0].shape == out[1].shape:
+        return REVERSED
     top_k = getattr(module, "top_k", None)
     if len(out) == 2 and out[0].shape == out[1].shape and isinstance(top_k, int):
         return scattered(top_k) if bool((out[0].count_nonzero(-1) <= top_k).all()) else None
@@ -76,3 +81,7 @@ REFUSED = {
     "ZayaRouter": "may choose to skip the experts, and hands its state on to the next layer's router",
 }
 """Router class: why it is refused by name."""
+
+_BLOCK_CHOOSES = "has no router but a linear layer, and its blocks choose the experts: transformers 5.21 gives it one"
+ROUTERLESS = {"AriaTextForCausalLM": _BLOCK_CHOOSES, "JambaForCausalLM": _BLOCK_CHOOSES}
+"""Model class: why it is refused where its routers are not found."""

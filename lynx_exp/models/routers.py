@@ -1,8 +1,8 @@
 """Find the routers of a transformers MoE, and put a policy between them and the experts.
 
-transformers names the routers of a model in `_can_record_outputs["router_logits"]`. In which form they hand over
-their routing `odd_routers` knows; how they score is proved (`prove`). A router of no known form or rule is refused by
-name.
+transformers names the routers of a model in `_can_record_outputs["router_logits"]`; where an older one does not, the
+names of their classes do. In which form they hand over their routing `odd_routers` knows; how they score is proved
+(`prove`). A router of no known form or rule is refused by name.
 
 T token rows, K top-k, W slots of a token after a policy.
 """
@@ -10,17 +10,22 @@ T token rows, K top-k, W slots of a token after a policy.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
 
-from lynx_exp.models.odd_routers import PARENT, REFUSED, Form
+from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, Form
 from lynx_exp.models.probe import UnknownRouter
 from lynx_exp.models.prove import LiveRule, prove
 from lynx_exp.routing import RouterRule, Routing
+
+_NAMED = re.compile(r"Router$|^HunYuanMoEV1Gate$")
+"""What transformers calls the classes of routers that it did not always declare."""
 
 Intercept = Callable[[Routing], Routing | None]
 """Called with a router's routing, best expert first; returns the routing to use instead, or None to leave it."""
@@ -151,6 +156,8 @@ def find_routers(model: nn.Module) -> list[Router]:
     """The routers of `model`, first layer first. UnsupportedModel names the model and what is supported."""
     kind, classes = type(model).__name__, router_classes(model)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, classes)]
+    if not found and kind in ROUTERLESS:
+        raise UnsupportedModel(f"{kind} (transformers {transformers.__version__}): {ROUTERLESS[kind]}")
     if not found:
         raise UnsupportedModel(
             f"{kind}: not a Mixture-of-Experts model with routers that transformers names; supported: the causal "
@@ -173,15 +180,30 @@ def fingerprint(routers: Sequence[Described]) -> str:
 
 
 def router_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """The router classes that any submodule's `_can_record_outputs` declares."""
-    classes: set[type[nn.Module]] = set()
+    """The router classes that any submodule's `_can_record_outputs` declares.
+
+    Before transformers 5.20 some models declare none, or the blocks around their routers: then the classes that are
+    named as routers, in the model or in its blocks.
+    """
+    declared: set[type[nn.Module]] = set()
     for module in model.modules():
-        declared = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
-        for recorder in declared if isinstance(declared, list) else [declared]:
+        recorders = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
+        for recorder in recorders if isinstance(recorders, list) else [recorders]:
             target = getattr(recorder, "target_class", recorder)
-            if isinstance(target, type):
-                classes.add(target)
-    return tuple(classes)
+            if isinstance(target, type) and target is not nn.Linear:
+                declared.add(target)
+    if not declared:
+        return tuple(_named_routers(model))
+    return tuple(router for found in declared for router in _named_within(model, found) or {found})
+
+
+def _named_within(model: nn.Module, kind: type[nn.Module]) -> set[type[nn.Module]]:
+    blocks = [module for module in model.modules() if isinstance(module, kind)]
+    return set().union(*map(_named_routers, blocks)) - {kind}
+
+
+def _named_routers(block: nn.Module) -> set[type[nn.Module]]:
+    return {type(module) for module in block.modules() if _NAMED.search(type(module).__name__)}
 
 
 def _describe(

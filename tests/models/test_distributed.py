@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.models import BUNDLED, find_routers, from_first, load_weights
-from lynx_exp.models.placement import placement, refuse_offloading
+from lynx_exp.models.placement import OLDEST_EP, _version, placement, refuse_offloading
 from lynx_exp.models.ranks import Agreement, group_of
 from lynx_exp.models.tiny import EXPERTS, tiny_config, tiny_model
 from lynx_exp.routing import Routing
@@ -57,7 +57,9 @@ def test_two_ranks_do_what_one_process_does(family, tmp_path):
     run(SCRIPT, folder, "none", tmp_path / "none.json")
     (alone,) = json.loads((tmp_path / "none.json").read_text())
     experts, hidden, inner = alone["shard"]
-    shards = {"tp": [experts, hidden, inner // 2], "ep": [experts // 2, hidden, inner]}
+    shards = {"tp": [experts, hidden, inner // 2]}
+    if _version() >= OLDEST_EP:
+        shards["ep"] = [experts // 2, hidden, inner]
     for parallel, shard in shards.items():
         run(*TORCHRUN, SCRIPT, folder, parallel, tmp_path / f"{parallel}.json")
         ranks = json.loads((tmp_path / f"{parallel}.json").read_text())
@@ -92,11 +94,17 @@ def test_one_device_needs_nothing_of_transformers():
 
 
 def test_plans_are_transformers_own(two_ranks):
-    tensor, expert = (asked(parallel=name)["distributed_config"] for name in ("tp", "ep"))
-    assert (tensor.tp_size, tensor.tp_plan, tensor.ep_size) == (2, "auto", 1)
-    assert (expert.tp_size, expert.tp_plan, expert.ep_size) == (2, "auto", 2)
+    tensor = asked(parallel="tp")["distributed_config"]
+    assert (tensor.tp_size, tensor.tp_plan) == (2, "auto")
     assert asked(device_map="auto") == {"device_map": "auto"}
     assert asked(device_map={"": 0}) == {"device_map": {"": 0}}
+
+
+@pytest.mark.skipif(_version() < OLDEST_EP, reason="refused before transformers 5.20, as the next test says")
+def test_the_plan_of_whole_experts_is_transformers_own(two_ranks):
+    tensor, expert = (asked(parallel=name)["distributed_config"] for name in ("tp", "ep"))
+    assert tensor.ep_size == 1
+    assert (expert.tp_size, expert.tp_plan, expert.ep_size) == (2, "auto", 2)
 
 
 def test_what_cannot_be_spread_is_said_before_weights_load(two_ranks, monkeypatch):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lynx_exp.models import Attachment, UnsupportedModel, find_routers
-from lynx_exp.models.odd_routers import PARENT, PROBABILITIES
+from lynx_exp.models.odd_routers import PARENT, PROBABILITIES, REVERSED, ROUTERLESS
 from lynx_exp.models.tiny import EXPERTS, TOP_K, tiny_config, tiny_model
 from lynx_exp.routing import Routing, build_policy
 from tests.models.verdicts import logits, plain, rows, under
@@ -128,6 +129,50 @@ def test_gemma_4_returns_probabilities_and_scales_by_expert():
     routers = find_routers(model)
     assert all(router.form is PROBABILITIES for router in routers)
     assert all(torch.equal(router.rule.expert_scale, router.module.per_expert_scale) for router in routers)
+
+
+@pytest.mark.parametrize("declared", ["nothing", "block", "linear layer"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "hunyuan_v1_moe", "llama4_text"])
+def test_routers_that_transformers_before_5_20_does_not_name(family, declared, monkeypatch):
+    model = tiny_model(family)
+    wanted = [(router.name, router.num_experts) for router in find_routers(model)]
+    block = type(find_routers(model)[0].parent)
+    recorded = {"nothing": {}, "block": {"router_logits": block}, "linear layer": {"router_logits": nn.Linear}}
+    for module in model.modules():
+        if hasattr(module, "_can_record_outputs"):
+            monkeypatch.setattr(module, "_can_record_outputs", recorded[declared], raising=False)
+    assert [(router.name, router.num_experts) for router in find_routers(model)] == wanted
+
+
+def test_granite_before_transformers_5_21_returned_its_routing_in_reverse(monkeypatch):
+    model = tiny_model("granitemoe")
+    plain_one, gate = find_routers(model)[0], find_routers(model)[0].module
+    if plain_one.form is not REVERSED:
+        original = gate.forward
+        monkeypatch.setattr(gate, "forward", lambda hidden: original(hidden)[::-1])
+    reverse = find_routers(model)[0]
+    assert reverse.form is REVERSED
+    assert (reverse.rule, reverse.num_experts, reverse.top_k) == (plain_one.rule, EXPERTS, TOP_K)
+    seen = []
+
+    def others(routing):
+        seen.append(routing)
+        return Routing(logits=routing.logits, experts=routing.experts.flip(-1), weights=routing.weights * 2)
+
+    hidden = torch.randn(5, gate.weight.shape[1])
+    experts, weights, logits_TE = gate(hidden)
+    remove = reverse.intercept(others)
+    new_experts, new_weights, same = gate(hidden)
+    remove()
+    assert torch.equal(seen[0].logits, logits_TE) and torch.equal(seen[0].experts, experts)
+    assert torch.equal(new_experts, experts.flip(-1)) and torch.equal(new_weights, weights * 2)
+    assert torch.equal(same, logits_TE)
+
+
+@pytest.mark.parametrize("kind", sorted(ROUTERLESS))
+def test_a_model_whose_blocks_choose_by_a_linear_layer_names_the_transformers_that_serves_it(kind):
+    with pytest.raises(UnsupportedModel, match=r"^\w+ \(transformers 5\.[\d.]+\): .*transformers 5\.21 gives it one"):
+        find_routers(type(kind, (nn.Linear,), {})(2, 2))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
