@@ -137,7 +137,8 @@ class SlotLayer(DynamicLayer):
 
 def slot_cache(config: PretrainedConfig, slots: Slots, cursor: Cursor) -> DynamicCache:
     """A cache whose layers read and write the slots."""
-    cache, attention, layers = DynamicCache(config=config), 0, []
+    layers: list[Any] = []
+    cache, attention = DynamicCache(config=config), 0
     for number, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionLayer):
             layers.append(StateLayer(slots.states, number, cursor))
