@@ -33,7 +33,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help install demo test test-slow fuzz test-oldest test-vllm check clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 install: $(DEV) ## make .venv and install the package and all its tools into it (once)
 
