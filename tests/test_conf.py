@@ -116,7 +116,7 @@ def test_the_demo_is_the_grid_that_its_readers_expect():
     sweeper = composed("+study=demo", whole=True).hydra.sweeper
     params = [f"{key}={value}" for key, value in sweeper.params.items()]
     jobs = job_grids(params, list(sweeper.cells), ["+study=demo"], OverridesParser.create())
-    assert len(jobs) == 4 * 2 * 10
+    assert len(jobs) == 4 * 2 * 7
 
 
 @pytest.mark.parametrize("name", policy_names())
