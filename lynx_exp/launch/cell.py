@@ -20,6 +20,7 @@ from lynx_exp.launch.fits import check_layers, check_lengths, check_match, check
 from lynx_exp.launch.lanes import check_documents
 from lynx_exp.launch.model import ModelFacts, inspect_model
 from lynx_exp.launch.tasks import LoadTask, data_digests, sandbox_of, tasks_of, with_fillers
+from lynx_exp.store.done import is_done
 from lynx_exp.store.identity import SCHEMA, Ids, cell_ids, code_digest, digest
 from lynx_exp.store.provenance import scrub
 
@@ -177,8 +178,6 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         key = asked(config)
         if key not in found:
             found[key] = with_fillers(config, tasks_of(config, load, config.limit), load)
-        if here and any(task.runs_code for task in found[key]):
-            sandbox_of(config)  # found out now rather than when the model has answered
         if (full := (key, config.batch_size, config.choices)) not in checked:
             checked.add(full)
             for task in found[key]:
@@ -218,18 +217,19 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             data_digests=data_digests(tasks),
             code=code_digest(),
         )
-        cells.append(
-            Cell(
-                config=config,
-                policy=policy,
-                model=model,
-                tasks=tasks,
-                ids=ids,
-                dtype=dtype,
-                device=device.type,
-                note=note,
-            )
+        cell = Cell(
+            config=config,
+            policy=policy,
+            model=model,
+            tasks=tasks,
+            ids=ids,
+            dtype=dtype,
+            device=device.type,
+            note=note,
         )
+        if here and any(task.runs_code for task in tasks) and not is_done(cell.folder):
+            sandbox_of(config)  # found out now rather than when the model has answered
+        cells.append(cell)
     return cells
 
 

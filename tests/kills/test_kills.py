@@ -1,5 +1,5 @@
-"""A packed sweep of 80 cells, of the demo's kind, is killed at a random counted event, a hundred times over: each time the same
-command ends with the bytes of a run that nobody disturbed, and nothing has to be mended by hand."""
+"""A packed sweep of 80 cells, of the demo's kind, is killed at a random counted event, a hundred times over: each time
+the same command ends with the bytes of a run that nobody disturbed, and nothing has to be mended by hand."""
 
 from __future__ import annotations
 
