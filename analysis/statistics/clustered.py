@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from analysis.statistics.changes import TAIL, mean_change
-from analysis.statistics.crossed import spread
+from analysis.statistics.crossed import numbered, spread
 from analysis.statistics.estimate import LEVEL, Estimate, t_interval, t_quantile
 
 FLAT = 1e-12
@@ -116,6 +116,6 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 def cluster_sums(values_N: ArrayLike, clusters_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum and count of the values of each cluster: two arrays [G]."""
-    _, index = np.unique(np.asarray(clusters_N), return_inverse=True)
+    index = numbered(clusters_N)
     sums = np.bincount(index, weights=np.asarray(values_N, dtype=float))
     return sums.astype(np.float64), np.bincount(index).astype(np.float64)

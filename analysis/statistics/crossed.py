@@ -27,6 +27,17 @@ class Spread:
     plans: int
 
 
+def numbered(names_N: ArrayLike) -> NDArray[np.intp]:
+    """`[N]` 0, 1, ... in the order of the names, as np.unique's inverse. (That sorts; whole numbers from 0 on, which
+    lanes and documents are, need no sorting, and tables of thousands of cells ask a hundred thousand times.)"""
+    names = np.asarray(names_N)
+    if not len(names) or names.dtype.kind not in "iu" or names.min() < 0 or names.max() > 4 * len(names):
+        return np.unique(names, return_inverse=True)[1]
+    there = np.zeros(int(names.max()) + 1, dtype=np.intp)
+    there[names] = 1
+    return (np.cumsum(there) - 1)[names]
+
+
 def spread(residuals_M: ArrayLike, documents_M: ArrayLike, lanes_M: ArrayLike, plans_M: ArrayLike) -> Spread | None:
     """Cluster-robust in both directions (Cameron, Gelbach and Miller 2011): variance by lanes, plus variance by
     documents, minus that of single observations, which both hold; lanes are numbered through all plans.
@@ -38,9 +49,9 @@ def spread(residuals_M: ArrayLike, documents_M: ArrayLike, lanes_M: ArrayLike, p
     None with fewer than two lanes.
     """
     residuals = np.asarray(residuals_M, dtype=float)
-    _, lane = np.unique(np.asarray(lanes_M), return_inverse=True)
-    _, document = np.unique(np.asarray(documents_M), return_inverse=True)
-    _, plan = np.unique(np.asarray(plans_M), return_inverse=True)
+    lane = numbered(lanes_M)
+    document = numbered(documents_M)
+    plan = numbered(plans_M)
     lanes, documents, plans, total = lane.max() + 1, document.max() + 1, plan.max() + 1, len(residuals)
     if lanes < 2:
         return None

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,19 +159,14 @@ def _check_events(text: str) -> None:
 def read_rows(path: Path, columns: Sequence[str] | None = None, repeated: Sequence[str] = ()) -> pa.Table:
     """A table of a cell: `columns` of it (None: all that are there), `repeated` ones as dictionaries. Columns that
     older cells lack are null. Damaged if it is no such table."""
-    schema = TABLES[path.stem]
-    lacking_is_fine = OPTIONAL_COLUMNS.get(path.stem, ())
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(path, "is not a file")
         file = pq.ParquetFile(path, read_dictionary=list(repeated))
-        held = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
-        if lacking := [name for name in schema.names if name not in held and name not in lacking_is_fine]:
-            raise Damaged(path, f"has no column {', '.join(lacking)}")
-        for name, kind in zip(schema.names, schema.types, strict=True):
-            if name in held and held[name] != kind and not _alike(held[name], kind):
-                raise Damaged(path, f"{name} is {held[name]}, not {kind}")
-        wanted = list(held) if columns is None else [name for name in columns if name in held]
+        names, wrong = _compared(path.stem, file.schema_arrow)
+        if wrong is not None:
+            raise Damaged(path, wrong)
+        wanted = list(names) if columns is None else [name for name in columns if name in names]
         table = file.read(columns=wanted, use_threads=False)  # files are small, and there are thousands
     except FileNotFoundError as error:
         raise Missing(path, "is missing") from error
@@ -184,6 +180,20 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, repeated: Sequen
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows))
     return table if columns is None else table.select(list(columns))
+
+
+@lru_cache(maxsize=256)
+def _compared(table: str, found: pa.Schema) -> tuple[tuple[str, ...], str | None]:
+    """Names of the columns that are there, and what is wrong with them. Thousands of files have few schemas."""
+    schema = TABLES[table]
+    held = dict(zip(found.names, found.types, strict=True))
+    may_lack = OPTIONAL_COLUMNS.get(table, ())
+    if lacking := [name for name in schema.names if name not in held and name not in may_lack]:
+        return tuple(held), f"has no column {', '.join(lacking)}"
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if name in held and held[name] != kind and not _alike(held[name], kind):
+            return tuple(held), f"{name} is {held[name]}, not {kind}"
+    return tuple(held), None
 
 
 def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
@@ -46,11 +47,10 @@ def test_mcnemar_of_many_is_chi_squared_with_continuity() -> None:
     assert found.p_value == pytest.approx(stats.chi2.sf((121 - 59 - 1) ** 2 / (121 + 59), 1))
 
 
-@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_mcnemar_and_holm_are_those_of_statsmodels(worse: int, better: int, p: list[float]) -> None:
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_that_of_statsmodels(worse: int, better: int) -> None:
     expected = mcnemar([[5, worse], [better, 0]], exact=worse + better < 25).pvalue if worse + better else 1.0
     assert statistics.discordance(*pairs(5, worse, better, 5)).p_value == pytest.approx(expected, rel=1e-9)
-    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
 
 
 @given(st.integers(1, 500).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
@@ -89,7 +89,12 @@ def test_holm_only_raises_and_keeps_the_order(given: list[float]) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(given: list[float]) -> None:
-    assert statistics.holm(given) == pytest.approx(multipletests(given, method="holm")[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            gc, "collect", lambda: 0
+        )  # which statsmodels calls each time: a second in a process of many tests
+        expected = multipletests(given, method="holm")[1]
+    assert statistics.holm(given) == pytest.approx(expected, rel=1e-12)
 
 
 def test_tost_of_the_sleep_data() -> None:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from analysis import statistics
 from analysis.statistics import Estimate
+from analysis.statistics.crossed import numbered
 
 scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=30)
 
@@ -211,3 +212,11 @@ def test_scaled_keeps_degrees_of_freedom() -> None:
     assert scaled.value == 50.0
     assert scaled.se == pytest.approx(10.0)
     assert scaled.df == 4
+
+
+@given(st.lists(st.one_of(st.integers(-3, 60), st.integers(0, 2**40)), max_size=30))
+def test_names_are_numbered_as_numpy_does(names: list[int]) -> None:
+    given = np.array(names, dtype=np.int64)
+    assert numbered(given).tolist() == np.unique(given, return_inverse=True)[1].tolist()
+    texts = given.astype(str)
+    assert numbered(texts).tolist() == np.unique(texts, return_inverse=True)[1].tolist()
