@@ -14,8 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
+from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
 from lynx_exp.routing.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
-from lynx_exp.routing.kernels.spread import lane_block_kernel, sum_kernel
+from lynx_exp.routing.kernels.spread import lane_block_kernel
 
 TYPES = {
     "experts_ptr": "*i64",
@@ -42,27 +43,29 @@ MOST_SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 
 def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
     """(kernel, constants): every policy's form at least once."""
-    sizes = {name: value for name, value in ODD.items() if name != "BK"}
-    lanes = sizes | {"SLOTS": 7, "W": 7, "BW": 8, "OWN_FIRST": True, "RANKED": True}
-    lanes |= {"RENORMALIZE": False, "SCALED": True}
-    for keep in range(4):
-        for variant in (0, 1, 4, -1) if keep == 3 else (0, 1):
-            for remaps in (True, False):
-                yield lane_kernel, lanes | {"KEEP": keep, "VARIANT": variant, "REMAPS": remaps, "BK": 8}
-    yield rows_kernel, lanes
     for size in (ODD, WIDE):
         narrow = {name: value for name, value in size.items() if name != "BK"}
-        for keep in range(4):
-            yield sum_kernel, narrow | {"KEEP": keep}
-            for spread in (True, False):
-                yield lane_block_kernel, size | {"KEEP": keep, "SPREAD": spread, "RENORMALIZE": spread, "SCALED": True}
-        for drop in range(4):
-            for scaled in (True, False):
-                yield drop_kernel, size | {"DROP": drop, "REWEIGHS": not scaled, "SCALED": scaled}
-        for renormalize in (True, False):
-            yield replace_kernel, size | {"RENORMALIZE": renormalize, "SCALED": renormalize}
+        for scaled in (True, False):
+            weighs = size | {"RENORMALIZE": not scaled, "SCALED": scaled}
+            for utility in (0, 1, 4, -1):
+                if size is ODD or utility == 4:
+                    yield lane_kernel, weighs | {"VARIANT": utility, "REMAPS": scaled}
+            yield rows_kernel, weighs
+            yield replace_kernel, weighs
             for own in (True, False):
-                yield reassign_kernel, size | {"OWN": own, "RENORMALIZE": renormalize, "SCALED": renormalize}
+                yield reassign_kernel, weighs | {"OWN": own}
+            for drop in range(4):
+                yield drop_kernel, size | {"DROP": drop, "REWEIGHS": not scaled, "SCALED": scaled}
+        for keep, variant in [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (5, 1)]:
+            how = narrow | {"KEEP": keep, "VARIANT": variant}
+            yield sum_kernel, how
+            for spread in (True, False):
+                last = how | {"SPREAD": spread, "SUBSTITUTES": keep == 2 and variant == 0, "SLOTS": 7, "W": 8, "BW": 8}
+                odd = keep in (2, 4)
+                last |= {"OWN_FIRST": odd, "RANKED": odd, "RENORMALIZE": spread, "SCALED": not spread}
+                yield lane_block_kernel, last
+        for bins in (0, 1):
+            yield vote_kernel, narrow | {"VARIANT": bins}
 
 
 def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:

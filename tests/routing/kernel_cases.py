@@ -73,9 +73,11 @@ def by_kernels(policy: Policy, case: Case) -> Routing:
     return Routing(logits=routing.logits, experts=out.experts.cpu(), weights=out.weights.cpu())
 
 
-def assert_equal(policy: Policy, case: Case) -> None:
+def assert_equal(policy: Policy, case: Case) -> tuple[Routing, Routing]:
+    """(by the kernels, by torch)."""
     ours, theirs = by_kernels(policy, case), by_torch(policy, case)
     assert torch.equal(ours.experts, theirs.experts)
     assert ours.weights.dtype == theirs.weights.dtype
     rtol = ULP[ours.weights.dtype]
     assert torch.allclose(ours.weights.double(), theirs.weights.double(), rtol=rtol, atol=1e-7 if rtol > 1e-6 else 0)
+    return ours, theirs

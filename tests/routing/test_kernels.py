@@ -113,25 +113,6 @@ def test_what_the_kernels_do_not_serve_runs_in_torch() -> None:
         assert same(by_kernels(Lynx(), case), by_torch(Lynx(), case))
 
 
-@pytest.mark.parametrize(("rows", "lanes", "launches"), [(16, 1, 1), (64, 4, 1), (17, 1, 2), (256, 2, 2)])
-def test_small_lanes_take_one_launch_and_large_ones_two(
-    monkeypatch: pytest.MonkeyPatch, rows: int, lanes: int, launches: int
-) -> None:
-    from lynx_exp.routing.kernels import selection
-
-    grids = []
-
-    class Counted:
-        def __getitem__(self, grid):
-            return lambda **_: grids.append(grid)
-
-    monkeypatch.setattr(selection, "lane_kernel", Counted())
-    monkeypatch.setattr(selection, "rows_kernel", Counted())
-    case = big_case(rows, 8, 2, lanes, torch.float32, rule=RouterRule())
-    kernels.select(Lynx(), case.routing, case.step, case.rule)
-    assert len(grids) == launches and grids[0] == (lanes,)
-
-
 def test_the_setting_decides_who_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     case, marker = small(), small().routing
     monkeypatch.setattr(kernels, "select", lambda *_: marker)

@@ -14,15 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy, kernels, policy_names
-from tests.routing.kernel_cases import DTYPES, assert_equal, big_case, by_kernels, by_torch, of_type
-from tests.routing.laws import NUM_LAYERS, POLICIES, Case, bound, cases, route, rules, same
+from tests.routing.kernel_cases import DTYPES, assert_equal, big_case, by_kernels, of_type
+from tests.routing.laws import NUM_LAYERS, POLICIES, Case, bound, cases, route, rules, same, widened
 
 pytest.importorskip("triton")
 
-NEW = {
-    *("deny_rank", "keep_ranks", "lexi", "lynx_v1_accuracy", "lynx_v1_latency", "min_p", "naee", "random_keep"),
-    *("reassign", "sere", "top_k", "top_p"),
-}
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("keep_ranks", {"ranks": 3}),
     ("top_k", {"k": 3, "min_batch": 2}),
@@ -38,8 +34,15 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("sere", {"primary": 2, "threshold": 0.97, "metric": "cosine"}),
     ("reassign", {"fraction": 1.0, "first_rank": 1, "seed": 2**31 - 1}),
     ("reassign", {"fraction": 0.3, "gate": "low", "threshold": 0.02}),
+    ("lynx", {"alpha": 2.0, "beta": None, "bins": "continuous", "min_batch": 1}),
+    ("oea", {"k0": 3, "p": 0.4, "k_max": 7, "max_rank": 6}),
+    ("oea", {"k0": 2, "k_max": 9}),
+    ("xshare", {"budget": 8, "score": "logit", "warm_up": 2, "warm_up_for": "token"}),
+    ("xshare", {"budget": 7, "warm_up": 3, "max_batch": 8}),
 ]
-SERVED = [policy for policy in POLICIES if policy.name in NEW] + [build_policy(name, **given) for name, given in MORE]
+SERVED = [policy for policy in POLICIES if policy.name not in ("vanilla", "coverage")]
+SERVED += [build_policy(name, **given) for name, given in MORE]
+"""`coverage` is in `test_kernels`, and takes long."""
 
 
 @st.composite
@@ -73,7 +76,7 @@ def wide_cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(policy=st.sampled_from(SERVED), case=cases(), logits=st.sampled_from(DTYPES), weights=st.sampled_from(DTYPES))
 def test_any_policy_rule_and_type(policy: Policy, case: Case, logits: torch.dtype, weights: torch.dtype) -> None:
     case = of_type(case, logits, weights)
@@ -81,14 +84,16 @@ def test_any_policy_rule_and_type(policy: Policy, case: Case, logits: torch.dtyp
         assert_equal(policy, case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(policy=st.sampled_from(SERVED), case=wide_cases(), logits=st.sampled_from(DTYPES))
 def test_lanes_of_many_rows_and_more_experts_a_token(policy: Policy, case: Case, logits: torch.dtype) -> None:
     case = of_type(case, logits, torch.float32)
     if case.fits(policy):
-        assert_equal(policy, case)
-        ours, theirs = by_kernels(policy, case), by_torch(policy, case)
-        untouched = (ours.experts == case.routing.experts).all(-1) & (theirs.weights == case.routing.weights).all(-1)
+        ours, theirs = assert_equal(policy, case)
+        top_k = case.routing.top_k
+        before = case.routing
+        untouched = (ours.experts[:, :top_k] == before.experts).all(-1)
+        untouched &= (theirs.weights[:, :top_k] == before.weights).all(-1)
         assert torch.equal(ours.weights[untouched], theirs.weights[untouched]), "rows that stay, stay to the bit"
         divides = case.rule.renormalize or case.rule.expert_scale is not None
         copies = policy.name == "sere" or getattr(policy, "weights", None) == "slot"
@@ -122,28 +127,39 @@ def test_all_policies_have_a_kernel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lanes", "launches"),
-    [("lynx_v1_latency", 1, 2), ("lynx_v1_latency", 4, 1), ("random_keep", 1, 1), ("sere", 1, 2), ("top_k", 1, 1)],
+    ("name", "small", "large"),
+    [
+        ("coverage", ["lane"], ["lane", "rows"]),
+        ("lynx", ["lane_block"], ["sum", "vote", "lane_block"]),
+        ("lynx_v1_latency", ["lane_block"], ["sum", "lane_block"]),
+        ("random_keep", ["lane_block"], ["lane_block"]),
+        ("sere", ["lane_block"], ["sum", "lane_block"]),
+        ("top_k", ["drop"], ["drop"]),
+        ("deny_rank", ["replace"], ["replace"]),
+        ("reassign", ["reassign"], ["reassign"]),
+    ],
 )
-def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, launches: int) -> None:
+def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, small: list[str], large: list[str]) -> None:
+    """Of small lanes (16 rows on average), and of larger ones."""
     from lynx_exp.routing.kernels import by_row, selection
 
-    grids = []
+    done: list[str] = []
 
     class Counted:
-        def __getitem__(self, grid):
-            return lambda **_: grids.append(grid)
+        def __init__(self, kernel: str) -> None:
+            self.kernel = kernel
 
-    for module, kernel in [
-        (selection, "lane_kernel"),
-        (selection, "lane_block_kernel"),
-        (selection, "sum_kernel"),
-        (by_row, "drop_kernel"),
-    ]:
-        monkeypatch.setattr(module, kernel, Counted())
-    case = big_case(40, 16, 2, lanes, torch.float32, rule=RouterRule())
-    kernels.select(bound(build_policy(name), case.shape), case.routing, case.step, case.rule)
-    assert len(grids) == launches
+        def __getitem__(self, _grid: object) -> Any:
+            return lambda **_: done.append(self.kernel)
+
+    for module in (selection, by_row):
+        for attribute in [attribute for attribute in vars(module) if attribute.endswith("_kernel")]:
+            monkeypatch.setattr(module, attribute, Counted(attribute.removesuffix("_kernel")))
+    for rows, lanes, expected in [(16, 1, small), (64, 4, small), (17, 1, large), (256, 2, large)]:
+        done.clear()
+        case = big_case(rows, 16, 2, lanes, torch.float32, rule=RouterRule())
+        kernels.select(bound(build_policy(name), case.shape), case.routing, case.step, case.rule)
+        assert done == expected
 
 
 def test_one_row_alone_in_its_lane_and_none_live() -> None:
@@ -155,4 +171,4 @@ def test_one_row_alone_in_its_lane_and_none_live() -> None:
             if case.fits(policy):
                 assert_equal(policy, case)
                 if not live:
-                    assert same(by_kernels(policy, case), case.routing)
+                    assert same(by_kernels(policy, case), widened(case.routing, getattr(policy, "k_max", None) or 0))

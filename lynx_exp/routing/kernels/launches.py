@@ -1,6 +1,6 @@
-"""The two kernels: one program a lane, and one program a block of rows.
+"""The two kernels of `coverage`: one program a lane, and one program a block of rows.
 
-T token rows, E experts, K top-k, W columns afterwards, BT/BE/BK/BW their tile sizes.
+T token rows, E experts, K top-k, BT/BE/BK their tile sizes.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import triton
 import triton.language as tl
 
 from lynx_exp.routing.kernels.coverage import keep_coverage
-from lynx_exp.routing.kernels.keep import keep_lynx, keep_oea, keep_xshare
-from lynx_exp.routing.kernels.tiles import lane_rows, remap
-
-LYNX, OEA, XSHARE, COVERAGE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+from lynx_exp.routing.kernels.remaps import remap
+from lynx_exp.routing.kernels.tiles import lane_rows
 
 
-@triton.jit(do_not_specialize=["num_rows", "first", "budget", "limit"])
+@triton.jit(do_not_specialize=["num_rows", "first", "budget"])
 def lane_kernel(
     choice_ptr,
     scores_ptr,
@@ -34,57 +32,40 @@ def lane_kernel(
     num_rows,
     first,
     budget,
-    limit,
-    KEEP: tl.constexpr,
     VARIANT: tl.constexpr,
     REMAPS: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    W: tl.constexpr,
-    OWN_FIRST: tl.constexpr,
-    RANKED: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
     BK: tl.constexpr,
-    BW: tl.constexpr,
 ):
     """Score and keep; then remap the lane's rows (REMAPS), or leave the set at `kept_ptr` for `rows_kernel`."""
     lane = tl.program_id(0)
     a, b, c = tl.load(numbers_ptr), tl.load(numbers_ptr + 1), tl.load(numbers_ptr + 2)
-    if KEEP == LYNX:
-        keep = keep_lynx(view_ptr, lane_ptr, live_ptr, lane, num_rows, a, b, VARIANT, E, K, BT, BE)
-    elif KEEP == OEA:
-        keep = keep_oea(view_ptr, experts_ptr, lane_ptr, live_ptr, lane, num_rows, first, a, VARIANT, E, K, BT, BE)
-    elif KEEP == XSHARE:
-        warm_up = 0 if OWN_FIRST else first
-        keep = keep_xshare(
-            view_ptr, experts_ptr, lane_ptr, live_ptr, lane, num_rows, warm_up, budget, limit, E, K, BT, BE
-        )
-    else:
-        keep = keep_coverage(
-            view_ptr,
-            choice_ptr,
-            experts_ptr,
-            lane_ptr,
-            live_ptr,
-            state_ptr,
-            lane,
-            num_rows,
-            first,
-            budget,
-            a,
-            b,
-            c,
-            VARIANT,
-            E,
-            K,
-            BT,
-            BE,
-            BK,
-        )
+    keep = keep_coverage(
+        view_ptr,
+        choice_ptr,
+        experts_ptr,
+        lane_ptr,
+        live_ptr,
+        state_ptr,
+        lane,
+        num_rows,
+        first,
+        budget,
+        a,
+        b,
+        c,
+        VARIANT,
+        E,
+        K,
+        BT,
+        BE,
+        BK,
+    )
     if REMAPS:
         for start in range(0, num_rows, BT):
             rows, mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
@@ -102,26 +83,26 @@ def lane_kernel(
                     out_experts_ptr,
                     out_weights_ptr,
                     scaling,
-                    first,
-                    limit,
+                    0,
+                    0,
                     E,
                     K,
-                    SLOTS,
-                    W,
-                    OWN_FIRST,
-                    RANKED,
+                    K,
+                    K,
+                    False,
+                    False,
                     RENORMALIZE,
                     SCALED,
                     BT,
                     BE,
-                    BW,
+                    BK,
                 )
     else:
         e = tl.arange(0, BE)
         tl.store(kept_ptr + lane * E + e, keep.to(tl.int8), mask=e < E)
 
 
-@triton.jit(do_not_specialize=["num_rows", "first", "limit"])
+@triton.jit(do_not_specialize=["num_rows"])
 def rows_kernel(
     choice_ptr,
     scores_ptr,
@@ -135,19 +116,13 @@ def rows_kernel(
     out_weights_ptr,
     scaling,
     num_rows,
-    first,
-    limit,
     E: tl.constexpr,
     K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    W: tl.constexpr,
-    OWN_FIRST: tl.constexpr,
-    RANKED: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
-    BW: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """Remap into the sets that `lane_kernel` left at `kept_ptr`, int8 `[G, E]`."""
     e = tl.arange(0, BE)
@@ -169,17 +144,17 @@ def rows_kernel(
         out_experts_ptr,
         out_weights_ptr,
         scaling,
-        first,
-        limit,
+        0,
+        0,
         E,
         K,
-        SLOTS,
-        W,
-        OWN_FIRST,
-        RANKED,
+        K,
+        K,
+        False,
+        False,
         RENORMALIZE,
         SCALED,
         BT,
         BE,
-        BW,
+        BK,
     )

@@ -7,8 +7,7 @@ from functools import cache
 from math import inf
 from typing import Literal
 
-from lynx_exp.routing.kernels.launches import COVERAGE, LYNX, OEA, XSHARE
-from lynx_exp.routing.kernels.sums import ASKED, CONFIDENT, DRAWN, VOTED
+from lynx_exp.routing.kernels.sums import ASKED, BINNED, CONFIDENT, DRAWN, TOTAL, VOTED
 from lynx_exp.routing.policies.coverage import FLOOR, Coverage
 from lynx_exp.routing.policies.lynx import Lynx
 from lynx_exp.routing.policies.lynx_v1_accuracy import LynxV1Accuracy
@@ -20,16 +19,17 @@ from lynx_exp.routing.policies.sere import Sere
 from lynx_exp.routing.policies.xshare import XShare
 from lynx_exp.routing.policy import Policy
 
+COVERAGE = -1
 MOST_FACTORS = 8
 """Powers up to which `coverage` multiplies instead of taking logarithms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A policy for `launches` (`spread` False), where one program looks at a whole lane, or for `spread`."""
+    """A policy for `spread`, or, if it is `coverage`, for `launches`."""
 
     keep: int
-    spread: bool = False
+    """One of `sums`, or COVERAGE."""
     view: Literal["affinity", "mass", "none"] = "mass"
     """Of the routing: what is summed or binned."""
     variant: int = 0
@@ -40,6 +40,8 @@ class Plan:
     budget: int = 0
     limit: int | None = None
     """xshare: max_batch. oea: max_rank."""
+    ranked: bool = False
+    """Whether `limit` is oea's max_rank."""
     own_first: bool = False
     slots: int | None = None
     numbers: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -57,37 +59,39 @@ def plan_of(policy: Policy, num_experts: int, top_k: int) -> Plan | None:
         return None
     match policy:
         case NoDrop():
-            return Plan(keep=XSHARE.value, budget=num_experts)
+            return Plan(keep=TOTAL.value, budget=num_experts)
         case LynxV1Latency():
-            return Plan(keep=VOTED.value, spread=True, budget=min(policy.keep_experts, num_experts))
+            return Plan(keep=VOTED.value, budget=min(policy.keep_experts, num_experts))
         case LynxV1Accuracy():
             least = min(max(top_k, policy.min_experts), num_experts)
-            return Plan(keep=CONFIDENT.value, spread=True, budget=least, numbers=(policy.confidence, 0.0, 0.0))
+            return Plan(keep=CONFIDENT.value, budget=least, numbers=(policy.confidence, 0.0, 0.0))
         case RandomKeep():
-            return Plan(keep=DRAWN.value, spread=True, view="none", budget=min(policy.keep_experts, num_experts))
+            return Plan(keep=DRAWN.value, view="none", budget=min(policy.keep_experts, num_experts))
         case Sere():
             numbers = (policy.threshold, 0.0, 0.0)
-            return Plan(keep=ASKED.value, spread=True, view="none", first=policy.primary, numbers=numbers)
+            return Plan(keep=ASKED.value, view="none", first=policy.primary, numbers=numbers)
         case Lynx():
             lowest = -inf if policy.beta is None else -float(policy.beta)
             return Plan(
-                keep=LYNX.value,
+                keep=BINNED.value,
                 view="affinity",
                 variant=int(policy.bins == "ceil"),
                 numbers=(policy.alpha, lowest, 0.0),
             )
         case Oea():
             return Plan(
-                keep=OEA.value,
+                keep=ASKED.value,
                 variant=int(policy.p < 1.0),
                 first=policy.k0,
                 limit=policy.max_rank,
+                ranked=policy.max_rank is not None,
+                view="mass" if policy.p < 1.0 else "none",
                 slots=policy.k_max,
                 numbers=(policy.p, 0.0, 0.0),
             )
         case XShare():
             return Plan(
-                keep=XSHARE.value,
+                keep=TOTAL.value,
                 view="mass" if policy.score == "prob" else "affinity",
                 first=policy.warm_up,
                 budget=policy.budget,
@@ -98,7 +102,7 @@ def plan_of(policy: Policy, num_experts: int, top_k: int) -> Plan | None:
             power = 1.0 if policy.utility == "log" else policy.power
             mass = int(power) if power in range(1, MOST_FACTORS + 1) else -1
             return Plan(
-                keep=COVERAGE.value,
+                keep=COVERAGE,
                 variant=0 if policy.utility == "log" else mass,
                 first=policy.guarantee,
                 budget=num_experts if policy.budget is None else policy.budget,

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from lynx_exp.routing.kernels.hashes import LOW_32, mix, mix_64
-from lynx_exp.routing.kernels.tiles import SMALLEST, listed, remap, tile
+from lynx_exp.routing.kernels.remaps import remap
+from lynx_exp.routing.kernels.tiles import SMALLEST, listed, tile
 
 BEYOND, ONE, WEAK, COVERED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 """Slots that go: from a rank on (top_k, keep_ranks); one rank (deny_rank); those with less than a share of the first's

@@ -1,15 +1,11 @@
-"""The fused kernels: the whole selection of a layer in one launch, or two.
+"""The fused kernels: the whole selection of a layer in one launch, or a few.
 
-`lynx`, `oea`, `xshare`, `coverage` and `no_drop`: one program a lane (grid G, `launches`): it walks over its rows to
-score the experts, keeps a set of them, and, where lanes are small, walks over its rows once more to remap them: one
-launch. A lane of many rows would remap on a single multiprocessor, so there the kept sets `[G, E]` go through memory to
-a second launch, which spreads blocks of rows over the device. The greedy loop of `coverage` is serial, and stays in the
-lane's program. `lynx_v1_*`, `random_keep` and `sere`: blocks of rows from the first (`spread`). Policies of single rows
-have one launch (`by_row`).
-
-Sums are int64 fixed point and choices compare what the torch definitions compare, so experts are equal to theirs. The
-scores, and what a bias or groups make of them, are the rule's own, computed by torch before the launch: one softmax for
-a plain router.
+Policies of single rows have one launch (`by_row`). Of those that look at lanes, `coverage` has one program a lane
+(`launches`): its greedy loop is serial. It walks over its rows to score the experts, keeps a set of them, and, where
+lanes are small, walks over its rows once more to remap them: one launch. A lane of many rows would remap on a single
+multiprocessor, so there the kept sets `[G, E]` go through memory to a second launch, which spreads blocks of rows over
+the device. All others (`spread`) have one program a lane where lanes are small, and spread the rows from the first
+where they are not: a launch that sums, with `lynx` one that votes, and one that keeps and remaps.
 
 Rows of all lanes are written; those of other phases, padding and small lanes (not `live`) as they were. Nothing here
 waits for the device, and every launch depends on shapes alone, so a CUDA graph can hold it; run the policy once before
@@ -32,10 +28,11 @@ from triton import JITFunction, next_power_of_2
 
 from lynx_exp.routing.kernels import by_row
 from lynx_exp.routing.kernels.hashes import LAYER_FACTOR, signed
-from lynx_exp.routing.kernels.launches import COVERAGE, OEA, lane_kernel, rows_kernel
-from lynx_exp.routing.kernels.plans import Plan, plan_of
-from lynx_exp.routing.kernels.spread import lane_block_kernel, sum_kernel
-from lynx_exp.routing.kernels.sums import ASKED, DRAWN
+from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
+from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
+from lynx_exp.routing.kernels.plans import COVERAGE, Plan, plan_of
+from lynx_exp.routing.kernels.spread import lane_block_kernel
+from lynx_exp.routing.kernels.sums import BINNED, DRAWN
 from lynx_exp.routing.policies.random_keep import RandomKeep
 from lynx_exp.routing.policies.sere import Sere
 from lynx_exp.routing.policy import Policy
@@ -82,11 +79,11 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
             return by_row.run(row_plan, policy, routing, step, rule, sizes, numbers)
         assert plan is not None
         numbers = _on_device(plan.numbers, routing.logits.device)
-        run = _blocks if plan.spread else _lanes
+        run = _coverage if plan.keep == COVERAGE else _blocks
         return run(plan, policy, routing, step, rule, sizes, numbers)
 
 
-def _lanes(
+def _coverage(
     plan: Plan,
     _policy: Policy,
     routing: Routing,
@@ -95,17 +92,12 @@ def _lanes(
     sizes: dict[str, Any],
     numbers: Tensor,
 ) -> Routing:
-    rows, experts, top_k = sizes["num_rows"], sizes["E"], sizes["K"]
-    view = routing.mass(rule) if plan.view == "mass" else routing.affinity(rule)
+    rows, block_k = sizes["num_rows"], next_power_of_2(sizes["K"])
     own_experts, own_weights = routing.experts.contiguous(), routing.weights.contiguous()
-    slots = top_k if plan.slots is None else plan.slots
-    width, block_k = max(slots, top_k), next_power_of_2(top_k)
-    new_experts = own_experts.new_empty(rows, width)
-    new_weights = own_weights.new_empty(rows, width)
+    new_experts, new_weights = torch.empty_like(own_experts), torch.empty_like(own_weights)
     together = rows <= ROWS_A_LAUNCH * step.num_lanes
     # what is not used still has to point somewhere
-    state = numbers.new_empty(rows, block_k + 2) if plan.keep == COVERAGE.value else numbers
-    kept = numbers if together else numbers.new_empty(step.num_lanes, experts, dtype=torch.int8)
+    kept = numbers if together else numbers.new_empty(step.num_lanes, sizes["E"], dtype=torch.int8)
     rest = sizes | {
         "choice_ptr": routing.choice(rule).contiguous(),
         "scores_ptr": routing.scores(rule).contiguous(),
@@ -118,29 +110,22 @@ def _lanes(
         "out_experts_ptr": new_experts,
         "out_weights_ptr": new_weights,
         "scaling": float(rule.scaling),
-        "first": plan.first,
-        "limit": 2**31 - 1 if plan.limit is None else plan.limit,
-        "SLOTS": slots,
-        "W": width,
-        "OWN_FIRST": plan.own_first,
-        "RANKED": plan.keep == OEA.value and plan.limit is not None,
         "RENORMALIZE": rule.renormalize,
         "SCALED": rule.expert_scale is not None,
-        "BW": next_power_of_2(width),
+        "BK": block_k,
     }
     lane_kernel[(step.num_lanes,)](
         **rest,
-        view_ptr=view.contiguous(),
+        view_ptr=routing.mass(rule).contiguous(),
         numbers_ptr=numbers,
-        state_ptr=state,
+        state_ptr=numbers.new_empty(rows, block_k + 2),
+        first=plan.first,
         budget=plan.budget,
-        KEEP=plan.keep,
         VARIANT=plan.variant,
         REMAPS=together,
-        BK=block_k,
     )
     if not together:
-        rows_kernel[(-(-rows // rest["BT"]),)](**rest)
+        rows_kernel[(-(-rows // sizes["BT"]),)](**rest)
     return Routing(logits=routing.logits, experts=new_experts, weights=new_weights)
 
 
@@ -154,28 +139,36 @@ def _blocks(
     numbers: Tensor,
 ) -> Routing:
     own_experts, own_weights = routing.experts.contiguous(), routing.weights.contiguous()
-    spread = sizes["num_rows"] > ROWS_A_LAUNCH * step.num_lanes
-    blocks = -(-sizes["num_rows"] // sizes["BT"]) if spread else 1
     substitutes = isinstance(policy, Sere)
-    new_experts = torch.empty_like(own_experts)
-    new_weights = own_weights if substitutes else torch.empty_like(own_weights)
-    shared = sizes | {
-        "mass_ptr": numbers if plan.view == "none" else routing.mass(rule).contiguous(),
-        "experts_ptr": own_experts,
-        "weights_ptr": own_weights,
+    slots = sizes["K"] if plan.slots is None else plan.slots
+    width = max(slots, sizes["K"])
+    new_experts = own_experts.new_empty(len(own_experts), width)
+    new_weights = own_weights if substitutes else own_weights.new_empty(len(own_weights), width)
+    spread = sizes["num_rows"] > ROWS_A_LAUNCH * step.num_lanes
+    grid = (-(-sizes["num_rows"] // sizes["BT"]) if spread else 1, step.num_lanes)
+    rows = sizes | {
+        "view_ptr": _view(plan, routing, rule, numbers),
         "lane_ptr": step.lane.contiguous(),
         "live_ptr": step.live.contiguous(),
         "numbers_ptr": numbers,
-        "first": plan.first,
+        "VARIANT": plan.variant,
+    }
+    asks = {
+        "experts_ptr": own_experts,
+        "weights_ptr": own_weights,
+        "asked": 0 if plan.own_first else plan.first,
         "KEEP": plan.keep,
     }
-    sums = numbers
+    sums = numbers  # what is not used still has to point somewhere
     if spread and plan.keep != DRAWN.value:
-        sums = own_experts.new_empty(step.num_lanes, blocks, 2, sizes["E"])
-        sum_kernel[(blocks, step.num_lanes)](**shared, sums_ptr=sums)
+        sums = own_experts.new_empty(*reversed(grid), 2, sizes["E"])
+        sum_kernel[grid](**rows, **asks, sums_ptr=sums)
+        if plan.keep == BINNED.value:
+            vote_kernel[grid](**rows, sums_ptr=sums)
     seed = policy.seed if isinstance(policy, RandomKeep) else 0
-    lane_block_kernel[(blocks, step.num_lanes)](
-        **shared,
+    lane_block_kernel[grid](
+        **rows,
+        **asks,
         choice_ptr=numbers if substitutes else routing.choice(rule).contiguous(),
         scores_ptr=numbers if substitutes else routing.scores(rule).contiguous(),
         scale_ptr=numbers if rule.expert_scale is None else rule.expert_scale.float(),
@@ -185,11 +178,24 @@ def _blocks(
         out_experts_ptr=new_experts,
         out_weights_ptr=new_weights,
         scaling=float(rule.scaling),
+        first=plan.first,
         budget=plan.budget,
+        limit=2**31 - 1 if plan.limit is None else plan.limit,
         salt=signed(seed * LAYER_FACTOR + step.layer),
         SPREAD=spread,
+        SUBSTITUTES=substitutes,
+        SLOTS=slots,
+        W=width,
+        OWN_FIRST=plan.own_first,
+        RANKED=plan.ranked,
         RENORMALIZE=rule.renormalize,
-        SCALED=rule.expert_scale is not None and plan.keep != ASKED.value,
-        BK=next_power_of_2(sizes["K"]),
+        SCALED=rule.expert_scale is not None,
+        BW=next_power_of_2(width),
     )
     return Routing(logits=routing.logits, experts=new_experts, weights=new_weights)
+
+
+def _view(plan: Plan, routing: Routing, rule: RouterRule, unused: Tensor) -> Tensor:
+    if plan.view == "none":
+        return unused
+    return (routing.mass(rule) if plan.view == "mass" else routing.affinity(rule)).contiguous()

@@ -1,10 +1,8 @@
-"""Lanes whose rows are spread over programs: a launch that sums what the rows ask for, and one that keeps and remaps.
+"""Lanes whose rows are spread over programs: the launch that keeps and remaps, after those of `parts`.
 
-`sum_kernel` leaves the sums of each lane's rows of each block of BT; every program of `lane_block_kernel` adds those of
-its lane, so nothing has to be zeroed, waited for or added in any order. Where lanes are small, or nothing is summed
-(`random_keep`), the second launch alone is enough.
+Where lanes are small, or nothing is summed (`random_keep`), this launch alone is enough.
 
-T token rows, E experts, K top-k, G lanes, N blocks of rows, BT/BE/BW tile sizes.
+T token rows, E experts, K top-k, G lanes, N blocks of rows, W columns afterwards, BT/BE/BW their tile sizes.
 """
 
 from __future__ import annotations
@@ -12,115 +10,54 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.kernels.sums import ASKED, DRAWN, asked_by, kept_by
-from lynx_exp.routing.kernels.tiles import first_best, lane_rows, remap
-
-
-@triton.jit(do_not_specialize=["num_rows", "first"])
-def sum_kernel(
-    mass_ptr,
-    experts_ptr,
-    weights_ptr,
-    lane_ptr,
-    live_ptr,
-    numbers_ptr,
-    sums_ptr,  # int64 [G, N, 2, E]
-    num_rows,
-    first,
-    KEEP: tl.constexpr,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BE: tl.constexpr,
-):
-    """Grid (N, G). A block without live rows of the lane is left unwritten, and not read."""
-    block, lane = tl.program_id(0), tl.program_id(1)
-    rows, _mine, acts = lane_rows(block * BT, lane, num_rows, lane_ptr, live_ptr, BT)
-    if tl.max(acts.to(tl.int32), 0) > 0:
-        confidence = tl.load(numbers_ptr)
-        votes, mass = asked_by(rows, acts, mass_ptr, experts_ptr, weights_ptr, first, confidence, KEEP, E, K, BT, BE)
-        e = tl.arange(0, BE)
-        at = sums_ptr + (lane * tl.num_programs(0) + block) * 2 * E + e
-        tl.store(at, votes, mask=e < E)
-        if KEEP != ASKED:
-            tl.store(at + E, mass, mask=e < E)
+from lynx_exp.routing.kernels.lynx import keep_lynx
+from lynx_exp.routing.kernels.parts import added
+from lynx_exp.routing.kernels.remaps import remap, substitute
+from lynx_exp.routing.kernels.sums import BINNED, DRAWN, TOTAL, asked_by, kept_by
+from lynx_exp.routing.kernels.tiles import lane_rows, lane_size
 
 
 @triton.jit
-def _substitute(
-    rows,
-    mine,
-    acts,
-    keep,  # [BE] bool
-    experts_ptr,
-    alike_ptr,
-    out_experts_ptr,
-    primary,
-    threshold,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    BE: tl.constexpr,
-):
-    """`sere`: an expert outside the kept set gives way to the most similar one inside."""
-    e = tl.arange(0, BE)
-    for column in range(K):
-        expert = tl.load(experts_ptr + rows * K + column, mask=mine, other=0)
-        if column >= primary:
-            alike = tl.load(
-                alike_ptr + expert[:, None] * E + e[None, :], mask=acts[:, None] & keep[None, :], other=-1.0
-            )
-            nearest, at = first_best(alike, keep[None, :], e, BE)
-            kept = tl.max((keep[None, :] & (e[None, :] == expert.to(tl.int32)[:, None])).to(tl.int32), 1) > 0
-            gives_way = acts & ~kept & (nearest >= threshold)
-            expert = tl.where(gives_way, at.to(tl.int64), expert)
-        tl.store(out_experts_ptr + rows * K + column, expert, mask=mine)
-
-
-@triton.jit
-def _sums(
+def _asked_by_all(
     lane,
-    mass_ptr,
+    view_ptr,
     experts_ptr,
     weights_ptr,
     lane_ptr,
     live_ptr,
-    sums_ptr,
     num_rows,
-    first,
-    confidence,
+    asked,
+    a,
+    b,
     KEEP: tl.constexpr,
-    SPREAD: tl.constexpr,
+    VARIANT: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
 ):
-    """(votes, mass) of the whole lane, `[BE]` int64, from what `sum_kernel` left (SPREAD), or from the rows."""
-    e = tl.arange(0, BE)
+    """(votes, totals) of the whole lane, `[BE]` int64, by one program."""
     votes = tl.zeros([BE], tl.int64)
-    mass = tl.zeros([BE], tl.int64)
-    for start in range(0, num_rows, BT):
-        rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
-        if tl.max(acts.to(tl.int32), 0) > 0:
-            if SPREAD:
-                at = sums_ptr + (lane * tl.num_programs(0) + start // BT) * 2 * E + e
-                votes += tl.load(at, mask=e < E, other=0)
-                if KEEP != ASKED:
-                    mass += tl.load(at + E, mask=e < E, other=0)
-            else:
+    total = tl.zeros([BE], tl.int64)
+    if KEEP == BINNED:
+        votes += keep_lynx(view_ptr, lane_ptr, live_ptr, lane, num_rows, a, b, VARIANT, E, K, BT, BE)
+    else:
+        for start in range(0, num_rows, BT):
+            rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
+            if tl.max(acts.to(tl.int32), 0) > 0:
                 more, heavier = asked_by(
-                    rows, acts, mass_ptr, experts_ptr, weights_ptr, first, confidence, KEEP, E, K, BT, BE
+                    rows, acts, 1.0, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
                 )
                 votes += more
-                mass += heavier
-    return votes, mass
+                total += heavier
+    return votes, total
 
 
-@triton.jit(do_not_specialize=["num_rows", "first", "budget", "salt"])
+@triton.jit(do_not_specialize=["num_rows", "asked", "first", "budget", "limit", "salt"])
 def lane_block_kernel(
     choice_ptr,
     scores_ptr,
-    mass_ptr,
+    view_ptr,
     experts_ptr,
     weights_ptr,
     scale_ptr,
@@ -134,18 +71,26 @@ def lane_block_kernel(
     out_weights_ptr,
     scaling,
     num_rows,
+    asked,
     first,
     budget,
+    limit,
     salt,
     KEEP: tl.constexpr,
+    VARIANT: tl.constexpr,
     SPREAD: tl.constexpr,
+    SUBSTITUTES: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    W: tl.constexpr,
+    OWN_FIRST: tl.constexpr,
+    RANKED: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
-    BK: tl.constexpr,
+    BW: tl.constexpr,
 ):
     """Keep, then remap: grid (N, G), a program for the lane's rows of each block (SPREAD), or (1, G), for all."""
     lane = tl.program_id(1)
@@ -155,36 +100,53 @@ def lane_block_kernel(
         stop = tl.minimum(start + BT, num_rows)
     _rows, mine, _acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
     if (SPREAD == 0) | (tl.max(mine.to(tl.int32), 0) > 0):
-        number = tl.load(numbers_ptr)
+        a, b = tl.load(numbers_ptr), tl.load(numbers_ptr + 1)
         votes = tl.zeros([BE], tl.int64)
-        mass = tl.zeros([BE], tl.int64)
+        total = tl.zeros([BE], tl.int64)
+        size = 0
+        if KEEP == TOTAL:
+            size = lane_size(lane, num_rows, lane_ptr, live_ptr)
         if KEEP != DRAWN:
-            votes, mass = _sums(
-                lane,
-                mass_ptr,
-                experts_ptr,
-                weights_ptr,
-                lane_ptr,
-                live_ptr,
-                sums_ptr,
-                num_rows,
-                first,
-                number,
-                KEEP,
-                SPREAD,
-                E,
-                K,
-                BT,
-                BE,
-            )
-        keep = kept_by(votes, mass, lane, key_ptr, salt, budget, KEEP, E, BE)
+            if SPREAD:
+                votes += added(sums_ptr, 0, lane, num_rows, lane_ptr, live_ptr, E, BT, BE)
+                total += added(sums_ptr, 1, lane, num_rows, lane_ptr, live_ptr, E, BT, BE)
+            else:
+                votes, total = _asked_by_all(
+                    lane,
+                    view_ptr,
+                    experts_ptr,
+                    weights_ptr,
+                    lane_ptr,
+                    live_ptr,
+                    num_rows,
+                    asked,
+                    a,
+                    b,
+                    KEEP,
+                    VARIANT,
+                    E,
+                    K,
+                    BT,
+                    BE,
+                )
+        keep = kept_by(votes, total, size, lane, key_ptr, salt, budget, limit, KEEP, E, BE)
         for at in range(start, stop, BT):
             rows, mine, acts = lane_rows(at, lane, num_rows, lane_ptr, live_ptr, BT)
             if tl.max(mine.to(tl.int32), 0) > 0:
-                if KEEP == ASKED:
-                    threshold = number.to(tl.float32)
-                    _substitute(
-                        rows, mine, acts, keep, experts_ptr, alike_ptr, out_experts_ptr, first, threshold, E, K, BE
+                if SUBSTITUTES:
+                    substitute(
+                        rows,
+                        mine,
+                        acts,
+                        keep,
+                        experts_ptr,
+                        alike_ptr,
+                        out_experts_ptr,
+                        first,
+                        a.to(tl.float32),
+                        E,
+                        K,
+                        BE,
                     )
                 else:
                     remap(
@@ -200,17 +162,17 @@ def lane_block_kernel(
                         out_experts_ptr,
                         out_weights_ptr,
                         scaling,
-                        0,
-                        0,
+                        first,
+                        limit,
                         E,
                         K,
-                        K,
-                        K,
-                        False,
-                        False,
+                        SLOTS,
+                        W,
+                        OWN_FIRST,
+                        RANKED,
                         RENORMALIZE,
                         SCALED,
                         BT,
                         BE,
-                        BK,
+                        BW,
                     )

@@ -1,9 +1,9 @@
-"""What the selection kernels share: tiles of token rows, exact sums, and the remap.
+"""What the selection kernels share: tiles of token rows, and exact sums.
 
 Everything here is called from inside a Triton kernel. A tile is BT token rows times BE >= E experts; masks stand for
 ends that are not full, rows of other lanes, and rows that are not live.
 
-T token rows, E experts, K top-k, W columns afterwards, BT/BE/BK/BW their tile sizes.
+T token rows, E experts, K top-k, BT/BE their tile sizes.
 """
 
 from __future__ import annotations
@@ -80,89 +80,3 @@ def listed(experts_ptr, rows, acts, first, last, K: tl.constexpr, BT: tl.constex
         expert = tl.load(experts_ptr + rows * K + k, mask=acts, other=BE).to(tl.int32)
         found = found | (e[None, :] == expert[:, None])
     return found
-
-
-@triton.jit
-def remap(
-    rows,
-    mine,
-    acts,
-    keep,  # [1 or BT, BE] bool
-    choice_ptr,
-    scores_ptr,
-    experts_ptr,
-    weights_ptr,
-    scale_ptr,
-    out_experts_ptr,
-    out_weights_ptr,
-    scaling,
-    first,
-    max_rank,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    SLOTS: tl.constexpr,
-    W: tl.constexpr,
-    OWN_FIRST: tl.constexpr,
-    RANKED: tl.constexpr,
-    RENORMALIZE: tl.constexpr,
-    SCALED: tl.constexpr,
-    BT: tl.constexpr,
-    BE: tl.constexpr,
-    BW: tl.constexpr,
-):
-    """Write the new experts and weights of the rows `mine`, as `remap.restrict` defines them.
-
-    OWN_FIRST opens to each row its own `first` experts too; RANKED only its best `max_rank`.
-    """
-    e = tl.arange(0, BE)
-    w = tl.arange(0, BW)
-    choice = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32)
-    opened = choice > float("-inf")
-    allowed = opened & keep
-    if OWN_FIRST:
-        allowed = allowed | (opened & listed(experts_ptr, rows, acts, 0, first, K, BT, BE))
-    if RANKED:
-        left = opened
-        for _ in range(max_rank):
-            _best, at = first_best(choice, left, e, BE)
-            left = left & (e[None, :] != at[:, None])
-        allowed = allowed & ~left
-    changes = acts & (tl.max(allowed.to(tl.int32), 1) > 0)
-    if SLOTS == K:
-        outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~allowed
-        changes = changes & (tl.max(outside.to(tl.int32), 1) > 0)
-
-    own = mine[:, None] & (w < K)[None, :]
-    own_at = rows[:, None] * K + w[None, :]
-    own_first = tl.load(experts_ptr + rows * K, mask=mine, other=0)
-    own_experts = tl.load(experts_ptr + own_at, mask=own, other=0)
-    own_experts = tl.where(own, own_experts, own_first[:, None])
-    own_weights = tl.load(weights_ptr + own_at, mask=own, other=0.0)
-
-    experts = tl.zeros([BT, BW], tl.int32)
-    raw = tl.zeros([BT, BW], tl.float32)
-    total = tl.zeros([BT], tl.float32)
-    best_expert = tl.zeros([BT], tl.int32)
-    for slot in range(SLOTS):
-        best, at = first_best(choice, allowed, e, BE)
-        allowed = allowed & (e[None, :] != at[:, None])
-        found = changes & (best > float("-inf"))
-        best_expert = tl.where(slot == 0, at, best_expert)
-        score = tl.load(scores_ptr + rows * E + at, mask=found, other=0.0).to(tl.float32)
-        total += score
-        here = (w == slot)[None, :]
-        experts = tl.where(here, tl.where(found, at, best_expert)[:, None], experts)
-        raw = tl.where(here, score[:, None], raw)
-    experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
-    total = tl.where(changes, tl.maximum(total, SMALLEST), 1.0)
-    mass = scaling if RENORMALIZE else tl.sum(own_weights.to(tl.float32), 1)
-    weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
-    if SCALED:
-        weights = weights * tl.load(scale_ptr + experts, mask=changes[:, None], other=0.0)
-
-    out_at = rows[:, None] * W + w[None, :]
-    written = mine[:, None] & (w < W)[None, :]
-    experts = tl.where(changes[:, None], experts.to(tl.int64), own_experts)
-    weights = tl.where(changes[:, None], weights.to(own_weights.dtype), own_weights)
-    tl.store(out_experts_ptr + out_at, experts, mask=written)
-    tl.store(out_weights_ptr + out_at, weights, mask=written)
