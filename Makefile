@@ -101,4 +101,4 @@ check: $(DEV) ## lint, format, types
 
 clean: ## remove caches (not .venv, not results)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
