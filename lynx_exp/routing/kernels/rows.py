@@ -206,11 +206,12 @@ def reassign_kernel(
         left = left & (e[None, :] != other[:, None])
         new = acts & (draw < fraction) & (column >= first_rank)
         expert = tl.where(new, other.to(tl.int64), own)
-        score = tl.load(scores_ptr + rows * E + expert, mask=mine, other=0.0)
         here = (k == column)[None, :]
         experts = tl.where(here, expert[:, None], experts)
-        raw = tl.where(here, score[:, None], raw)
-        total += score
+        if OWN:  # else there are no scores to load
+            score = tl.load(scores_ptr + rows * E + expert, mask=mine, other=0.0)
+            raw = tl.where(here, score[:, None], raw)
+            total += score
         changed = changed | new
     slots = mine[:, None] & (k < K)[None, :]
     at = rows[:, None] * K + k[None, :]
