@@ -60,7 +60,7 @@ def check_lengths(config: Config, longest: Sequence[tuple[str, int]], context: i
         return
     if measure.context is not None and measure.context + measure.new_tokens > context:
         raise ValueError(
-            f"measure.context={measure.context}: and measure.new_tokens={measure.new_tokens} exceed the model's "
+            f"measure.context={measure.context}: with measure.new_tokens={measure.new_tokens} beyond the model's "
             f"{context} positions"
         )
     if measure.new_tokens >= context:

@@ -45,7 +45,7 @@ def measure_cell(
         most = engine.context_length
         if most is not None and measure.context + measure.new_tokens > most:
             raise ValueError(
-                f"measure.context={measure.context}: and measure.new_tokens={measure.new_tokens} exceed the model's "
+                f"measure.context={measure.context}: with measure.new_tokens={measure.new_tokens} beyond the model's "
                 f"{most} positions"
             )
         windows = [at_context(window, measure.context) for window in windows]

@@ -48,8 +48,11 @@ def read_cached(place: Path) -> TaskSpec | None:
         return None
     if digest.decode(errors="replace") != hashlib.sha256(text).hexdigest():
         return None
-    held = json.loads(text)
-    return TaskSpec(**held | {"requests": tuple(map(_request, held["requests"]))})
+    try:
+        held = json.loads(text)
+        return TaskSpec(**held | {"requests": tuple(map(_request, held["requests"]))})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def write_cached(place: Path, spec: TaskSpec) -> None:

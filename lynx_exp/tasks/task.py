@@ -150,7 +150,11 @@ class EvalTask:
         self._make = make
         self.name, self.kind, self.repeats = spec.name, spec.kind, spec.repeats
         self.headline, self.runs_code, self.revision = spec.headline, spec.runs_code, spec.revision
-        self.data_digest, self.requests = spec.data_digest, spec.requests
+        self.requests = spec.requests
+        self._spec_digest = spec.data_digest
+        self.data_digest = hashlib.sha256(f"{spec.data_digest} {spec.requests!r}".encode()).hexdigest()
+        """Of all that makes the requests and their scores, and of the requests as they are: what a cache holds of them
+        cannot pass for something else."""
         docs = [request.doc_id for request in self.requests]
         self._starts = [at for at, doc in enumerate(docs) if at == 0 or doc != docs[at - 1]]
         """The first request of each document."""
@@ -158,7 +162,7 @@ class EvalTask:
     @cached_property
     def _built_task(self) -> BuiltTask:
         made = self._make()
-        if made.spec.data_digest != self.data_digest:
+        if made.spec.data_digest != self._spec_digest or made.spec.requests != self.requests:
             raise ValueError(f"task {self.name}: has changed since this run began; run it again")
         # lm-eval compiles its templates anew for every document of every cell
         made.task.doc_to_target = _once_a_document(made.task.doc_to_target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,27 @@ def test_a_damaged_file_is_made_anew(
         file.write_bytes(whole[:-9] if damage == "cut" else damage)
     assert again("mini_gsm8k").requests == made.requests
     assert file.read_bytes() == whole
+
+
+def test_a_forged_file_is_another_task_and_does_not_score(again: Callable[..., load.EvalTask], tmp_path: Path) -> None:
+    made = again("mini_gsm8k")
+    (file,) = files(tmp_path)
+    spec = request_cache.read_cached(file)
+    assert spec is not None
+    asked = tuple(replace(request, prompt="What is 1 + 1?") for request in spec.requests)
+    request_cache.write_cached(file, replace(spec, requests=asked))
+    forged = again("mini_gsm8k")
+    assert forged.data_digest != made.data_digest, "which is in the identity of its cells"
+    with pytest.raises(ValueError, match="has changed since this run began"):
+        forged.score(["1"] * 3)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"requests": [1]}', '{"name": "x", "requests": []}'])
+def test_a_file_of_another_shape_is_made_anew(text: str, again: Callable[..., load.EvalTask], tmp_path: Path) -> None:
+    made = again("mini_gsm8k")
+    (file,) = files(tmp_path)
+    file.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    assert again("mini_gsm8k").requests == made.requests
 
 
 def test_what_changes_a_task_changes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
