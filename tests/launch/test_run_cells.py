@@ -300,7 +300,7 @@ def test_a_context_beyond_the_model_costs_its_cell(bench, config):
     (outcome,) = bench.run([config(LYNX, measure=measure)]).outcomes
     assert (
         outcome.state == "failed"
-        and "measure.context=59: and measure.new_tokens=2 exceed the model's 60" in outcome.error
+        and "measure.context=59: with measure.new_tokens=2 beyond the model's 60" in outcome.error
     )
 
 
