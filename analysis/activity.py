@@ -57,7 +57,7 @@ def occupancy(records: Records) -> dict[tuple[str, str], dict[str, float]]:
         weighted=("weighted", "sum"), tokens=("tokens", "sum"), full_steps=("full", "mean")
     )
     found = streams.assign(live_rows=streams["weighted"] / streams["tokens"])[["live_rows", "full_steps"]]
-    return {key: row for key, row in zip(found.index, found.to_dict("records"), strict=True)}
+    return dict(zip(found.index, found.to_dict("records"), strict=True))
 
 
 def changed_share(records: Records) -> dict[tuple[str, str], Estimate]:

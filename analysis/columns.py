@@ -28,7 +28,7 @@ class Column:
     right: bool = True
     needs: tuple[str, ...] = ()
     """The column is left out of a table in which none of these has a number."""
-    dull: float = math.inf
+    hidden_from: float = math.inf
     """Likewise where all of those numbers are at least this."""
 
 
@@ -38,7 +38,7 @@ def shown(columns: Sequence[Column], rows: pd.DataFrame) -> list[Column]:
         column
         for column in columns
         if not column.needs
-        or any(name in rows and (rows[name].astype(float) < column.dull).any() for name in column.needs)
+        or any(name in rows and (rows[name].astype(float) < column.hidden_from).any() for name in column.needs)
     ]
 
 
@@ -127,7 +127,7 @@ RESULTS = (
     Column(heading="speed-up", width=17, cell=_speedup, right=False, needs=("speedup",)),
     Column(heading="run", width=5, cell=_run_speedup, needs=("run_speedup",)),
     Column(heading="act.\nexp.", width=4, cell=_plain("active_experts", "{:#.3g}"), needs=("active_experts",)),
-    Column(heading="full\n%", width=4, cell=_share("full_steps"), needs=("full_steps",), dull=FULL),
+    Column(heading="full\n%", width=4, cell=_share("full_steps"), needs=("full_steps",), hidden_from=FULL),
 )
 """Of `compare.results` and `macro.summary`, with `verdicts.judged`."""
 

@@ -62,7 +62,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
                 ("difference_high", -100.0),
             ):
                 row[end] = float(np.clip(row[end], least, 100.0))
-            row |= {name: float(np.mean([each[name] for each in part])) for name in ("live_rows", "full_steps")}
+            row |= {name: _mean(part, name) for name in ("live_rows", "full_steps")}
             row["guard"] = guards.together(each["guard"] for each in part)
             row["timing_final"] = all(each["timing_final"] for each in part)
             row["guarded"] = ", ".join(dict.fromkeys(e["subtask"] for e in part if guards.is_flagged(e["guard"])))

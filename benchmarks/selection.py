@@ -87,6 +87,9 @@ def subjects(policy: Policy, experts: int, top_k: int, rows: int, device: str, c
 
     if device == "cpu":
         return {"router": router, "loops": definition, "torch": lambda: without_loops(definition)}
+    kernels.set_kernel("triton")  # one that cannot run is an error, not a time
+    if kernels.select(policy, fresh(), step, RULE) is None:
+        raise ValueError(f"{policy.name}: no kernel serves {experts} experts and {rows} rows")
     chosen: dict[str, Run] = {
         "router": router,
         "torch": definition,

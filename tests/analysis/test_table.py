@@ -230,3 +230,14 @@ def test_a_record_that_contradicts_its_samples_is_reported(
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no finished cell"):
         print_table(tmp_path)
+
+
+def test_a_mean_of_rows_and_of_full_steps_is_over_the_subtasks_that_decode(study: Path) -> None:
+    rows = results(load(study))
+    one = rows["subtask"] == rows["subtask"].iloc[0]
+    rows.loc[one, ["live_rows", "full_steps"]] = np.nan  # choices that are scored in one pass have no step
+    means = summary(load(study), rows)
+    assert means[["live_rows", "full_steps"]].notna().all(axis=None)
+    group = rows[~one & (rows["series"] == "vanilla") & (rows["batch_size"] == 16)]
+    shown = means[(means["series"] == "vanilla") & (means["batch_size"] == 16)]
+    assert shown["full_steps"].tolist() == pytest.approx([group["full_steps"].mean()])
