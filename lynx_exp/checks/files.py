@@ -10,6 +10,7 @@ from lynx_exp.checks.findings import some
 from lynx_exp.extensions import policy_source
 from lynx_exp.store.cell import FINISHED_FILES, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
+from lynx_exp.store.done import sizes_and_times
 from lynx_exp.store.identity import SCHEMA, UNTOUCHED, cell_ids, code_digest
 
 LEFT_BY_A_KILL = "what a killed write left"
@@ -65,6 +66,8 @@ def check_files(content: Content) -> None:
     lacking = [name for name in wanted_files(content) if name not in named]
     if lacking:
         content.add("hash", "DONE", f"the hash of {some(lacking)}", "none")
+    if sizes_and_times(content.values["DONE"]) is None:
+        content.add("hash", "DONE", "sizes and times of files that agree with their hash", "others")
 
 
 def check_leftovers(content: Content) -> None:

@@ -6,6 +6,8 @@ copied) the file is hashed once, and given the time on record again, where that 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -26,7 +28,21 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         held = (folder / name).stat()
         hashes[name] = sha256_of(folder / name)
         seen[name] = [held.st_size, held.st_mtime_ns]
-    return {"files": hashes, "seen": seen}
+    return {"files": hashes, "seen": seen, "seen_sha256": _digest(seen)}
+
+
+def sizes_and_times(done: dict[str, Any]) -> dict[str, list[int]] | None:
+    """Name -> size in bytes and time in ns, as on record; None if they are not those that were written. (Of cells from
+    before there was a hash of them: as they are.)"""
+    seen = done.get("seen", {})
+    return seen if done.get("seen_sha256", _digest(seen)) == _digest(seen) and done.keys() <= _KEYS else None
+
+
+_KEYS = {"files", "seen", "seen_sha256"}
+
+
+def _digest(seen: dict[str, list[int]]) -> str:
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
 def read_done(folder: Path) -> dict[str, Any]:
@@ -48,6 +64,7 @@ def is_done(folder: Path) -> bool:
 
 def check_sealed(folder: Path, done: dict[str, Any], besides: Collection[str] = ()) -> None:
     """Damaged if a file is not the one that DONE names, but for those in `besides`."""
+    seen = sizes_and_times(done) or {}
     for name, digest in done["files"].items():
         path = folder / name
         try:
@@ -58,7 +75,7 @@ def check_sealed(folder: Path, done: dict[str, Any], besides: Collection[str] = 
             raise Damaged(path, f"cannot be read ({error.strerror or error})") from error
         if not stat.S_ISREG(held.st_mode):
             raise Damaged(path, "is not a file")
-        if name in besides or [held.st_size, held.st_mtime_ns] == done.get("seen", {}).get(name):
+        if name in besides or [held.st_size, held.st_mtime_ns] == seen.get(name):
             continue
         try:
             same = sha256_of(path) == digest
@@ -66,7 +83,7 @@ def check_sealed(folder: Path, done: dict[str, Any], besides: Collection[str] = 
             raise Damaged(path, one_line(f"cannot be read ({error.strerror or error})")) from error
         if not same:
             raise Damaged(path, "is not the file that DONE names: changed or damaged since the cell was finished")
-        _give_back_time(path, held, done.get("seen", {}).get(name))
+        _give_back_time(path, held, seen.get(name))
 
 
 def _give_back_time(path: Path, held: os.stat_result, seen: list[int] | None) -> None:

@@ -89,7 +89,7 @@ PROVENANCE = fields(
     },
 )
 
-DONE = fields({"files": named(text)}, {"seen": named(items(whole))})
+DONE = fields({"files": named(text)}, {"seen": named(items(whole)), "seen_sha256": text})
 CLAIM = fields(
     {"token": text, "host": text, "pid": lambda value: count(value) or (": no process id" if value >= 2**31 else None)},
     {"boot": text, "born": text, "job": maybe(text)},

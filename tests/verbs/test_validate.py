@@ -22,6 +22,7 @@ from lynx_exp.launch.metrics import batch_summary
 from lynx_exp.launch.run import run_cells
 from lynx_exp.store.cell import record_failure
 from lynx_exp.store.claims import Claims
+from lynx_exp.store.done import check_sealed, read_done
 from lynx_exp.store.files import read_json
 from lynx_exp.store.reading import Damaged, read_bytes
 from tests.launch.real_cells import bundled
@@ -83,6 +84,30 @@ def test_any_flipped_byte_is_found(data: st.DataObject, ran: Path, tmp_path: Pat
     finally:
         shutil.copy(cell / name, copy / name)
     assert any(finding.severity == "error" for finding in found)
+
+
+@pytest.mark.parametrize("change", ["time", "size", "name", "hash", "key"])
+def test_sizes_and_times_of_done_are_checked_too(change: str, ran: Path, tmp_path: Path) -> None:
+    """They only save hashing: damaged ones are not believed, and harm no file."""
+    copy = tmp_path / cell_of(ran).name
+    shutil.copytree(cell_of(ran), copy)
+    text = (copy / "DONE").read_text()
+    done = json.loads(text)
+    size, time = done["seen"]["metrics.json"]
+    old, new = {
+        "time": (f"{time}", f"{time ^ 1}"),
+        "size": (f"{size},", f"{size + 1},"),
+        "name": ('"seen": {\n  "cell', '"seen": {\n  "bell'),
+        "hash": (done["seen_sha256"], done["seen_sha256"][::-1]),
+        "key": ("seen_sha256", "seen_sha257"),
+    }[change]
+    before = (copy / "metrics.json").stat().st_mtime_ns
+    assert old in text
+    (copy / "DONE").write_text(text.replace(old, new))
+    found = [finding for finding in Validation(root=copy).run() if finding.severity == "error"]
+    assert {finding.rule for finding in found} - {"partner"} == {"hash"}
+    check_sealed(copy, read_done(copy))
+    assert (copy / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_answers_scored_anew(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
