@@ -1,11 +1,12 @@
-"""The configs of many jobs, composed by Hydra once for each choice rather than once for each job.
+"""The configs of many jobs, composed by Hydra once or twice rather than once for each job.
 
 A job's overrides fall apart by the field of `Config` that they are about: `policy=lynx policy.alpha=3` make the policy,
 `batch_size=4` the batch size. What Hydra makes of one field depends on that field's overrides and on those that belong
 to no field (`+study=demo`), as long as the options that are chosen hold nothing but their own node (no defaults list,
 no package, no interpolation), which is looked at. So fields are taken from the jobs that Hydra has composed, plain
-values are set in them with OmegaConf's own checks of type, and a config is put together of its fields. Whatever does
-not fit this, and whatever goes wrong, is composed by Hydra itself, whose errors are then the user's.
+values are set in them with OmegaConf's own checks of type, and a config is put together of its fields. An option that
+no job has had yet is merged into the field as Hydra leaves it without any option, if that is nothing but its schema.
+Whatever does not fit this, and whatever goes wrong, is composed by Hydra itself, whose errors are then the user's.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
 from lynx_exp.config import Config, to_config
 
@@ -45,6 +47,8 @@ class _Word:
     value: Any = None
     choice: bool = False
     """It chooses an option of a group."""
+    option: Any = None
+    """What that option's file holds, where it stands alone."""
 
     @property
     def shape(self) -> str:
@@ -66,8 +70,10 @@ class Composer:
         """By those, a field and the shapes of its overrides: a composed job to take the field from."""
         self._values: dict[tuple[Any, ...], Any] = {}
         """By those, a field and its overrides: the field."""
+        self._bare: dict[tuple[str, ...], DictConfig | None] = {}
+        """By those: what Hydra composes without any option; None if it is of no use."""
         self.composed = 0
-        """Jobs that Hydra composed."""
+        """Times that Hydra composed."""
 
     def config(self, overrides: Sequence[str]) -> Config:
         """ValueError, or an error of Hydra's or OmegaConf's, for bad ones."""
@@ -94,12 +100,37 @@ class Composer:
         for name, words in by_field.items():
             exact = (around, name, *(word.text for word in words))
             if exact not in self._values:
-                source = self._sources[(around, name, *(word.shape for word in words))]
-                self._values[exact] = _taken(source, name, words)
+                shape = (around, name, *(word.shape for word in words))
+                if shape not in self._sources:
+                    self._sources[shape] = self._merged(around, name, words)
+                self._values[exact] = _taken(self._sources[shape], name, words)
             changed[name] = self._values[exact]
         if len(base) < len(FIELDS) and not base.keys() | changed.keys() >= FIELDS:
             raise Apart
         return Config(**{**base, **changed})
+
+    def _merged(self, around: tuple[str, ...], name: str, words: Sequence[_Word]) -> DictConfig:
+        """A config whose field is of the option that `words` choose. Raises Apart if only Hydra can tell."""
+        (choice, *others) = sorted(words, key=lambda word: not word.choice)
+        if not choice.choice or not all(word.plain for word in others):
+            raise Apart
+        if around not in self._bare:
+            self._bare[around] = self._without_options(around)
+        bare = self._bare[around]
+        if bare is None or not OmegaConf.is_missing(bare, name):  # something else sets some of the field
+            raise Apart
+        made = deepcopy(bare)
+        with flag_override(made, "struct", False):
+            made.merge_with({name: choice.option})
+        return made
+
+    def _without_options(self, around: tuple[str, ...]) -> DictConfig | None:
+        self.composed += 1
+        try:
+            bare = self._load([*around, *(f"~{group}" for group in sorted(self._groups & FIELDS))])
+        except Exception:  # such as an override of a default that is then not there
+            return None
+        return None if "${" in OmegaConf.to_yaml(bare) else bare
 
     def _learn(
         self, around: tuple[str, ...], by_field: dict[str, list[_Word]], composed: DictConfig, config: Config
@@ -125,23 +156,24 @@ class Composer:
         if override.package is not None or not _KEY.fullmatch(key) or name not in FIELDS or "${" in text:
             return _Word(text=text, field=None, key=key)
         if key in self._groups:
-            alone = override.type is OverrideType.CHANGE and self._stands_alone(key, override)
-            return _Word(text=text, field=key if alone else None, key=key, choice=True)
+            option = self._alone(key, override) if override.type is OverrideType.CHANGE else None
+            return _Word(text=text, field=None if option is None else key, key=key, choice=True, option=option)
         found = None if override.is_sweep_override() else override.value()
         plain = override.type is OverrideType.CHANGE and _is_plain(found) and not override.is_sweep_override()
         return _Word(text=text, field=name, key=key, plain=plain, value=found)
 
-    def _stands_alone(self, group: str, override: Override) -> bool:
-        """Whether the option that is chosen holds its own node and nothing else."""
+    def _alone(self, group: str, override: Override) -> DictConfig | None:
+        """The option that is chosen, if it holds its own node and nothing else."""
         option = override.value()
         if not isinstance(option, str):
-            return False
+            return None
         path = f"{group}/{option}"
         found = [source for source in self._loader.get_sources() if source.is_config(path)]
         if not found:
-            return False
+            return None
         loaded = found[0].load_config(path)
-        return not loaded.defaults_list and loaded.header.get("package") is None and "${" not in str(loaded.config)
+        alone = not loaded.defaults_list and loaded.header.get("package") is None and "${" not in str(loaded.config)
+        return loaded.config if alone and isinstance(loaded.config, DictConfig) else None
 
 
 def _is_plain(value: object) -> bool:
