@@ -44,7 +44,7 @@ def print_rows(
             heading = title("distance from vanilla", f"batch size {batch}", setting)
             about = f"mean over {group['all_subtasks'].max()} subtasks"
             ordered = group.sort_values("active_experts", kind="stable")
-            console.print(columns.rich_table(ordered, columns.FIDELITY, _heading(heading, about)))
+            columns.print_table(ordered, columns.FIDELITY, _heading(heading, about), console)
             console.print()
     if by == "mean" and not single:
         console.print(Text("Each subtask: --by task. Legend and columns: --legend, docs/records.md.", style="dim"))
@@ -94,7 +94,7 @@ _GUARD_LEGEND = (
 def _print_block(group: pd.DataFrame, heading: str, about: str, console: Console, sort: str) -> None:
     """A table, a line for each flagged row, then a blank one."""
     group = ordered(group, sort)
-    console.print(columns.rich_table(group, columns.RESULTS, _heading(heading, about)))
+    columns.print_table(group, columns.RESULTS, _heading(heading, about), console)
     for row in group.to_dict("records"):
         if guards.is_flagged(row["guard"]):
             console.print(wrapped(f"! {row['series']}: {_what_is_off(row)}", "red"))
@@ -163,6 +163,6 @@ def print_mixes(summary: pd.DataFrame, console: Console) -> None:
         return
     for (setting, task, batch), group in summary.groupby(["setting", "task", "batch_size"], sort=True):
         heading = title(f"{task}: experts by what shares a lane", f"batch size {batch}", setting)
-        console.print(columns.rich_table(group, columns.MIXES, Text(heading, "bold")))
+        columns.print_table(group, columns.MIXES, Text(heading, "bold"), console)
         console.print()
     console.print(Text(_MIX_LEGEND, style="dim"))

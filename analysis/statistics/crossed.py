@@ -31,11 +31,10 @@ def numbered(names_N: ArrayLike) -> NDArray[np.intp]:
     """`[N]` 0, 1, ... in the order of the names, as np.unique's inverse. (That sorts; whole numbers from 0 on, which
     lanes and documents are, need no sorting, and tables of thousands of cells ask a hundred thousand times.)"""
     names = np.asarray(names_N)
-    if not len(names) or names.dtype.kind not in "iu" or names.min() < 0 or names.max() > 4 * len(names):
+    if not len(names) or names.dtype.kind not in "iu" or names.max() > 4 * len(names) or names.min() < 0:
         return np.unique(names, return_inverse=True)[1]
-    there = np.zeros(int(names.max()) + 1, dtype=np.intp)
-    there[names] = 1
-    return (np.cumsum(there) - 1)[names]
+    there = np.bincount(names) > 0
+    return names.astype(np.intp, copy=False) if there.all() else (np.cumsum(there) - 1)[names]
 
 
 def spread(residuals_M: ArrayLike, documents_M: ArrayLike, lanes_M: ArrayLike, plans_M: ArrayLike) -> Spread | None:

@@ -162,7 +162,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, repeated: Sequen
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(path, "is not a file")
-        file = pq.ParquetFile(path, read_dictionary=list(repeated))
+        file = pq.ParquetFile(pa.OSFile(str(path)), read_dictionary=list(repeated))  # given a path, it looks twice
         names, wrong = _compared(path.stem, file.schema_arrow)
         if wrong is not None:
             raise Damaged(path, wrong)

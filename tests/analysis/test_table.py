@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import POLICIES, FakePolicy
 from rich.console import Console
+from rich.text import Text
 
-from analysis import load, print_table
+from analysis import columns, load, print_table
 from analysis.compare import results
 from analysis.macro import summary
 from analysis.study import study as analysed
 from analysis.table_formats import as_json, as_markdown
+from analysis.verdicts import judged
 
 Write = Callable[..., Path]
 
@@ -241,3 +243,29 @@ def test_a_mean_of_rows_and_of_full_steps_is_over_the_subtasks_that_decode(study
     group = rows[~one & (rows["series"] == "vanilla") & (rows["batch_size"] == 16)]
     shown = means[(means["series"] == "vanilla") & (means["batch_size"] == 16)]
     assert shown["full_steps"].tolist() == pytest.approx([group["full_steps"].mean()])
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_table_without_styles_is_the_one_with_them(rows: pd.DataFrame, study: Path, width: int) -> None:
+    """What is printed row by row where there is no terminal is what rich makes of the whole table."""
+    judged_rows = judged(rows, 1.0).head(12).reset_index(drop=True)
+    names = [
+        "a",
+        "a name of a policy that is longer than any column of the table leaves it room for",
+        "漢" * 40,
+        "a\nb",
+    ]
+    judged_rows.loc[: len(names) - 1, "series"] = names
+    judged_rows.loc[5, ["guard", "score"]] = ["longer", 123456.0]
+    for part in (judged_rows, judged_rows.head(0)):
+        printed = []
+        for show in (columns.print_table, _whole):
+            file = io.StringIO()
+            show(part, columns.RESULTS, Text("heading"), Console(file=file, width=width))
+            printed.append(file.getvalue())
+        assert printed[0] == printed[1]
+    assert "heading" in printed[0]
+
+
+def _whole(rows: pd.DataFrame, shown: Any, heading: Any, console: Console) -> None:
+    console.print(columns.rich_table(rows, shown, heading))
