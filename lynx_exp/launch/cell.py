@@ -75,7 +75,7 @@ class Cell:
     def folder(self) -> Path:
         """Stable: the same cell is always in the same folder."""
         parts = (
-            Path(self.model.name).name,
+            Path(scrub(self.config.model.id)).name,
             self._asked,
             self.config.policy_label,
             f"b{self.config.batch_size}",

@@ -56,11 +56,21 @@ class Throughput:
         """None if no cell of this model has been run on this kind of device."""
         if not self.cells:
             return None
-        requests = sum(len(task.requests) for task in cell.tasks)
-        for key in _keys(cell.info(), str(cell.config.measure.latency)):
-            if self._requests[key]:
-                return self._seconds[key] / self._requests[key] * requests
-        return None
+        key = self._key(cell)
+        return None if key is None else self._seconds[key] / self._requests[key] * _asked(cell)
+
+    def stretch(self, cell: Cell) -> float:
+        """Requests of the cell for each one that its estimate comes from; 0 where there is none."""
+        key = self._key(cell)
+        return 0.0 if key is None else _asked(cell) / self._requests[key]
+
+    def _key(self, cell: Cell) -> tuple[str, ...] | None:
+        keys = _keys(cell.info(), str(cell.config.measure.latency))
+        return next((key for key in keys if self._requests.get(key)), None)
+
+
+def _asked(cell: Cell) -> int:
+    return sum(len(task.requests) for task in cell.tasks)
 
 
 def _keys(info: Mapping[str, Any], timed: str) -> list[tuple[str, ...]]:

@@ -34,7 +34,7 @@ class ModelFacts:
     """A model by its configuration."""
 
     name: str
-    """As the user named it; a folder without the home folder's path."""
+    """As the user named it; a folder without the home folder's path. Random weights say so, and which they are."""
     digest: str
     """Equal for equal weights and tokenizer."""
     num_experts: int
@@ -168,7 +168,7 @@ def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFac
     from lynx_exp.models.slotless import why_no_slots
 
     return ModelFacts(
-        name=scrub(model.id),
+        name=f"{model.id} (random {name[:6]})" if model.kind == "random" else scrub(model.id),
         digest=name,
         num_experts=experts,
         top_k=top_k,

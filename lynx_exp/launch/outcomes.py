@@ -88,9 +88,28 @@ def _next_commands(states: Mapping[Path, str], cells: Sequence[Cell]) -> list[st
         own = [states[cell.folder] for cell in cells if cell.study == study]
         if any(state in ("done", "skipped") for state in own):
             lines.append(f"next: lynx-results table {study} | lynx-results report {study}")
+        if alone := _without_vanilla(study, states, cells):
+            lines.append(
+                f"next: {alone} of them without vanilla on their plan, which `table` and `validate` compare with: "
+                "the same command with policy=vanilla in place of its policy and parameters"
+            )
         if "failed" in own:
             lines.append(f"next: lynx-results status {study}; the same command tries failed cells again")
     return lines
+
+
+def _without_vanilla(study: Path, states: Mapping[Path, str], cells: Sequence[Cell]) -> int:
+    """Finished cells of a policy that have no finished vanilla cell on their plan, of this run or an earlier one."""
+    own = [cell for cell in cells if cell.study == study and states[cell.folder] in ("done", "skipped")]
+    paired = {cell.pair_id for cell in own if cell.config.policy_name == "vanilla"}
+    alone = [cell.pair_id for cell in own if cell.config.policy_name != "vanilla" and cell.pair_id not in paired]
+    if not alone:
+        return 0
+    for path in study.glob("*/cell.json"):
+        info = value_or_empty(path)
+        if info.get("policy") == "vanilla" and info.get("pair_id") in alone and is_done(path.parent):
+            paired.add(info["pair_id"])
+    return sum(pair not in paired for pair in alone)
 
 
 def run_then(cells: Sequence[Cell], console: Console) -> None:

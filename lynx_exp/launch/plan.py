@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOST_PACKS = 50
 """That are named one by one."""
+_FAR = 10
+"""Times the requests that an estimate comes from: beyond, a run's fixed costs are most of what it knows."""
 _MOST_NAMED = 12
 """Cells of a pack that are named one by one."""
 
@@ -99,7 +101,10 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
         return "time: unknown; no cell of these models has been run here on such a device"
     unknown = len(todo) - len(known)
     more = f", and {unknown} cells of which nothing is known" if unknown else ""
-    return f"time: about {clock(sum(known))}{more}, by what {times.cells} finished cells took"
+    cells = "1 finished cell" if times.cells == 1 else f"{times.cells} finished cells"
+    stretch = max(map(times.stretch, todo))
+    coarse = f"; coarse: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
+    return f"time: about {clock(sum(known))}{more}, by what {cells} took{coarse}"
 
 
 def _memory(cell: Cell, together: Sequence[Cell]) -> str:

@@ -12,6 +12,12 @@ HELP = "a line of conclusion, and per policy: accuracy, difference to vanilla, s
 
 SORTS = ("policy", "score", "difference", "speedup", "run_speedup", "active_experts", "kl")
 
+SORT_HELP = (
+    "order of rows below vanilla: policy (default), by name and parameters; else the best first: the highest score, "
+    "difference, speedup (measured in the timed windows) or run_speedup (of the whole run, column `run`), the fewest "
+    "active_experts, the smallest kl; what has no number comes last"
+)
+
 
 def add(verb: argparse.ArgumentParser) -> None:
     add_folder(verb)
@@ -20,7 +26,7 @@ def add(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--policy", action="append", default=[], metavar="NAME", help="only this policy; may be repeated")
     verb.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task or subtask; repeatable")
-    verb.add_argument("--sort", choices=SORTS, default="policy", help="order of rows, the best first")
+    verb.add_argument("--sort", choices=SORTS, default="policy", help=SORT_HELP)
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print every number as JSON")
     form.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

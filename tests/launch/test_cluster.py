@@ -136,10 +136,11 @@ def test_the_records_are_those_of_the_launcher_that_runs_here(bench, launch, gri
     lines = launch.text().splitlines()
     assert lines[0] == "jobs: 2 queued, 0 running, 0 done; cells: 0 of 4 done"
     assert lines[1] == "jobs: 0 queued, 2 running, 0 done; cells: 0 of 4 done"
-    assert lines[-3] == "jobs: 0 queued, 0 running, 2 done; cells: 4 of 4 done"
+    assert lines[-4] == "jobs: 0 queued, 0 running, 2 done; cells: 4 of 4 done"
     study = f"{tmp_path}/results/default"
-    assert lines[-2] == f"4 cells: 4 done, 0 skipped, 0 failed; in {study}"
-    assert lines[-1] == f"next: lynx-results table {study} | lynx-results report {study}"
+    assert lines[-3] == f"4 cells: 4 done, 0 skipped, 0 failed; in {study}"
+    assert lines[-2] == f"next: lynx-results table {study} | lynx-results report {study}"
+    assert lines[-1].startswith("next: 1 of them without vanilla on their plan"), "that of the other seed"
 
 
 def test_finished_cells_are_not_submitted(bench, launch, grid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def planned(bench, config):
 def test_a_fresh_sweep(planned, bench, config, tmp_path):
     text = planned(config(), config(LYNX), config(LYNX, batching="continuous"))
     assert "3 cells: 0 done, 3 to run, 0 left alone" in text
-    assert "pack 1/2: mixtral, task: 2 cells, 10 requests\n  task vanilla batch 2, 5 requests\n" in text
+    assert re.search(
+        r"pack 1/2: mixtral \(random [0-9a-f]{6}\), task: 2 cells, 10 requests\n  task vanilla batch 2, 5 ", text
+    )
     assert "time: unknown; no cell of these models has been run here" in text
     assert "nothing was run (plan=true)" in text
     assert bench.engine.opened == 0 and not (tmp_path / "results").exists()
@@ -50,7 +53,7 @@ def test_what_is_there_already(planned, bench, config):
     text = planned(config(), config(LYNX), config(batch_size=3))
     assert "3 cells: 1 done, 2 to run, 0 left alone" in text
     assert "task lynx(alpha=1, beta=1) batch 2, 5 requests, continues after 2 lanes" in text
-    assert "time: about 0:0" in text and "by what 1 finished cells took" in text
+    assert "time: about 0:0" in text and "by what 1 finished cell took\n" in text
 
 
 def test_times_follow_the_most_alike_cells(planned, bench, config):
@@ -62,6 +65,31 @@ def test_times_follow_the_most_alike_cells(planned, bench, config):
     assert "about 16:40" in planned(config(LYNX, batch_size=3))
     assert "about 8:45" in planned(config(batch_size=4)), "the mean of what is known of the task"
     assert "time: unknown" in planned(config(model=ModelConfig(kind="random", id="olmoe")))
+
+
+def test_a_time_from_a_far_smaller_run_says_so(planned, bench, config):
+    bench.run([config(limit=2)])
+    assert "by what 1 finished cell took\n" in planned(config(LYNX, limit=20))
+    assert "took; coarse: 15 times as many requests as those had\n" in planned(config(LYNX, limit=30))
+
+
+def test_a_policy_without_vanilla_is_told_how_to_get_it(bench, config):
+    def said(*configs) -> str:
+        before = len(bench.text())
+        bench.run(list(configs))
+        return bench.text()[before:]
+
+    assert "next: 2 of them without vanilla on their plan" in said(config(LYNX), config(LYNX, batch_size=3))
+    assert "next: 1 of them without vanilla on their plan" in said(
+        config(), config(LYNX), config(LYNX, batch_size=3)
+    ), "of its own batch size"
+    assert "without vanilla" not in said(config(LYNX)), "an earlier run's will do"
+
+
+def test_random_weights_say_so_and_which_they_are(planned, config):
+    other = ModelConfig(kind="random", id="mixtral", config=dict(TINY), seed=1)
+    names = re.findall(r"pack ./2: (mixtral \(random [0-9a-f]{6}\)), task", planned(config(), config(model=other)))
+    assert len(set(names)) == 2
 
 
 def test_what_is_not_run(planned, bench, config):
@@ -87,7 +115,7 @@ def test_who_is_at_it(planned, bench, config, tmp_path):
 def test_memory(planned, config, bench, monkeypatch):
     monkeypatch.setattr("lynx_exp.engine.memory.available_memory", lambda: 2**34)
     text = planned(config())
-    assert "memory: mixtral in float32: weights 5.57 GiB" in text and "cpu has 16.0 GiB: fits, " in text
+    assert ") in float32: weights 5.57 GiB" in text and "cpu has 16.0 GiB: fits, " in text
     monkeypatch.setattr("lynx_exp.engine.memory.available_memory", lambda: 2**20)
     assert "DOES NOT FIT: room for 0 rows, batch_size=2" in planned(config())
 
