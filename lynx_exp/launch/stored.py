@@ -83,6 +83,11 @@ def _check_task(task: Task, digest: str | None, rows: Sequence[dict[str, Any]]) 
     """ValueError unless the task asks what the rows answer."""
     if digest == task.data_digest and len(rows) == len(task.requests):
         return
+    if digest is None:
+        raise ValueError(
+            f"provenance.json: data_sha256 has no hash of {task.name}: what the cell answered cannot be known; run it "
+            "again (remove its DONE)"
+        )
     asked = [hashlib.sha256(request.prompt.encode()).hexdigest()[:16] for request in task.requests]
     other = sum(1 for row, prompt in zip(rows, asked, strict=False) if row["prompt_hash"] != prompt)
     what = "the prompts are the same; its targets, examples' settings or lm-eval's version of it are not"
