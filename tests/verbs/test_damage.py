@@ -96,17 +96,21 @@ def test_all_verbs(
     name: str, kind: str, verb: str, sealed: bool, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(small, name, kind, sealed=sealed)
-    check(verb, name, small, capsys)
+    check(verb, name, small, capsys, unread=sealed and name in UNREAD.get(verb, ()))
 
 
-def check(verb: str, name: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+UNREAD = {"rescore": ("steps.parquet",), "export": ("steps.parquet", "samples.parquet")}
+"""What a verb has no need to open: only DONE's hash tells, and `sealed` makes it agree."""
+
+
+def check(verb: str, name: str, study: Path, capsys: pytest.CaptureFixture[str], *, unread: bool = False) -> None:
     code = results(VERBS[verb][0], study, *VERBS[verb][1:])
     out, err = capsys.readouterr()
     assert code in (0, 1) and "Traceback" not in out + err, err
     if verb in ("table", "recommend", "figure", "pareto", "report", "rescore", "export"):
         shown = " ".join((out + err).split())
         assert code == 0 or f"{name}: " in shown, "who fails says which file"
-        if name in ("cell.json", "metrics.json", "DONE", *TABLES[:3]):
+        if name in ("cell.json", "metrics.json", "DONE", *TABLES[:3]) and not unread:
             assert code == 1, "a cell that is lost is no success"
         assert verb != "table" or "vanilla" in out
 
