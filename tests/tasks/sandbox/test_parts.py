@@ -178,6 +178,11 @@ def test_a_folder_that_cannot_be_emptied_is_replaced(tmp_path, monkeypatch):
     second = own.path
     assert not own.empty() and own.path != second
     monkeypatch.undo()
+    for number in range(20):
+        Path(f"{own.path[:-1]}{number}").mkdir(exist_ok=True)
+        Path(tmp_path, f"0-{number}").mkdir()
+    own.path = f"{own.path}-gone"
+    assert not own.empty() and os.listdir(own.path) == []
     assert own.empty()
 
 

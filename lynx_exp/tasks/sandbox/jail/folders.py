@@ -21,11 +21,12 @@ class OwnFolder:
     """A folder for one program after the other, in `above`; replaced where it cannot be emptied."""
 
     def __init__(self, above: str, name: str) -> None:
-        self.above, self.name, self.times = above, name, 0
+        self.above, self.name = above, name
         self.make()
 
     def make(self) -> None:
-        self.path = os.path.join(self.above, f"{self.name}-{self.times}")
+        """Under a name that no program before can have taken: without a tier's walls it can write beside its folder."""
+        self.path = os.path.join(self.above, f"{self.name}-{os.urandom(8).hex()}")
         os.mkdir(self.path)
         self.fd = os.open(self.path, OPEN)
         os.fchmod(self.fd, 0o777)  # whoever the program becomes
@@ -40,7 +41,6 @@ class OwnFolder:
         except OSError:
             pass
         os.close(self.fd)
-        self.times += 1
         self.make()
         return False
 
