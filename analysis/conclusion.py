@@ -32,15 +32,21 @@ def _of(block: pd.DataFrame, margin: float) -> str:
     losing = f"; {worse} of {len(block)} settings lose more than chance" if worse else ""
     if len(taken):
         best = taken.iloc[0]
-        saves = (
-            f"{best['value']:.2f} times vanilla's speed"
-            if best["saving"] == "speedup"
-            else f"{best['value']:.1f} active experts"
-        )
-        return f"{best['series']} is within ±{margin:g} of vanilla at {saves}{losing}"
+        return f"{best['series']} is within ±{margin:g} of vanilla at {_saving(best)}{losing}"
+    alone = block[block["verdict"] == verdicts.WITHIN]
+    if len(alone):
+        first = alone.iloc[0]
+        losing = f"; taken alone {first['series']} is, at {_saving(first)}{losing}"
+        return f"no setting is shown to be within ±{margin:g} as one of {len(block)} and to save anything{losing}"
     open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna()]
     if len(open_rows):
         least = open_rows.loc[open_rows["documents_needed"].idxmin()]
         needs = f"; {least['series']} would take {count(least['documents_needed'])} documents"
         return f"no setting is shown to be within ±{margin:g} and to save anything{needs}{losing}"
     return f"no setting is shown to be within ±{margin:g} and to save anything{losing}"
+
+
+def _saving(row: pd.Series) -> str:
+    if row["saving"] == "speedup":
+        return f"{row['value']:.2f} times vanilla's speed"
+    return f"{row['value']:.1f} active experts"

@@ -115,7 +115,7 @@ def _not_within(row: dict[str, Any], margin: float) -> str:
 
 def print_recommendations(found: Study, console: Console | None = None, csv: str | Path | None = None) -> None:
     """One block per setting, batch size and scope, the scope of all subtasks first."""
-    console = console or Console(width=WIDTH)
+    console = console or Console(emoji=False, width=WIDTH)
     print_warnings(found.warnings, console)
     frame = recommendations(found)
     if frame.empty:

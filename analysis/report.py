@@ -51,8 +51,8 @@ def print_table(
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(emoji=False, width=WIDTH)
 
 
 def write_figures(

@@ -128,7 +128,7 @@ def show(study: Path, console: Console | None = None) -> Sequence[Path]:
     from analysis.figures import serving
 
     made = frame(study)
-    console = console or Console(width=None if Console().is_terminal else 200)
+    console = console or Console(emoji=False, width=None if Console().is_terminal else 200)
     for model, part in made.groupby("model", sort=False):
         console.print(table_of(str(model), part))
     return serving.draw(made, study / "figures")

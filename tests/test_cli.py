@@ -161,6 +161,10 @@ BAD = [
     (["policy=lynx", "layers=[]"], "layers=[]", "[0,4:8]"),
     (["policy=lynx", "layers=[0,9]"], "layers=0,9", "layers 0..3"),
     (["policy=lynx", "layers=0,x"], "layers=0,x", "layers=[0,4:8] is one cell"),
+    (["policy=vanilla", "layers=a:b"], "layers=a:b", "numbers and ranges"),
+    (["policy=vanilla", "layers=99"], "layers=99", "layers 0..3"),
+    (["~batch_size"], "~batch_size", "give batch_size=VALUE"),
+    (["~pack.max_rows=8"], "~pack.max_rows=8", "give pack.max_rows=VALUE"),
 ]
 
 

@@ -131,3 +131,12 @@ def test_a_plan_needs_no_modelling_code(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "fits" in done.stdout
+
+
+def test_no_console_reads_emoji_codes() -> None:
+    """Rich would print `layers=a:b:` as a picture."""
+    for folder in ("lynx_exp", "analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console" and node.keywords:
+                    assert any(word.arg == "emoji" for word in node.keywords), f"{path}:{node.lineno}"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from analysis.page.text import escape
 
-_PLAIN = Console(file=StringIO(), width=1000, color_system=None)
+_PLAIN = Console(emoji=False, file=StringIO(), width=1000, color_system=None)
 """Knows what styles are called; prints nothing."""
 
 

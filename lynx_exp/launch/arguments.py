@@ -18,6 +18,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # argparse wants it first
     _check_flags(arguments)
     for argument in arguments:
+        if argument.startswith("~"):
+            raise ValueError(f"{argument}: no field can be taken away; give {argument[1:].partition('=')[0]}=VALUE")
         key = argument.lstrip("+~").partition("=")[0]
         if any(key == name or key.startswith(f"{name}.") for name in FOLDERS):
             refuse_folder(argument)

@@ -193,8 +193,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
                 policy.bind(shape)
             check_layers(policy, config.model)
             check_match(config.match_active, facts[name])
-            if config.layers is not None:
-                layer_range(config.layers, facts[name].num_layers)
+        if config.layers is not None:  # vanilla's, too, which leaves it aside
+            layer_range(config.layers, facts[name].num_layers)
 
     longest = Once(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())

@@ -47,7 +47,7 @@ def run_on_cluster(
     Raises ValueError, before anything is submitted, if any config is wrong or the cluster refuses; Interrupted on
     Ctrl-C or SIGTERM, the jobs cancelled.
     """
-    console = console or Console(soft_wrap=True)
+    console = console or Console(emoji=False, soft_wrap=True)
     cells = prepare_cells([_there(config, cluster.device) for config in configs], load, here=cluster.device is None)
     by_folder: dict[Path, Cell] = {}
     for cell in cells:

@@ -84,7 +84,7 @@ class Work:
                 outcomes = run_cells(
                     [self.configs[number] for number in numbers],
                     packed=self.packed,
-                    console=Console(soft_wrap=True, force_terminal=False),
+                    console=Console(emoji=False, soft_wrap=True, force_terminal=False),
                 ).outcomes
             except ValueError as error:
                 outcomes = [Outcome(state="failed", folder=self.folders[n], error=str(error)) for n in numbers]

@@ -145,7 +145,9 @@ class LynxLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         loader = self.hydra_context.config_loader
         composer = Composer(self._compose, loader, OverridesParser.create(config_loader=loader))
-        with Console(stderr=True).status(f"composing {len(job_overrides)} cells"):  # seen on a terminal only
+        with Console(emoji=False, stderr=True).status(
+            f"composing {len(job_overrides)} cells"
+        ):  # seen on a terminal only
             configs = [composer.config(words) for words in job_overrides]
         report = LynxLauncher.report = self.run(configs)
         returns = []

@@ -141,7 +141,7 @@ def run_cells(
     if it dies. Raises ValueError, before any model is loaded, if any config is wrong; Interrupted on Ctrl-C, Preempted
     on SIGTERM.
     """
-    console = console or Console(soft_wrap=True)
+    console = console or Console(emoji=False, soft_wrap=True)
     cells = prepare_cells(configs, load)
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
     for note in dict.fromkeys(cell.note for cell in unique if cell.note is not None):

@@ -10,7 +10,7 @@ def bar(names: Sequence[str]) -> Iterable[str]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     done = TextColumn("{task.completed}/{task.total}")
     shown = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
     with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as on:

@@ -22,9 +22,7 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device={device}: not usable here ({str(error).splitlines()[0]}); use auto, cpu or cuda"
-        ) from error
+        raise ValueError(f"device={device}: not usable here ({str(error).splitlines()[0]}); use auto or cpu") from error
     return resolved
 
 

@@ -227,7 +227,7 @@ def _train(asked: argparse.Namespace) -> None:
     from lynx_exp.prepare.train import train
 
     disable_progress_bar()  # this run has its own
-    console = Console(soft_wrap=True)
+    console = Console(emoji=False, soft_wrap=True)
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),
@@ -274,7 +274,7 @@ def _calibrate(asked: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # this run has its own
-    console = Console(soft_wrap=True)
+    console = Console(emoji=False, soft_wrap=True)
     columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         update = partial(bar.update, bar.add_task("", total=None))

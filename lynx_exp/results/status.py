@@ -44,13 +44,13 @@ def run(asked: argparse.Namespace) -> int:
     from lynx_exp.store.survey import Survey
 
     survey = Survey(root=asked.folder)
-    console = Console(soft_wrap=False)
+    console = Console(emoji=False, soft_wrap=False)
     if asked.json:
         studies = survey.look()
         print(json.dumps({"studies": [_json(study) for study in studies]}, indent=1))
     elif asked.once or not console.is_terminal:
         studies = survey.look()
-        plain = console if console.is_terminal else Console(width=100)
+        plain = console if console.is_terminal else Console(emoji=False, width=100)
         plain.print(draw(studies, None), soft_wrap=True)
     else:
         studies = watch(survey, console)

@@ -48,7 +48,7 @@ def run(asked: argparse.Namespace) -> int:
 
     validation = Validation(root=asked.folder, rescore=_rescorer(asked) if asked.rescore else None)
     findings: list[Finding] = []
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("validate", total=None)
         for finding in validation.run():
