@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.energy import Meter, joules_per_token
 from lynx_exp.engine.graph import Capture, Graphs
+from lynx_exp.engine.hardware import Hardware, Used
 from lynx_exp.engine.repeats import Interval, Times, Turn, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.models import Attachment, Router, count_active, from_first
@@ -57,6 +59,12 @@ class Timing:
     serving: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """name -> what a client of a serving engine would see, in milliseconds: TTFT, TPOT, ITL, E2E. Empty: no such
     engine."""
+    positions: tuple[int, ...] = ()
+    """That all rows attend to together, of each step."""
+    hardware: Hardware | None = None
+    """None: not known, or another process has the model."""
+    joules_per_token: Mapping[str, float] = field(default_factory=dict)
+    """Empty: nothing counts them."""
 
     @property
     def names(self) -> list[str]:
@@ -87,6 +95,17 @@ class Timing:
         decided how many repeats there are.
         """
         return median_interval(paired_ratios(self.step_ms[VANILLA], self._repeats_of(name)))
+
+    def used(self, name: str) -> Used | None:
+        """What `name`'s steps asked of the hardware."""
+        if self.hardware is None:
+            return None
+        active, read = self.active_experts[name], self.hardware.bytes
+        return self.hardware.used(
+            (read.of(active=active, rows=self.batch_size, positions=positions), ms)
+            for steps in self._repeats_of(name)
+            for positions, ms in zip(self.positions, steps, strict=True)
+        )
 
     def _repeats_of(self, name: str) -> list[list[float]]:
         if name not in self.step_ms:
@@ -203,12 +222,13 @@ def measure(
     on_step: Callable[[int], None],
     clock: Callable[[], float] = time.perf_counter,
     capture: Capture | None = None,
+    meter: Meter | None = None,
 ) -> Timing:
     """Time `new_tokens` decode steps of one lane holding all `prompts`, under vanilla and each policy in turn.
 
     First rounds that do not count, until they are stable (`repeats.warm_up`); then from `repeats` to `max_repeats` that
     do, until every speed-up's 95 % interval is at most +- `precision`, relative (`repeats.repeat`). `clock`: seconds.
-    `capture`: makes graphs of the steps; None: they are launched from Python.
+    `capture`: makes graphs of the steps; None: they are launched from Python. `meter`: of energy, where there is one.
     """
     check_asked(policies, new_tokens, repeats, max_repeats, precision)
 
@@ -242,12 +262,16 @@ def measure(
     graphed = capture is not None and _capture(subjects.values(), capture, tokens_SR)
     turns = {name: partial(turn, each) for name, each in subjects.items()}
     times = timed(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
+    alone = {name: partial(each.run, tokens_SR) for name, each in subjects.items()}
+    joules = {} if meter is None else joules_per_token(alone, len(prompts) * new_tokens, meter, clock)
     return Timing(
         **times,
         active_experts=active,
         batch_size=len(prompts),
         new_tokens=new_tokens,
         graphed=graphed,
+        positions=tuple(sum(map(len, prompts)) + len(prompts) * (step + 1) for step in range(new_tokens)),
+        joules_per_token=joules,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from lynx_exp.engine.breakdown import Breakdown, break_down
 from lynx_exp.engine.fastest import using_experts
 from lynx_exp.engine.graph import cuda_capture
+from lynx_exp.engine.hardware import hardware_of, meter_for
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
 from lynx_exp.engine.prefill_timing import PrefillTiming, time_prefill
@@ -72,8 +73,10 @@ def measure_windows(
             precision=precision,
             on_step=on_step,
             capture=cuda_capture if self.graphs and self.device.type == "cuda" else None,
+            meter=meter_for(self.model, self.routers),
         )
-    return replace(timing, experts_implementation=chosen, candidates_ms=candidates, experts_note=self.experts_note)
+    found = replace(timing, experts_implementation=chosen, candidates_ms=candidates, experts_note=self.experts_note)
+    return replace(found, hardware=hardware_of(self.model, self.routers))
 
 
 def measure(
@@ -113,8 +116,10 @@ def measure(
             precision=precision,
             on_step=on_step,
             capture=cuda_capture if self.graphs and self.device.type == "cuda" and self.has_slots else None,
+            meter=meter_for(self.model, self.routers),
         )
-    return replace(timing, experts_implementation=chosen, candidates_ms=candidates)
+    hardware = hardware_of(self.model, self.routers)
+    return replace(timing, experts_implementation=chosen, candidates_ms=candidates, hardware=hardware)
 
 
 def measure_prefill(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.energy import Meter, joules_per_token
 from lynx_exp.engine.graph import Capture, Graphs
+from lynx_exp.engine.hardware import Hardware, Used
 from lynx_exp.engine.measure import VANILLA
 from lynx_exp.engine.repeats import Interval, Times, is_narrow, ratio_interval, warm_up, window_times
+from lynx_exp.engine.step_bytes import StepBytes
 from lynx_exp.engine.window_batch import WindowBatch
 from lynx_exp.engine.windows import Window
 from lynx_exp.models import Attachment, Router, Rows, count_active, from_first
@@ -69,6 +72,10 @@ class WindowTiming:
     serving: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """name -> what a client of a serving engine would see, in milliseconds: TTFT, TPOT, ITL, E2E. Empty: no such
     engine."""
+    hardware: Hardware | None = None
+    """None: not known, or another process has the model."""
+    joules_per_token: Mapping[str, float] = field(default_factory=dict)
+    """Of the last window. Empty: nothing counts them."""
 
     def step_time_ms(self, name: str) -> Interval:
         """Time of a decode step of the run: mean over windows of their median step, 95 % interval over windows."""
@@ -81,6 +88,17 @@ class WindowTiming:
     def active_experts(self, name: str) -> float:
         """Distinct experts per layer and timed step, mean."""
         return fmean(row.active_experts for row in self.rows if row.name == name)
+
+    def used(self, name: str) -> Used | None:
+        """What `name`'s steps asked of the hardware."""
+        return None if self.hardware is None else self.hardware.used(self._bytes_and_ms(self.hardware.bytes, name))
+
+    def _bytes_and_ms(self, read: StepBytes, name: str) -> Iterator[tuple[float, float]]:
+        for row in self.rows:
+            if row.name == name:
+                window, rows = self.windows[row.window], len(self.windows[row.window].steps[row.step])
+                positions = rows * window.mean_context(row.step)
+                yield read.of(active=row.active_experts, rows=rows, positions=positions), row.ms
 
     def _pairs(self, name: str) -> list[tuple[float, float]]:
         if name not in self.names:
@@ -263,9 +281,11 @@ def measure_windows(
     on_step: Callable[[int], None],
     clock: Callable[[], float] = time.perf_counter,
     capture: Capture | None = None,
+    meter: Meter | None = None,
 ) -> WindowTiming:
     """`time_windows` of the model's own steps. `make_batch`: from rows and positions; `clock`: seconds; `capture`:
-    makes graphs of the steps; None, or where one cannot be made: they are launched from Python."""
+    makes graphs of the steps; None, or where one cannot be made: they are launched from Python. `meter`: of energy,
+    where there is one; it is read over the last window."""
     check_windows(policies, windows, repeats=repeats, least=least, precision=precision)
     batch = make_batch(max(window.most_rows for window in windows), max(window.positions for window in windows))
     ways = (None,) if capture is None else (capture, None)
@@ -281,5 +301,8 @@ def measure_windows(
             if way is None:
                 raise
             continue  # a step that cannot be captured: none is, so that all stay comparable
-        return replace(made, graphed=way is not None)
+        tokens = sum(map(len, made.windows[-1].steps))
+        turns = {name: subject.turn for name, subject in subjects.items()}
+        joules = {} if meter is None else joules_per_token(turns, tokens, meter, clock)
+        return replace(made, graphed=way is not None, joules_per_token=joules)
     raise AssertionError("unreachable")

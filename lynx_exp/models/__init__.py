@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from lynx_exp.models.probe import Answers, UnknownRouter
     from lynx_exp.models.prove import Live, LiveRule, prove_answers
-    from lynx_exp.models.ranks import from_first
+    from lynx_exp.models.ranks import from_first, group_of
     from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
 
 _MODULES = {
@@ -56,7 +56,10 @@ _MODULES = {
         "LiveRule",
         "prove_answers",
     ),
-    "ranks": ("from_first",),
+    "ranks": (
+        "from_first",
+        "group_of",
+    ),
     "routers": (
         "Described",
         "Router",
