@@ -153,6 +153,14 @@ def _step(row: Row) -> str:
     return f"{number(own, '{:#.3g}')}/{number(vanilla, '{:#.3g}')}"
 
 
+def _energy(row: Row) -> str:
+    own, vanilla = (number(1000 * float(row[name] or math.nan), "{:#.3g}") for name in _JOULES)
+    return own if row["policy"] == "vanilla" else f"{own}/{vanilla}"
+
+
+_JOULES = ("j_per_token", "vanilla_j_per_token")
+
+
 def _speedup(row: Row) -> Text | str:
     if row["policy"] == "vanilla" and not math.isnan(row["step_ms"]):
         return "1"
@@ -193,6 +201,17 @@ FIDELITY = (
     Column(heading="select\nµs", width=6, cell=_plain("selection_us", "{:.0f}")),
 )
 """Distance from vanilla."""
+
+HARDWARE = (
+    Column(heading="step ms\n/vanilla", width=9, cell=_step, needs=("step_ms",)),
+    Column(heading="GB a\nstep", width=6, cell=_plain("step_gb", "{:#.3g}"), needs=("step_gb",)),
+    Column(heading="GB/s", width=5, cell=_plain("gb_s", "{:#.3g}"), needs=("gb_s",)),
+    Column(heading="% of\ncopy", width=5, cell=_share("s_mbu"), needs=("s_mbu",)),
+    Column(heading="µs an\nexpert", width=6, cell=_plain("us_per_expert", "{:#.3g}"), needs=("us_per_expert",)),
+    Column(heading="fixed\nms", width=6, cell=_plain("fixed_ms", "{:#.3g}"), needs=("fixed_ms",)),
+    Column(heading="mJ a token\n/vanilla", width=11, cell=_energy, needs=("j_per_token",)),
+)
+"""What the hardware gave."""
 
 MIXES = (
     Column(heading="lanes", width=8, cell=lambda row: str(row["mixing"]), right=False),

@@ -41,6 +41,9 @@ def results(records: Records) -> pd.DataFrame:
     `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
     `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
+    `us_per_expert`: an estimate, of the fit that the cell shares: microseconds for each further active expert of a
+    layer; `fixed_ms`: what its steps cost besides rows, experts and positions, a policy's selection included; what the
+    hardware gave as in the cells.
     `windows`: places that were timed; `tpot_ms`: (E2E - TTFT) / (n - 1) of a request in its lane, integrated, median
     over requests; `latency_residual`: what the latency model misses a timed step by, median, in percent;
     `timing_final`: whether a time may be ranked (precision reached, machine not busy); `speedup_disagrees`: whether
@@ -131,6 +134,7 @@ _CELL_FIELDS = (
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
     *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
     *("timed_context", "prefill_active_experts", "prefill_tokens", "precision_reached", "busy"),
+    *("step_gb", "gb_s", "copy_gb_s", "s_mbu", "j_per_token", "vanilla_j_per_token"),
 )
 
 

@@ -51,6 +51,8 @@ class Fit:
     p95_error: float
     steps: int
     """Timed steps behind it."""
+    clusters: int
+    """Windows that they are of."""
 
     @cached_property
     def draws(self) -> Array:
@@ -72,6 +74,10 @@ class Integrated:
     """(E2E - TTFT) / (n - 1) of a request in its lane, prefills of others apart; median over requests."""
     residual: float
     """Median relative error of the cell's timed steps, in percent."""
+    us_per_expert: Estimate
+    """Microseconds for each further active expert of a layer; NaN where their number never varied."""
+    fixed_ms: float
+    """Of a step, besides rows, experts and positions."""
 
 
 def integrate(records: Records) -> dict[str, Integrated]:
@@ -212,6 +218,7 @@ def fit(steps: pd.DataFrame) -> Fit:
         median_error=float(np.median(error)),
         p95_error=float(np.quantile(error, 0.95)),
         steps=len(y),
+        clusters=clusters,
     )
 
 
@@ -253,7 +260,20 @@ def _integrated(timed: _Timed, fitted: Fit, run: Run, vanilla: Run | None, polic
         tokens_per_s=_estimate(1000 / own, windows),
         tpot_ms=run.time_per_token(times),
         residual=100 * float(np.median(error)),
+        us_per_expert=_per_expert(fitted, unit),
+        fixed_ms=constant,
     )
+
+
+def _per_expert(fitted: Fit, unit: float) -> Estimate:
+    """In microseconds, on a clock `unit` times as slow as the fit's."""
+    at = FEATURES.index("active")
+    slope, variance = float(fitted.slopes_F[at]), float(fitted.covariance_FF[at, at])
+    if slope == 0:
+        return Estimate(value=math.nan)
+    if fitted.clusters < 2:
+        return Estimate(value=1000 * unit * slope)
+    return t_interval(1000 * unit * slope, 1000 * unit * math.sqrt(variance), fitted.clusters - 1)
 
 
 @lru_cache(maxsize=64)  # cells of a study have few numbers of windows and lanes
@@ -296,4 +316,6 @@ def columns(own: Integrated | None) -> dict[str, Estimate | float]:
         "tokens_per_s": own.tokens_per_s if own else nothing,
         "tpot_ms": own.tpot_ms if own else math.nan,
         "latency_residual": own.residual if own else math.nan,
+        "us_per_expert": own.us_per_expert if own else nothing,
+        "fixed_ms": own.fixed_ms if own else math.nan,
     }

@@ -151,6 +151,9 @@ def _timed(cell: CellRecord) -> dict[str, Any]:
     ):
         own = timing.get(f"policy_{name}")
         found[column] = timing.get(f"vanilla_{name}") if own is None else own
+    own = "vanilla" if timing.get("policy_active_experts") is None else "policy"
+    found |= {name: timing.get(f"{own}_{name}") for name in ("step_gb", "gb_s", "s_mbu", "j_per_token")}
+    found |= {name: timing.get(name) for name in ("copy_gb_s", "vanilla_j_per_token")}
     found |= {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
     return found | {"precision_reached": timing.get("precision_reached"), "busy": is_busy(timing)}
 

@@ -27,7 +27,8 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
 
     `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
-    and `agreement` likewise, each over the cells that have it. `speedup`, `step_ms` and the other times are geometric
+    and `agreement` likewise, each over the cells that have it; those of HARDWARE too, without an interval. `speedup`,
+    `step_ms` and the other times are geometric
     means over the timed cells, if each task has one. `subtasks` counts what was averaged and `all_subtasks` what the
     setting holds at that batch size: compare rows only where the two agree; `documents` are those of all of them
     together. The subtasks of a shuffled mix share lanes: their intervals bound what the mean's can be, and their active
@@ -69,6 +70,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row["selection_us"] = float(
                 pd.Series([each["selection_us"] for each in part], dtype=float).dropna().median()
             )
+            row |= {name: _mean(_cells(part), name) for name in HARDWARE}
             row |= _macro_times(part)
             averaged.append(row)
     return pd.DataFrame(averaged)
@@ -98,7 +100,7 @@ def _by(rows: Sequence[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
 
 def _mean(same: Sequence[Row], column: str) -> float:
     """Of those that have it."""
-    known = [float(row[column]) for row in same if not np.isnan(row[column])]
+    known = [float(row[column]) for row in same if not pd.isna(row[column])]
     return sum(known) / len(known) if known else math.nan
 
 
@@ -121,8 +123,17 @@ def _macro(part: Sequence[Row], quantity: str) -> Estimate:
 TIMES = ("step_ms", "vanilla_step_ms", "speedup", "run_ms_per_token", "run_speedup", "tokens_per_s")
 
 
+HARDWARE = ("step_gb", "gb_s", "copy_gb_s", "s_mbu", "j_per_token", "vanilla_j_per_token", "us_per_expert", "fixed_ms")
+"""What the hardware gave."""
+
+
+def _cells(part: Sequence[Row]) -> list[Row]:
+    """A row of each cell."""
+    return [same[0] for same in _by(part, "cell_id").values()]
+
+
 def _macro_times(part: Sequence[Row]) -> dict[str, Any]:
-    cells = [same[0] for same in _by(part, "cell_id").values()]
+    cells = _cells(part)
     every = all(any(cell["windows"] > 0 for cell in of) for of in _by(cells, "task").values())
     estimates = {name: _geometric(cells, name) if every else NO_ESTIMATE for name in TIMES}
     return dict(chain.from_iterable(flat(name, estimate).items() for name, estimate in estimates.items()))

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis import bleu, guards, statistics
 from analysis.compare import NO_ESTIMATE, flat, partners_of
 from analysis.load import Records
+from analysis.macro import HARDWARE
 from analysis.statistics import Estimate
 
 _POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed"]
@@ -50,7 +51,7 @@ def _one(part: pd.DataFrame, samples: dict[Any, pd.DataFrame], partners: dict[st
             row |= part[[end for end in ends if end in part.columns]].astype(float).mean().to_dict()
     row |= {name: part[name].sum() for name in _SUMMED if name in part}
     row |= {"plans": len(part), "cell_ids": " ".join(part["cell_id"]), "paired": bool(part["paired"].all())}
-    row |= {name: float(part[name].mean()) for name in ("live_rows", "full_steps")}
+    row |= {name: float(part[name].astype(float).mean()) for name in ("live_rows", "full_steps", *HARDWARE)}
     row["guard"] = guards.together(part["guard"])
     row["timing_final"] = bool(part["timing_final"].all())
     row["documents"] = int(part["documents"].max())

@@ -98,6 +98,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "that the timed prefill ran, for the policy; missing = not timed",
         ),
         ("prefill_tokens", "tokens", "of the timed prefill, over its lane"),
+        ("step_gb", "GB (1e9 bytes)", "that a timed step has to read, by the bytes model; missing = not known"),
+        ("gb_s", "GB/s", "these over the step's time, mean over timed steps"),
+        ("copy_gb_s", "GB/s", "that a plain copy on the device reached, read and written"),
+        (
+            "s_mbu",
+            "share",
+            "gb_s over copy_gb_s of all devices at work: MoE-CAP's S-MBU against a measured rate; above 1 where caches "
+            "serve",
+        ),
+        ("j_per_token", "J", "energy of the GPU's board for a decoded token; missing = no counter"),
+        ("vanilla_j_per_token", "J", "vanilla's on the same steps"),
         ("precision_reached", "-", "whether the timing came as near as was asked for; missing = not timed"),
         (
             "busy",

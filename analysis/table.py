@@ -46,10 +46,23 @@ def print_rows(
             ordered = group.sort_values("active_experts", kind="stable")
             columns.print_table(ordered, columns.FIDELITY, _heading(heading, about), console)
             console.print()
+    if by != "task" and len(summary):
+        _print_hardware(summary, console)
     if by == "mean" and not single:
         console.print(Text("Each subtask: --by task. Legend and columns: --legend, docs/records.md.", style="dim"))
     else:
         print_legend(rows, summary, console)
+
+
+def _print_hardware(summary: pd.DataFrame, console: Console) -> None:
+    """A table of each batch size, where bytes or joules are on record."""
+    measured = summary[summary[["step_gb", "j_per_token"]].astype(float).notna().any(axis=1)]
+    for (setting, batch), group in measured.groupby(["setting", "batch_size"], sort=True):
+        rates = group["copy_gb_s"].dropna()
+        about = f"a plain copy: {rates.median():.3g} GB/s" if len(rates) else "energy only"
+        heading = title("what the hardware gave", f"batch size {batch}", setting)
+        console.print(columns.rich_table(group, columns.HARDWARE, _heading(heading, about)))
+        console.print()
 
 
 def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
@@ -59,6 +72,7 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
     parts = [_LEGEND.format(margin=f"{rows['margin'].iloc[0]:g}")]
     parts += [_TIMES_LEGEND] if timed else []
     parts += [_FIDELITY_LEGEND] if compared else []
+    parts += [_HARDWARE_LEGEND] if len(summary) and summary["step_gb"].notna().any() else []
     parts += [_GUARD_LEGEND] if flagged else []
     console.print(Text("".join(parts), style="dim"))
 
@@ -82,6 +96,12 @@ _TIMES_LEGEND = (
 _FIDELITY_LEGEND = (
     "KL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
     "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer.\n"
+)
+
+_HARDWARE_LEGEND = (
+    "GB a step: active experts, all other weights, keys and values, read once (the bytes model). % of\n"
+    "copy: of the rate of a plain copy (MoE-CAP's S-MBU against a measured rate; above 100 caches serve).\n"
+    "expert: a step's time for one more in a layer; fixed: besides rows, experts and positions.\n"
 )
 
 _GUARD_LEGEND = (

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from analysis.study import Study
 
 NAMES = (
-    *("pareto", "active_vs_batch", "step_vs_active", "matched_active", "mixing"),
+    *("pareto", "active_vs_batch", "step_vs_active", "step_vs_bytes", "matched_active", "mixing"),
     *("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18", "table2"),
 )
 """The modules; a new figure is one more, with a `draw` of the same form. Those with numbers are named after the figures

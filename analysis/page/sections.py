@@ -141,7 +141,7 @@ def _tables(material: Material) -> str:
     table.print_rows(material.study.rows, material.study.summary, console)  # type: ignore[arg-type]  # prints to it, no more
     table.print_mixes(composition.summary(material.study.lanes), console)  # type: ignore[arg-type]
     tables = [block for block in console.blocks if block.table]
-    first = [block for block in tables if block.plain_title.startswith(("mean over", "distance from"))]
+    first = [block for block in tables if block.plain_title.startswith(("mean over", "distance", "what the hardware"))]
     rest = [block for block in tables if block not in first]
     is_open = not first and len(rest) <= 2
     shown = "".join(_block(block, is_open=True) for block in first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from lynx_exp.checks.content import Columns, Content
@@ -51,6 +53,7 @@ def check_timing(content: Content) -> None:
     others, cpus = info.get("other_threads"), info.get("cpus")
     if others is not None and cpus and others + min(info["threads"], cpus) > cpus:
         content.add("busy", "timing.json", f"no other threads on the {cpus} CPUs", f"{others:g}, median while timed")
+    _check_hardware(content, table, info, names)
     experts = content.info.get("num_experts")
     for name in ("vanilla_active_experts", *(["policy_active_experts"] if not content.is_untouched else [])):
         if experts is not None and not 1 <= (info[name] or 0) <= experts:
@@ -68,6 +71,23 @@ def _check_places(content: Content, table: Columns) -> None:
     for subtask, lane, step, live in sorted(set(zip(*(column.tolist() for column in own), strict=True)) - ran)[:1]:
         expected = "steps of the run, with the rows that were live in them"
         content.add("timing", "timing.parquet", expected, f"{live} rows in lane {lane} of {subtask}, step {step}")
+
+
+def _check_hardware(content: Content, table: Columns, info: dict[str, Any], names: list[str]) -> None:
+    """That bytes, rates and shares follow from the steps, as far as the cell has them: older ones do not."""
+    read = info.get("bytes")
+    if read is None or not (table["ms"] > 0).all():
+        return
+    each = read["once"] + read["layers"] * table["active_experts"] * read["expert"]
+    each = each + table["live_rows"] * (read["row"] + table["context"] * read["position"])
+    for name in names:
+        own = table["name"] == name
+        rate = float(np.mean(each[own] / table["ms"][own])) / 1e6
+        share = rate / (info["copy_gb_s"] * info["devices"])
+        for what, expected in (("step_gb", float(np.mean(each[own])) / 1e9), ("gb_s", rate), ("s_mbu", share)):
+            found = info.get(f"{name}_{what}")
+            if found is None or not np.isclose(found, expected, rtol=1e-6):
+                content.add("timing", "timing.json", f"{name}_{what} {expected:.6g}, from the timed steps", found)
 
 
 def _check_warm_up(content: Content, info: dict[str, object], names: list[str]) -> None:

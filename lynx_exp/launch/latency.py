@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.launch.cell import Cell
@@ -171,4 +172,18 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
         "policy_active_experts": timing.active_experts("policy") if "policy" in timing.names else None,
         "threads": torch.get_num_threads(),
         "context": measure.context,
+        **_hardware(timing),
     }
+
+
+def _hardware(timing: WindowTiming) -> dict[str, Any]:
+    """What it gave, as far as it is known: a field that is not there was not measured."""
+    found: dict[str, Any] = {f"{name}_j_per_token": joules for name, joules in timing.joules_per_token.items()}
+    if timing.hardware is not None:
+        found |= {"bytes": asdict(timing.hardware.bytes)}
+        found |= {"copy_gb_s": timing.hardware.copy_gb_s, "devices": timing.hardware.devices}
+    for name in timing.names:
+        used = timing.used(name)
+        if used is not None:
+            found |= {f"{name}_{what}": value for what, value in asdict(used).items()}
+    return found

@@ -92,6 +92,7 @@ __all__ = [
     "find_routers",
     "fingerprint",
     "from_first",
+    "group_of",
     "intercepted",
     "load_tokenizer",
     "load_weights",

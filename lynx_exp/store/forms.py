@@ -66,6 +66,8 @@ PLAN = named(
 )
 
 _EXPERTS = [f"{name}{of}_active_experts" for name in ("vanilla", "policy") for of in ("", "_prefill")]
+_USED = [f"{name}_{what}" for name in ("vanilla", "policy") for what in ("step_gb", "gb_s", "s_mbu", "j_per_token")]
+BYTES = fields(dict.fromkeys(("once", "expert", "row", "position", "layers"), number))
 TIMING = fields(
     {},
     {
@@ -73,6 +75,8 @@ TIMING = fields(
         **dict.fromkeys(("precision_reached", "stable"), flag),
         **dict.fromkeys(("context", "prefill_tokens", "cpus"), maybe(count)),
         **dict.fromkeys((*_EXPERTS, "other_threads"), maybe(number)),
+        **dict.fromkeys((*_USED, "copy_gb_s"), number),
+        **{"bytes": BYTES, "devices": count},
         "warmup_round_ms": named(items(number)),
     },
 )

@@ -64,7 +64,8 @@ def summary(record: CellRecord) -> dict[str, Any]:
 
     `score/SUBTASK`: the headline metric. `SUBTASK/METRIC,FILTER`: every metric. `active_experts`, `kl` and the others
     of metrics.json under their own names; `SUBTASK/active_experts`. `step_ms`, `vanilla_step_ms`, `speedup`: of timed
-    cells, medians over the decode steps of all windows.
+    cells, medians over the decode steps of all windows; `step_gb`, `gb_s`, `s_mbu`, `copy_gb_s`, `j_per_token`: what
+    the hardware gave, where it is known.
     """
     metrics = record.metrics
     found: dict[str, Any] = {key: value for key, value in metrics.items() if _is_number(value)}
@@ -78,7 +79,8 @@ def summary(record: CellRecord) -> dict[str, Any]:
             found[f"{row['subtask']}/{row['metric']},{row['filter']}"] = row["value"]
             if row["headline"]:
                 found[f"score/{row['subtask']}"] = row["value"]
-    return found | _times(record) | {"seconds": record.status.get("seconds"), "attempt": record.status.get("attempt")}
+    found |= _times(record) | _hardware(record)
+    return found | {"seconds": record.status.get("seconds"), "attempt": record.status.get("attempt")}
 
 
 def _is_number(value: Any) -> bool:
@@ -98,6 +100,15 @@ def _times(record: CellRecord) -> dict[str, float]:
     if not is_vanilla and {"vanilla", "policy"} <= set(steps.columns):
         found["speedup"] = float((steps["vanilla"] / steps["policy"]).median())
     return found
+
+
+def _hardware(record: CellRecord) -> dict[str, float]:
+    """Of the policy, or of vanilla where no policy was timed; what was not measured is not there."""
+    timing = record.timing_info
+    own = "vanilla" if timing.get("policy_active_experts") is None else "policy"
+    wanted = {name: f"{own}_{name}" for name in ("step_gb", "gb_s", "s_mbu", "j_per_token")}
+    wanted["copy_gb_s"] = "copy_gb_s"
+    return {name: timing[field] for name, field in wanted.items() if field in timing}
 
 
 def curves(record: CellRecord) -> Iterator[dict[str, Any]]:

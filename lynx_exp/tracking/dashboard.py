@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lynx_exp.store.read import CellRecord
-from lynx_exp.tracking.content import STEP
+from lynx_exp.tracking.content import STEP, summary
 
 Kind = Literal["workspace", "report"]
+HARDWARE = {"s_mbu": "share of a plain copy's rate (S-MBU)", "j_per_token": "energy of a decoded token, J"}
 LABEL = "policy_label"
 """The config key that runs are grouped and coloured by."""
 
@@ -27,6 +28,8 @@ class Shown:
     stepped: tuple[str, ...]
     """Subtasks (of a mix the stream) that decode steps were recorded of."""
     timed: bool
+    hardware: tuple[str, ...]
+    """What is known of it, of HARDWARE."""
     compared: bool
     """Whether distributions were compared with vanilla's."""
 
@@ -39,6 +42,7 @@ class Shown:
             subtasks=tuple(dict.fromkeys(subtasks)),
             stepped=tuple(dict.fromkeys(stepped)),
             timed=any((cell.path / "timing.parquet").exists() for cell in records),
+            hardware=tuple(name for name in HARDWARE if any(name in summary(cell) for cell in records)),
             compared=any((cell.path / "fidelity.parquet").exists() for cell in records),
         )
 
@@ -129,6 +133,7 @@ def _sections(wr: Any, shown: Shown) -> list[tuple[str, list[Any]]]:
     ]
     if shown.timed:
         times = [("step_ms", "decode step, ms"), ("speedup", "decode speed-up, x vanilla")]
+        times += [(name, HARDWARE[name]) for name in shown.hardware]
         panels = [wr.BarPlot(title=words, metrics=[key], groupby=label, groupby_aggfunc="mean") for key, words in times]
         sections.append(("Latency", panels))
     if shown.compared:

@@ -31,6 +31,8 @@ MIX = {"mix": ("mini_gsm8k", "mini_wmt16")}
 CHOICES = "mini_truthfulqa_mc1"
 """Of the subtasks the one that generates nothing."""
 LENGTH_LIMIT = 48
+BYTES = {"once": 10_000_000, "expert": 1_250_000.0, "row": 0, "position": 2048, "layers": LAYERS}
+"""Of a decode step, as `lynx_exp.engine.step_bytes` counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +285,30 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "experts_note": None,
         "threads": 2,
     }
-    _json(folder / "timing.json", timing | warmup | experts | active)
+    _json(folder / "timing.json", timing | warmup | experts | active | _hardware(rows))
+
+
+def _hardware(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of a machine that copies 20 GB/s, where a step draws 60 W."""
+    found: dict[str, Any] = {"bytes": BYTES, "copy_gb_s": 20.0, "devices": 1}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        each = [BYTES["once"] + LAYERS * row["active_experts"] * BYTES["expert"] for row in own]
+        each = [a + row["live_rows"] * row["context"] * BYTES["position"] for a, row in zip(each, own, strict=True)]
+        rate = float(np.mean([a / row["ms"] / 1e6 for a, row in zip(each, own, strict=True)]))
+        found |= {f"{name}_step_gb": float(np.mean(each)) / 1e9, f"{name}_gb_s": rate, f"{name}_s_mbu": rate / 20.0}
+        found[f"{name}_j_per_token"] = 0.06 * float(np.mean([row["ms"] / row["live_rows"] for row in own]))
+    return found
+
+
+def strip_hardware(folder: Path) -> None:
+    """What a cell of before they were measured has not."""
+    timing = json.loads((folder / "timing.json").read_text())
+    ends = ("_step_gb", "_gb_s", "_s_mbu", "_j_per_token")
+    kept = {
+        name: value for name, value in timing.items() if not name.endswith(ends) and name not in ("bytes", "devices")
+    }
+    _json(folder / "timing.json", kept)
 
 
 def _write_fidelity(folder: Path, subtasks: Sequence[str], batch_size: int, documents: int, kl: float) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_study import POLICIES
+from fake_study import POLICIES, strip_hardware
 
 from analysis import write_figures
 from analysis.figures import looks, style
@@ -19,7 +19,7 @@ from analysis.figures.step_vs_active import least_squares
 Write = Callable[..., Path]
 FIGURES = (
     *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-    *("active_vs_batch", "step_vs_active", "fig17"),
+    *("active_vs_batch", "step_vs_active", "step_vs_bytes", "fig17"),
 )
 
 
@@ -77,6 +77,27 @@ def test_tpot_line(drawn: Path) -> None:
     assert least_squares(pd.Series([1.0, 1.0, 2.0]), pd.Series([5.0, 7.0, 9.0])) is None
 
 
+def test_points_lie_where_bytes_and_the_copy_put_them(drawn: Path) -> None:
+    numbers = pd.read_csv(drawn / "step_vs_bytes.csv")
+    assert len(numbers) == 5 * 4 * 2 and (numbers["copy_gb_s"] == 20.0).all()
+    assert numbers["x"].to_numpy() == pytest.approx(1000 * numbers["step_gb"].to_numpy() / 20.0)
+    assert (numbers["x"] < numbers["y"]).all() and numbers["s_mbu"].between(0.3, 0.6).all()
+    # shares are means of rates of single steps, times means over windows of their medians
+    assert (numbers["x"] / numbers["y"]).to_numpy() == pytest.approx(numbers["s_mbu"].to_numpy(), rel=0.05)
+
+
+def test_without_bytes_on_record_the_figure_is_not_missed(
+    cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in cells of before they were counted."""
+    strip_hardware(cell())
+    with caplog.at_level(logging.WARNING):
+        assert not [path for path in write_figures(tmp_path) if path.stem == "step_vs_bytes"]
+        assert "step_vs_bytes" not in caplog.text
+        assert write_figures(tmp_path, only="step_vs_bytes") == []
+    assert "figure step_vs_bytes skipped: no cell has the bytes" in caplog.text
+
+
 def test_same_numbers_same_bytes(study: Path, drawn: Path, tmp_path: Path) -> None:
     for path in write_figures(study, out=tmp_path, only="active_vs_batch"):
         assert path.read_bytes() == (drawn / path.name).read_bytes()
@@ -87,7 +108,7 @@ def test_only_and_default_folder(cell: Write, tmp_path: Path) -> None:
     cell(policy=POLICIES[5])
     written = write_figures(tmp_path, only="step_vs_active")
     assert [path.parent for path in written] == [tmp_path / "figures"] * 3
-    with pytest.raises(ValueError, match="figure 'pie' is unknown; known: pareto, active_vs_batch, step_vs_active"):
+    with pytest.raises(ValueError, match="figure 'pie' is unknown; known: pareto, active_vs_batch, step_vs_active, "):
         write_figures(tmp_path, only="pie")
 
 

@@ -174,8 +174,8 @@ def test_the_table_and_its_csv(flagged: Path, tmp_path: Path) -> None:
     text = _printed(flagged, tmp_path / "table.csv")
     kept = [line for line in text.splitlines() if not line.startswith("wrote ")]
     assert max(map(len, kept)) <= 100
-    # two subtasks that generate at two batch sizes, two means, two tables of distance; choices are not marked
-    assert text.count(f"\n{LABEL} !") == 4 + 2 + 2
+    # two subtasks that generate at two batch sizes, two means, two of distance, two of hardware; choices are not marked
+    assert text.count(f"\n{LABEL} !") == 4 + 2 + 2 + 2
     assert text.count(f"\n! {LABEL}: 21.0 tokens a response, vanilla 9.9; 22 % cut off, vanilla 0 %") == 4
     assert text.count(f"\n! {LABEL}: longer, more cut off in mini_gsm8k, mini_truthfulqa_gen\n") == 2
     assert "!: responses outside vanilla's band" in text
@@ -204,8 +204,8 @@ def test_every_figure_rings_the_point(flagged: Path, tmp_path: Path, monkeypatch
     ]
     assert {path.stem for path in tables} == {
         *("pareto_speedup", "pareto_speedup_tasks", "pareto_active", "pareto_active_tasks"),
-        *("active_vs_batch", "step_vs_active", "matched_active_b2", "matched_active_b4", "fig17"),
-        *("table2_b2", "table2_b4"),
+        *("active_vs_batch", "step_vs_active", "step_vs_bytes", "matched_active_b2", "fig17"),
+        *("matched_active_b4", "table2_b2", "table2_b4"),
     }
     for path in tables:
         numbers = pd.read_csv(path, keep_default_na=False)

@@ -109,6 +109,8 @@ def test_without_noise_the_run_is_known_exactly() -> None:
         assert own.speedup is not None  # medians of ratios stand for means of windows whose two steps differ
         assert own.speedup.value == pytest.approx(vanilla_ms / per_token, rel=1e-3)
         assert own.residual < 1e-6
+        assert own.us_per_expert.value == pytest.approx((1 + number) * 1000 * COST["active"], rel=1e-6)
+        assert own.fixed_ms == pytest.approx((1 + number) * fixed, rel=1e-6)
     fitted = latency_model.fits(records).iloc[0]
     assert fitted["r_squared"] == pytest.approx(1.0) and fitted["p95_error"] < 1e-6
     slopes = np.array([fitted[f"ms_per_{name}"] for name in COST])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from fake_study import POLICIES, strip_hardware
 
 from analysis import describe, load, schema
+from analysis.compare import results
+from analysis.macro import summary
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -71,6 +76,19 @@ def test_cells_keep_policy_and_activity(cell: Write, tmp_path: Path) -> None:
     assert row["active_experts"] == json.loads((folder / "metrics.json").read_text())["active_experts"]
     assert row["timed_active_experts"] == json.loads((folder / "timing.json").read_text())["vanilla_active_experts"]
     assert Path(row["path"]) == folder
+
+
+def test_cells_keep_what_the_hardware_gave(cell: Write, tmp_path: Path) -> None:
+    """Of the policy, with vanilla's energy on the same steps; what is not on record is missing, and never 0."""
+    timing = json.loads((cell(policy=POLICIES[5]) / "timing.json").read_text())
+    strip_hardware(cell(batch_size=16))
+    own, older = (load(tmp_path).cells.set_index("batch_size").loc[batch] for batch in (4, 16))
+    for name in ("step_gb", "gb_s", "s_mbu", "j_per_token"):
+        assert own[name] == timing[f"policy_{name}"] != timing[f"vanilla_{name}"] and pd.isna(older[name])
+    assert own["vanilla_j_per_token"] == timing["vanilla_j_per_token"] and own["copy_gb_s"] == 20.0
+    assert pd.isna(older["copy_gb_s"])
+    (row,) = summary(records := load(tmp_path), results(records).query("batch_size == 16")).to_dict("records")
+    assert math.isnan(row["s_mbu"]) and math.isnan(row["j_per_token"])
 
 
 def test_unfinished_cells_are_named(cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

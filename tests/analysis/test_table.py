@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_study import POLICIES, FakePolicy
+from fake_study import POLICIES, FakePolicy, strip_hardware
 from rich.console import Console
 from rich.text import Text
 
@@ -122,15 +122,29 @@ def test_printed_table_fits_a_hundred_columns(study: Path) -> None:
 def test_it_begins_with_the_conclusion_and_the_means_alone(study: Path) -> None:
     text = _printed(study)
     assert text.startswith("→ batch size 4: ") and text.index("\n→ batch size 16: ") < text.index("mean over subtasks")
-    assert "mini_gsm8k ·" not in text and "--by task" in text and len(text.splitlines()) < 45
+    assert "mini_gsm8k ·" not in text and "--by task" in text and len(text.splitlines()) < 60
     assert "±1, within" not in text and "±1, within" in _printed(study, legend=True)
+
+
+def test_what_the_hardware_gave_has_a_table_of_its_own(study: Path, cell: Write, tmp_path: Path) -> None:
+    text = _printed(study, legend=True)
+    at = text.index("what the hardware gave · batch size 16   a plain copy: 20 GB/s")
+    lines = text[at:].splitlines()
+    assert lines[2].split() == ["policy", "/vanilla", "step", "GB/s", "copy", "/vanilla"]
+    vanilla, averaged = lines[3].split(), summary(records := load(study), results(records))
+    row = _one(averaged[averaged["batch_size"] == 16], policy="vanilla")
+    assert vanilla[0] == "vanilla" and float(vanilla[4]) == round(100 * row["s_mbu"])
+    assert float(vanilla[5]) == pytest.approx(1000 * row["j_per_token"], rel=0.01)
+    assert "MoE-CAP's S-MBU against a measured rate" in text
+    strip_hardware(cell())
+    assert "hardware" not in _printed(tmp_path, legend=True) and "S-MBU" not in _printed(tmp_path, by="all")
 
 
 def test_of_one_subtask_its_own_rows_stand_for_the_means(cell: Write, tmp_path: Path) -> None:
     for policy in (POLICIES[0], POLICIES[5]):
         cell(policy=policy)
     text = _printed(tmp_path)
-    assert "mean over" not in text and text.count("\nvanilla ") == 1
+    assert "mean over" not in text and text.count("\nvanilla ") == 2, "and what the hardware gave"
 
 
 def test_only_what_is_asked_for(study: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
+
 import pytest
 import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import LaneRun, Window, draw_windows
+from lynx_exp.engine.hardware import Hardware
 from lynx_exp.engine.repeats import ratio_interval, t_quantile, window_times
+from lynx_exp.engine.step_bytes import StepBytes
 from lynx_exp.engine.window_timing import WindowTiming, time_windows
 from lynx_exp.engine.windows import window_of
 
@@ -71,6 +76,37 @@ def test_windows_go_on_until_the_speedup_is_known_or_none_is_left(run: LaneRun) 
     assert speedup == 2.5 and low is not None and high is not None and low < 2.2 and high > 2.8
     with pytest.raises(ValueError, match="measured: vanilla, x"):
         timing.speedup("y")
+
+
+def test_bytes_and_shares_of_a_windows_steps_by_hand(run: LaneRun) -> None:
+    timing, _ = scripted(run, {"vanilla": [2.0, 4.0], "x": [1.0, 1.0]}, repeats=1, least=2, precision=0.5)
+    assert timing.used("x") is None
+    read = StepBytes(once=10**6, expert=1000, row=100, position=10, layers=3)
+    known = replace(timing, hardware=Hardware(bytes=read, copy_gb_s=2.0))
+    seats = [seats for window in known.windows for seats in window.steps]
+    each = [10**6 + 3 * 2.0 * 1000 + 100 * len(step) + 10 * sum(seat.position + 1 for seat in step) for step in seats]
+    used = known.used("vanilla")
+    assert used is not None and used.step_gb == pytest.approx(sum(each) / 4e9)
+    rates = [read / ms / 1e6 for read, ms in zip(each, (2.0, 2.0, 4.0, 4.0), strict=True)]
+    assert used.gb_s == pytest.approx(sum(rates) / 4) and used.s_mbu == pytest.approx(sum(rates) / 8)
+
+
+def test_energy_is_of_turns_of_their_own(engine: Engine, run: LaneRun) -> None:
+    """A meter that counts a joule whenever it is read: one after each subject's turns."""
+    from lynx_exp.engine.window_batch import WindowBatch
+    from lynx_exp.engine.window_timing import measure_windows
+
+    joules, seconds = count(), count()
+    policies = {"two": engine.bind(build_policy("lynx_v1_latency", keep_experts=2))}
+    timing = torch.inference_mode()(measure_windows)(
+        engine.model, engine.routers,
+        lambda rows, positions: WindowBatch(engine.model, engine._make_decoder(), rows, positions, 2**20),
+        [window_of(run, 0, 2), window_of(run, 7, 2)], policies, "decode", None, repeats=1, least=2, precision=0.5, on_step=lambda _: None,
+        clock=lambda: float(next(seconds)), meter=lambda: float(next(joules)),
+    )  # fmt: skip
+    tokens = sum(map(len, timing.windows[-1].steps))
+    assert timing.joules_per_token == {"vanilla": 1 / tokens, "two": 1 / tokens}
+    assert len(timing.rows) == 2 * 2 * 2
 
 
 def test_a_vanilla_cell_needs_no_more_than_the_least(run: LaneRun) -> None:

@@ -11,13 +11,16 @@ import torch
 
 from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, WindowTiming
 from lynx_exp.engine.breakdown import SECTIONS, Breakdown
+from lynx_exp.engine.hardware import Hardware
 from lynx_exp.engine.lane import lanes_of
 from lynx_exp.engine.prefill_timing import PrefillTiming
 from lynx_exp.engine.sections import Act
+from lynx_exp.engine.step_bytes import StepBytes
 from lynx_exp.engine.tokens import TokenRows
 from lynx_exp.engine.window_timing import StepTime
 from lynx_exp.tasks import Metric, SampleScore, Scores, TaskRequest
 
+HARDWARE = Hardware(bytes=StepBytes(once=10**7, expert=10**6, row=0, position=1000, layers=2), copy_gb_s=20.0)
 TINY = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "vocab_size": 300}
 
 
@@ -98,6 +101,7 @@ class FakeEngine:
     opened: int = 0
     measured: int = 0
     stable: bool = True
+    hardware: Hardware | None = HARDWARE
     """Whether the warm-up of a measurement settles."""
     fail: Callable[[int], BaseException | None] = lambda lanes_run: None
     """Told how many lanes ran before the next one."""
@@ -261,4 +265,6 @@ class FakeEngine:
             warmup_ms={name: [[9.0] * steps, [1.5] * steps, [1.5] * steps] for name in names},
             stable=self.stable,
             precision_reached=True,
+            hardware=self.hardware,
+            joules_per_token={} if self.hardware is None else dict.fromkeys(names, 0.5),
         )

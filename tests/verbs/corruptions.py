@@ -283,6 +283,9 @@ def table() -> Iterator[Corruption]:
     yield of("timed at another batch size", "timing", "timing.json", at("batch_size", value=4))
     yield of("times less precise than asked for", "precision", "timing.json", at("precision_reached", value=False))
     yield of("timed while others were at work", "busy", "timing.json", at("other_threads", value=2.5))
+    yield of("more bytes than were read", "timing", "timing.json", at("vanilla_step_gb", value=1.0))
+    yield of("another share of the bandwidth", "timing", "timing.json", at("policy_s_mbu", value=0.99))
+    yield of("a rate lost", "timing", "timing.json", lambda info: info.pop("policy_gb_s") and None)
     yield of("a warm-up that never settled", "warm-up", "timing.json", at("stable", value=False))
 
     yield to("a copy of a cell", "duplicate identity", lambda f: shutil.copytree(f, f.with_name("copy-0123456789")))
