@@ -101,7 +101,8 @@ def test_energy_is_of_turns_of_their_own(engine: Engine, run: LaneRun) -> None:
     timing = torch.inference_mode()(measure_windows)(
         engine.model, engine.routers,
         lambda rows, positions: WindowBatch(engine.model, engine._make_decoder(), rows, positions, 2**20),
-        [window_of(run, 0, 2), window_of(run, 7, 2)], policies, "decode", None, repeats=1, least=2, precision=0.5, on_step=lambda _: None,
+        [window_of(run, 0, 2), window_of(run, 7, 2)], policies,
+        "decode", None, repeats=1, least=2, precision=0.5, on_step=lambda _: None,
         clock=lambda: float(next(seconds)), meter=lambda: float(next(joules)),
     )  # fmt: skip
     tokens = sum(map(len, timing.windows[-1].steps))
