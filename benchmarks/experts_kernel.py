@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from lynx_exp.engine.copy_rate import copy_rate
 from lynx_exp.models.expert_kernels import few_rows
 
 SHAPES = {"qwen3_30b_a3b": (128, 8, 2048, 768), "mixtral_8x7b": (8, 2, 4096, 14336)}
@@ -130,38 +131,27 @@ def _faults(experts: Any, given: tuple[Tensor, Tensor, Tensor], far: float) -> l
 
 
 @torch.inference_mode()
-def measure(device: str = "cuda", quick: bool = False) -> list[dict[str, Any]]:
-    """Microseconds a layer of each shape and number of rows: few_rows, grouped_mm, and the floor."""
-    cases, rate = [], _copy_rate(device)
+def measure(device: str = "cuda", rows: Sequence[int] = ROWS) -> Iterator[dict[str, Any]]:
+    """Microseconds a layer of each shape and number of rows, as they come: few_rows, grouped_mm, and the floor."""
+    rate = copy_rate(torch.device(device)) * 1e9
     for name, (E, K, D, I) in SHAPES.items():  # noqa: E741
         layers = [Experts(SimpleNamespace(), E, D, I, torch.bfloat16, device) for _ in range(LAYERS)]
-        for T in (1, 16, 64) if quick else ROWS:
+        for T in rows:
             given = routed(T, K, E, D, torch.bfloat16, device)
             active = len(given[1].unique())
             case: dict[str, Any] = {"shape": name, "rows": T, "active": active}
             case["floor_us"] = active * 3 * D * I * 2 / rate * 1e6
             for way, run in (("few_rows", few_rows), ("grouped_mm", ALL_EXPERTS_FUNCTIONS["grouped_mm"])):
                 case[f"{way}_us"] = _layer_us(run, layers, given)
-            cases.append(case)
-            print(
-                "  ".join(f"{k} {v:.0f}" if isinstance(v, float) else f"{k} {v}" for k, v in case.items()), flush=True
-            )
+            yield case
         del layers
-    return cases
 
 
 def _layer_us(run: Callable[..., Tensor], layers: list[Experts], given: tuple[Tensor, Tensor, Tensor]) -> float:
-    return _replayed_us(lambda: [run(layer, *given) for layer in layers]) / len(layers)
+    return replayed_us(lambda: [run(layer, *given) for layer in layers]) / len(layers)
 
 
-def _copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of a plain copy of 1 GiB."""
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * 2**30 / (_replayed_us(lambda: target.copy_(source)) * 1e-6)
-
-
-def _replayed_us(run: Callable[[], Any], replays: int = 15) -> float:
+def replayed_us(run: Callable[[], Any], replays: int = 15) -> float:
     """Median of a captured graph's replays."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -190,7 +180,10 @@ def main() -> None:
         sys.exit("benchmarks/experts_kernel.py: torch sees no GPU on this machine; nothing was run")
     checked = check(quick=arguments.quick)
     print(f"{checked['compared']} comparisons, {len(checked['failures'])} failures", *checked["failures"], sep="\n  ")
-    cases = measure(quick=arguments.quick)
+    cases = []
+    for case in measure(rows=(1, 16, 64) if arguments.quick else ROWS):
+        cases.append(case)
+        print("  ".join(f"{k} {v:.0f}" if isinstance(v, float) else f"{k} {v}" for k, v in case.items()), flush=True)
     headline = next(case for case in cases if case["shape"] == "qwen3_30b_a3b" and case["rows"] == 16)
     ratio = headline["grouped_mm_us"] / headline["few_rows_us"]
     report("experts_kernel", 1.3, headline | {"ratio": ratio, "low": ratio, "high": ratio}, cases)

@@ -1,0 +1,102 @@
+"""The fused selection kernels against the torch definitions: experts equal, weights within rounding; without a wait for
+the host, and replayed from a CUDA graph over new logits. A record a shape."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.on_gpu.cases import RULE, arguments, policy, random_step, routed, settings
+from benchmarks.on_gpu.records import check
+from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, kernels
+
+ULP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+"""How far weights may be apart: K values summed in another order, then rounded to the type."""
+GRAPHS = ((16, 128, 8, 1), (64, 128, 8, 1), (64, 60, 6, 8))
+SHAPES = (
+    (16, 8, 2, 1),
+    (64, 128, 8, 1),
+    (1, 128, 8, 1),
+    (64, 128, 8, 8),
+    (256, 128, 8, 1),
+    (64, 256, 8, 1),
+    (200, 60, 6, 16),
+)
+"""(rows, experts, top-k, lanes)."""
+TINY = ((3, 4, 2, 1),)
+
+
+def difference(chosen: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> str | None:
+    """What is not equal between the kernels and the torch definition; None if nothing is."""
+    with kernels.kernel("torch"):
+        theirs = chosen(routing, step, rule)
+    with kernels.kernel("triton"):
+        ours = chosen(routing, step, rule)
+    wrong = int((ours.experts != theirs.experts).any(-1).sum())
+    if wrong:
+        return f"{wrong} of {len(ours.experts)} rows have other experts"
+    far = (ours.weights.double() - theirs.weights.double()).abs()
+    allowed = ULP[ours.weights.dtype] * theirs.weights.double().abs() + 1e-7
+    return None if (far <= allowed).all() else f"weights are up to {float(far.max()):.1e} apart"
+
+
+def check_equality(device: str, shape: tuple[int, int, int, int], tiny: bool) -> None:
+    rows, experts, top_k, lanes = shape
+    compared, failures = 0, []
+    torch.manual_seed(rows)
+    listed = settings(experts, top_k)[: 3 if tiny else None]
+    for dtype in list(ULP)[: 1 if tiny else None]:
+        logits = (torch.randn(rows, experts, device=device) * 2).to(dtype)
+        step = random_step(rows, lanes, device)
+        for chosen in map(policy, listed):
+            for rule in (RULE, RouterRule(renormalize=False)):
+                found = difference(chosen, routed(logits, top_k, dtype), step, rule)
+                compared += 1
+                if found:
+                    failures.append(f"{dtype} {chosen.label}: {found}")
+    check(f"kernels equal torch, T {rows} E {experts} K {top_k} G {lanes}", compared, failures)
+
+
+def check_graphs(device: str, shape: tuple[int, int, int, int]) -> None:
+    """Captured once, replayed over new logits; and the same calls with every synchronisation an error."""
+    rows, experts, top_k, lanes = shape
+    compared, failures = 0, []
+    step = random_step(rows, lanes, device)
+    for chosen in map(policy, settings(experts, top_k)):
+        logits = torch.randn(rows, experts, device=device)
+        with kernels.kernel("triton"):
+            for _ in range(2):
+                chosen(routed(logits, top_k), step, RULE)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                chosen(routed(logits, top_k), step, RULE)
+            except RuntimeError as error:
+                failures.append(f"{chosen.label}: waits for the host: {str(error).splitlines()[0]}")
+                continue
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = chosen(routed(logits, top_k), step, RULE)
+        for _ in range(3):
+            logits.copy_(torch.randn_like(logits) * 2)
+            graph.replay()
+            with kernels.kernel("torch"):
+                fresh = chosen(routed(logits, top_k), step, RULE)
+            compared += 1
+            if not torch.equal(captured.experts, fresh.experts):
+                failures.append(f"{chosen.label}: the replay differs")
+    check(f"graphs of kernels, T {rows} E {experts} K {top_k} G {lanes}", compared, failures)
+
+
+def main() -> None:
+    given = arguments(__doc__).parse_args()
+    with torch.inference_mode():
+        for number, shape in enumerate(TINY if given.tiny else SHAPES):
+            check_equality(given.device, shape, given.tiny)
+            if given.device == "cuda" and number < len(GRAPHS):
+                check_graphs(given.device, GRAPHS[number])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What selection costs in one layer of a decode step: microseconds inside a replayed graph of several layers, kernels
+where there are some. `router` is what the model's own router does anyway."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from experts_kernel import replayed_us
+
+from benchmarks.on_gpu.cases import RULE, arguments, decode_step, policy, routed, settings
+from benchmarks.on_gpu.records import case
+from lynx_exp.routing import Routing, kernels
+
+CALLS = 16
+"""Layers of a graph: the launch of the graph itself is a small part of their time."""
+POLICIES = 14
+"""Of `settings`: one form of each policy."""
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    """Microseconds of one call."""
+    if device == "cuda":
+        return replayed_us(lambda: [run() for _ in range(CALLS)]) / CALLS
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e6
+
+
+def of_shape(device: str, experts: int, top_k: int, rows: int, tiny: bool) -> None:
+    """A record each of the router and the policies."""
+    logits = torch.randn(rows, experts, device=device) * 2
+    before, step = routed(logits, top_k), decode_step(rows, device)
+    place = {"rows": rows, "experts": experts, "top_k": top_k}
+
+    def fresh() -> Routing:
+        return Routing(logits=before.logits, experts=before.experts, weights=before.weights)
+
+    case("layer", policy="router", kernel=False, us=timed(lambda: routed(logits, top_k), device), **place)
+    for named in settings(experts, top_k)[: 3 if tiny else POLICIES]:
+        chosen = policy(named)
+        with kernels.kernel("triton" if tiny else "auto"):
+            served = kernels.select(chosen, fresh(), step, RULE) is not None
+            us = timed(lambda chosen=chosen: chosen(fresh(), step, RULE), device)
+        case("layer", policy=named[0], kernel=served, us=us, **place)
+
+
+@torch.inference_mode()
+def main() -> None:
+    given = arguments(__doc__).parse_args()
+    shapes = ((4, 2, (4,)),) if given.tiny else ((128, 8, (16, 64, 256, 1)), (8, 2, (16, 64)))
+    for experts, top_k, all_rows in shapes:
+        for rows in all_rows:
+            of_shape(given.device, experts, top_k, rows, given.tiny)
+
+
+if __name__ == "__main__":
+    main()
