@@ -2,9 +2,9 @@
 
     python benchmarks/realised_speedup.py [--shape qwen3_30b_a3b] [--layers 1] [--batch 16]
 
-One lane, decode steps interleaved with vanilla's. The ideal is the bytes model: (bytes that a vanilla step reads) /
-(bytes that the policy's step reads), where a step reads each active expert once, all other weights but the token table
-once, and the keys and values of its rows. Realised = measured speed-up / ideal; the goal is 0.9 at every share.
+One lane, decode steps interleaved with vanilla's. The ideal is the bytes model (`lynx_exp.engine.step_bytes`): (bytes
+that a vanilla step reads) / (bytes that the policy's step reads). Realised = measured speed-up / ideal; the goal is 0.9
+at every share.
 """
 
 from __future__ import annotations
@@ -16,22 +16,10 @@ import torch
 from harness import report
 from shapes import SHAPES, VOCABULARY, gib, large_engine
 
-from lynx_exp import Engine, build_policy
+from lynx_exp import build_policy
 
 GOAL = 0.9
 SHARES = (1.0, 0.75, 0.5, 0.25)
-
-
-def step_bytes(engine: Engine, active: float, rows: int, positions: int) -> float:
-    """Bytes that one decode step reads with `active` experts in each layer."""
-    model, config = engine.model, engine.model.config
-    experts = [module for name, module in model.named_modules() if name.endswith(".experts")]
-    expert_bytes = sum(p.numel() * p.element_size() for module in experts for p in module.parameters())
-    table = model.get_input_embeddings().weight
-    others = sum(p.numel() * p.element_size() for p in model.parameters()) - expert_bytes - table.nbytes
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * config.num_key_value_heads * head * table.element_size() * config.num_hidden_layers
-    return others + active / engine.num_experts * expert_bytes + rows * positions * kept
 
 
 def main() -> None:
@@ -48,7 +36,6 @@ def main() -> None:
     engine.graphs = not arguments.no_graphs
     draw = random.Random(0)
     prompts = [[draw.randrange(VOCABULARY) for _ in range(arguments.prompt)] for _ in range(arguments.batch)]
-    positions = arguments.prompt + arguments.new_tokens // 2
     first = engine.measure(prompts, batch_size=arguments.batch, policies={}, new_tokens=4, repeats=1)
     full = first.active_experts["vanilla"]
     policies = {
@@ -66,12 +53,15 @@ def main() -> None:
         f"{arguments.shape}, {arguments.layers} layers, {gib(engine):.1f} GiB, {engine.dtype} on {engine.device}, "
         f"batch {arguments.batch}, {torch.get_num_threads()} threads, experts by {timing.experts_implementation}"
     )
-    print(f"{'policy':>8} {'active':>7} {'step ms':>8} {'speed-up':>20} {'ideal':>6} {'realised':>9}")
+    print(f"{'policy':>8} {'active':>7} {'step ms':>8} {'speed-up':>20} {'ideal':>6} {'realised':>9} {'of a copy':>9}")
     cases = []
-    whole = step_bytes(engine, timing.active_experts["vanilla"], arguments.batch, positions)
+    used = {name: timing.used(name) for name in timing.names}
+    whole = used["vanilla"]
+    assert whole is not None
     for name in timing.names:
-        active = timing.active_experts[name]
-        ideal = whole / step_bytes(engine, active, arguments.batch, positions)
+        active, own = timing.active_experts[name], used[name]
+        assert own is not None
+        ideal = whole.step_gb / own.step_gb
         speedup, low, high = timing.speedup(name)
         case = {
             "policy": name,
@@ -82,11 +72,12 @@ def main() -> None:
             "ratio": speedup / ideal,
             "low": (low or speedup) / ideal,
             "high": (high or speedup) / ideal,
+            "s_mbu": own.s_mbu,
         }
         cases.append(case)
         print(
             f"{name:>8} {active:>7.1f} {case['step_ms']:>8.2f} {speedup:>6.2f} "
-            f"[{low or speedup:5.2f},{high or speedup:5.2f}] {ideal:>6.2f} {case['ratio']:>9.2f}"
+            f"[{low or speedup:5.2f},{high or speedup:5.2f}] {ideal:>6.2f} {case['ratio']:>9.2f} {own.s_mbu:>9.2f}"
         )
     pruned = [case for case in cases if case["policy"] in ("75%", "50%", "25%")]
     report("realised_speedup", GOAL, min(pruned, key=lambda case: case["ratio"]), cases)

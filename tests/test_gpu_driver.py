@@ -96,6 +96,14 @@ signal.pause()
         fcntl.flock(file, fcntl.LOCK_EX)  # waits for ever if its child still holds it
 
 
+def test_what_a_section_leaves_behind_holds_nobody_up() -> None:
+    """It has ended; a process that it started has its output still, and would have it for ever."""
+    code = "import subprocess, sys; say(case='x'); "
+    code += "subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])"
+    own = run({"a": code}, section("a"), clock=Clock())["sections"]["a"]
+    assert own["state"] == "done" and own["records"] == [{"case": "x"}]
+
+
 def test_errors_and_failed_checks_are_named(tmp_path: Path) -> None:
     codes = {"a": "print('why'); raise SystemExit(3)", "b": "say(check='equal', compared=9, failures=['one', 'two'])"}
     results = run(codes, section("a"), section("b"), clock=Clock())

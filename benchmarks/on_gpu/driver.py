@@ -99,7 +99,7 @@ def run_section(
             changed()
 
     try:
-        while True:
+        while process.poll() is None or not lines.empty():
             left = end - clock()
             if left <= 0:
                 own["state"] = "cut"
@@ -108,19 +108,19 @@ def run_section(
                 line = lines.get(timeout=min(left, LOOK_S))
             except queue.Empty:
                 continue
-            if line is None:
-                break
-            take(line)
+            if line is not None:
+                take(line)
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its output is closed, it is about to end
+                    process.wait(timeout=LOOK_S)
     finally:
-        if own["state"] != "running" or sys.exc_info()[0] is not None:
-            end_group(process)
+        end_group(process)  # with what it may have left behind
         process.wait()
         reader.join(timeout=5)
-    while own["state"] == "cut":  # what it had said before it was stopped
-        line = lines.get() if not lines.empty() else None
-        if line is None:
-            break
-        take(line)
+    while not lines.empty():  # what it had said before it was stopped
+        line = lines.get()
+        if line is not None:
+            take(line)
     if own["state"] == "running":
         own["state"] = "failed" if process.returncode else "done"
     if own["state"] != "done":
