@@ -154,7 +154,7 @@ def _step(row: Row) -> str:
 
 
 def _energy(row: Row) -> str:
-    own, vanilla = (number(1000 * float(row[name] or math.nan), "{:#.3g}") for name in _JOULES)
+    own, vanilla = (_digits(1000 * float(row[name] or math.nan)) for name in _JOULES)
     return own if row["policy"] == "vanilla" else f"{own}/{vanilla}"
 
 
@@ -181,6 +181,15 @@ def _plain(name: str, form: str) -> Callable[[Row], str]:
     return lambda row: number(row[name], form)
 
 
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return number(value, "{:.0f}" if abs(value) > 99.9 else "{:#.3g}")
+
+
+def _three(name: str) -> Callable[[Row], str]:
+    return lambda row: _digits(row[name])
+
+
 RESULTS = (
     Column(heading="score", width=5, cell=_plain("score", "{:.1f}")),
     Column(heading="difference", width=19, cell=_difference, right=False),
@@ -204,11 +213,11 @@ FIDELITY = (
 
 HARDWARE = (
     Column(heading="step ms\n/vanilla", width=9, cell=_step, needs=("step_ms",)),
-    Column(heading="GB a\nstep", width=6, cell=_plain("step_gb", "{:#.3g}"), needs=("step_gb",)),
-    Column(heading="GB/s", width=5, cell=_plain("gb_s", "{:#.3g}"), needs=("gb_s",)),
+    Column(heading="GB a\nstep", width=6, cell=_three("step_gb"), needs=("step_gb",)),
+    Column(heading="GB/s", width=5, cell=_three("gb_s"), needs=("gb_s",)),
     Column(heading="% of\ncopy", width=5, cell=_share("s_mbu"), needs=("s_mbu",)),
-    Column(heading="µs an\nexpert", width=6, cell=_plain("us_per_expert", "{:#.3g}"), needs=("us_per_expert",)),
-    Column(heading="fixed\nms", width=6, cell=_plain("fixed_ms", "{:#.3g}"), needs=("fixed_ms",)),
+    Column(heading="µs an\nexpert", width=6, cell=_three("us_per_expert"), needs=("us_per_expert",)),
+    Column(heading="fixed\nms", width=6, cell=_three("fixed_ms"), needs=("fixed_ms",)),
     Column(heading="mJ a token\n/vanilla", width=11, cell=_energy, needs=("j_per_token",)),
 )
 """What the hardware gave."""

@@ -39,6 +39,8 @@ _FAMILIES = {
     "min_p": ("#8c8c8c", "^"),
 }
 _OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
+_FREE_MARKERS = ("8", "H", "4", "3", "2", "1", "+", "d", "p", "<", ">", "v", "^", "h", "D", "P")
+"""Some belong to none of them."""
 _SIZES = {"*": 5.5, "X": 7.0}
 """Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
 _FILLS = ("full", "none", "left", "right", "top", "bottom")
@@ -81,6 +83,20 @@ def looks(frame: pd.DataFrame) -> dict[str, Look]:
         color, marker = _FAMILIES.get(policy, default)
         found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
         seen[policy] = seen.get(policy, 0) + 1
+    return found
+
+
+def markers(frame: pd.DataFrame) -> dict[str, str]:
+    """One marker a policy, none twice: for where colour tells something else. Its own, unless a policy that stands
+    before it in _FAMILIES has that."""
+    look, first = looks(frame), frame.drop_duplicates("policy")
+    own = {policy: look[series].marker for series, policy in first[["series", "policy"]].itertuples(index=False)}
+    order = sorted(own, key=lambda policy: [*_FAMILIES, policy].index(policy))
+    found: dict[str, str] = {}
+    for policy in order:
+        taken = set(found.values())
+        free = (marker for marker in (own[policy], *_FREE_MARKERS) if marker not in taken)
+        found[policy] = next(free, own[policy])
     return found
 
 

@@ -42,7 +42,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
-    look = looks.looks(points)
+    marker = looks.markers(points)
     fits, labels = {}, []
     handles: list[Any] = []
     batches = sorted(points["batch_size"].unique())
@@ -51,9 +51,8 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
         fits[batch] = least_squares(part["x"], part["y"])
         handles.append(Line2D([], [], color=colors[batch], linewidth=1.2))
         labels.append(f"batch size {batch}: {equation(fits[batch])}")
-    families = points.drop_duplicates("policy")
-    for series, policy in families[["series", "policy"]].itertuples(index=False):
-        grey = looks.Look(color="#444444", marker=look[series].marker)
+    for policy in points["policy"].drop_duplicates():
+        grey = looks.Look(color="#444444", marker=marker[policy])
         handles.append(Line2D([], [], **grey.marker_kwargs()))
         labels.append(policy)
     rings = looks.ring_entry(points)
@@ -63,7 +62,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     looks.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
     for point in points.to_dict("records"):
         color = colors[point["batch_size"]]
-        drawn = looks.Look(color=color, marker=look[point["series"]].marker)
+        drawn = looks.Look(color=color, marker=marker[point["policy"]])
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
     looks.ring(axes, points, "x", "y")
     for batch, fit in fits.items():

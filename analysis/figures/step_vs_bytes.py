@@ -26,7 +26,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.absent(name, "has the bytes of a timed step on record (measure.latency=true records them)")
-    look = looks.looks(points)
+    marker = looks.markers(points)
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
     handles: list[Any] = [Line2D([], [], **_IDEAL), Line2D([], [], **_HALF)]
@@ -34,8 +34,8 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     for batch, part in points.groupby("batch_size", sort=True):
         handles.append(Line2D([], [], color=colors[batch], linewidth=3))
         labels.append(f"batch size {batch}: {_shares(part['s_mbu'])} of that rate")
-    for series, policy in points.drop_duplicates("policy")[["series", "policy"]].itertuples(index=False):
-        handles.append(Line2D([], [], **looks.Look(color="#444444", marker=look[series].marker).marker_kwargs()))
+    for policy in points["policy"].drop_duplicates():
+        handles.append(Line2D([], [], **looks.Look(color="#444444", marker=marker[policy]).marker_kwargs()))
         labels.append(policy)
     rings = looks.ring_entry(points)
     handles, labels = handles + rings[0], labels + rings[1]
@@ -46,7 +46,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     axes.plot(ends, 2 * ends, **_HALF, zorder=1.5)
     looks.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
     for point in points.to_dict("records"):
-        drawn = looks.Look(color=colors[point["batch_size"]], marker=look[point["series"]].marker)
+        drawn = looks.Look(color=colors[point["batch_size"]], marker=marker[point["policy"]])
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
     looks.ring(axes, points, "x", "y")
     axes.set_xlim(0, ends[1])

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_study import POLICIES, strip_hardware
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import write_figures
 from analysis.figures import looks, step_vs_bytes, style
@@ -97,6 +99,14 @@ def test_without_bytes_on_record_the_figure_is_not_missed(
         assert "step_vs_bytes" not in caplog.text
         assert write_figures(tmp_path, only="step_vs_bytes") == []
     assert "figure step_vs_bytes skipped: no cell has the bytes" in caplog.text
+
+
+@given(st.lists(st.sampled_from([*looks._FAMILIES, "mine", "yours", "theirs"]), min_size=1, max_size=20, unique=True))
+def test_where_colour_tells_the_batch_no_two_policies_share_a_marker(policies: list[str]) -> None:
+    """As `lynx` and `coverage` do elsewhere, in two colours."""
+    found = looks.markers(pd.DataFrame({"series": policies, "policy": policies}))
+    assert set(found) == set(policies) and len(set(found.values())) == len(policies)
+    assert "lynx" not in found or found["lynx"] == "o"
 
 
 def test_same_numbers_same_bytes(study: Path, drawn: Path, tmp_path: Path) -> None:
