@@ -18,6 +18,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def main() -> None:
             command = " ".join(section.command(given.device))
             print(f"{section.name:<14} {section.limit_s * scale:>5.0f} s  {command}{lacking}")
         return
+    begun = time.monotonic()
     gpu = gpu_name() if given.device == "cuda" else "cpu"
     if gpu is None:
         sys.exit(
@@ -88,7 +90,8 @@ def main() -> None:
     def save(found: dict[str, Any]) -> None:
         driver.write(where, found)
 
-    driver.run_sections(chosen, results, save, device=given.device, minutes=given.minutes, scale=scale)
+    left = given.minutes - (time.monotonic() - begun) / 60
+    driver.run_sections(chosen, results, save, device=given.device, minutes=left, scale=scale)
     results["goals"] = goals.table(results)
     results["failed"] = driver.failed(results)
     save(results)

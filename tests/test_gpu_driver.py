@@ -141,7 +141,7 @@ MADE_UP: dict[str, Any] = {
         step(16, "vanilla", step_ms=14.0),
         step(64, "vanilla", step_ms=30.0),
         step(1, "vanilla", step_ms=4.0, layers=12),
-        *(step(16, policy, realised=0.9 - at / 100, speedup=1.2) for at, policy in enumerate(goals.BATCH_AWARE)),
+        *(step(16, policy, realised=0.9 - at / 100, speedup=1.2) for at, policy in enumerate(goals.POLICIES)),
         step(16, "no_drop", realised=0.99, speedup=0.99),
         {"case": "stream", "name": "vanilla", "layers": 48, "step_ms": 25.0},
         {"case": "stream", "name": "oea", "layers": 48, "step_ms": 26.0},
@@ -163,7 +163,7 @@ def test_goals_are_held_against_what_was_measured() -> None:
     assert values == {
         "Qwen3-30B-A3B, 48 layers, vanilla, batch 16: ms a step": (14.0, True),
         "Qwen3-30B-A3B, 48 layers, vanilla, batch 64: ms a step": (30.0, False),
-        "xshare, oea, top_k, coverage, lynx_v1_latency, batch 16: realised / ideal, the least": (0.86, True),
+        "xshare, oea, top_k, coverage, v1_latency, batch 16: realised, the least": (0.86, True),
         "no_drop, batch 16: speed of vanilla's": (0.99, True),
         "experts of Qwen3, 16 rows: share of the rate of a copy": (255 / 265, True),
         "selection, E 128, K 8, to 64 rows: us a layer, the most, without coverage": (9.0, False),
@@ -171,10 +171,13 @@ def test_goals_are_held_against_what_was_measured() -> None:
         "accuracy run, 256 rows, vanilla: ms a step": (25.0, True),
         "the same, the slowest policy over vanilla": (26 / 25, False),
     }
-    words = dict(zip(rows, (line.split()[-1] for line in goals.lines(list(rows.values()))[1:]), strict=True))
+    words = dict(zip(rows, (line.split("  ")[-1] for line in goals.lines(list(rows.values()))[1:]), strict=True))
     assert {words[what] for what, (_, met) in values.items() if met} == {"met"}
     assert {words[what] for what, (_, met) in values.items() if not met} == {"MISSED"}
-    assert set(words.values()) == {"met", "MISSED", "done"}, "what was not measured names its section's state"
+    assert set(words.values()) == {"met", "MISSED", "not measured"}
+    sections["experts"] |= {"state": "cut", "records": []}
+    assert any(line.endswith("  cut") for line in goals.lines(goals.table({"sections": sections})))
+    assert max(len(row["what"]) for row in rows.values()) <= 74
 
 
 def test_goals_and_limits_are_of_sections_that_there_are() -> None:
@@ -229,7 +232,7 @@ def test_bad_arguments_are_named(arguments: tuple[str, ...], said: str) -> None:
 def test_every_section_runs_from_end_to_end_on_a_cpu(tmp_path: Path) -> None:
     """The smallest shapes; about a minute and a half on two idle cores."""
     out = tmp_path / "cpu.json"
-    ended = gpu("--device", "cpu", "--out", str(out))
+    ended = gpu("--device", "cpu", "--minutes", "20", "--out", str(out))  # on a machine with other work, too
     results = json.loads(out.read_text())
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert {name: own["state"] for name, own in results["sections"].items()} == {s.name: "done" for s in SECTIONS}

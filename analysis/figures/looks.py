@@ -39,8 +39,8 @@ _FAMILIES = {
     "min_p": ("#8c8c8c", "^"),
 }
 _OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
-_FREE_MARKERS = ("8", "H", "4", "3", "2", "1", "+", "d", "p", "<", ">", "v", "^", "h", "D", "P")
-"""Some belong to none of them."""
+_FREE_MARKERS = ("D", "p", "h", "d", "<", ">", "v", "^", "P", "H", "8", "+", "1", "2", "3", "4")
+"""Those that are told apart best come first; the last ones are no policy's own."""
 _SIZES = {"*": 5.5, "X": 7.0}
 """Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
 _FILLS = ("full", "none", "left", "right", "top", "bottom")

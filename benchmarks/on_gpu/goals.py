@@ -10,7 +10,8 @@ from benchmarks.on_gpu.records import Record
 
 Pick = Callable[[Sequence[Record]], float | None]
 """From a section's records to the number; None: it was not measured."""
-BATCH_AWARE = ("xshare", "oea", "top_k", "coverage", "lynx_v1_latency")
+POLICIES = ("xshare", "oea", "top_k", "coverage", "lynx_v1_latency")
+"""That have goals for what they realise of the bytes model's speed-up."""
 LAYERS = {"qwen3_30b_a3b": 48}
 """A goal in milliseconds is one of the whole model."""
 
@@ -108,14 +109,14 @@ GOALS: Sequence[Goal] = (
     ),
     *(
         Goal(
-            what=f"{', '.join(BATCH_AWARE)}, batch {batch}: realised / ideal, the least",
-            section=Q, pick=_least(batch, "realised", BATCH_AWARE), least=True, goal=goal, before=before,
+            what=f"xshare, oea, top_k, coverage, v1_latency, batch {batch}: realised, the least",
+            section=Q, pick=_least(batch, "realised", POLICIES), least=True, goal=goal, before=before,
         )
         for batch, goal, before in ((1, 0.95, "-"), (16, 0.85, "0.36 to 0.86"), (64, 0.85, "0.25 to 0.92"))
     ),
     Goal(
         what="the same, batch 1: speed of vanilla's, the least",
-        section=Q, pick=_least(1, "speedup", BATCH_AWARE), least=True, goal=0.98, before="0.62 to 0.93",
+        section=Q, pick=_least(1, "speedup", POLICIES), least=True, goal=0.98, before="0.62 to 0.93",
     ),
     *(
         Goal(
@@ -156,7 +157,7 @@ GOALS: Sequence[Goal] = (
     ),
     Goal(
         what="the same, the slowest policy over vanilla",
-        section=Q, pick=_stream_ratio, least=False, goal=1.0, before="1.9",
+        section=Q, pick=_stream_ratio, least=False, goal=1.02, before="1.9",  # no slower, but for noise
     ),
 )  # fmt: skip
 
@@ -171,7 +172,8 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = [f"{'':<74} {'now':>7} {'goal':>9} {'first H100':>13}"]
     for row in rows:
         value = "-" if row["value"] is None else f"{row['value']:.3g}"
-        word = {True: "met", False: "MISSED", None: row["state"]}[row["met"]]
+        unknown = "not measured" if row["state"] == "done" else row["state"]
+        word = {True: "met", False: "MISSED", None: unknown}[row["met"]]
         goal = f"{'>=' if row['least'] else '<='} {row['goal']:g}"
         shown.append(f"{row['what']:<74} {value:>7} {goal:>9} {row['before']:>13}  {word}")
     return shown

@@ -22,8 +22,8 @@ from lynx_exp.routing import Policy
 
 LAYER_GIB = {"qwen3_30b_a3b": (1.13, 48), "mixtral_8x7b": (2.7, 32)}
 """Of a layer in 16 bits, and how many the model has."""
-BESIDE_GIB = 4.0
-"""For keys and values, what a step needs, and graphs."""
+BESIDE_GIB = 10.0
+"""For keys and values, graphs, what a step needs, and the copy that is timed."""
 PROMPT = 64
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 TINY |= {
