@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from harness import interleave, paired_ratio, report
-from torch import Tensor
+from on_gpu.cases import RULE, decode_step, routed
 
-from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_policy, kernels, native
-from lynx_exp.routing.lanes import lane_size
+from lynx_exp.routing import Policy, Routing, build_policy, kernels, native
 
 GOAL = 1.0
 SHAPES = [(8, 2), (64, 8), (128, 8), (256, 8)]
@@ -33,7 +32,6 @@ HEADLINE = ("lynx", 128, 8, 16)
 """The shape of Qwen3-30B-A3B, at the smallest batch."""
 ROUND_S = 2e-3
 """Seconds that one timed round of one subject should take at least, so that the clock's own cost does not show."""
-RULE = RouterRule()
 NAMES = ["no_drop", "lynx", "oea", "xshare", "coverage", "lynx_v1_latency", "lynx_v1_accuracy", "top_k", "top_p"]
 
 Run = Callable[[], Any]
@@ -48,27 +46,6 @@ def policy_of(name: str, experts: int, top_k: int) -> Policy:
         "top_k": {"k": max(1, top_k // 2)},
     }
     return build_policy(name, **own.get(name, {}))
-
-
-def routed(logits_TE: Tensor, top_k: int, dtype: torch.dtype = torch.float32) -> Routing:
-    """What a renormalising softmax router does."""
-    scores, experts = torch.softmax(logits_TE.float(), -1).topk(top_k, dim=-1)
-    return Routing(logits=logits_TE, experts=experts, weights=(scores / scores.sum(-1, keepdim=True)).to(dtype))
-
-
-def decode_step(rows: int, device: str, lanes: int = 1) -> StepContext:
-    all_rows = torch.arange(rows, device=device)
-    step = StepContext(
-        layer=0,
-        decode=torch.ones(rows, dtype=torch.bool, device=device),
-        lane=all_rows * lanes // rows,
-        live=torch.ones(rows, dtype=torch.bool, device=device),
-        num_lanes=lanes,
-        key=all_rows[:lanes],
-        row=all_rows,
-    )
-    lane_size(step)  # counted once a forward pass, not once a layer
-    return step
 
 
 def subjects(policy: Policy, experts: int, top_k: int, rows: int, device: str, compiles: bool) -> dict[str, Run]:
