@@ -249,7 +249,7 @@ def _scores(
 ) -> tuple[Estimate, Estimate]:
     """Score and difference to vanilla, in points (or the metric's own unit)."""
     if own is None:
-        return Estimate(value=headline["value"]), NO_ESTIMATE
+        return Estimate(value=headline["value"] * (100 if unit == "%" else 1)), NO_ESTIMATE
     lanes = own.lane
     mine, theirs = (np.empty(0, int), np.empty(0, int)) if other is None else _matched(own, other)
     if other is not None and len(mine) < max(len(lanes), len(other.lane)):

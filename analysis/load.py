@@ -182,13 +182,24 @@ def _tables_of(table: str, cells: Sequence[CellRecord]) -> dict[int, pa.Table | 
     found: dict[int, pa.Table | Damaged] = {}
     for code, cell in enumerate(cells):
         try:
-            found[code] = _answered(read_rows(cell.path / f"{table}.parquet", [*columns, *more], repeated))
+            path = cell.path / f"{table}.parquet"
+            found[code] = _answered(read_rows(path, [*columns, *more], repeated))
+            if table == "samples":
+                _check_subtasks(path, found[code], cell)
         except Missing as error:
             if table in _NEEDED:
                 found[code] = error
         except Damaged as error:
             found[code] = error
     return found
+
+
+def _check_subtasks(path: Path, samples: pa.Table, cell: CellRecord) -> None:
+    """Damaged where a score of metrics.json stands on no row."""
+    held = set(pc.unique(samples["subtask"].cast(pa.string())).to_pylist())
+    lacking = [row["subtask"] for row in cell.metrics["metrics"] if row["samples"] and row["subtask"] not in held]
+    if lacking:
+        raise Damaged(path, f"holds no row of {lacking[0]}, which metrics.json scores")
 
 
 def _answered(table: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError, YAMLError
 
 from lynx_exp.config import config_folder, did_you_mean
 
@@ -24,6 +25,8 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
         return _composition(error, arguments, config_name)
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error)
+    if isinstance(error, YAMLError):
+        return _yaml(error)
     if isinstance(error, HydraException | ValueError):
         return _first_line(error)
     return None
@@ -32,6 +35,13 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _yaml(error: YAMLError) -> str:
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return f"not YAML: {_first_line(error)}"
+    mark = error.problem_mark
+    return f"{mark.name}: is not YAML: line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -163,6 +163,8 @@ BAD = [
     (["policy=lynx", "layers=0,x"], "layers=0,x", "layers=[0,4:8] is one cell"),
     (["policy=vanilla", "layers=a:b"], "layers=a:b", "numbers and ranges"),
     (["policy=vanilla", "layers=99"], "layers=99", "layers 0..3"),
+    (["-m", "plan_seeds=100000000"], "plan_seeds=100000000", "at most 1000"),
+    (["results="], "results=", "must be a folder"),
     (["~batch_size"], "~batch_size", "give batch_size=VALUE"),
     (["~pack.max_rows=8"], "~pack.max_rows=8", "give pack.max_rows=VALUE"),
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp import extensions
+from lynx_exp import cli, extensions
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +45,17 @@ def test_what_is_no_folder_is_one_line(fresh, tmp_path):
     fresh.setenv("LYNX_EXP_PATH", str(tmp_path))
     with pytest.raises(ValueError, match="has none of the folders policies, tasks"):
         extensions.extension_folders()
+
+
+@pytest.mark.parametrize("place", ["conf/policy", "sweeps/study"])
+def test_a_file_that_is_no_yaml_is_one_line(place, fresh, tmp_path, capsys):
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "bad.yaml").write_text("a: [1\n b: {")
+    fresh.setenv("LYNX_EXP_PATH", str(tmp_path))
+    assert cli.run(["policy=bad" if "policy" in place else "+study=bad"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "bad.yaml: is not YAML: line 2, column 3" in err
 
 
 def test_a_name_that_is_taken_is_refused(fresh, tmp_path):

@@ -140,6 +140,8 @@ class Config:
             raise ValueError(f"device={self.device}: model.parallel takes one device a rank; give auto, cpu or cuda")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
             raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
+        if not self.results.strip():
+            raise ValueError("results=: must be a folder, such as results=results")
         for name in self.then:
             one_of("then", name, THEN)
         if not isinstance(self.policy, dict) or not isinstance(self.policy.get("name"), str):

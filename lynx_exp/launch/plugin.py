@@ -24,7 +24,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from lynx_exp.config import Config, ModelConfig, at_least, config_folder, refuse_unknown
+from lynx_exp.config import MOST_PLAN_SEEDS, Config, ModelConfig, at_least, config_folder, refuse_unknown
 from lynx_exp.extensions import extended
 from lynx_exp.launch.arguments import refuse_folder
 from lynx_exp.launch.compose import Composer
@@ -51,6 +51,7 @@ def check_hydra(hydra: Any) -> None:
 def plan_seeds(number: int, study: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """The sweep over batch plans that `plan_seeds=number` stands for. A study that has plan seeds of its own, or an
     argument that gives them, goes without. ValueError if both are asked for."""
+    at_least("plan_seeds", number, 1, most=MOST_PLAN_SEEDS)
     typed = [word.partition("=")[0].lstrip("+") for word in arguments]
     if "plan_seed" in typed:
         if "plan_seeds" in typed and number > 1:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,9 +78,10 @@ def parquet_writer(table: pa.Table) -> Callable[[BinaryIO], object]:
 
 def read_json(path: Path) -> Any:
     """The value, whatever it is, or None if the file is missing or no JSON: for files that are not a study's. Those are
-    read by `lynx_exp.store.reading`."""
+    read by `lynx_exp.store.reading`. A pipe in its place is none, and is not waited for."""
     try:
-        return json.loads(path.read_bytes())
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            return json.loads(file.read()) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -32,9 +32,17 @@ def look_for_cells(root: Path) -> tuple[list[Path], list[Path]]:
         folder = Path(place)
         if folder.name == FOLDER and any(name.endswith(".json") for name in files):
             studies.add(folder.parent)
-        elif not MARKS.isdisjoint(files) or (set(folders) & MARKS):
+        elif not MARKS.isdisjoint([*files, *folders]) and not any(_is_cell_at(folder / name) for name in folders):
             cells.append(folder)
             studies.add(folder.parent)
             folders.clear()
+        for name in folders:  # a cell that lies elsewhere, on a larger disk say; other links are not followed
+            if (folder / name).is_symlink() and _is_cell_at(folder / name):
+                cells.append(folder / name)
+                studies.add(folder)
     cells += [folder for folder in closed if folder.parent in studies]
     return sorted(cells), sorted(studies)
+
+
+def _is_cell_at(folder: Path) -> bool:
+    return any(os.path.exists(folder / mark) for mark in MARKS)

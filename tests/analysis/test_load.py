@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from fake_study import POLICIES, strip_hardware
 
 from analysis import describe, load, schema
 from analysis.compare import results
 from analysis.macro import summary
+from lynx_exp.store.done import seal
+from lynx_exp.store.reading import read_value
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -102,6 +106,35 @@ def test_unfinished_cells_are_named(cell: Write, tmp_path: Path, caplog: pytest.
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("2 unfinished cells left out: ")
     assert failed.name in caplog.messages[0]
+
+
+def test_a_cell_behind_a_link_is_read(cell: Write, tmp_path: Path) -> None:
+    """It may lie on a larger disk."""
+    for policy in POLICIES[:2]:
+        folder = cell(policy=policy, documents=8)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+    (folder.parent / "loop").symlink_to(folder.parent, target_is_directory=True)
+    assert set(load(tmp_path).cells["policy"]) == {policy.name for policy in POLICIES[:2]}
+
+
+def test_a_stray_file_hides_no_cells(cell: Write, tmp_path: Path) -> None:
+    folder = cell(policy=POLICIES[0], documents=8)
+    os.mkfifo(folder.parent / "cell.json")
+    assert len(load(tmp_path).cells) == 1
+
+
+def test_a_score_without_rows_is_set_aside(cell: Write, tmp_path: Path) -> None:
+    for policy in POLICIES[:2]:
+        folder = cell(policy=policy, documents=8)
+    rows = pq.read_table(folder / "samples.parquet")
+    pq.write_table(rows.slice(0, 0), folder / "samples.parquet")
+    done = read_value(folder / "DONE")
+    (folder / "DONE").write_text(json.dumps(seal(folder, done["files"])))
+    records = load(tmp_path)
+    assert list(records.cells["policy"]) == [POLICIES[0].name]
+    assert "samples.parquet: holds no row of mini_gsm8k, which metrics.json scores" in records.aside[0]
 
 
 def test_a_cell_in_two_studies_counts_once(cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -183,7 +183,11 @@ def test_a_terminated_command_asks_to_be_queued_again(tmp_path):
     call = [sys.executable, "-c", "from lynx_exp.cli import main; main()", "-m", *words]
     process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    while not any(files for at, _, files in os.walk(tmp_path) if at.endswith("/lanes")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not any(files for at, _, files in os.walk(tmp_path) if at.endswith("/lanes"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         os.sched_yield()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)

@@ -346,3 +346,12 @@ def test_giving_back_on_a_disk_that_became_read_only_is_no_error(tmp_path, claim
         patch.setattr(module.os, "rename", refuse)
         claims.give_back(cell)
     assert isinstance(holder_of(cell), Holder) and not isinstance(claims._held.get(cell), Hold)
+
+
+def test_a_pipe_in_place_of_a_holder_is_not_waited_for(tmp_path):
+    (tmp_path / CLAIM / "abc").mkdir(parents=True)
+    os.mkfifo(tmp_path / CLAIM / "abc" / HOLDER)
+    assert holder_of(tmp_path) is None and not Claims().is_mine(tmp_path)
+    (tmp_path / f".{CLAIM}.x.tmp").mkdir()
+    os.mkfifo(tmp_path / f".{CLAIM}.x.tmp" / HOLDER)
+    sweep_drafts(tmp_path)
