@@ -19,7 +19,7 @@ from lynx_exp.engine import timed
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.batching import batching, enters_any_time
 from lynx_exp.engine.decoder import Decoder, choose_decoder
-from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
+from lynx_exp.engine.fastest import choose_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.generate import run_padded
 from lynx_exp.engine.lane import Job
@@ -35,10 +35,11 @@ from lynx_exp.engine.score import Scoring, passes, score_pack
 from lynx_exp.engine.sections import Act
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.engine.slots import attends_fully
+from lynx_exp.engine.steps import Asked, Steps
 from lynx_exp.engine.stopping import Stopper
-from lynx_exp.engine.stream import MakeDecoder, run_stream
+from lynx_exp.engine.stream import MakeDecoder
+from lynx_exp.engine.streams import run_stream
 from lynx_exp.models import Attachment, bind, find_routers, from_first
-from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.models.slotless import refuse_unbatched
 from lynx_exp.routing import ModelShape, Phases, Policy
@@ -64,9 +65,11 @@ class Engine:
         *,
         max_rows: int = 256,
         memory_gib: float | None = None,
+        steps: Asked = "auto",
     ) -> None:
         """`max_rows`: rows of a physical batch at most, unless a lane is wider; `memory_gib`: for keys and values
-        (None: half of a CPU's available memory, 80 % of a GPU's). They change speed, never tokens.
+        (None: half of a CPU's available memory, 80 % of a GPU's). They change speed, never tokens. `steps`: how decode
+        steps run (`Steps`).
 
         Raises UnsupportedModel (a ValueError) for a model without routers of a known form.
         """
@@ -87,8 +90,7 @@ class Engine:
         """Whether `measure` may choose how experts are computed."""
         self.experts_note: str | None = None
         """A way of computing experts that it could not try, and why."""
-        self.graphs = True
-        """Whether `measure` replays steps as graphs, on a GPU."""
+        self.steps = Steps(steps, model, self.routers)
         self._fastest: dict[int, Mapping[str, float]] = {}
         self._continues_prompts = attends_fully(model.config.get_text_config())
         """Whether continuations are scored behind prompts that were prefilled before."""
@@ -257,10 +259,11 @@ class Engine:
             yield from run_stream(
                 self.model,
                 self.routers,
-                self._make_decoder(),
+                self._make_decoder,
                 self._stopper,
                 jobs,
                 [self._store(plan_order(job.requests, job.plan)) for job in jobs],
+                steps=self.steps,
                 max_rows=self.max_rows,
                 budget=self._budget() * 3 // 4,
                 least_rows=EXACT_ROWS if exact else 1,
@@ -354,26 +357,7 @@ class Engine:
             return SlotBatch(self.model, self._make_decoder(), prompts, room)
         return Batch(self.model, prompts, [0] * len(prompts), [0], room=room)
 
-    def _fastest_experts(self, prompts: Sequence[Sequence[int]]) -> tuple[str | None, Mapping[str, float]]:
-        """(how experts are computed fastest in a vanilla step of so many rows, milliseconds of each way); tried once
-        for each number of rows, unless the way was given at load."""
-        if not self.auto_experts:
-            return self.experts_implementation, {}
-        rows = len(prompts)
-        if rows not in self._fastest:
-            refused = self._refused_experts(rows)
-            times = fastest_experts(self.model, self._lane_alone, prompts, without=refused)
-            self._fastest[rows] = from_first(times, self.routers)
-        times = self._fastest[rows]
-        return min(times, key=times.__getitem__), times
-
-    def _refused_experts(self, rows: int) -> tuple[str, ...]:
-        """Candidates that cannot run here; `experts_note` then says why."""
-        if FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
-            return ()
-        why = from_first(refusal(self.model, rows, self.top_k), self.routers)
-        self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
-        return (FEW_ROWS,) if why else ()
+    _fastest_experts = choose_experts
 
     def _budget(self) -> int:
         """Bytes for keys and values, the same on every rank."""

@@ -6,13 +6,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.measure import MakeBatch
-from lynx_exp.models.expert_kernels import FEW_ROWS
+from lynx_exp.engine.slot_batch import SlotBatch
+from lynx_exp.models import from_first
+from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
 from lynx_exp.models.experts import PER_EXPERT
+
+if TYPE_CHECKING:
+    from lynx_exp.engine.engine import Engine
 
 CANDIDATES = {"cpu": (PER_EXPERT, "grouped_mm"), "cuda": (FEW_ROWS, "grouped_mm", "batched_mm")}
 """A device's ways that can be fastest. transformers' eager loop never is; batched_mm copies the weights of each
@@ -23,12 +32,41 @@ _ROUNDS = 4
 _STEPS = 6
 
 
+def choose_experts(self: Engine, prompts: Sequence[Sequence[int]]) -> tuple[str | None, Mapping[str, float]]:
+    """(how experts are computed fastest in a vanilla step of so many rows, milliseconds of each way); tried once for
+    each number of rows, unless the way was given at load."""
+    if not self.auto_experts:
+        return self.experts_implementation, {}
+    rows = len(prompts)
+    if rows not in self._fastest:
+        refused = refused_experts(self, rows)
+        capture = self.steps.capture if self.has_slots else None
+        times = fastest_experts(self.model, self._lane_alone, prompts, without=refused, capture=capture)
+        self._fastest[rows] = from_first(times, self.routers)
+    times = self._fastest[rows]
+    return min(times, key=times.__getitem__), times
+
+
+def refused_experts(self: Engine, rows: int) -> tuple[str, ...]:
+    """Candidates that cannot run here; `experts_note` then says why."""
+    if FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
+        return ()
+    why = from_first(refusal(self.model, rows, self.top_k), self.routers)
+    self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
+    return (FEW_ROWS,) if why else ()
+
+
 @torch.inference_mode()
 def fastest_experts(
-    model: PreTrainedModel, make_batch: MakeBatch, prompts: Sequence[Sequence[int]], without: Collection[str] = ()
+    model: PreTrainedModel,
+    make_batch: MakeBatch,
+    prompts: Sequence[Sequence[int]],
+    without: Collection[str] = (),
+    capture: Capture | None = None,
 ) -> Mapping[str, float]:
     """Name -> median milliseconds of a vanilla step, in interleaved rounds of which the first does not count.
-    `without`: ways that are not tried."""
+    `without`: ways that are not tried; `capture`: records the steps, as they will run, in the first round; None, or
+    where one of them cannot be recorded: all are launched from Python."""
     device = model.get_input_embeddings().weight.device.type
     names = [n for n in CANDIDATES.get(device, ()) if n != "batched_mm" or len(prompts) <= _BATCHED_ROWS]
     names = [n for n in names if n not in without]
@@ -39,6 +77,26 @@ def fastest_experts(
     if not batch.slots:  # it cannot be rewound, and is refused by whoever measures
         return {current: 0.0}
     token_R = batch.prefill().argmax(-1)
+    for way in (None,) if capture is None else (capture, None):
+        try:
+            return _timed(model, batch, names, token_R, way)
+        except CannotRecord:
+            continue
+    raise AssertionError("unreachable")
+
+
+def _timed(
+    model: PreTrainedModel, batch: Batch | SlotBatch, names: Sequence[str], token_R: Tensor, capture: Capture | None
+) -> Mapping[str, float]:
+    graphs = {name: Graphs(capture, batch.num_rows, token_R.device) for name in names} if capture is not None else {}
+
+    def step(name: str) -> None:
+        if name not in graphs:
+            batch.step(token_R)
+            return
+        assert isinstance(batch, SlotBatch)
+        batch.graphed_step(token_R, graphs[name], lambda: None)
+
     times: dict[str, list[float]] = {name: [] for name in names}
     for trial in range(_ROUNDS):
         for name in names:
@@ -46,7 +104,7 @@ def fastest_experts(
                 batch.rewind()
                 for _ in range(_STEPS):
                     start = _now(token_R)
-                    batch.step(token_R)
+                    step(name)
                     if trial:
                         times[name].append((_now(token_R) - start) * 1e3)
     return {name: median(steps) for name, steps in times.items()}

@@ -1,8 +1,10 @@
-"""A decode step as a CUDA graph: launched once instead of some hundred kernels from Python.
+"""A step that is recorded once and replayed over static buffers: as a CUDA graph, launched at once instead of some
+hundred kernels from Python; or, anywhere, by running the same function again over the same buffers.
 
-What changes between steps - tokens, positions, the random key - lives in buffers that keep their place; everything else
-(rows, lanes, the policy's branches) is fixed while a lane is measured. Policies on a GPU never wait for the host, so
-their selection is part of the graph.
+What changes between steps - tokens, positions, random keys, who is live - lies in buffers that keep their place;
+everything else is fixed when a step is recorded. A step may be run any number of times: it writes what it makes, and
+never what it reads, so that recording one leaves no trace. Policies on a GPU never wait for the host, so that their
+selection is part of the graph.
 
 R rows, V vocabulary.
 """
@@ -10,42 +12,87 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Made = tuple[Tensor, ...]
+"""What a step makes; each replay writes it in the same place."""
+Step = Callable[[], Made]
+Capture = Callable[[Step], Step]
 """From a step on fixed buffers to what replays it."""
 
-_WARM_UPS = 3
-"""Runs before the capture: kernels are compiled and workspaces taken in them."""
+_REASON_LENGTH = 200
 
 
-def cuda_capture(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Capture `step`; the replay writes the same output tensor each time."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
+class CannotRecord(RuntimeError):
+    """A step cannot be recorded here; whoever wanted it launches steps from Python."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return out
+
+def reason_of(error: BaseException) -> str:
+    """What happened, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_LENGTH].rstrip(": ")
+
+
+def recorded(capture: Capture, step: Step) -> Step:
+    """What replays `step`. CannotRecord, with the reason, if it cannot be captured; memory that runs out is told as it
+    is."""
+    try:
+        return capture(step)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a capture fails in many ways
+        raise CannotRecord(reason_of(error)) from error
+
+
+def rerun(step: Step) -> Step:
+    """Replay by running `step` again: what a graph does, without one."""
+    made: list[Made] = []
+
+    def replay() -> Made:
+        fresh = step()
+        if not made:
+            made.append(tuple(tensor.clone() for tensor in fresh))
+        for place, tensor in zip(made[0], fresh, strict=True):
+            place.copy_(tensor)
+        return made[0]
 
     return replay
 
 
+class CudaGraphs:
+    """Captures steps as CUDA graphs that share one pool of memory: what a replay makes holds until the next one."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, step: Step) -> Step:
+        warm_ups = 3 if self._pool is None else 1  # kernels are compiled and workspaces taken in them
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(warm_ups):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            made = step()
+        self._pool = graph.pool()
+
+        def replay() -> Made:
+            graph.replay()
+            return made
+
+        return replay
+
+
 class Graphs:
-    """The captured steps of one lane under one policy, one for each width that attention reads."""
+    """The recorded steps of one lane under one policy, one for each width that attention reads."""
 
     def __init__(self, capture: Capture, rows: int, device: torch.device) -> None:
         self._capture = capture
-        self._replays: dict[int, Callable[[], Tensor]] = {}
+        self._replays: dict[int, Step] = {}
         self.token_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.position_R = torch.zeros(rows, dtype=torch.long, device=device)
         self.key_G = torch.zeros(1, dtype=torch.long, device=device)
@@ -53,10 +100,10 @@ class Graphs:
         """Numbers of the rows, for steps that do not always have the same ones; those who use it fill it."""
 
     def run(self, token_R: Tensor, position_R: Tensor, key: int, width: int, step: Callable[[], Tensor]) -> Tensor:
-        """`[R, V]` logits of `step`, which reads this object's buffers."""
+        """`[R, V]` logits of `step`, which reads this object's buffers. CannotRecord as `recorded`."""
         self.token_R.copy_(token_R)
         self.position_R.copy_(position_R)
         self.key_G.fill_(key)
         if width not in self._replays:
-            self._replays[width] = self._capture(step)
-        return self._replays[width]()
+            self._replays[width] = recorded(self._capture, lambda: (step(),))
+        return self._replays[width]()[0]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.energy import Meter, joules_per_token
-from lynx_exp.engine.graph import Capture, Graphs
+from lynx_exp.engine.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.hardware import Hardware, Used
 from lynx_exp.engine.repeats import Interval, Times, Turn, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.engine.slot_batch import SlotBatch
@@ -52,6 +52,8 @@ class Timing:
     new_tokens: int
     graphed: bool = False
     """Whether steps were replayed as CUDA graphs."""
+    steps_note: str | None = None
+    """Why they were not, though it was tried."""
     experts_implementation: str | None = None
     """How experts were computed, for vanilla and policies alike."""
     candidates_ms: Mapping[str, float] = field(default_factory=dict)
@@ -259,7 +261,7 @@ def measure(
         return times
 
     active = {name: each.mean_active(tokens_SR) for name, each in subjects.items()}
-    graphed = capture is not None and _capture(subjects.values(), capture, tokens_SR)
+    refused = None if capture is None else _capture(subjects.values(), capture, tokens_SR)
     turns = {name: partial(turn, each) for name, each in subjects.items()}
     times = timed(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
     alone = {name: partial(each.run, tokens_SR) for name, each in subjects.items()}
@@ -269,7 +271,8 @@ def measure(
         active_experts=active,
         batch_size=len(prompts),
         new_tokens=new_tokens,
-        graphed=graphed,
+        graphed=capture is not None and refused is None,
+        steps_note=refused,
         positions=tuple(sum(map(len, prompts)) + len(prompts) * (step + 1) for step in range(new_tokens)),
         joules_per_token=joules,
     )
@@ -302,15 +305,15 @@ def timed(turns: Mapping[str, Turn], *, repeats: int, max_repeats: int, precisio
     return {"step_ms": step_ms, "warmup_ms": warmup_ms, "stable": stable, "precision_reached": reached}
 
 
-def _capture(subjects: Iterable[_Subject], capture: Capture, tokens_SR: Tensor) -> bool:
-    """Steps of all subjects as graphs; if one cannot be captured, of none, so that they stay comparable."""
+def _capture(subjects: Iterable[_Subject], capture: Capture, tokens_SR: Tensor) -> str | None:
+    """Steps of all subjects as graphs; if one cannot be captured, of none, so that they stay comparable: then why."""
     subjects = list(subjects)
     try:
         for each in subjects:
             each.graphs = Graphs(capture, each.batch.num_rows, each.live.device)
             each.run(tokens_SR)
-    except RuntimeError:
+    except CannotRecord as error:
         for each in subjects:
             each.graphs = None
-        return False
-    return True
+        return str(error)
+    return None

@@ -141,13 +141,13 @@ class Sections:
                 mine = part.act.policy(mine, StepContext(layer=router.layer, **part.step), router.rule)
             made.append((mine.experts, mine.weights.to(weights.dtype)))
         width = max(e.shape[1] for e, _ in made)
-        experts = torch.cat([_more_slots(e, width) for e, _ in made])
-        weights = torch.cat([_more_weights(w, width) for _, w in made])
+        experts = torch.cat([more_slots(e, width) for e, _ in made])
+        weights = torch.cat([more_weights(w, width) for _, w in made])
         if order is not None:
             experts, weights = experts[self._back], weights[self._back]
         if self._dead:
-            experts = torch.cat([experts, _more_slots(routing.experts[rows:], width)])
-            weights = torch.cat([weights, _more_weights(routing.weights[rows:], width)])
+            experts = torch.cat([experts, more_slots(routing.experts[rows:], width)])
+            weights = torch.cat([weights, more_weights(routing.weights[rows:], width)])
         return Routing(logits=routing.logits, experts=experts, weights=weights)
 
     def __enter__(self) -> Sections:
@@ -162,12 +162,12 @@ class Sections:
         self._removers = []
 
 
-def _more_slots(experts_TK: Tensor, width: int) -> Tensor:
+def more_slots(experts_TK: Tensor, width: int) -> Tensor:
     """With slots that run nothing, which repeat the row's first expert, up to `width`."""
     missing = width - experts_TK.shape[1]
     return torch.cat([experts_TK, experts_TK[:, :1].expand(-1, missing)], 1) if missing else experts_TK
 
 
-def _more_weights(weights_TK: Tensor, width: int) -> Tensor:
+def more_weights(weights_TK: Tensor, width: int) -> Tensor:
     missing = width - weights_TK.shape[1]
     return pad(weights_TK, (0, missing)) if missing else weights_TK

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lynx_exp.engine.batch import PREFILL_KEY
 from lynx_exp.engine.decoder import Decoder
+from lynx_exp.engine.entering import prefilled
 from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.likely import most_likely
-from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory, slots_that_fit
+from lynx_exp.engine.memory import slots_that_fit
 from lynx_exp.engine.processing import processed
-from lynx_exp.engine.prompts import PromptStore, first_tokens, pads_left, prefill, prompt_rows_of
+from lynx_exp.engine.prompts import PromptStore, first_tokens
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.sections import Sections
 from lynx_exp.engine.slots import Cursor, Prefilled, Slots, round_up
 from lynx_exp.engine.stopping import Stopper
-from lynx_exp.models import Attachment, Router, count_changed
-from lynx_exp.models.ranks import group_of
+from lynx_exp.models import Router
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the tokens that it gave and the rows that are live."""
@@ -126,23 +125,26 @@ class Stream:
             self._lanes.append(lane)
             self._enter(lane, loads)
             reserved += lane.reserved
-        for prefilled, slots, rows in loads.values():
-            self._slots.load(slots, prefilled, rows)
+        for made, slots, rows in loads.values():
+            self._slots.load(slots, made, rows)
         return len(self._rows) > before
 
     def _enter(self, lane: Lane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
         """Fill the lane's free slots from its queue, then with fillers. A request whose first token is its last leaves
         at once."""
-        requests, entered = self._jobs[lane.job].requests, 0
+        job, entered = self._jobs[lane.job], 0
+        requests = job.requests
         while lane.free:
             numbers, fillers = lane.entering()
             if not numbers:
                 break
             slots, lane.free = lane.free[: len(numbers)], lane.free[len(numbers) :]
-            places = self._prefilled(lane, numbers, slots)
+            places = prefilled(
+                self._model, self._routers, job, self._stores[lane.job], lane, numbers, slots, self._device
+            )
             lane.admissions += 1
             first = first_tokens([requests[number] for number in numbers], places, self._stopper.model_eos_ids)
-            for number, slot, token, (prefilled, at) in zip(numbers, slots, first, places, strict=True):
+            for number, slot, token, (made, at) in zip(numbers, slots, first, places, strict=True):
                 row = Row(requests[number], number, slot, self._stopper, fillers)
                 row.entered = len(lane.live_rows)
                 row.take(token)
@@ -150,28 +152,12 @@ class Stream:
                 entered += 1
                 if row.finish is not None:
                     continue
-                _, into, of = loads.setdefault(id(prefilled), (prefilled, [], []))
+                _, into, of = loads.setdefault(id(made), (made, [], []))
                 into.append(len(self._rows))
                 of.append(at)
-                self._position[len(self._rows)] = prefilled.lengths[at]
+                self._position[len(self._rows)] = made.lengths[at]
                 self._rows.append((row, lane))
         self._on_step(entered, len(self._rows))
-
-    def _prefilled(self, lane: Lane, numbers: list[int], slots: list[int]) -> list[tuple[Prefilled, int]]:
-        """For each request the prefill that holds it and its row there."""
-        job = self._jobs[lane.job]
-        prompts = [job.requests[number].prompt_ids for number in numbers]
-        if not job.act.prefills:
-            return [self._stores[lane.job].get(prompt) for prompt in prompts]
-        with Attachment(self._routers, job.act.policy, job.act.phases, job.act.layers) as attachment:
-            key = (lane.number << 32) + PREFILL_KEY + lane.admissions
-            rows = prompt_rows_of(prompts, slots, key, self._device, left=pads_left(self._model))
-            attachment.rows, attachment.record = rows, []
-            own = prefill(self._model, prompts)
-        changed_L = count_changed(attachment.record, rows.lane, rows.live, 1)[0]
-        lane.prompt_changed = changed_L if lane.prompt_changed is None else lane.prompt_changed + changed_L
-        lane.prompt_tokens += sum(map(len, prompts))
-        return [(own, row) for row in range(len(prompts))]
 
     def _arrange(self) -> None:
         rows = len(self._rows)
@@ -258,39 +244,3 @@ class Stream:
         steps = [counts[:, lane.place] for counts in self._history[start : start + len(lane.live_rows)]]
         active, changed = torch.stack(steps, 1).tolist() if steps else ([], [])
         return lane.result(self._stopper, active, changed)
-
-
-def run_stream(
-    model: PreTrainedModel,
-    routers: Sequence[Router],
-    make_decoder: MakeDecoder,
-    stopper: Stopper,
-    jobs: Sequence[Job],
-    stores: Sequence[PromptStore],
-    *,
-    max_rows: int,
-    on_step: OnStep,
-    on_note: Callable[[str], None],
-    **limits: int,
-) -> Iterator[tuple[int, LaneResult]]:
-    """A stream that, out of memory, starts what it had not finished again with half the rows."""
-    while True:
-        stream: Stream | None = None  # the slots of one that failed go before others are made
-        widths = [width for job in jobs for width in job.widths]
-        rows = min(max(max_rows, *widths), sum(widths)) if widths else 0
-        try:
-            stream = Stream(
-                model, routers, make_decoder, stopper, jobs, stores, max_rows=max_rows, on_step=on_step, **limits
-            )
-            for number, lane in stream.run():
-                jobs = [job.without(lane.lane) if at == number else job for at, job in enumerate(jobs)]
-                yield number, lane
-            return
-        except Exception as error:
-            if not is_out_of_memory(error) or group_of(routers) is not None:  # other ranks would not know
-                raise
-            widest = max((width for job in jobs for width in job.widths), default=0)
-            if rows <= widest:
-                raise OutOfMemory(widest, rows) from error
-            max_rows = max(rows // 2, widest)
-            on_note(f"out of memory; going on with {max_rows} rows at a time")

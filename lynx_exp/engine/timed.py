@@ -11,7 +11,6 @@ import torch
 
 from lynx_exp.engine.breakdown import Breakdown, break_down
 from lynx_exp.engine.fastest import using_experts
-from lynx_exp.engine.graph import cuda_capture
 from lynx_exp.engine.hardware import hardware_of, meter_for
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
@@ -72,7 +71,7 @@ def measure_windows(
             least=len(windows) if least is None else least,
             precision=precision,
             on_step=on_step,
-            capture=cuda_capture if self.graphs and self.device.type == "cuda" else None,
+            capture=self.steps.capture,
             meter=meter_for(self.model, self.routers),
         )
     found = replace(timing, experts_implementation=chosen, candidates_ms=candidates, experts_note=self.experts_note)
@@ -115,7 +114,7 @@ def measure(
             max_repeats=repeats if max_repeats is None else max_repeats,
             precision=precision,
             on_step=on_step,
-            capture=cuda_capture if self.graphs and self.device.type == "cuda" and self.has_slots else None,
+            capture=self.steps.capture if self.has_slots else None,
             meter=meter_for(self.model, self.routers),
         )
     hardware = hardware_of(self.model, self.routers)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.energy import Meter, joules_per_token
-from lynx_exp.engine.graph import Capture, Graphs
+from lynx_exp.engine.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.hardware import Hardware, Used
 from lynx_exp.engine.measure import VANILLA
 from lynx_exp.engine.repeats import Interval, Times, is_narrow, ratio_interval, warm_up, window_times
@@ -63,6 +63,8 @@ class WindowTiming:
     """Whether every policy's speed-up is known as well as was asked; True if there is none."""
     graphed: bool = False
     """Whether steps were replayed as CUDA graphs."""
+    steps_note: str | None = None
+    """Why they were not, though it was tried."""
     experts_implementation: str | None = None
     """How experts were computed, for vanilla and policies alike."""
     candidates_ms: Mapping[str, float] = field(default_factory=dict)
@@ -288,7 +290,7 @@ def measure_windows(
     where there is one; it is read over the last window."""
     check_windows(policies, windows, repeats=repeats, least=least, precision=precision)
     batch = make_batch(max(window.most_rows for window in windows), max(window.positions for window in windows))
-    ways = (None,) if capture is None else (capture, None)
+    ways, refused = (None,) if capture is None else (capture, None), None
     for way in ways:
         subjects: dict[str, Subject] = {
             name: _Decoding(batch, routers, policies.get(name), phases, layers, clock, way)
@@ -297,12 +299,11 @@ def measure_windows(
         timed = partial(time_windows, subjects, windows, repeats=repeats, least=least, precision=precision)
         try:
             made = timed(on_step=on_step, enter=batch.enter)
-        except RuntimeError:
-            if way is None:
-                raise
-            continue  # a step that cannot be captured: none is, so that all stay comparable
+        except CannotRecord as error:  # then none is, so that all stay comparable
+            refused = str(error)
+            continue
         tokens = sum(map(len, made.windows[-1].steps))
         turns = {name: subject.turn for name, subject in subjects.items()}
         joules = {} if meter is None else joules_per_token(turns, tokens, meter, clock)
-        return replace(made, graphed=way is not None, joules_per_token=joules)
+        return replace(made, graphed=way is not None, joules_per_token=joules, steps_note=refused)
     raise AssertionError("unreachable")

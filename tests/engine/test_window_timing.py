@@ -136,9 +136,9 @@ def test_steps_are_captured_by_rows_and_width(engine: Engine, run: LaneRun) -> N
     captured = []
 
     def capture(step):  # type: ignore[no-untyped-def]
-        logits = step()
+        (logits,) = step()
         captured.append(logits.shape[0])
-        return lambda: logits
+        return lambda: (logits,)
 
     windows = [window_of(run, 7, 4), window_of(run, 0, 2)]  # four rows, then two; both narrower than 32 positions
     timing = torch.inference_mode()(measure_windows)(

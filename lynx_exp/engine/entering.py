@@ -1,0 +1,42 @@
+"""Prompts of requests that enter a lane: from the store or, where the lane's policy acts on prompts, prefilled for them
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.batch import PREFILL_KEY
+from lynx_exp.engine.lane import Job, Lane
+from lynx_exp.engine.prompts import PromptStore, pads_left, prefill, prompt_rows_of
+from lynx_exp.engine.slots import Prefilled
+from lynx_exp.models import Attachment, Router, count_changed
+
+
+def prefilled(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    job: Job,
+    store: PromptStore,
+    lane: Lane,
+    numbers: Sequence[int],
+    slots: Sequence[int],
+    device: torch.device,
+) -> list[tuple[Prefilled, int]]:
+    """For each of the requests `numbers`, which take the lane's `slots`, the prefill that holds it and its row there;
+    what a policy changed in it is noted in the lane."""
+    prompts = [job.requests[number].prompt_ids for number in numbers]
+    if not job.act.prefills:
+        return [store.get(prompt) for prompt in prompts]
+    with Attachment(routers, job.act.policy, job.act.phases, job.act.layers) as attachment:
+        key = (lane.number << 32) + PREFILL_KEY + lane.admissions
+        rows = prompt_rows_of(prompts, slots, key, device, left=pads_left(model))
+        attachment.rows, attachment.record = rows, []
+        own = prefill(model, prompts)
+    changed_L = count_changed(attachment.record, rows.lane, rows.live, 1)[0]
+    lane.prompt_changed = changed_L if lane.prompt_changed is None else lane.prompt_changed + changed_L
+    lane.prompt_tokens += sum(map(len, prompts))
+    return [(own, row) for row in range(len(prompts))]

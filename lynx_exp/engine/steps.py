@@ -1,0 +1,107 @@
+"""How decode steps run: recorded once and replayed, with one decoder layer compiled; or launched from Python. What was
+asked for, what came of it, and why not, for the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.exactness import is_exact
+from lynx_exp.engine.graph import Capture, CudaGraphs
+from lynx_exp.engine.lane import Job
+from lynx_exp.engine.slots import keeps_states
+from lynx_exp.engine.stream import MakeDecoder
+from lynx_exp.models import Router
+from lynx_exp.models.ranks import group_of
+
+Asked = Literal["auto", "captured", "eager"]
+
+
+class Steps:
+    """Of one engine. `auto`: recorded on a GPU, where that works; `captured`: or an error; `eager`: never."""
+
+    def __init__(self, asked: Asked, model: PreTrainedModel, routers: Sequence[Router]) -> None:
+        """ValueError for another word, or for `captured` where it cannot be."""
+        if asked not in get_args(Asked):
+            raise ValueError(f"steps={asked}: must be one of {', '.join(get_args(Asked))}")
+        self.asked, self._model, self._routers = asked, model, routers
+        self.on_gpu = model.get_input_embeddings().weight.is_cuda
+        self.reason = _why_eager(asked, model, routers, self.on_gpu)
+        """Why steps are launched from Python; None: they are recorded."""
+        self._held_back: str | None = None
+        """The same of the jobs at hand."""
+        self.capture: Capture | None = CudaGraphs() if self.reason is None else None
+        """What records them."""
+        self.always_leads: bool | None = None
+        """Whether a step is always launched before the tokens of the last are read; None: as it pays."""
+        self.rows: int | None = None
+        """Seats of the steps that a run last recorded."""
+        self.exact: bool | None = None
+        """Whether tokens there are known not to depend on who else is in the batch."""
+        self.experts: str | None = None
+        """How experts are computed there."""
+        self.say: Callable[[str], None] = lambda _text: None
+        """Told what takes long before a first step."""
+        if asked == "captured" and self.reason is not None:
+            raise ValueError(f"steps=captured: {self.reason}")
+
+    def record_with(self, capture: Capture) -> None:
+        """Record so, on any device."""
+        self.capture, self.reason = capture, None
+
+    def refuse(self, reason: str) -> None:
+        """A recording failed: no other is tried. ValueError where it was asked for."""
+        if self.asked == "captured":
+            raise ValueError(f"steps=captured: {reason}")
+        self.reason, self.capture, self.rows, self.exact = reason, None, None, None
+
+    def capture_for(self, jobs: Sequence[Job]) -> Capture | None:
+        """What records the steps of these jobs; None: they run from Python."""
+        names = sorted({name for job in jobs for request in job.requests for name, _ in request.processing})
+        self._held_back = None
+        if keeps_states(self._model.config.get_text_config()):
+            self._held_back = "its layers keep states, which a step that is done again would move on twice"
+        elif names:
+            self._held_back = f"{', '.join(names)}: needs each response so far, which the host has"
+        return self.capture if self._held_back is None else None
+
+    def began(self, make_decoder: MakeDecoder, seats: int) -> None:
+        """A run records steps of so many rows."""
+        experts = self._model.config.get_text_config()._experts_implementation
+        if (seats, experts) != (self.rows, self.experts):
+            self.exact = is_exact(self._model, self._routers, make_decoder, seats)
+        self.rows, self.experts = seats, experts
+
+    @property
+    def note(self) -> str:
+        """For a reader of the run."""
+        return f"steps are launched from Python: {self.reason}"
+
+    def record(self) -> dict[str, Any] | None:
+        """For the status of a cell; None on a CPU, where there is nothing to tell."""
+        if not self.on_gpu and self.capture is None:
+            return None
+        reason = self.reason or self._held_back
+        return {
+            "ran": "captured" if reason is None else "eager",
+            "reason": reason,
+            "rows": self.rows if reason is None else None,
+            "exact": self.exact if reason is None else None,
+            "experts_implementation": self.experts,
+        }
+
+
+def _why_eager(asked: Asked, model: PreTrainedModel, routers: Sequence[Router], on_gpu: bool) -> str | None:
+    """What is known against recording this model's steps before one is tried."""
+    if asked == "eager":
+        return "steps=eager"
+    if not on_gpu:
+        return f"needs a CUDA device, this is {model.get_input_embeddings().weight.device}"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "its layers are on several devices"
+    if group_of(routers) is not None:
+        return "it is spread over several ranks"
+    return None
