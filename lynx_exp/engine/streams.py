@@ -10,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.captured_stream import CapturedStream
-from lynx_exp.engine.graph import CannotRecord
+from lynx_exp.engine.graph import CannotRecord, reason_of
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.lead import Lead
+from lynx_exp.engine.likely import NotANumber
 from lynx_exp.engine.memory import OutOfMemory, is_out_of_memory
 from lynx_exp.engine.prompts import PromptStore
 from lynx_exp.engine.results import LaneResult
@@ -52,15 +53,17 @@ def run_stream(
                 stream = Stream(*given, least_rows=least_rows, **limits)
             else:
                 stream = CapturedStream(*given, capture=capture, lead=Lead(steps.always_leads), **limits)
-                steps.began(given[2], stream.seats)
+                if stream.seats:
+                    steps.began(given[2], stream.seats)
             for number, lane in stream.run():
                 jobs = [job.without(lane.lane) if at == number else job for at, job in enumerate(jobs)]
                 yield number, lane
             return
-        except CannotRecord as error:
-            steps.refuse(str(error))
-            on_note(steps.note)
         except Exception as error:
+            if isinstance(stream, CapturedStream) and not is_out_of_memory(error) and not isinstance(error, NotANumber):
+                steps.refuse(str(error) if isinstance(error, CannotRecord) else reason_of(error))
+                on_note(steps.note)
+                continue
             if not is_out_of_memory(error) or group_of(routers) is not None:  # other ranks would not know
                 raise
             widest = max((width for job in jobs for width in job.widths), default=0)
