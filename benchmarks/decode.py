@@ -26,7 +26,7 @@ from harness import interleave, paired_ratio, report
 from shapes import VOCABULARY, gib, large_engine
 
 from lynx_exp import Engine
-from lynx_exp.engine.fastest import using_experts
+from lynx_exp.models.experts import using_experts
 from lynx_exp.tasks.mini import held_out
 
 GOALS = {"lynx_tiny": {1: 1.5, 16: 1.2, 64: 1.2}, "large": {1: 1.0, 16: 1.0, 64: 1.0}}

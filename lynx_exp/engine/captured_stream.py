@@ -11,7 +11,7 @@ S seats, G lane places, L layers, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from lynx_exp.engine.slots import Cursor, Slots, round_up
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, OnStep
 from lynx_exp.models import Router
+from lynx_exp.models.experts import using_experts
 
 LEAST_WIDTH = 128
 """Columns that attention reads: this many at least, and then one of a few numbers, so that few steps are recorded."""
@@ -53,9 +54,11 @@ class CapturedStream:
         on_step: OnStep,
         capture: Capture,
         lead: Lead,
+        experts: Callable[[int], str | None],
     ) -> None:
-        """As `Stream`; `capture`: records steps. CannotRecord, while it runs, if it cannot."""
-        self._routers, self._on_step, self._capture, self._lead = routers, on_step, capture, lead
+        """As `Stream`; `capture`: records steps; `experts`: from a step's rows to how it computes experts (None: as the
+        model does). CannotRecord, while it runs, if it cannot."""
+        self._model, self._routers, self._on_step, self._capture, self._lead = model, routers, on_step, capture, lead
         self._acts = list(dict.fromkeys(job.act for job in jobs))
         self._flights: deque[tuple[int, Readback]] = deque()
         """(number, what it made) of launches that have not been read."""
@@ -73,6 +76,7 @@ class CapturedStream:
         like, _ = stores[waiting[-1].job].get(asked[-1].prompt_ids)
         widest = max(lane.width for lane in waiting)
         self.seats = seats_that_fit(max_rows, widest, like.row_bytes(self._capacity), budget)
+        self.experts = experts(self.seats)
         slots = Slots(like, self.seats, self._capacity)
         self._seating = Seating(model, routers, stopper, jobs, stores, waiting, slots, self.seats)
         device = model.get_input_embeddings().weight.device
@@ -139,7 +143,8 @@ class CapturedStream:
             self._replays, self._recorded_for = {}, present
         if width not in self._replays:
             sections = MaskedSections(self._routers, {number: self._acts[number] for number in present}, self._buffers)
-            self._replays[width] = recorded(self._capture, lambda: self._step(sections, width))
+            with using_experts(self._model, self.experts):
+                self._replays[width] = recorded(self._capture, lambda: self._step(sections, width))
         return self._replays[width]()
 
     def _step(self, sections: MaskedSections, width: int) -> Made:

@@ -9,6 +9,7 @@ R rows, H heads, D head size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -56,12 +57,7 @@ class DirectDecoder:
 
     def __init__(self, model: Any, slots: Slots, cursor: Cursor) -> None:
         self._model, self._slots, self._cursor = model, slots, cursor
-        body = model.model
-        device, dtype = body.embed_tokens.weight.device, body.embed_tokens.weight.dtype
-        positions = torch.arange(slots.capacity, device=device)[None]
-        cos, sin = body.rotary_emb(torch.empty(0, dtype=dtype, device=device), positions)
-        half = cos.shape[-1] // 2
-        self._cos_CD, self._sin_CD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self._cos_CD, self._sin_CD = position_table(model, slots.capacity)
         self._joined = _joined_projections(model)
 
     def step(self, token_R: Tensor) -> Tensor:
@@ -98,6 +94,16 @@ class DirectDecoder:
             enable_gqa=query.shape[1] != value.shape[1],
         )
         return attention.o_proj(out.view(rows, -1))
+
+
+def position_table(model: Any, positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, `[C, D]` each; the sines of the first half negative, so that rotating
+    halves is a roll."""
+    body = model.model
+    device, dtype = body.embed_tokens.weight.device, body.embed_tokens.weight.dtype
+    cos, sin = body.rotary_emb(torch.empty(0, dtype=dtype, device=device), torch.arange(positions, device=device)[None])
+    half = cos.shape[-1] // 2
+    return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
 
 
 _JOINED: WeakKeyDictionary[PreTrainedModel, tuple[object, list[Tensor]]] = WeakKeyDictionary()
@@ -143,7 +149,7 @@ def choose_decoder(model: PreTrainedModel) -> type[PlainDecoder] | type[DirectDe
     growing = getattr(rotary, "rope_type", None) in ("dynamic", "longrope")  # a table that changes with its length
     if config.model_type not in DIRECT or clipped or spread or growing or not attends_fully(config):
         return PlainDecoder
-    return DirectDecoder if _agree(model) else PlainDecoder
+    return DirectDecoder if _direct_applies(model) else PlainDecoder
 
 
 _LENGTHS = (3, 17, 40)
@@ -157,12 +163,12 @@ def _trial(model: PreTrainedModel) -> tuple[list[tuple[int, ...]], Tensor]:
     return prompts, torch.randint(vocabulary, (2, 3), generator=draw).to(model.get_input_embeddings().weight.device)
 
 
-def _fed(kind: type[Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor) -> Tensor:
+def _fed(kind: Callable[..., Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor) -> Tensor:
     """`[3, V]` fp32 logits after the tokens."""
     slots = Slots(made, 3, 64)
     slots.load([0, 1, 2], made, [0, 1, 2])
     cursor = Cursor(torch.arange(3, device=tokens.device), torch.tensor(made.lengths, device=tokens.device), 64)
-    decoder = kind(model, slots, cursor)  # type: ignore[call-arg]
+    decoder = kind(model, slots, cursor)
     for token_R in tokens:
         logits = decoder.step(token_R)
         cursor.position = cursor.position + 1
@@ -170,17 +176,21 @@ def _fed(kind: type[Decoder], model: PreTrainedModel, made: Prefilled, tokens: T
 
 
 @torch.inference_mode()
-def _agree(model: PreTrainedModel) -> bool:
+def agree(model: PreTrainedModel, one: Callable[..., Decoder], other: Callable[..., Decoder]) -> bool:
     """Whether two steps of three rows at different positions give the same logits, up to rounding."""
     prompts, tokens = _trial(model)
     made = prefill(model, prompts)
+    first, second = (_fed(kind, model, made, tokens) for kind in (one, other))
+    spread = first.std().clamp_min(1e-6)
+    allowed = 1e-3 if model.dtype == torch.float32 else 0.1
+    return bool(((first - second).abs().max() / spread) <= allowed)
+
+
+def _direct_applies(model: PreTrainedModel) -> bool:
     try:
-        plain, direct = (_fed(kind, model, made, tokens) for kind in (PlainDecoder, DirectDecoder))
+        return agree(model, PlainDecoder, DirectDecoder)
     except (AttributeError, TypeError, RuntimeError):
         return False
-    spread = plain.std().clamp_min(1e-6)
-    allowed = 1e-3 if model.dtype == torch.float32 else 0.1
-    return bool(((plain - direct).abs().max() / spread) <= allowed)
 
 
 @torch.inference_mode()

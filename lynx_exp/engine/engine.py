@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lynx_exp.engine import timed
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.batching import batching, enters_any_time
 from lynx_exp.engine.decoder import Decoder, choose_decoder
-from lynx_exp.engine.fastest import choose_experts
+from lynx_exp.engine.fastest import choose_experts, stream_experts
 from lynx_exp.engine.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.generate import run_padded
 from lynx_exp.engine.lane import Job
@@ -264,6 +264,7 @@ class Engine:
                 jobs,
                 [self._store(plan_order(job.requests, job.plan)) for job in jobs],
                 steps=self.steps,
+                experts=partial(stream_experts, self),
                 max_rows=self.max_rows,
                 budget=self._budget() * 3 // 4,
                 least_rows=EXACT_ROWS if exact else 1,
@@ -363,10 +364,13 @@ class Engine:
         """Bytes for keys and values, the same on every rank."""
         return from_first(memory_budget(self.device, self.memory_gib), self.routers)
 
-    def _make_decoder(self) -> MakeDecoder:
+    def _plain_decoder(self) -> type[Decoder]:
         if self._decoder is None:
             self._decoder = choose_decoder(self.model)
         return self._decoder
+
+    def _make_decoder(self) -> MakeDecoder:
+        return self.steps.decoder(self._plain_decoder())
 
     def _store(self, order: tuple[Prompt, ...]) -> PromptStore:
         """Of these prompts in this order; the last few are kept for the next cell."""

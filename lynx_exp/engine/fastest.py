@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from lynx_exp.engine.measure import MakeBatch
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.models import from_first
 from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
-from lynx_exp.models.experts import PER_EXPERT
+from lynx_exp.models.experts import PER_EXPERT, using_experts
 
 if TYPE_CHECKING:
     from lynx_exp.engine.engine import Engine
@@ -54,6 +53,14 @@ def refused_experts(self: Engine, rows: int) -> tuple[str, ...]:
     why = from_first(refusal(self.model, rows, self.top_k), self.routers)
     self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
     return (FEW_ROWS,) if why else ()
+
+
+def stream_experts(self: Engine, rows: int) -> str | None:
+    """How a stream of recorded steps of so many rows computes experts: in the way in which no row depends on another,
+    unless one was given at load, or that one does not run here. None: as the model does."""
+    if not self.auto_experts or FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
+        return None
+    return None if refused_experts(self, rows) else FEW_ROWS
 
 
 @torch.inference_mode()
@@ -108,20 +115,6 @@ def _timed(
                     if trial:
                         times[name].append((_now(token_R) - start) * 1e3)
     return {name: median(steps) for name, steps in times.items()}
-
-
-@contextmanager
-def using_experts(model: PreTrainedModel, name: str | None) -> Iterator[None]:
-    """The model with its experts computed in this way."""
-    before = model.config.get_text_config()._experts_implementation
-    if name is None or name == before:
-        yield
-        return
-    model.set_experts_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(before)
 
 
 def _now(tensor: torch.Tensor) -> float:

@@ -5,16 +5,20 @@ asked for, what came of it, and why not, for the record.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.compiled_decoder import CompiledDecoder, LayerCode, form_of
+from lynx_exp.engine.decoder import DIRECT, Decoder, DirectDecoder, agree
 from lynx_exp.engine.exactness import is_exact
-from lynx_exp.engine.graph import Capture, CudaGraphs
+from lynx_exp.engine.graph import Capture, CudaGraphs, reason_of
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.slots import keeps_states
 from lynx_exp.engine.stream import MakeDecoder
 from lynx_exp.models import Router
+from lynx_exp.models.experts import using_experts
 from lynx_exp.models.ranks import group_of
 
 Asked = Literal["auto", "captured", "eager"]
@@ -35,6 +39,11 @@ class Steps:
         """The same of the jobs at hand."""
         self.capture: Capture | None = CudaGraphs() if self.reason is None else None
         """What records them."""
+        self.backend: Any = "inductor" if self.on_gpu else None
+        """What compiles a layer of them; None: nothing does."""
+        self.not_compiled: str | None = None
+        """Why none is, though it was tried."""
+        self._code: LayerCode | None = None
         self.always_leads: bool | None = None
         """Whether a step is always launched before the tokens of the last are read; None: as it pays."""
         self.rows: int | None = None
@@ -68,12 +77,40 @@ class Steps:
             self._held_back = f"{', '.join(names)}: needs each response so far, which the host has"
         return self.capture if self._held_back is None else None
 
-    def began(self, make_decoder: MakeDecoder, seats: int) -> None:
-        """A run records steps of so many rows."""
-        experts = self._model.config.get_text_config()._experts_implementation
-        if (seats, experts) != (self.rows, self.experts):
-            self.exact = is_exact(self._model, self._routers, make_decoder, seats)
-        self.rows, self.experts = seats, experts
+    def began(self, make_decoder: MakeDecoder, rows: int, experts: str | None) -> None:
+        """A run records steps of so many rows, whose experts are computed so (None: as the model does)."""
+        with using_experts(self._model, experts):
+            way = self._model.config.get_text_config()._experts_implementation
+            if (rows, way) != (self.rows, self.experts):
+                self.exact = is_exact(self._model, self._routers, make_decoder, rows)
+        self.rows, self.experts = rows, way
+
+    def decoder(self, plain: type[Decoder]) -> MakeDecoder:
+        """`plain`, or the same compiled, where steps are recorded and it can be."""
+        if self.capture is None or self.backend is None:
+            return plain
+        if self._code is None and self.not_compiled is None:
+            self.not_compiled = self._compile(plain)
+        return plain if self._code is None else partial(CompiledDecoder, code=self._code)
+
+    def _compile(self, plain: type[Decoder]) -> str | None:
+        """Why it cannot be; None: it is."""
+        if plain is not DirectDecoder:
+            kind = self._model.config.get_text_config().model_type
+            return f"the layers of {kind} run as the model's own modules; compiled are those of {', '.join(DIRECT)}"
+        try:
+            code = LayerCode(form_of(self._model), self.backend, self.say)
+            if not agree(self._model, plain, partial(CompiledDecoder, code=code)):
+                return "its compiled layers give other logits"
+        except Exception as error:  # a compiler fails in many ways
+            return reason_of(error)
+        self._code = code
+        return None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps that are recorded run compiled layers."""
+        return self._code is not None and self.capture is not None
 
     @property
     def note(self) -> str:
@@ -90,7 +127,10 @@ class Steps:
             "reason": reason,
             "rows": self.rows if reason is None else None,
             "exact": self.exact if reason is None else None,
-            "experts_implementation": self.experts,
+            "experts_implementation": self.experts if reason is None else None,
+            "compiled": self.compiled and reason is None,
+            "not_compiled": self.not_compiled,
+            "compile_s": None if self._code is None else round(self._code.seconds, 1),
         }
 
 

@@ -33,6 +33,7 @@ def run_stream(
     stores: Sequence[PromptStore],
     *,
     steps: Steps,
+    experts: Callable[[int], str | None],
     max_rows: int,
     budget: int,
     least_rows: int,
@@ -40,7 +41,7 @@ def run_stream(
     on_note: Callable[[str], None],
 ) -> Iterator[tuple[int, LaneResult]]:
     """(number of the job, lane) for each lane as it completes. `budget`, `least_rows`: as in `Stream`; `steps`: how
-    they run, and where a recording fails from then on."""
+    they run, and where a recording fails from then on; `experts`: as in `CapturedStream`."""
     while True:
         stream: Stream | CapturedStream | None = None  # the slots of one that failed go before others are made
         widths = [width for job in jobs for width in job.widths]
@@ -52,9 +53,10 @@ def run_stream(
             if capture is None:
                 stream = Stream(*given, least_rows=least_rows, **limits)
             else:
-                stream = CapturedStream(*given, capture=capture, lead=Lead(steps.always_leads), **limits)
+                lead = Lead(steps.always_leads)
+                stream = CapturedStream(*given, capture=capture, lead=lead, experts=experts, **limits)
                 if stream.seats:
-                    steps.began(given[2], stream.seats)
+                    steps.began(given[2], stream.seats, stream.experts)
             for number, lane in stream.run():
                 jobs = [job.without(lane.lane) if at == number else job for at, job in enumerate(jobs)]
                 yield number, lane

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from lynx_exp.engine.breakdown import Breakdown, break_down
-from lynx_exp.engine.fastest import using_experts
 from lynx_exp.engine.hardware import hardware_of, meter_for
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
@@ -20,6 +19,7 @@ from lynx_exp.engine.window_batch import WindowBatch
 from lynx_exp.engine.window_timing import WindowTiming, check_windows
 from lynx_exp.engine.window_timing import measure_windows as time_model_windows
 from lynx_exp.engine.windows import Window
+from lynx_exp.models.experts import using_experts
 from lynx_exp.routing import Phases, Policy
 
 if TYPE_CHECKING:
@@ -74,8 +74,14 @@ def measure_windows(
             capture=self.steps.capture,
             meter=meter_for(self.model, self.routers),
         )
-    found = replace(timing, experts_implementation=chosen, candidates_ms=candidates, experts_note=self.experts_note)
-    return replace(found, hardware=hardware_of(self.model, self.routers))
+    return replace(
+        timing,
+        experts_implementation=chosen,
+        candidates_ms=candidates,
+        experts_note=self.experts_note,
+        compiled=self.steps.compiled,
+        hardware=hardware_of(self.model, self.routers),
+    )
 
 
 def measure(
@@ -117,8 +123,13 @@ def measure(
             capture=self.steps.capture if self.has_slots else None,
             meter=meter_for(self.model, self.routers),
         )
-    hardware = hardware_of(self.model, self.routers)
-    return replace(timing, experts_implementation=chosen, candidates_ms=candidates, hardware=hardware)
+    return replace(
+        timing,
+        experts_implementation=chosen,
+        candidates_ms=candidates,
+        compiled=self.steps.compiled,
+        hardware=hardware_of(self.model, self.routers),
+    )
 
 
 def measure_prefill(
@@ -170,7 +181,7 @@ def breakdown(
         return break_down(
             self.model,
             self.routers,
-            self._make_decoder(),
+            self._plain_decoder(),
             encoded,
             _bound(self, policies),
             phases,

@@ -65,6 +65,8 @@ class WindowTiming:
     """Whether steps were replayed as CUDA graphs."""
     steps_note: str | None = None
     """Why they were not, though it was tried."""
+    compiled: bool = False
+    """Whether their layers were compiled."""
     experts_implementation: str | None = None
     """How experts were computed, for vanilla and policies alike."""
     candidates_ms: Mapping[str, float] = field(default_factory=dict)

@@ -11,10 +11,13 @@ T token rows, K slots, S = T * K, D hidden size, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 PER_EXPERT = "per_expert"
@@ -108,6 +111,20 @@ def _products(self: Any, name: str, given: Tensor, spans: Spans, turned: int | N
         else:
             torch.addmm(biases[expert], given[start:stop], weights[expert], out=made[start:stop])
     return made
+
+
+@contextmanager
+def using_experts(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """The model with its experts computed in this way."""
+    before = model.config.get_text_config()._experts_implementation
+    if name is None or name == before:
+        yield
+        return
+    model.set_experts_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 ALL_EXPERTS_FUNCTIONS.register(PER_EXPERT, per_expert)

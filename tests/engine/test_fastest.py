@@ -9,8 +9,8 @@ import pytest
 
 import lynx_exp.engine.fastest as fastest
 from lynx_exp import Engine, build_policy
-from lynx_exp.engine.fastest import CANDIDATES, fastest_experts, using_experts
-from lynx_exp.models.experts import PER_EXPERT, PER_EXPERT_EXACT
+from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
+from lynx_exp.models.experts import PER_EXPERT, PER_EXPERT_EXACT, using_experts
 
 
 def way(engine: Engine) -> str | None:
