@@ -80,7 +80,8 @@ def main() -> None:
     else:
         engine, name = Engine.from_pretrained(arguments.model), arguments.model
         prompts = [item.prompt for item in held_out("mini_gsm8k")]
-    engine.graphs = not arguments.no_graphs
+    if arguments.no_graphs:
+        engine.steps.refuse("--no-graphs")
     print(f"{name}, {gib(engine):.2f} GiB, {engine.dtype} on {engine.device}, {torch.get_num_threads()} threads")
     print(f"{'batch':>5} {'policy':>16} {'step ms':>8} {'vanilla ms':>10} {'cost %':>7} {'95 %':>15} {'us/layer':>9}")
     cases = []

@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--no-graphs", action="store_true", help="on a GPU: launch each step from Python")
     arguments = parser.parse_args()
     engine = large_engine(arguments.shape, arguments.layers)
-    engine.graphs = not arguments.no_graphs
+    if arguments.no_graphs:
+        engine.steps.refuse("--no-graphs")
     draw = random.Random(0)
     prompts = [[draw.randrange(VOCABULARY) for _ in range(arguments.prompt)] for _ in range(arguments.batch)]
     first = engine.measure(prompts, batch_size=arguments.batch, policies={}, new_tokens=4, repeats=1)

@@ -101,6 +101,7 @@ FIELDS += [
     "dtype",
     "device",
     "kernel",
+    "steps",
 ]
 FIELDS += ["threads", "pack.max_rows", "pack.memory_gib", "measure.latency", "measure.context", "measure.new_tokens"]
 FIELDS += [

@@ -22,6 +22,7 @@ from lynx_exp.config.choices import (
     PHASES,
     SANDBOXES,
     SCORINGS,
+    STEPS,
     TAILS,
     THEN,
     TRUNCATES,
@@ -72,6 +73,9 @@ class Config:
     device: str = "auto"
     kernel: str = "auto"
     """What selects experts: auto (Triton on CUDA, where installed), torch or triton."""
+    steps: str = "auto"
+    """How decode steps run on a GPU: auto (recorded once and replayed as CUDA graphs, with compiled layers; where that
+    fails, launched from Python, and the record says why), captured (or an error) or eager (launched)."""
     threads: int | None = None
     """CPU threads of the model; null leaves the default."""
     fidelity: bool = False
@@ -132,6 +136,7 @@ class Config:
             self._check_vllm()
         one_of("dtype", self.dtype, DTYPES)
         one_of("kernel", self.kernel, KERNELS)
+        one_of("steps", self.steps, STEPS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N (N: the number of a GPU)")
         if self.model.device_map is not None and self.device != "auto":
@@ -165,6 +170,7 @@ class Config:
             ("measure.breakdown", self.measure.breakdown, False, ""),
             ("scoring", self.scoring, "decode", ""),
             ("kernel", self.kernel, "auto", ""),
+            ("steps", self.steps, "auto", "; vllm.enforce_eager says it there"),
             ("threads", self.threads, None, "; set OMP_NUM_THREADS"),
             ("model.device_map", self.model.device_map, None, "; give vllm.engine_args.tensor_parallel_size"),
             ("model.parallel", self.model.parallel, None, "; give vllm.engine_args.tensor_parallel_size"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PretrainedConfig
 
+from lynx_exp.engine.steps import Asked
 from lynx_exp.models import (
     DeviceMap,
     find_calibration,
@@ -38,6 +39,7 @@ def from_pretrained(
     parallel: str | None = None,
     max_rows: int = 256,
     memory_gib: float | None = None,
+    steps: Asked = "auto",
 ) -> Engine:
     """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
     cannot be.
@@ -59,7 +61,7 @@ def from_pretrained(
         device_map=device_map,
         parallel=parallel,
     )
-    engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib)
+    engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
     engine.partial = partial
     engine.calibration = find_calibration(model)
     return _with_experts(engine, experts_implementation)
@@ -76,6 +78,7 @@ def from_config(
     experts_implementation: str = "auto",
     max_rows: int = 256,
     memory_gib: float | None = None,
+    steps: Asked = "auto",
 ) -> Engine:
     """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
     where = resolve_device(device)
@@ -87,7 +90,7 @@ def from_config(
         device=where,
         experts_implementation=_experts(experts_implementation, where),
     )
-    engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib)
+    engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
     return _with_experts(engine, experts_implementation)
 
 

@@ -208,6 +208,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
         if config.kernel == "triton" and device.type != "cuda":
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
+        if config.steps == "captured" and device.type != "cuda":
+            raise ValueError(f"steps=captured: needs a CUDA device, not device={device.type}; use steps=auto or eager")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
         ids = cell_ids(
             as_dict(config)

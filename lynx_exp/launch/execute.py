@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from lynx_exp.launch.cell import Cell, Task
-from lynx_exp.launch.kernels import note_fallbacks
+from lynx_exp.launch.kernels import hear_of_steps, note_how
 from lynx_exp.launch.lanes import drained, plan_json, plan_of
 from lynx_exp.launch.latency import measure_cell
 from lynx_exp.launch.metrics import cell_metrics, drained_note
@@ -97,6 +97,7 @@ class Pack:
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
         self._hold_of = hold_of
         self._open: list[Attempt] = []
+        hear_of_steps(engine, progress)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
         """What is missing of `cells`, which are claimed. KeyboardInterrupt leaves what is committed, and is raised
@@ -377,7 +378,7 @@ class Pack:
         note = drained_note(metrics, cell.config.batch_size)
         if note is not None:
             self._noted([attempt])(f"{cell.name}: {note}")
-        note_fallbacks(attempt.policy, writer.notes, self._progress)
+        note_how(self._engine, attempt.policy, writer, self._progress)
         writer.finish(
             samples=[
                 row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer.responses(task.name))

@@ -1,4 +1,4 @@
-"""What a cell's record says of selection kernels that did not run."""
+"""What a cell's record says of how its steps ran, and of selection kernels that did not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING
 from lynx_exp.launch.progress import Progress
 
 if TYPE_CHECKING:
+    from lynx_exp.engine import LaneEngine
     from lynx_exp.routing import Policy
+    from lynx_exp.store.cell import CellWriter
+
+
+def hear_of_steps(engine: LaneEngine, progress: Progress) -> None:
+    """Show what its steps take long for, once a run."""
+    steps = getattr(engine, "steps", None)
+    if steps is not None:
+        steps.say = progress.note_once
+
+
+def note_how(engine: LaneEngine, policy: Policy | None, writer: CellWriter, progress: Progress) -> None:
+    """How the engine ran the cell: into its status."""
+    steps = getattr(engine, "steps", None)
+    writer.steps_ran = None if steps is None else steps.record()
+    note_fallbacks(policy, writer.notes, progress)
 
 
 def note_fallbacks(policy: Policy | None, notes: list[str], progress: Progress) -> None:

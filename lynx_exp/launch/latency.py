@@ -72,6 +72,8 @@ def measure_cell(
     )
     if timing.experts_note is not None:
         note(f"{cell.name}: {timing.experts_note}")
+    if timing.steps_note is not None:
+        note(f"{cell.name}: timed steps are launched from Python: {timing.steps_note}")
     if not timing.stable:
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
@@ -163,6 +165,8 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
             name: [sorted(steps)[len(steps) // 2] for steps in rounds] for name, rounds in timing.warmup_ms.items()
         },
         "graphed": timing.graphed,
+        "compiled": timing.compiled,
+        "steps_note": timing.steps_note,
         "experts_implementation": timing.experts_implementation,
         "candidates_ms": timing.candidates_ms,
         "experts_note": timing.experts_note,

@@ -24,6 +24,7 @@ SHARED = (
     "dtype",
     "device",
     "kernel",
+    "steps",
     "threads",
     "scoring",
     "truncate",

@@ -62,6 +62,7 @@ def open_engine(config: Config) -> LaneEngine:
         "experts_implementation": model.experts_implementation,
         "max_rows": config.pack.max_rows,
         "memory_gib": config.pack.memory_gib,
+        "steps": config.steps,
     }
     if model.kind == "random":
         return Engine.from_config(model.id, model.config, seed=model.seed, **common)
@@ -89,6 +90,7 @@ class _Engines:
                 asdict(config.model),
                 config.dtype,
                 config.device,
+                config.steps,
                 asdict(config.pack),
                 config.backend,
                 asdict(config.vllm),

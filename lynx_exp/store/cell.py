@@ -61,6 +61,8 @@ class CellWriter:
     """Committed lanes of a subtask."""
     notes: list[str] = field(default_factory=list)
     """What its reader should know of how it ran, for the status."""
+    steps_ran: dict[str, Any] | None = None
+    """How its decode steps ran, for the status; None: nothing to tell."""
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """Earlier ones, the latest last."""
     failures: int = 0
@@ -235,6 +237,8 @@ class CellWriter:
             "finished": _now() if over else None,
             "seconds": round(monotonic() - self._clock, 3) if over else None,
         }
+        if self.steps_ran is not None:
+            status["steps"] = self.steps_ran
         self.hold.write_json(self.folder / "status.json", status)
 
 

@@ -54,7 +54,7 @@ STATUS = fields(
             "attempts": items(_ATTEMPT),
         },
         **{"failures": count, "lanes": count, "together": count, "started": text, "finished": maybe(text)},
-        "seconds": maybe(number),
+        **{"seconds": maybe(number), "steps": named(anything)},
     },
 )
 

@@ -42,6 +42,7 @@ SCIENTIFIC = (
     "dtype",
     "device",
     "kernel",
+    "steps",
     "threads",
     "model.experts_implementation",
     "model.device_map",
@@ -56,8 +57,8 @@ SCIENTIFIC = (
     "measure.prefill",
     "measure.breakdown",
 )
-"""In the hash. `threads`, `kernel` and where the model lies change latency and last bits; a cell without `measure`
-lacks that record."""
+"""In the hash. `threads`, `kernel`, `steps` and where the model lies change latency and last bits; a cell without
+`measure` lacks that record."""
 
 DIGESTED = (
     *("model.kind", "model.id", "model.revision", "model.config", "model.seed"),
@@ -140,6 +141,8 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         fields |= {"policy": {"name": name}, "phases": "none", "layers": None, "fidelity": False}
     if fields["task.weights"] is None:
         fields["task.mixing"] = None
+    if fields["device"] == "cpu":
+        fields["steps"] = None
     if fields["batching"] == "static":
         fields |= {"waves": None, "tail": None}
     if fields["plan_seed"] is None or fields["batch_size"] == 1:

@@ -11,7 +11,7 @@ from lynx_exp.store.identity import COSMETIC, UNTOUCHED, flatten
 from lynx_exp.store.reading import value_or_empty
 
 HOW = (
-    *("backend", "dtype", "device", "kernel", "threads", "fidelity"),
+    *("backend", "dtype", "device", "kernel", "steps", "threads", "fidelity"),
     *("model.experts_implementation", "model.device_map", "model.parallel"),
     *("measure.latency", "measure.windows", "measure.max_windows", "measure.new_tokens", "measure.repeats"),
     "measure.precision",

@@ -119,7 +119,7 @@ def test_every_policy_runs_in_the_same_graph(engine: Engine) -> None:
 def steps_of(engine: Engine, backend: Any) -> Steps:
     steps = engine.steps = Steps("auto", engine.model, engine.routers)
     steps.record_with(rerun)
-    steps.backend, steps.always_leads = backend, True
+    steps.backend, steps.always_leads, engine.max_rows = backend, True, 16
     return steps
 
 

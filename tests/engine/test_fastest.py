@@ -10,6 +10,8 @@ import pytest
 import lynx_exp.engine.fastest as fastest
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
+from lynx_exp.engine.graph import Made, Step, rerun
+from lynx_exp.engine.steps import Steps
 from lynx_exp.models.experts import PER_EXPERT, PER_EXPERT_EXACT, using_experts
 
 
@@ -115,6 +117,48 @@ def test_the_models_own_way_comes_back_after_an_exception(auto: Engine, prompts:
     with pytest.raises(RuntimeError, match="planted in measure"):
         auto.measure(prompts, batch_size=2, policies={}, new_tokens=2, repeats=2, on_step=tired)
     assert way(auto) == before
+
+
+@pytest.mark.parametrize("winner", CANDIDATES["cpu"])
+def test_recorded_steps_are_compared_where_steps_are_recorded(
+    auto: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, winner: str
+) -> None:
+    """Launched from Python the other way would win; and each is recorded once, in the round that does not count."""
+    ms = {name: 2.0 if name == winner else 3.0 for name in CANDIDATES["cpu"]}
+    now, recorded = [0.0], list[str]()
+
+    def capture(step: Step) -> Step:
+        name = str(way(auto))
+        recorded.append(name)
+        replay = rerun(step)
+
+        def timed() -> Made:
+            now[0] += ms[name] / 1e3 + (1.0 if now[0] < len(recorded) else 0.0)
+            return replay()
+
+        return timed
+
+    monkeypatch.setattr(fastest, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(auto, "steps", Steps("auto", auto.model, auto.routers))
+    auto.steps.record_with(capture)
+    name, times = auto._fastest_experts(prompts[:4])
+    assert name == winner and times == pytest.approx(ms) and recorded == list(CANDIDATES["cpu"])
+
+
+def test_if_one_way_cannot_be_recorded_all_are_launched(
+    auto: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(step: Step) -> Step:
+        if way(auto) == "grouped_mm":
+            raise RuntimeError("planted")
+        return rerun(step)
+
+    clock = Clock(auto, {PER_EXPERT: 5.0, "grouped_mm": 1.0})
+    clock.reads[PER_EXPERT] = -2 * fastest._STEPS  # those of the round that was given up
+    monkeypatch.setattr(fastest, "perf_counter", clock)
+    monkeypatch.setattr(auto, "steps", Steps("auto", auto.model, auto.routers))
+    auto.steps.record_with(capture)
+    assert auto._fastest_experts(prompts[:2])[0] == "grouped_mm"
 
 
 @pytest.mark.parametrize("name", [None, PER_EXPERT_EXACT])

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lynx_exp.engine.stream as stream
+import lynx_exp.engine.entering as entering
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.engine.lane import Job
@@ -208,7 +208,7 @@ def test_out_of_memory_in_a_prefill(engine: Engine, requests: list[Request], mon
     """Of a policy that prefills for itself, when the second lane enters."""
     jobs, notes = [three_jobs(engine, requests)[2]], list[str]()
     undisturbed = collect(engine, jobs, notes)
-    own, calls = stream.prefill, list[int]()
+    own, calls = entering.prefill, list[int]()
 
     def prefill(*given: Any) -> Any:
         calls.append(len(given[1]))
@@ -216,6 +216,6 @@ def test_out_of_memory_in_a_prefill(engine: Engine, requests: list[Request], mon
             raise torch.OutOfMemoryError("planted")
         return own(*given)
 
-    monkeypatch.setattr(stream, "prefill", prefill)
+    monkeypatch.setattr(entering, "prefill", prefill)
     assert collect(engine, jobs, notes) == undisturbed
     assert len(notes) == 1

@@ -59,6 +59,7 @@ APART = {
     "dtype": "bfloat16",
     "device": "auto",
     "kernel": "torch",
+    "steps": "eager",
     "threads": 1,
     "scoring": "prefill",
     "truncate": "left",
