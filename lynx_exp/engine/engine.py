@@ -272,6 +272,7 @@ class Engine:
                 on_note=on_note,
             )
             return
+        self.steps.hold_back("its cache has no slots, whose rows come and go")
         yield from run_padded(self.model, self.routers, self._stopper, jobs, max_rows=self.max_rows, on_step=on_step)
 
     def score_lanes(

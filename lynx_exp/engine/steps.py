@@ -44,6 +44,7 @@ class Steps:
         self.not_compiled: str | None = None
         """Why none is, though it was tried."""
         self._code: LayerCode | None = None
+        self._tells = self.on_gpu
         self.always_leads: bool | None = None
         """Whether a step is always launched before the tokens of the last are read; None: as it pays."""
         self.rows: int | None = None
@@ -59,7 +60,7 @@ class Steps:
 
     def record_with(self, capture: Capture) -> None:
         """Record so, on any device."""
-        self.capture, self.reason = capture, None
+        self.capture, self.reason, self._tells = capture, None, True
 
     def refuse(self, reason: str) -> None:
         """A recording failed: no other is tried. ValueError where it was asked for."""
@@ -69,13 +70,21 @@ class Steps:
 
     def capture_for(self, jobs: Sequence[Job]) -> Capture | None:
         """What records the steps of these jobs; None: they run from Python."""
+        if self.capture is None:
+            return None
         names = sorted({name for job in jobs for request in job.requests for name, _ in request.processing})
         self._held_back = None
         if keeps_states(self._model.config.get_text_config()):
-            self._held_back = "its layers keep states, which a step that is done again would move on twice"
+            self.hold_back("its layers keep states, which a step that is done again would move on twice")
         elif names:
-            self._held_back = f"{', '.join(names)}: needs each response so far, which the host has"
+            self.hold_back(f"{', '.join(names)}: needs each response so far, which the host has")
         return self.capture if self._held_back is None else None
+
+    def hold_back(self, reason: str) -> None:
+        """The jobs at hand run from Python. ValueError where a recording was asked for."""
+        if self.asked == "captured":
+            raise ValueError(f"steps=captured: {reason}")
+        self._held_back = reason
 
     def began(self, make_decoder: MakeDecoder, rows: int, experts: str | None) -> None:
         """A run records steps of so many rows, whose experts are computed so (None: as the model does)."""
@@ -119,7 +128,7 @@ class Steps:
 
     def record(self) -> dict[str, Any] | None:
         """For the status of a cell; None on a CPU, where there is nothing to tell."""
-        if not self.on_gpu and self.capture is None:
+        if not self._tells:
             return None
         reason = self.reason or self._held_back
         return {

@@ -120,6 +120,12 @@ def test_settings_without_effect_have_one_form():
         assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)
 
 
+def test_how_steps_run_has_an_effect_on_a_gpu_alone():
+    for device, same in (("cpu", True), ("cuda", False)):
+        here = base() | {"device": device}
+        assert (cell_ids(here | {"steps": "eager"}, **AROUND) == cell_ids(here, **AROUND)) is same
+
+
 def test_waves_are_of_continuous_batching_alone():
     static, continuous = (
         {waves: cell_ids(base() | {"batching": batching, "waves": waves}, **AROUND) for waves in (1, 4, 5)}
