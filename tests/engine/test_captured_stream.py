@@ -266,16 +266,16 @@ def test_layers_that_keep_states_are_launched_from_python(requests: list[Request
     assert told is not None and told["ran"] == "eager" and "keep states" in str(told["reason"])
 
 
-def test_a_cache_without_slots_is_launched_from_python(requests: list[Request]) -> None:
-    engine = Engine(tiny_model("minimax"))
-    assert not engine.has_slots
-    short = [replace(r, prompt_ids=tuple(t % 128 for t in r.prompt_ids)) for r in requests[:4]]
-    with recording(engine) as steps:
-        run(engine, [engine.job(short, BatchPlan.static(4, 2))])
+def test_a_cache_without_slots_is_launched_from_python(engine: Engine, requests: list[Request]) -> None:
+    padded = Engine(engine.model)
+    padded.has_slots = False
+    job = padded.job(requests[:4], BatchPlan.static(4, 2))
+    with recording(padded) as steps:
+        run(padded, [job])
         assert "no slots" in str(steps.record()["reason"])  # type: ignore[index]
         steps.asked = "captured"
         with pytest.raises(ValueError, match="steps=captured: its cache has no slots"):
-            run(engine, [engine.job(short, BatchPlan.static(4, 2))])
+            run(padded, [job])
 
 
 def test_settings_that_look_at_a_response_are_the_hosts(engine: Engine, requests: list[Request]) -> None:
