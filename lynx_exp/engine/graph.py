@@ -12,7 +12,6 @@ R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,10 +64,12 @@ class CudaGraphs:
     """Captures steps as CUDA graphs that share one pool of memory: what a replay makes holds until the next one."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._last: torch.cuda.CUDAGraph | None = None
+        """Held, since a pool that no graph uses any more cannot be captured into."""
 
     def __call__(self, step: Step) -> Step:
-        warm_ups = 3 if self._pool is None else 1  # kernels are compiled and workspaces taken in them
+        pool = None if self._last is None else self._last.pool()
+        warm_ups = 3 if pool is None else 1  # kernels are compiled and workspaces taken in them
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -76,9 +77,9 @@ class CudaGraphs:
                 step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=pool):
             made = step()
-        self._pool = graph.pool()
+        self._last = graph
 
         def replay() -> Made:
             graph.replay()
