@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, cache_utils
@@ -17,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.masks import has_masks
+from lynx_exp.engine.seats import to_device
 from lynx_exp.engine.states import StateLayer, States
 
 _DUMMY: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
@@ -69,14 +71,15 @@ class Slots:
     """Keys and values, and states, of S rows."""
 
     def __init__(self, like: Prefilled, slots: int, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity, self._device = capacity, like.logits.device
         self.keys = [k.new_zeros(slots, k.shape[1], capacity, k.shape[3]) for k in like.keys]
         self.values = [v.new_zeros(slots, v.shape[1], capacity, v.shape[3]) for v in like.values]
         self.states = {place: state.new_zeros(slots, *state.shape[1:]) for place, state in like.states.items()}
 
     def load(self, slots: list[int], source: Prefilled, rows: list[int]) -> None:
         """Copy rows of a prefill into slots; columns beyond the capacity are padding for longer prompts."""
-        to, of, start = torch.tensor(slots), torch.tensor(rows), source.prefix_length
+        to, of = (to_device(np.array(each, np.int64), self._device) for each in (slots, rows))
+        start = source.prefix_length
         for into, made in ((self.keys, source.keys), (self.values, source.values)):
             for target, layer in zip(into, made, strict=True):
                 to, of = to.to(layer.device), of.to(layer.device)  # layers may be on several devices
@@ -91,7 +94,7 @@ class Slots:
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` positions of slots, and their states, to other slots."""
-        of, to = torch.tensor(sources), torch.tensor(targets)
+        of, to = (to_device(np.array(each, np.int64), self._device) for each in (sources, targets))
         for buffer in (*self.keys, *self.values):
             of, to = of.to(buffer.device), to.to(buffer.device)
             buffer[to, :, :width] = buffer[of, :, :width]

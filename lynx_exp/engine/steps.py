@@ -127,10 +127,10 @@ class Steps:
         return f"steps are launched from Python: {self.reason}"
 
     def record(self) -> dict[str, Any] | None:
-        """For the status of a cell; None on a CPU, where there is nothing to tell."""
-        if not self._tells:
-            return None
+        """For the status of a cell; None where there is nothing to tell: on a CPU, or before a first step."""
         reason = self.reason or self._held_back
+        if not self._tells or (reason is None and self.rows is None):
+            return None
         return {
             "ran": "captured" if reason is None else "eager",
             "reason": reason,
