@@ -163,14 +163,17 @@ def _trial(model: PreTrainedModel) -> tuple[list[tuple[int, ...]], Tensor]:
     return prompts, torch.randint(vocabulary, (2, 3), generator=draw).to(model.get_input_embeddings().weight.device)
 
 
-def _fed(kind: Callable[..., Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor) -> Tensor:
-    """`[3, V]` fp32 logits after the tokens."""
-    slots = Slots(made, 3, 64)
-    slots.load([0, 1, 2], made, [0, 1, 2])
-    cursor = Cursor(torch.arange(3, device=tokens.device), torch.tensor(made.lengths, device=tokens.device), 64)
+def _fed(
+    kind: Callable[..., Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor, times: int = 1
+) -> Tensor:
+    """`[3 * times, V]` fp32 logits after the tokens: of the three prompts, so many times."""
+    rows, device = 3 * times, tokens.device
+    slots = Slots(made, rows, 64)
+    slots.load(list(range(rows)), made, [0, 1, 2] * times)
+    cursor = Cursor(torch.arange(rows, device=device), torch.tensor(made.lengths * times, device=device), 64)
     decoder = kind(model, slots, cursor)
     for token_R in tokens:
-        logits = decoder.step(token_R)
+        logits = decoder.step(token_R.repeat(times))
         cursor.position = cursor.position + 1
     return logits.float()
 
@@ -184,6 +187,21 @@ def agree(model: PreTrainedModel, one: Callable[..., Decoder], other: Callable[.
     spread = first.std().clamp_min(1e-6)
     allowed = 1e-3 if model.dtype == torch.float32 else 0.1
     return bool(((first - second).abs().max() / spread) <= allowed)
+
+
+@torch.inference_mode()
+def correlate(model: PreTrainedModel, one: Callable[..., Decoder], other: Callable[..., Decoder]) -> bool:
+    """Whether two steps of 48 rows give much the same logits, where rounding differs and a router's near ties may fall
+    otherwise."""
+    prompts, tokens = _trial(model)
+    made = prefill(model, prompts)
+    first, second = (_fed(kind, model, made, tokens, times=16) for kind in (one, other))
+    return all(_alike(a, b, model.dtype) for a, b in zip(first, second, strict=True))
+
+
+def _alike(one_V: Tensor, other_V: Tensor, dtype: torch.dtype) -> bool:
+    least = 0.999 if dtype == torch.float32 else 0.97
+    return bool(torch.corrcoef(torch.stack([one_V, other_V]))[0, 1] >= least)
 
 
 def _direct_applies(model: PreTrainedModel) -> bool:
@@ -202,10 +220,9 @@ def decodes_in_slots(model: PreTrainedModel) -> bool:
         ours = _fed(PlainDecoder, model, prefill(model, prompts), tokens)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         return False
-    least = 0.999 if model.dtype == torch.float32 else 0.97
     for row, prompt in enumerate(prompts):
         text = torch.tensor([[*prompt, *tokens[:, row].tolist()]], device=tokens.device)
         whole = model(input_ids=text, use_cache=False).logits[0, -1].float()
-        if not torch.corrcoef(torch.stack([whole, ours[row].to(whole.device)]))[0, 1] >= least:
+        if not _alike(whole, ours[row].to(whole.device), model.dtype):
             return False
     return True

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.compiled_decoder import CompiledDecoder, LayerCode, form_of
-from lynx_exp.engine.decoder import DIRECT, Decoder, DirectDecoder, agree
+from lynx_exp.engine.decoder import DIRECT, Decoder, DirectDecoder, correlate
 from lynx_exp.engine.exactness import is_exact
 from lynx_exp.engine.graph import Capture, CudaGraphs, reason_of
 from lynx_exp.engine.lane import Job
@@ -109,7 +109,7 @@ class Steps:
             return f"the layers of {kind} run as the model's own modules; compiled are those of {', '.join(DIRECT)}"
         try:
             code = LayerCode(form_of(self._model), self.backend, self.say)
-            if not agree(self._model, plain, partial(CompiledDecoder, code=code)):
+            if not correlate(self._model, plain, partial(CompiledDecoder, code=code)):
                 return "its compiled layers give other logits"
         except Exception as error:  # a compiler fails in many ways
             return reason_of(error)

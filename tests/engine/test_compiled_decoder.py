@@ -148,7 +148,7 @@ def _fails(_graph: Any, _inputs: Any) -> Any:
 
 def _errs(graph: Any, _inputs: Any) -> Any:
     def run(*given: Any) -> Any:
-        return tuple(each * 1.5 for each in graph(*given))
+        return tuple(each.roll(1, -1) for each in graph(*given))
 
     return run
 
