@@ -274,7 +274,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "warmup_round_ms": {row["name"]: [9.0, 2.0] for row in rows},
     }
     experts = {"experts_implementation": "per_expert", "candidates_ms": {"per_expert": 2.0, "grouped_mm": 3.0}}
-    experts |= {"graphed": False, "serving": {}}
+    experts |= {"graphed": False, "compiled": False, "steps_note": None, "serving": {}}
     experts |= {"other_threads": 0.0, "cpus": 2}
     timing = {
         "new_tokens": 8,
