@@ -106,7 +106,7 @@ def measure(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, r
         "exact_ratio": paired_ratio(step_ms[best], step_ms["exact"])[0],
         "same_tokens": sum(a == b for a, b in zip(tokens["ours"], tokens["dynamic"], strict=True)),
         "experts": engine._fastest_experts(prompts)[0],
-        "decoder": engine._make_decoder().__name__,
+        "decoder": engine._plain_decoder().__name__,
     }
 
 

@@ -123,7 +123,7 @@ def stream(engine: Engine, prompts: Sequence[Sequence[int]], lane: int, long: in
         more, less = (_run(engine, prompts, lane, policy, tokens) for tokens in (long, short))
         ms = (more - less) / (long - short) * 1e3
         numbers = {"rows": len(prompts), "layers": engine.num_layers, "step_ms": ms}
-        case("stream", name=label, **numbers, tokens_per_s=len(prompts) / ms * 1e3)
+        case("stream", name=label, **numbers, tokens_per_s=len(prompts) / ms * 1e3, steps=engine.steps.record())
 
 
 def _run(engine: Engine, prompts: Sequence[Sequence[int]], lane: int, policy: Policy | None, tokens: int) -> float:

@@ -53,9 +53,14 @@ def main() -> None:
             wrong.append(f"{name}: {count - same} of {count} prompts have other tokens")
     check("float32: tokens are the CPU's", len(chosen), wrong)
     half = Engine.from_pretrained("lynx_tiny", device=given.device, dtype="bfloat16")
+    wrong = []
     for name, each in chosen.items():
         both = said(half, prompts, each, lane, tokens), alone(half, prompts, each, lane, tokens)
-        case("exact in bfloat16", policy=name, same=sum(a == b for a, b in zip(*both, strict=True)), prompts=count)
+        same, steps = sum(a == b for a, b in zip(*both, strict=True)), half.steps.record()
+        case("exact in bfloat16", policy=name, same=same, prompts=count, steps=steps)
+        if steps is not None and steps["exact"] and same < count:
+            wrong.append(f"{name}: {count - same} of {count} prompts have other tokens in other company")
+    check("bfloat16: tokens do not depend on company where the record says so", len(chosen), wrong)
 
 
 if __name__ == "__main__":
