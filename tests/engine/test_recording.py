@@ -12,7 +12,7 @@ from torch import Tensor
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request, graph
 from lynx_exp.engine.exactness import is_exact
-from lynx_exp.engine.graph import CannotRecord, CudaGraphs, Graphs, Made, recorded, rerun
+from lynx_exp.engine.graph import CannotRecord, CudaGraphs, Graphs, Made, alike, recorded, rerun
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.routing import build_policy, kernels
@@ -76,13 +76,35 @@ def test_a_graph_is_warmed_up_aside_captured_once_and_replayed(monkeypatch: pyte
 
     replay = capture(step)
     warm = ["wait", "aside", *["step"] * 3, "back", "wait"]
-    assert cuda.done == [*warm, "capture", "step", "captured"]
+    assert cuda.done == [*warm, "capture", "step", "captured", "replay"]
     cuda.done.clear()
     assert replay()[0] is out and replay()[0] is out and cuda.done == ["replay", "replay"]
     cuda.done.clear()
     capture(step)
-    assert cuda.done == ["wait", "aside", "step", "back", "wait", "capture", "step", "captured"]
+    assert cuda.done == ["wait", "aside", "step", "back", "wait", "capture", "step", "captured", "replay"]
     assert cuda.pools == [None, "pool"]
+
+    def changes() -> Made:
+        return (torch.full((4,), len(cuda.done)),)
+
+    with pytest.raises(CannotRecord, match="something else than the step"):
+        recorded(capture, changes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (torch.arange(8), torch.arange(8), True),
+        (torch.arange(8), torch.tensor([0, 1, 2, 3, 4, 5, 6, 9]), True),
+        (torch.arange(8), torch.arange(8) + 1, False),
+        (torch.randn(50), torch.zeros(50), False),
+        (torch.ones(3), torch.ones(3) * 1.01, True),
+        (torch.empty(0), torch.empty(0), True),
+        (torch.full((4,), torch.nan), torch.ones(4), False),
+    ],
+)
+def test_what_is_alike(one: Tensor, other: Tensor, same: bool) -> None:
+    assert alike(one, other) is same
 
 
 def test_a_rerun_writes_in_one_place() -> None:
