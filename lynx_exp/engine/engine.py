@@ -39,7 +39,7 @@ from lynx_exp.engine.steps import Asked, Steps
 from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder
 from lynx_exp.engine.streams import run_stream
-from lynx_exp.models import Attachment, bind, find_routers, from_first
+from lynx_exp.models import Attachment, bind, find_routers, from_first, fuse
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.models.slotless import refuse_unbatched
 from lynx_exp.routing import ModelShape, Phases, Policy
@@ -79,6 +79,7 @@ class Engine:
             raise ValueError(f"memory_gib={memory_gib}: must be above 0")
         self.model, self.tokenizer, self.max_rows, self.memory_gib = model, tokenizer, max_rows, memory_gib
         self.routers = find_routers(model)
+        self.router_note = fuse(self.routers)  # why they run as the model's own; None: they are fused, or on a CPU
         self.calibration: str | None = None
         self.partial: str | None = None
         """Which weights its checkpoint lacked, or had too many; None: it was whole."""
@@ -238,9 +239,8 @@ class Engine:
         lanes: Iterable[int] | None = None,
     ) -> Job:
         """Lanes of a plan (None: all) under a policy, for `run_jobs`."""
-        act = self.act(policy, phases, layers)
         chosen = range(len(plan.lanes)) if lanes is None else lanes
-        return Job(requests=requests, plan=plan, act=act, lanes=tuple(chosen))
+        return Job(requests=requests, plan=plan, act=self.act(policy, phases, layers), lanes=tuple(chosen))
 
     def run_jobs(
         self,

@@ -1,4 +1,4 @@
-"""What a cell's record says of how its steps ran, and of selection kernels that did not."""
+"""What a cell's record says of how its steps ran, and of kernels that did not."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def note_how(engine: LaneEngine, policy: Policy | None, writer: CellWriter, prog
     """How the engine ran the cell: into its status."""
     steps = getattr(engine, "steps", None)
     writer.steps_ran = None if steps is None else steps.record()
-    note_fallbacks(policy, writer.notes, progress)
+    note_fallbacks(policy, getattr(engine, "router_note", None), writer.notes, progress)
 
 
-def note_fallbacks(policy: Policy | None, notes: list[str], progress: Progress) -> None:
-    """Add to `notes` why a policy was selected in torch though its kernel was asked for; on the terminal, once a
-    run."""
+def note_fallbacks(policy: Policy | None, router_note: str | None, notes: list[str], progress: Progress) -> None:
+    """Add to `notes` why a policy was selected in torch though its kernel was asked for, and why routers were not fused
+    (`Engine.router_note`); on the terminal, once a run."""
     from lynx_exp.routing.kernels import fallback_notes
 
-    for text in fallback_notes(policy) if policy is not None else ():
+    found = fallback_notes(policy) if policy is not None else []
+    for text in [*found, *([] if router_note is None else [router_note])]:
         notes.append(text)
         progress.note_once(text)

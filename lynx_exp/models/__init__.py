@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lynx_exp.models.attach import Attachment, Record, Rows, bind, count_active, count_changed
+    from lynx_exp.models.fuse import fuse
     from lynx_exp.models.load import load_tokenizer, load_weights, random_model
     from lynx_exp.models.placement import DeviceMap
     from lynx_exp.models.places import (
@@ -33,6 +34,7 @@ _MODULES = {
         "count_active",
         "count_changed",
     ),
+    "fuse": ("fuse",),
     "load": (
         "load_tokenizer",
         "load_weights",
@@ -92,6 +94,7 @@ __all__ = [
     "find_routers",
     "fingerprint",
     "from_first",
+    "fuse",
     "group_of",
     "intercepted",
     "load_tokenizer",

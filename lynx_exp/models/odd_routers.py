@@ -24,6 +24,10 @@ class Form:
     write: Callable[[Any, Tensor, Tensor], Any]
     """Output, new weights, new experts -> what the experts are given instead."""
 
+    def make(self, logits: Tensor, weights: Tensor, experts: Tensor) -> Any:
+        """The output of a router that makes these; for the forms that hold all three."""
+        return self.write((logits, weights, logits), weights, experts)
+
 
 TRIPLE = Form(read=lambda out: out, write=lambda out, weights, experts: (out[0], weights, experts))
 """(logits, weights, experts), as nearly all routers return them."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ _HALVINGS = 12
 _LOGITS = 2.0
 """Standard deviation of the logits that the hidden states aim at."""
 _FAILURES = (AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError)
+
+
+Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Hidden states `[T, H]` -> logits `[T, E]`, weights `[T, K]`, experts `[T, K]`."""
 
 
 class UnknownRouter(ValueError):
@@ -46,24 +50,40 @@ class Answers:
         return 2e-2 if self.coarse else 1e-5
 
 
+class Probe(NamedTuple):
+    """A router, and what to ask it."""
+
+    form: Form
+    run: Run
+    rows: Tensor
+    """`[T, H]`."""
+
+
+@torch.no_grad()
+def probe(module: nn.Module, parent: nn.Module) -> Probe:
+    """How to ask the router `module` of the block `parent`; UnknownRouter if it is of no known form."""
+    hidden = _hidden(module)
+    form, run = _runner(module, parent, hidden)
+    return Probe(form, run, torch.cat([hidden, *_edges(run, hidden)]))
+
+
 @torch.no_grad()
 def ask(module: nn.Module, parent: nn.Module) -> Answers:
     """What the router `module` of the block `parent` answers; UnknownRouter if it is not to be understood."""
     try:
-        hidden = _hidden(module)
-        form, run = _runner(module, parent, hidden)
-        logits, weights, experts = run(torch.cat([hidden, *_edges(run, hidden)]))
+        form, run, rows = probe(module, parent)
+        logits, weights, experts = run(rows)
     except UnknownRouter:
         raise
     except _FAILURES as error:
         raise UnknownRouter(f"not a router of a known form: {_first_line(error)}") from error
-    half = hidden.dtype in (torch.bfloat16, torch.float16)
+    half = rows.dtype in (torch.bfloat16, torch.float16)
     return Answers(
         form=form,
         logits_TE=logits.float(),
         weights_TK=weights.float(),
         experts_TK=experts,
-        coarse=half and weights.to(hidden.dtype).float().equal(weights.float()),
+        coarse=half and weights.to(rows.dtype).float().equal(weights.float()),
     )
 
 
@@ -80,10 +100,6 @@ def _hidden(module: nn.Module) -> Tensor:
     rows = torch.randn(_ROWS, matrix.shape[-1], generator=generator)
     rows *= _LOGITS / matrix.float().std().clamp_min(1e-3).item() / matrix.shape[-1] ** 0.5
     return rows.to(matrix.device, matrix.dtype)
-
-
-Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Hidden states `[T, H]` -> logits `[T, E]`, weights `[T, K]`, experts `[T, K]`."""
 
 
 def _runner(module: nn.Module, parent: nn.Module, hidden: Tensor) -> tuple[Form, Run]:

@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lynx_exp.models.fused_router import fused_of
 from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, Form
 from lynx_exp.models.probe import UnknownRouter
 from lynx_exp.models.prove import LiveRule, prove
@@ -79,12 +80,26 @@ class Router:
         """Put `function` between the router and the experts; returns what takes it out again."""
         if self.form is PARENT:
             return self._intercept_parent(function)
+        fused = fused_of(self.module)
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            new = self._apply(function, *self.form.read(output))
-            return None if new is None else self.form.write(output, *new)
+            made = None if fused is None else fused.take()
+            if made is None:
+                new = self._apply(function, *self.form.read(output))
+                return None if new is None else self.form.write(output, *new)
+            changed = function(made)
+            return None if changed is None else self.form.write(output, changed.weights, changed.experts)
 
-        return self.module.register_forward_hook(hook).remove
+        handle = self.module.register_forward_hook(hook)
+        if fused is None:
+            return handle.remove
+        fused.listeners += 1
+
+        def remove() -> None:
+            handle.remove()
+            fused.listeners -= 1
+
+        return remove
 
     def _intercept_parent(self, function: Intercept) -> Callable[[], None]:
         parent: Any = self.parent

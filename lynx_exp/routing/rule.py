@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+_TINY = torch.finfo(torch.float32).tiny
 _SMALLEST = 1e-6
 """Mass of an expert whose bias takes it below all others: the logit view of it stays finite."""
 
@@ -72,6 +73,18 @@ class RouterRule:
         allowed_TH.scatter_(-1, best_TH.topk(self.top_groups, -1).indices, True)
         allowed_TE = allowed_TH[..., None].expand_as(ranked_THE).flatten(-2)
         return choice_TE.masked_fill(~allowed_TE, -torch.inf)
+
+    def route(self, logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """(experts `[T, K]` best first, their weights `[T, K]` fp32): the router itself, after its matrix. Ties go to
+        the lower expert. K experts whose scores sum to 0 have weights of 0."""
+        logits_TE = logits_TE.float()
+        scores_TE = self.scores(logits_TE)
+        experts_TK = self.choice(logits_TE, scores_TE).argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+        weights_TK = scores_TE.gather(-1, experts_TK)
+        if self.renormalize:
+            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(_TINY)
+        weights_TK = weights_TK * self.scaling
+        return experts_TK, weights_TK if self.expert_scale is None else weights_TK * self.expert_scale[experts_TK]
 
     def mass(self, logits_TE: Tensor, scores_TE: Tensor, choice_TE: Tensor) -> Tensor:
         """`[T, E]` at least 0, in the order of the choice. A bias counts by its difference from the mean bias, since

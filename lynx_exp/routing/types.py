@@ -58,6 +58,10 @@ class Routing:
         mass_TE = self.mass(rule)
         return (mass_TE / mass_TE.sum(-1, keepdim=True)).var(-1, correction=0)
 
+    def remember(self, rule: RouterRule, *, scores: Tensor, choice: Tensor) -> None:
+        """For who has computed them already."""
+        vars(self).setdefault("_known", {}).update({("scores", rule): scores, ("choice", rule): choice})
+
     def _once(self, view: str, rule: RouterRule, compute: Callable[[], Tensor]) -> Tensor:
         known: dict[tuple[str, RouterRule], Tensor] = vars(self).setdefault("_known", {})
         if (view, rule) not in known:

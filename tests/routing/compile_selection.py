@@ -15,6 +15,8 @@ from triton.compiler import ASTSource
 
 from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
 from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
+from lynx_exp.routing.kernels.route import warps
+from lynx_exp.routing.kernels.routers import route_kernel
 from lynx_exp.routing.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
 from lynx_exp.routing.kernels.spread import lane_block_kernel
 
@@ -37,6 +39,11 @@ TYPES = {
 """Others that end in `_ptr` are fp32, and the rest i32."""
 ODD = {"E": 60, "K": 6, "BT": 16, "BE": 64, "BK": 8}
 WIDE = {"E": 512, "K": 8, "BT": 4, "BE": 512, "BK": 8}
+ROUTERS = [
+    {"H": 1, "TOP_GROUPS": 1, "S": 60, "K": 6, "BH": 1, "BS": 64, "BK": 8},
+    {"H": 8, "TOP_GROUPS": 3, "S": 20, "K": 6, "BH": 8, "BS": 32, "BK": 8},
+    {"H": 1, "TOP_GROUPS": 1, "S": 512, "K": 22, "BH": 1, "BS": 512, "BK": 32},
+]
 MOST_SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 """Architecture -> bytes of shared memory that a block may have."""
 
@@ -66,6 +73,12 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                 yield lane_block_kernel, last
         for bins in (0, 1):
             yield vote_kernel, narrow | {"VARIANT": bins}
+    for number, shape in enumerate(ROUTERS):
+        for score in range(3):
+            for bias in range(3):
+                if number < 2 or bias == score:
+                    rest = {"SCALED": bias == 2, "RENORMALIZE": score != 2, "CHOOSES": bias != 0 or score == 0}
+                    yield route_kernel, shape | rest | {"SCORE": score, "BIAS": bias, "TOP2": bias == 1}
 
 
 def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
@@ -74,7 +87,8 @@ def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
     default = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | TYPES
     signature = {name: "constexpr" if name in constants else default[name] for name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+    num_warps = warps(constants["BH"] * constants["BS"]) if kernel is route_kernel else 4
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     if not built.asm["cubin"] or built.metadata.shared > MOST_SHARED[arch]:
         raise RuntimeError(f"{built.metadata.shared} bytes of shared memory")
