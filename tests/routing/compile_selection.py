@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
 from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
+from lynx_exp.routing.kernels.rounds import round_kernel, settle_kernel, start_kernel
 from lynx_exp.routing.kernels.route import warps
 from lynx_exp.routing.kernels.routers import route_kernel
 from lynx_exp.routing.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
@@ -26,6 +27,8 @@ TYPES = {
     "key_ptr": "*i64",
     "row_ptr": "*i64",
     "sums_ptr": "*i64",
+    "total_ptr": "*i64",
+    "first_ptr": "*fp64",
     "out_experts_ptr": "*i64",
     "live_ptr": "*i1",
     "touched_ptr": "*i1",
@@ -73,6 +76,15 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                 yield lane_block_kernel, last
         for bins in (0, 1):
             yield vote_kernel, narrow | {"VARIANT": bins}
+        yield start_kernel, {name: size[name] for name in ("E", "K", "BT")}
+        for utility in (0, 1, 4, -1):
+            for bids, begins in [(False, True), (True, True), (False, False), (True, False)]:
+                if size is ODD or utility == 4:
+                    how = {"BIDS": bids, "FIRST_ROUND": begins, "UTILITY": utility, "HALVES": utility == 1}
+                    yield round_kernel, narrow | how
+        for halves in (True, False):
+            last = {"HALVES": halves, "RENORMALIZE": halves, "SCALED": not halves, "BW": 8}
+            yield settle_kernel, narrow | last
     for number, shape in enumerate(ROUTERS):
         for score in range(3):
             for bias in range(3):

@@ -45,6 +45,8 @@ PARAMETERS: dict[str, list[dict]] = {
         {"tolerance": 0.2, "power": 1.0},
         {"tolerance": None, "budget": 3, "guarantee": 1},
         {"tolerance": 0.01, "budget": 2},
+        {"tolerance": 0.2, "rounds": 3},
+        {"tolerance": None, "budget": 3, "guarantee": 1, "rounds": 2, "utility": "log"},
     ],
     "sere": [{"threshold": 0.0}, {"threshold": 0.4, "metric": "cka"}],
     "naee": [{"strength": 1.0}],

@@ -42,7 +42,7 @@ def plan_of(policy: Policy) -> Plan | None:
                 most=most,
                 variant=policy.score == "logit",
             )
-        case Coverage():
+        case Coverage() if policy.rounds is None:
             log = policy.utility == "log"
             gain = -1.0 if policy.tolerance is None else float(policy.tolerance ** (1.0 if log else policy.power))
             return Plan(

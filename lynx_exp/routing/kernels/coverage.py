@@ -57,7 +57,7 @@ def _start_coverage(
 
 
 @triton.jit
-def _powered(value, power, UTILITY: tl.constexpr):
+def powered(value, power, UTILITY: tl.constexpr):
     """`value ** power`, at least 0."""
     if UTILITY > 0:
         result = value
@@ -145,7 +145,7 @@ def keep_coverage(
                 elif UTILITY != 1:
                     lost = tl.maximum(1.0 - covered, 0.0)
                     left = tl.maximum(lost[:, None] - more, 0.0)
-                    more = _powered(lost, power, UTILITY)[:, None] - _powered(left, power, UTILITY)
+                    more = powered(lost, power, UTILITY)[:, None] - powered(left, power, UTILITY)
                 gain += tl.sum(fixed(more), 0)
         tl.debug_barrier()
         gain = tl.where(keep > 0, -1, gain)

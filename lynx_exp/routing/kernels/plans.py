@@ -26,7 +26,7 @@ MOST_FACTORS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A policy for `spread`, or, if it is `coverage`, for `launches`."""
+    """A policy for `spread`, or, if it is `coverage`, for `launches` or `in_rounds`."""
 
     keep: int
     """One of `sums`, or COVERAGE."""
@@ -44,6 +44,8 @@ class Plan:
     """Whether `limit` is oea's max_rank."""
     own_first: bool = False
     slots: int | None = None
+    rounds: int | None = None
+    """coverage: None for greedy."""
     numbers: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Parameters that the definitions use as float64; a float handed to a kernel would be float32. lynx: alpha, lowest
     bin. oea: p. coverage: least gain per row, floor, power. lynx_v1_accuracy: confidence. sere: threshold."""
@@ -106,6 +108,7 @@ def plan_of(policy: Policy, num_experts: int, top_k: int) -> Plan | None:
                 variant=0 if policy.utility == "log" else mass,
                 first=policy.guarantee,
                 budget=num_experts if policy.budget is None else policy.budget,
+                rounds=policy.rounds,
                 numbers=(-1.0 if policy.tolerance is None else policy.tolerance**power, FLOOR, power),
             )
     raise AssertionError(policy)

@@ -4,15 +4,17 @@ Policies of single rows have one launch (`by_row`). Of those that look at lanes,
 (`launches`): its greedy loop is serial. It walks over its rows to score the experts, keeps a set of them, and, where
 lanes are small, walks over its rows once more to remap them: one launch. A lane of many rows would remap on a single
 multiprocessor, so there the kept sets `[G, E]` go through memory to a second launch, which spreads blocks of rows over
-the device. All others (`spread`) have one program a lane where lanes are small, and spread the rows from the first
-where they are not: a launch that sums, with `lynx` one that votes, and one that keeps and remaps.
+the device. In rounds (`in_rounds`) it is spread from the first, two launches a round. All others (`spread`) have one
+program a lane where lanes are small, and spread the rows from the first where they are not: a launch that sums, with
+`lynx` one that votes, and one that keeps and remaps.
 
 Rows of all lanes are written; those of other phases, padding and small lanes (not `live`) as they were. Nothing here
 waits for the device, and every launch depends on shapes alone, so a CUDA graph can hold it; run the policy once before
 the capture, to compile and to bring its parameters to the device.
 
 What falls back to torch (`select` returns None): policies that neither `plans` nor `by_row` knows; more than MOST_ROWS
-rows, which is prefill, where torch's own kernels are well fed; more than MOST_EXPERTS experts.
+rows, which is prefill, where torch's own kernels are well fed; more than MOST_EXPERTS experts; `coverage` in rounds
+for routers with groups.
 
 T token rows, E experts, K top-k, G lanes, W columns afterwards, BT/BE/BK/BW their tile sizes.
 """
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.kernels import by_row
+from lynx_exp.routing.kernels import by_row, in_rounds
 from lynx_exp.routing.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
 from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
@@ -78,7 +80,11 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
             numbers = _on_device((row_plan.number, 0.0, 0.0), routing.logits.device)
             return by_row.run(row_plan, policy, routing, step, rule, sizes, numbers)
         assert plan is not None
+        if plan.rounds is not None and rule.grouped:
+            return None
         numbers = _on_device(plan.numbers, routing.logits.device)
+        if plan.rounds is not None:
+            return in_rounds.run(plan, routing, step, rule, sizes, numbers)
         run = _coverage if plan.keep == COVERAGE else _blocks
         return run(plan, policy, routing, step, rule, sizes, numbers)
 

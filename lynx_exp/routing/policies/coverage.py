@@ -16,6 +16,14 @@ d_te = max(0, p_te - min S_t), an expert's gain is, summed over the lane's token
 `tolerance` stops the growth once the best expert left is worth less than that to a token on average, so that the set is
 as large as this layer and this step need: less than a loss of `tolerance` brought to nothing (utility=mass), less than
 `tolerance` in the logarithm (utility=log). A stop by `budget` alone fixes the size instead.
+
+One expert after the other is serial: a GPU waits for as many sums over the lane as experts are kept. With `rounds` the
+set grows by several at a time, above a threshold that falls from round to round, by equal ratios from the best gain of
+the first to `tolerance` (descending thresholds: Badanidiyuru and Vondrak 2014, section 3). Experts that serve the same
+tokens would all pass it at once, so each token bids what it would gain for the one candidate that gives it most, and a
+candidate stays whose bids make up half of the threshold: bids of different experts come from different tokens and
+nothing in them is counted twice. The best candidate stays in any case. Without a tolerance the threshold halves, and
+the last round fills up to `budget`. The set is another than the greedy one; `benchmarks/coverage_rounds.py` compares.
 """
 
 from __future__ import annotations
@@ -27,11 +35,15 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing import native, native_coverage
-from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, mask_of
+from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes, mask_of
 from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, at_most, between, top_choices
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
+ENOUGH = 0.5
+"""Of the threshold, that a candidate's bids have to make up."""
+FIRST = 2.0**18
+"""More than any gain: puts those that stay before those that fill up."""
 FLOOR = 0.02
 """What the log utility adds to a token's relative mass: the smaller, the more a token with nothing counts."""
 
@@ -47,6 +59,8 @@ class Coverage(LanePolicy):
     """How much more a large loss of one token counts than small ones of many: at least 1; utility=mass only."""
     guarantee: int = 0
     """First experts of each token that are kept in any case: 0..K."""
+    rounds: int | None = None
+    """Rounds in which the set grows, 1..64; None: an expert at a time, greedily."""
 
     serves_groups = True
     knob = Knob(parameter="tolerance", low=1e-3, high=1.0, whole=False, falling=True, logarithmic=True)
@@ -62,6 +76,8 @@ class Coverage(LanePolicy):
             at_least(self, "budget", 1)
         between(self, "power", 1.0, 100.0)
         at_least(self, "guarantee", 0)
+        if self.rounds is not None:
+            between(self, "rounds", 1, 64)
 
     def check(self, shape: ModelShape) -> None:
         super().check(shape)
@@ -75,7 +91,7 @@ class Coverage(LanePolicy):
         budget = routing.num_experts if self.budget is None else self.budget
         log = self.utility == "log"
         least = -1.0 if self.tolerance is None else self.tolerance ** (1.0 if log else self.power)
-        if native.usable(mass_TE):
+        if self.rounds is None and native.usable(mass_TE):
             keep = native_coverage.coverage(
                 mass_TE.numpy(),
                 open_TE.numpy(),
@@ -98,16 +114,12 @@ class Coverage(LanePolicy):
             keep_GE = torch.zeros(step.num_lanes, routing.num_experts, dtype=torch.bool, device=mass_TE.device)
         total_GE = lane_sum(mass_TE, step)
         least_G1 = least * lane_size(step)[:, None].double()
+        if self.rounds is not None:
+            keep_GE = self._in_rounds(share_TE, keep_GE, total_GE, least_G1, budget, routing.top_k, step)
+            return keep_GE | self._for_short(keep_GE, open_TE, routing, step) if rule.grouped else keep_GE
         best_TK = share_TE.where(keep_GE[step.lane], 0.0).topk(routing.top_k, -1).values
         for _ in range(routing.num_experts):
-            gain_TE = (share_TE - best_TK[:, -1:]).clamp_min(0.0)
-            covered_T1 = best_TK.sum(-1, keepdim=True)
-            if log:
-                gain_TE = (gain_TE / (covered_T1 + FLOOR)).log1p()
-            elif self.power != 1.0:
-                lost_T1 = (1.0 - covered_T1).clamp_min(0.0)
-                gain_TE = lost_T1**self.power - (lost_T1 - gain_TE).clamp_min(0.0) ** self.power
-            gain_GE = lane_sum(gain_TE, step).masked_fill(keep_GE, -1.0)
+            gain_GE = lane_sum(self._gain(share_TE, best_TK), step).masked_fill(keep_GE, -1.0)
             short_T = (keep_GE[step.lane] & open_TE).sum(-1) < routing.top_k
             short_G = lane_sum((short_T & step.live)[:, None].float(), step) > 0
             next_G1 = best_first(gain_GE, total_GE, 1)
@@ -120,3 +132,59 @@ class Coverage(LanePolicy):
             new_T1 = share_TE.where(added_GE[step.lane], 0.0).sum(-1, keepdim=True)
             best_TK = torch.cat([best_TK, new_T1], -1).topk(routing.top_k, -1).values
         return keep_GE
+
+    def _gain(self, share_TE: Tensor, best_TK: Tensor) -> Tensor:
+        """`[T, E]`: what each expert would give each token, whose best K shares in the set are `best_TK`."""
+        gain_TE = (share_TE - best_TK[:, -1:]).clamp_min(0.0)
+        covered_T1 = best_TK.sum(-1, keepdim=True)
+        if self.utility == "log":
+            return (gain_TE / (covered_T1 + FLOOR)).log1p()
+        if self.power == 1.0:
+            return gain_TE
+        lost_T1 = (1.0 - covered_T1).clamp_min(0.0)
+        return lost_T1**self.power - (lost_T1 - gain_TE).clamp_min(0.0) ** self.power
+
+    def _in_rounds(
+        self,
+        share_TE: Tensor,
+        keep_GE: Tensor,
+        total_GE: Tensor,
+        least_G1: Tensor,
+        budget: int,
+        top_k: int,
+        step: StepContext,
+    ) -> Tensor:
+        """`[G, E]`: at least K experts a lane, and more than `budget` only where `guarantee` asks for them."""
+        assert self.rounds is not None
+        first_G1 = torch.ones_like(least_G1)
+        for number in range(1, self.rounds + 1):
+            last = number == self.rounds
+            best_TK = share_TE.where(keep_GE[step.lane], 0.0).topk(top_k, -1).values
+            gain_TE = self._gain(share_TE, best_TK)
+            gain_GE = lane_sum(gain_TE, step).masked_fill(keep_GE, -1.0)
+            if number == 1:
+                first_G1 = gain_GE.amax(-1, keepdim=True)
+            ratio_G1 = torch.full_like(first_G1, 0.5**number)
+            if self.tolerance is not None:
+                best_G1 = first_G1.where(first_G1 > 0.0, 1.0)
+                ratio_G1 = (least_G1 / best_G1).clamp_max(1.0) ** (number / self.rounds)
+            limit_G1 = least_G1 if last else torch.maximum(first_G1 * ratio_G1, least_G1)
+            wanted_GE = (gain_GE >= limit_G1) & ~keep_GE
+            wanted_TE = gain_TE.where(wanted_GE[step.lane], -1.0)
+            most_TE = wanted_TE == wanted_TE.amax(-1, keepdim=True)
+            bid_TE = gain_TE.where(most_TE & (most_TE.cumsum(-1) == 1) & wanted_GE[step.lane], 0.0)
+            best_GE = mask_of(best_first(gain_GE, total_GE, 1), gain_GE.shape[-1])
+            stays_GE = wanted_GE & ((lane_sum(bid_TE, step) >= ENOUGH * limit_G1) | best_GE)
+            room_G1 = budget - keep_GE.sum(-1, keepdim=True)
+            count_G1 = torch.minimum(stays_GE.sum(-1, keepdim=True), room_G1)
+            if last:
+                count_G1 = torch.maximum(count_G1, top_k - keep_GE.sum(-1, keepdim=True))
+                count_G1 = torch.maximum(count_G1, room_G1) if self.tolerance is None else count_G1
+            rank_GE = best_first(gain_GE + FIRST * stays_GE, total_GE, gain_GE.shape[-1]).argsort(-1)
+            keep_GE = keep_GE | (rank_GE < count_G1)
+        return keep_GE & (lane_size(step) > 0)[:, None]
+
+    def _for_short(self, keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext) -> Tensor:
+        """`[G, E]`: the own experts of rows that find fewer than K of the kept ones open to them."""
+        short_T = (keep_GE[step.lane] & open_TE).sum(-1) < routing.top_k
+        return lane_votes(routing.experts, short_T, step, routing.num_experts) > 0
