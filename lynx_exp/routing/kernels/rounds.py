@@ -24,7 +24,9 @@ from lynx_exp.routing.kernels.tiles import (
     tile,
     top_of,
 )
+from lynx_exp.routing.policies import coverage as policy
 
+ENOUGH = tl.constexpr(policy.ENOUGH)
 FIRST = tl.constexpr(2**50)
 """More than any gain in fixed point: puts the candidates that stay before those that fill up."""
 
@@ -75,8 +77,9 @@ def _grown(
     most = tl.max(tl.where(left, gains, -1), 0)
     heaviest = tl.max(tl.where(left & (gains == most), total, LOWEST_INT64), 0)
     best = tl.min(tl.where(left & (gains == most) & (total == heaviest), e, BE), 0)
-    stays = wanted & ((bids.to(tl.float64) / FIXED_POINT >= 0.5 * limit) | (e == best))
     kept = tl.sum(keep.to(tl.int32), 0)
+    stays = wanted & (bids.to(tl.float64) / FIXED_POINT >= ENOUGH * limit)
+    stays = stays | ((e == best) & (wanted | (kept < K)))
     count = tl.minimum(tl.sum(stays.to(tl.int32), 0), budget - kept)
     if HALVES:
         count = tl.where(last, tl.maximum(count, budget - kept), count)

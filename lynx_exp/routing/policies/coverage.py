@@ -22,8 +22,9 @@ set grows by several at a time, above a threshold that falls from round to round
 the first to `tolerance` (descending thresholds: Badanidiyuru and Vondrak 2014, section 3). Experts that serve the same
 tokens would all pass it at once, so each token bids what it would gain for the one candidate that gives it most, and a
 candidate stays whose bids make up half of the threshold: bids of different experts come from different tokens and
-nothing in them is counted twice. The best candidate stays in any case. Without a tolerance the threshold halves, and
-the last round fills up to `budget`. The set is another than the greedy one; `benchmarks/coverage_rounds.py` compares.
+nothing in them is counted twice. The best candidate stays in any case, and the best expert while fewer than K are kept.
+Without a tolerance the threshold halves, and the last round fills up to `budget`. The set is another than the greedy
+one; `benchmarks/coverage_rounds.py` compares.
 """
 
 from __future__ import annotations
@@ -174,11 +175,14 @@ class Coverage(LanePolicy):
             most_TE = wanted_TE == wanted_TE.amax(-1, keepdim=True)
             bid_TE = gain_TE.where(most_TE & (most_TE.cumsum(-1) == 1) & wanted_GE[step.lane], 0.0)
             best_GE = mask_of(best_first(gain_GE, total_GE, 1), gain_GE.shape[-1])
-            stays_GE = wanted_GE & ((lane_sum(bid_TE, step) >= ENOUGH * limit_G1) | best_GE)
-            room_G1 = budget - keep_GE.sum(-1, keepdim=True)
+            kept_G1 = keep_GE.sum(-1, keepdim=True)
+            stays_GE = (wanted_GE & (lane_sum(bid_TE, step) >= ENOUGH * limit_G1)) | (
+                best_GE & (wanted_GE | (kept_G1 < top_k))
+            )
+            room_G1 = budget - kept_G1
             count_G1 = torch.minimum(stays_GE.sum(-1, keepdim=True), room_G1)
             if last:
-                count_G1 = torch.maximum(count_G1, top_k - keep_GE.sum(-1, keepdim=True))
+                count_G1 = torch.maximum(count_G1, top_k - kept_G1)
                 count_G1 = torch.maximum(count_G1, room_G1) if self.tolerance is None else count_G1
             rank_GE = best_first(gain_GE + FIRST * stays_GE, total_GE, gain_GE.shape[-1]).argsort(-1)
             keep_GE = keep_GE | (rank_GE < count_G1)
