@@ -5,8 +5,9 @@
 Nothing is run and no GPU is needed: tensors are on torch's `meta` device, which takes the paths of a GPU. Counted are
 the torch operations that compute something (views and empty tensors do not), each as one launch, though a sort or an
 `index_add_` takes several, and the launches of the project's kernels. The router's own softmax, top-k and
-renormalisation come before; the one softmax over all experts that a policy asks for is counted. What layers share is
-computed in the first: the second is counted.
+renormalisation come before, in a line of their own; the one softmax over all experts that a policy asks for is counted
+(where the router's kernel has run, it is there already). What layers share is computed in the first: the second is
+counted.
 
 The last line's ratio is launches of the torch definition / launches of the kernel, in the median over policies.
 """
@@ -38,7 +39,7 @@ from lynx_exp.routing import (
     policy_names,
 )
 from lynx_exp.routing.calibration import SIMILARITIES
-from lynx_exp.routing.kernels import by_row, selection
+from lynx_exp.routing.kernels import by_row, in_rounds, route, selection
 
 GOAL = 4.0
 FREE = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::detach", "prim::device"}
@@ -60,7 +61,7 @@ class Launches(TorchDispatchMode):
     def __getitem__(self, _grid: tuple[int, ...]) -> Any:
         """Stands for every kernel."""
 
-        def launch(**_: Any) -> None:
+        def launch(*_: Any, **__: Any) -> None:
             self.kernels += 1
 
         return launch
@@ -70,7 +71,7 @@ class Launches(TorchDispatchMode):
 def counting() -> Iterator[Launches]:
     counted = Launches()
     with ExitStack() as stack:
-        for module in (selection, by_row):
+        for module in (selection, by_row, in_rounds, route):
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
                 stack.enter_context(patch.object(module, name, counted))
         stack.enter_context(counted)
@@ -99,6 +100,7 @@ def policies(experts: int, top_k: int) -> list[Policy]:
     )
     shape = ModelShape(num_experts=experts, top_k=top_k, num_layers=LAYERS)
     found = [build_policy(name, **own.get(name, {})) for name in policy_names() if name != "vanilla"]
+    found.append(build_policy("coverage", rounds=6))
     return [(p.calibrated(facts) if isinstance(p, Calibrated) else p).bind(shape) for p in found]
 
 
@@ -126,6 +128,19 @@ def launches(policy: Policy, kernel: kernels.Kernel, rows: int, lanes: int, expe
     return counted.torch + counted.kernels
 
 
+def of_router(kernel: kernels.Kernel, rows: int, experts: int, top_k: int) -> int:
+    """Of a router after its matrix: softmax, top-k, renormalisation, rounding, as transformers has them, or fused."""
+    logits = torch.empty(rows, experts, device="meta", dtype=torch.bfloat16)
+    with counting() as counted:
+        if kernel == "triton":
+            route.route(logits, RouterRule(), top_k, torch.bfloat16)
+        else:
+            best, _ = torch.softmax(logits, -1, dtype=torch.float).topk(top_k)
+            best /= best.sum(-1, keepdim=True)
+            best.to(torch.bfloat16)
+    return counted.torch + counted.kernels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256])
@@ -136,7 +151,9 @@ def main() -> None:
     shape = (given.lanes, given.experts, given.top_k)
     print(f"launches of a layer's selection, E {given.experts}, K {given.top_k}, {given.lanes} lanes: torch -> kernels")
     print(f"{'':>70}" + "".join(f"{f'T {rows}':>14}" for rows in given.rows))
-    cases = []
+    cases: list[dict[str, Any]] = []
+    router = [(of_router("torch", rows, *shape[1:]), of_router("triton", rows, *shape[1:])) for rows in given.rows]
+    print(f"{'router':>70}" + "".join(f"{f'{before} -> {after}':>14}" for before, after in router))
     for policy in policies(given.experts, given.top_k):
         shown = ""
         for rows in given.rows:

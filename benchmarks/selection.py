@@ -2,8 +2,9 @@
 
     python benchmarks/selection.py [--quick] [--repeats 15]
 
-One lane, every row live, fp32. `router` is what the model's own router does anyway (softmax, top-k, renormalise), for
-scale; every subject starts from logits, so each also computes that softmax once.
+One lane, every row live, fp32. `router` is what the model's own router does anyway (softmax, top-k, renormalise), and
+`fused router` the kernel that takes its place, for scale; the others start from logits, so each also computes that
+softmax once, which a policy behind the fused router does not.
 
 On a GPU, `launched` calls from Python each time, as an eager decode step does, and `replayed` replays a CUDA graph. The
 last line's ratio is compiled / kernel, replayed: at 1 or below, the kernel has nothing to offer and should go. On a CPU
@@ -32,7 +33,9 @@ HEADLINE = ("lynx", 128, 8, 16)
 """The shape of Qwen3-30B-A3B, at the smallest batch."""
 ROUND_S = 2e-3
 """Seconds that one timed round of one subject should take at least, so that the clock's own cost does not show."""
-NAMES = ["no_drop", "lynx", "oea", "xshare", "coverage", "lynx_v1_latency", "lynx_v1_accuracy", "top_k", "top_p"]
+IN_ROUNDS = "coverage_in_rounds"
+NAMES = ["no_drop", "lynx", "oea", "xshare", "coverage", IN_ROUNDS, "lynx_v1_latency", "lynx_v1_accuracy"]
+NAMES += ["top_k", "top_p"]
 
 Run = Callable[[], Any]
 
@@ -45,6 +48,8 @@ def policy_of(name: str, experts: int, top_k: int) -> Policy:
         "lynx_v1_latency": {"keep_experts": max(top_k, experts // 2)},
         "top_k": {"k": max(1, top_k // 2)},
     }
+    if name == IN_ROUNDS:
+        return build_policy("coverage", rounds=6)
     return build_policy(name, **own.get(name, {}))
 
 
@@ -67,8 +72,11 @@ def subjects(policy: Policy, experts: int, top_k: int, rows: int, device: str, c
     kernels.set_kernel("triton")  # one that cannot run is an error, not a time
     if kernels.select(policy, fresh(), step, RULE) is None:
         raise ValueError(f"{policy.name}: no kernel serves {experts} experts and {rows} rows")
+    from lynx_exp.routing.kernels.route import route
+
     chosen: dict[str, Run] = {
         "router": router,
+        "fused router": lambda: route(before.logits, RULE, top_k, torch.float32),
         "torch": definition,
         "kernel": lambda: kernels.select(policy, fresh(), step, RULE),
     }
@@ -159,7 +167,7 @@ def main() -> None:
         for experts, top_k in shapes:
             for rows in all_rows:
                 for name in arguments.policies:
-                    compiles = name != "coverage" or arguments.compile_coverage
+                    compiles = name not in ("coverage", IN_ROUNDS) or arguments.compile_coverage
                     repeats = 5 if arguments.quick else arguments.repeats
                     cases.append(measure(name, experts, top_k, rows, device, repeats, compiles))
                     show(cases[-1])

@@ -47,6 +47,7 @@ def settings(experts: int, top_k: int) -> list[Named]:
         ("xshare", {"budget": top_k, "warm_up": 0, "max_batch": 8}),
         ("coverage", {"tolerance": 0.05, "utility": "log", "guarantee": 1}),
         ("coverage", {"tolerance": None, "budget": max(top_k, experts // 3), "power": 1.5}),
+        ("coverage", {"rounds": 6}),
         ("deny_rank", {"mode": "drop"}),
     ]
 

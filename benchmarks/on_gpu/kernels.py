@@ -1,4 +1,4 @@
-"""The fused selection kernels against the torch definitions: experts equal, weights within rounding; without a wait for
+"""The fused kernels of routers and policies against the torch definitions: experts equal, weights within rounding; without a wait for
 the host, and replayed from a CUDA graph over new logits. A record a shape."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import torch
 from benchmarks.on_gpu.cases import RULE, arguments, policy, random_step, routed, settings
 from benchmarks.on_gpu.records import check
 from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, kernels
+from lynx_exp.routing.kernels.route import route
 
 ULP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """How far weights may be apart: K values summed in another order, then rounded to the type."""
@@ -56,6 +57,30 @@ def check_equality(device: str, shape: tuple[int, int, int, int], tiny: bool) ->
     check(f"kernels equal torch, T {rows} E {experts} K {top_k} G {lanes}", compared, failures)
 
 
+def check_routers(device: str, shape: tuple[int, int, int, int]) -> None:
+    """Experts may differ where two tie within rounding, which random float32 logits hardly do."""
+    rows, experts, top_k, _lanes = shape
+    compared, failures = 0, []
+    torch.manual_seed(rows + experts)
+    bias = torch.randn(experts, device=device) * 0.1
+    logits = torch.randn(rows, experts, device=device) * 3
+    grouped = RouterRule(score="sigmoid", scaling=2.5, bias=bias, groups=4, top_groups=2, group_score="top2")
+    rules = [
+        RULE,
+        RouterRule(renormalize=False, expert_scale=bias.exp()),
+        RouterRule(score="sqrtsoftplus", bias=bias, bias_on="logits"),
+    ]
+    for rule in [*rules, grouped] if experts >= 8 and experts % 4 == 0 else rules:
+        for dtype, rounding in ULP.items():
+            ours, (theirs, weights) = route(logits, rule, top_k, dtype), rule.route(logits, top_k)
+            same = (ours.experts == theirs).all(-1)
+            far = ((ours.weights.double() / weights.double()) - 1).abs()[same]
+            compared += 1
+            if same.float().mean() < 0.95 or not bool((far <= 4 * rounding).all()):
+                failures.append(f"{rule.score} {dtype}: {int((~same).sum())} rows with other experts, or weights apart")
+    check(f"fused routers equal torch, T {rows} E {experts} K {top_k}", compared, failures)
+
+
 def check_graphs(device: str, shape: tuple[int, int, int, int]) -> None:
     """Captured once, replayed over new logits; and the same calls with every synchronisation an error."""
     rows, experts, top_k, lanes = shape
@@ -94,6 +119,7 @@ def main() -> None:
     with torch.inference_mode():
         for number, shape in enumerate(TINY if given.tiny else SHAPES):
             check_equality(given.device, shape, given.tiny)
+            check_routers(given.device, shape)
             if given.device == "cuda" and number < len(GRAPHS):
                 check_graphs(given.device, GRAPHS[number])
 
