@@ -89,11 +89,11 @@ def _products(module: nn.Module, logits_TE: Tensor) -> Iterator[Product]:
     """How the logits may come about."""
     for owner in module.modules():
         own = dict(owner.named_parameters(recurse=False))
-        for weight in own.values():
+        for name, weight in own.items():
             if weight.dim() == 2 and weight.shape[0] == logits_TE.shape[1]:
-                biases = [own["bias"]] if "bias" in own and own["bias"].shape == weight.shape[:1] else []
-                for bias, wide in combinations([*biases, None], (False, True)):
-                    yield Product(weight, bias, wide, logits_TE.dtype)
+                has_bias = "bias" in own and own["bias"].shape == weight.shape[:1]
+                for biased, wide in combinations((True, False) if has_bias else (False,), (False, True)):
+                    yield Product(owner, name, biased, wide, logits_TE.dtype)
 
 
 def _compare(

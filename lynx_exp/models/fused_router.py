@@ -19,25 +19,29 @@ from lynx_exp.routing import RouterRule, Routing, kernels
 
 
 class Product(NamedTuple):
-    """How a router makes its logits of hidden states."""
+    """How a router makes its logits of hidden states, with the model's tensors as they are now."""
 
-    weight: nn.Parameter
-    bias: Tensor | None
+    owner: nn.Module
+    weight: str
+    """Its name in `owner`."""
+    biased: bool
+    """Whether `owner.bias` is added."""
     wide: bool
     """In float32, whatever the weights are; else in their type."""
     dtype: torch.dtype
-    """Of the logits that it hands on."""
+    """Of the logits that the router hands on."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[T, E]`."""
-        kind = torch.float32 if self.wide else self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(kind)
-        return linear(hidden.reshape(-1, hidden.shape[-1]).to(kind), self.weight.to(kind), bias).to(self.dtype)
+        weight: Tensor = getattr(self.owner, self.weight)
+        kind = torch.float32 if self.wide else weight.dtype
+        bias = self.owner.bias.to(kind) if self.biased else None  # type: ignore[operator, union-attr]
+        return linear(hidden.reshape(-1, hidden.shape[-1]).to(kind), weight.to(kind), bias).to(self.dtype)
 
 
 class FusedRouter:
-    """Stands in for the forward of a router's module; where `kernel=torch`, or gradients are wanted, the module's own
-    runs."""
+    """Stands in for the forward of a router's module; where `kernel=torch`, where gradients are wanted, or inside of
+    torch.compile the module's own runs."""
 
     def __init__(
         self,
@@ -58,7 +62,8 @@ class FusedRouter:
 
     def __call__(self, hidden: Tensor, *more: Any, **named: Any) -> Any:
         self._made = None
-        if not kernels.chosen(hidden) or (torch.is_grad_enabled() and hidden.requires_grad):
+        differentiated = torch.is_grad_enabled() and hidden.requires_grad
+        if differentiated or torch.compiler.is_compiling() or not kernels.chosen(hidden):
             return self.own(hidden, *more, **named)
         routing, logits = self.route(hidden)
         if self.listeners:
