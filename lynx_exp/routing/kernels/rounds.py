@@ -78,7 +78,7 @@ def _grown(
     heaviest = tl.max(tl.where(left & (gains == most), total, LOWEST_INT64), 0)
     best = tl.min(tl.where(left & (gains == most) & (total == heaviest), e, BE), 0)
     kept = tl.sum(keep.to(tl.int32), 0)
-    stays = wanted & (bids.to(tl.float64) / FIXED_POINT >= ENOUGH * limit)
+    stays = wanted & (bids.to(tl.float64) / FIXED_POINT >= limit * ENOUGH)
     stays = stays | ((e == best) & (wanted | (kept < K)))
     count = tl.minimum(tl.sum(stays.to(tl.int32), 0), budget - kept)
     if HALVES:
