@@ -44,6 +44,7 @@ _USUAL = {
     "power": 4.0,
     "utility": "mass",
     "guarantee": 0,
+    "rounds": None,
     "warm_up": 1,
     "score": "prob",
     "primary": 1,
