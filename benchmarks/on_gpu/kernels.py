@@ -1,5 +1,5 @@
-"""The fused kernels of routers and policies against the torch definitions: experts equal, weights within rounding; without a wait for
-the host, and replayed from a CUDA graph over new logits. A record a shape."""
+"""The fused kernels of routers and policies against the torch definitions: experts equal, weights within rounding;
+without a wait for the host, and replayed from a CUDA graph over new logits. A record a shape."""
 
 from __future__ import annotations
 
