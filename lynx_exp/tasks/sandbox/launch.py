@@ -35,7 +35,8 @@ JAIL = Path(__file__).with_name("jail")
 INSIDE = "/lynx_exp"
 """Where the code of the jail lies in a jail that bubblewrap made."""
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from jail import supervisor; del sys.path[0]; supervisor.main()"
-IMPORT = re.compile(r"\b(?:import|from)\s+([A-Za-z_][\w.]*)")
+IMPORT = re.compile(r"\bimport\s+([A-Za-z_][\w. \t,]*)")
+FROM = re.compile(r"\bfrom\s+([A-Za-z_][\w.]*)\s+import\s*(\([^)]*\)|[\w \t,]*)")
 WITH_EFFECTS = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "__main__", "__phello__"}
 """Modules that open windows or print as they are imported."""
 HASH_SEED = "0"
@@ -75,9 +76,15 @@ def run(
 
 
 def imported(programs: Sequence[Program]) -> list[str]:
-    """Modules of the standard library, and libraries that programs may have, that these import by name."""
+    """Modules of the standard library, and libraries that programs may have, that these import by name; and the names
+    that they import from them, behind the modules."""
     texts = (text for program in programs for text in (program.source, program.test, program.prelude))
-    names = {name for text in texts for name in IMPORT.findall(text)}
+    names = set()
+    for text in texts:
+        names |= {part.split()[0] for told in IMPORT.findall(text) for part in told.split(",") if part.split()}
+        for module, told in FROM.findall(text):
+            parts = told.strip("()").split(",")
+            names |= {module, *(f"{module}.{part.split()[0]}" for part in parts if part.split())}
     libraries = {name.removesuffix(".py") for name in files.LIBRARIES.split()}
     allowed = (sys.stdlib_module_names | libraries) - WITH_EFFECTS
     return sorted(name for name in names if name.partition(".")[0] in allowed)

@@ -26,14 +26,18 @@ from .forks import ANSWER, COMMAND, END, END_TESTER, START, ForkServer
 from .kernel import die_with_parent
 
 PRELOADED = """abc array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions
-functools hashlib heapq itertools json math numbers operator random re statistics string struct textwrap time typing
-unicodedata encodings.idna"""
+functools hashlib heapq itertools json math numbers operator random re statistics string struct textwrap threading time
+typing unicodedata encodings.idna"""
 """What most programs import: a fork has them for nothing, and may be unable to read their files as another user."""
 
-WITHOUT_FILES = """asyncio contextvars csv ctypes fcntl getpass glob mmap multiprocessing.popen_fork
-multiprocessing.shared_memory numbers pathlib pickle pprint queue secrets shutil subprocess tempfile threading timeit
-traceback unittest.mock uuid zlib"""
-"""And these where the user that programs become may be unable to read the interpreter's files."""
+WITHOUT_FILES = """_strptime asyncio calendar concurrent.futures.process concurrent.futures.thread contextvars csv ctypes
+difflib encodings.ascii encodings.cp1252 encodings.cp437 encodings.latin_1 encodings.utf_16 encodings.utf_16_be
+encodings.utf_16_le encodings.utf_32 encodings.utf_8_sig fcntl getpass glob mmap multiprocessing.connection
+multiprocessing.pool multiprocessing.popen_fork multiprocessing.queues multiprocessing.shared_memory
+multiprocessing.synchronize pathlib pickle pprint pwd queue secrets shutil subprocess tarfile tempfile timeit traceback
+unittest.async_case unittest.mock uuid zipfile zlib"""
+"""And these where the user that programs become may be unable to read the interpreter's files; some of them are what
+functions of others import as they are first called."""
 
 NUMERIC_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """For NumPy in candidates and in testers, which import it too as its values arrive: no process may start threads that
@@ -198,6 +202,10 @@ def load(plan: Plan) -> None:
     for name in plan.modules:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+            continue
+        with contextlib.suppress(Exception):  # no module but a name in one, for which that may import another
+            module, _, attribute = name.rpartition(".")
+            getattr(sys.modules[module], attribute)
     del sys.path[len(sys.path) - len(plan.library_path) :]
 
 
