@@ -6,179 +6,208 @@ reach of the tester is what the tester decodes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import inspect
 import math
 import operator
 import os
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
 
-from . import wire
-from .codec import MIRRORED, MUTABLE, CodecError, decode, encode
-from .values import EXCEPTIONS
+from . import modes, wire
+from .codec import MUTABLE, CodecError, decode, encode
+from .described import Describer, acyclic, library_name, operators
+from .shared import Shared, held
 
 MODULE = "program"
-OWN_EQUALITY, AMONG_ITS_KIND = 2, 1  # as in `objects`, which the candidate need not have
 FRAMES_OF_THIS_MODULE = 20
 
 
-class Callback:
-    """A function of the tester, among the candidate's arguments."""
-
-    __slots__ = ("_number", "_server")
-
-    def __init__(self, number: int, server: Server) -> None:
-        self._number, self._server = number, server
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._server.call_back(self._number, args, kwargs)
+class Absent(Exception):
+    """The candidate has no such name."""
 
 
 class Server:
+    """Answers questions, and asks the tester back for its functions, from any thread.
+
+    `pending` holds the questions that are not answered and the calls to the tester that have not returned, the last on
+    top. Only the thread whose call is on top reads; any may call back while a question is on top; an answer waits until
+    its question is. So what is sent and read is in the order of one thread, whatever threads there are.
+    """
+
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = requests, replies
-        self.objects: list[Any] = [None]
-        self.numbers: dict[int, int] = {}
+        self.turn = threading.Condition()
+        self.pending: list[tuple[bool, object]] = []
+        """Whether it is a question, and which."""
+        self.describer = Describer(self.call_back)
+        self.shared = Shared()
         self.module = types.ModuleType(MODULE)
-
-    def refer(self, value: Any) -> tuple[bytes, Any]:
-        """What stands for a value that is not plain data."""
-        if type(value) is Callback:
-            return b"k", value._number
-        kind = type(value)
-        if isinstance(value, type) and issubclass(value, BaseException):
-            bases = [base for base in type.__dict__["__bases__"].__get__(value) if issubclass(base, BaseException)]
-            return b"X", [self.number(value), type.__dict__["__name__"].__get__(value), bases]
-        if isinstance(value, BaseException):
-            args = BaseException.args.__get__(value)  # type: ignore[attr-defined]
-            return b"E", [0 if kind in EXCEPTIONS else self.number(value), kind, self.plain(args)]
-        flags, hashed = equality(value, object), None
-        if flags and kind.__hash__ is not None:
-            with contextlib.suppress(Exception):
-                hashed = hash(value)
-        return b"H", [self.number(value), flags, hashed]
-
-    def number(self, value: Any) -> int:
-        """A number of its own, from 1 on; the object is kept, so that its number stays."""
-        number = self.numbers.setdefault(id(value), len(self.objects))
-        if number == len(self.objects):
-            self.objects.append(value)
-        return number
-
-    def mirror(self, value: Any, base: type) -> list[Any]:
-        return [self.number(value), equality(value, base)]
-
-    def plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """An exception's arguments, if they can cross."""
-        try:
-            self.encode(args)
-        except Exception:
-            return ()
-        return args
-
-    def as_asked(self, value: Any) -> tuple[bytes, Any]:
-        """As the tester writes a reference."""
-        if isinstance(value, BaseException) and type(value) in EXCEPTIONS and id(value) not in self.numbers:
-            return b"E", [0, type(value), value.args]
-        return (b"k", value._number) if type(value) is Callback else (b"h", self.numbers[id(value)])
-
-    def resolve(self, tag: bytes, told: Any) -> Any:
-        if tag == b"E":
-            return told[1](*told[2])
-        return Callback(told, self) if tag == b"k" else self.objects[told]
-
-    def encode(self, value: Any, numbers: dict[int, int] | None = None) -> bytes:
-        return encode(value, self.refer, numbers, None, self.mirror)
+        self.broken = ""
+        """Why what both sides share can no longer be told."""
 
     def serve(self) -> None:
         while True:
-            wire.send(self.replies, self.answer(wire.receive(self.requests)))
+            self.respond(wire.receive(self.requests))
 
-    def answer(self, question: bytes) -> bytes:
+    def respond(self, message: bytes) -> None:
+        """Answer a question, or take over what the tester has changed."""
+        if message[:1] == wire.CHANGES:
+            self.take_over(message)
+            return
+        mine = object()
+        arguments: list[Any] = []
+        box: list[Any] = []
+        first = self.describer.first = {}
+        with self.turn:
+            self.pending.append((True, mine))
+            self.turn.notify_all()
+        question: list[Any] = []
         try:
-            arguments: list[Any] = []
-            kind, *rest = decode(question, self.resolve, arguments)
-            if kind == "call":
-                return self.call(question, arguments, *rest)
-            return getattr(self, f"on_{kind}")(*rest)
+            question += decode(message, self.describer.resolve, arguments, 1)
+            kind, result = getattr(self, f"on_{question[0]}")(*question[1:])
+            box.append(result)
+            del result
         except wire.Closed:
             os._exit(1)
-        except CodecError as error:
-            return encode(["untransportable", str(error)])
+        except Absent:
+            kind = "absent"
+            box.append(None)
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures like any other
-            return self.describe(error)
+            kind = "untransportable" if isinstance(error, CodecError) else "raised"
+            box.append(str(error) if kind != "raised" else error)
+        with self.turn:
+            while self.pending[-1][1] is not mine:
+                self.turn.wait()
+            self.tell_changes()
+            self.describer.chained = kind == "raised" and acyclic(box[0])
+            wire.send(self.replies, wire.ANSWER + self.answer(kind, box, message, question, arguments, first))
+            self.pending.pop()
+            self.turn.notify_all()
 
-    def describe(self, error: BaseException) -> bytes:
+    def answer(
+        self,
+        kind: str,
+        box: list[Any],
+        message: bytes,
+        question: list[Any],
+        arguments: list[Any],
+        first: dict[int, Any],
+    ) -> bytes:
+        """Kind and result; the arguments if they are no longer as they came, the tester's are then changed alike;
+        whether something is kept here of what crosses, and is shared from now on.
+        """
         try:
-            return self.encode(["raised", error])
-        except BaseException:
-            return encode(["raised", RuntimeError()], lambda error: (b"E", [0, type(error), ()]))
+            if self.broken:
+                raise CodecError(self.broken)
+            contents = None
+            if question and question[0] == "call" and arguments:
+                asked = encode(tuple(question), self.describer.as_asked(first), self.shared.tags(), [])
+                if asked != memoryview(message)[1:]:
+                    contents = tuple(copy.copy(argument) for argument in arguments)
+            keep = held(self.shared.numbers, box, question, arguments)
+            numbers = self.shared.tags() | {id(argument): number for number, argument in enumerate(arguments)}
+            noted = list(arguments)
+            data = encode((kind, box[0], contents, keep), self.describer.refer, numbers, noted, self.describer.mirror)
+            if keep:
+                own = set(map(id, contents or ()))
+                self.shared.enter([it for it in noted if id(it) not in own], self.encode_shared)
+            return data
+        except CodecError as error:
+            if kind != "raised":
+                return encode(("untransportable", str(error), None, False))
+        except BaseException as error:
+            box[0] = error if kind != "raised" else box[0]
+        return encode(("raised", RuntimeError(), None, False), lambda _: (b"E", [0, type(box[0]), (), ()]))
 
-    def value(self, value: Any) -> bytes:
-        return self.encode(["value", value])
+    def encode_shared(self, content: Any, noted: list[Any]) -> bytes:
+        return encode(content, self.describer.refer, self.shared.tags(), noted, self.describer.mirror)
 
-    def on_run(self, source: str) -> bytes:
+    def tell_changes(self) -> None:
+        """Before every message that is not such a one itself."""
+        self.describer.chained = False
+        if not self.shared.containers or self.broken:
+            return
+        try:
+            if (told := self.shared.changes(self.encode_shared)) is not None:
+                noted: list[Any] = []
+                wire.send(self.replies, wire.CHANGES + self.encode_shared(told, noted))
+                self.shared.settle(*told, noted, self.encode_shared)
+        except CodecError as error:
+            self.broken = str(error)
+
+    def take_over(self, message: bytes) -> None:
+        with self.turn:
+            noted: list[Any] = []
+            gone, changed = decode(message, self.describer.resolve, noted, 1)
+            try:
+                self.shared.take_over(changed)
+                self.shared.settle(gone, changed, noted, self.encode_shared)
+            except (CodecError, ValueError) as error:
+                self.broken = str(error)
+
+    def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the tester's function returns or raises. Waits while no question is on top."""
+        with self.turn:
+            while not (self.pending and self.pending[-1][0]):
+                self.turn.wait()
+            self.tell_changes()
+            noted: list[Any] = []
+            asked = self.encode_shared((number, args, tuple(kwargs.items())), noted)
+            wire.send(self.replies, wire.CALL + asked)
+            self.shared.enter(noted, self.encode_shared)
+            self.pending.append((False, None))
+        while (message := wire.receive(self.requests))[:1] != wire.RETURN:
+            self.respond(message)  # the function itself has a question
+        with self.turn:
+            noted = []
+            raised, value, keep = decode(message, self.describer.resolve, noted, 1)
+            if keep:
+                self.shared.enter(noted, self.encode_shared)
+            self.pending.pop()
+            self.turn.notify_all()
+        if raised:
+            raise value
+        return value
+
+    def on_run(self, source: str) -> tuple[str, Any]:
         """The candidate's code, in a module of its own: dataclasses look theirs up by name."""
         sys.modules[MODULE] = self.module
         random.seed(0)
         exec(compile(source, f"<{MODULE}>", "exec"), self.module.__dict__)
-        return self.value(None)
+        return "value", None
 
-    def on_name(self, name: str) -> bytes:
+    def on_name(self, name: str) -> tuple[str, Any]:
         if name not in self.module.__dict__:
-            return self.encode(["absent"])
+            raise Absent
         value = self.module.__dict__[name]
         if type(value) is types.ModuleType:
-            return self.encode(["module", value.__name__, value])
-        return self.value(value)
+            return "module", (value.__name__, value)
+        library = library_name(value, name)
+        return ("library", library) if library else ("value", value)
 
-    def call(self, question: bytes, arguments: list[Any], function: Any, args: Any, kwargs: Any) -> bytes:
-        """Result, and the arguments if they are no longer as they came: the tester's are then changed alike."""
-        result = function(*args, **kwargs)
-        numbers = {id(argument): number for number, argument in enumerate(arguments)}
-        if encode(("call", function, args, kwargs), self.as_asked, {}, []) == question:
-            return self.encode(["value", result], numbers)
-        return self.encode(["changed", result, [copy.copy(argument) for argument in arguments]], numbers)
+    def on_reads(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        """Which of these the candidate's functions look up as global names."""
+        todo = [value.__code__ for value in vars(self.module).values() if type(value) is types.FunctionType]
+        for value in list(vars(self.module).values()):
+            if isinstance(value, type):
+                todo += [it.__code__ for it in vars(value).values() if type(it) is types.FunctionType]
+        found: set[str] = set()
+        while todo:
+            code = todo.pop()
+            found |= set(names) & set(code.co_names)
+            todo += [inner for inner in code.co_consts if type(inner) is types.CodeType]
+        return "value", sorted(found)
 
-    def on_do(self, name: str, target: Any, *args: Any) -> bytes:
-        return self.value(OPERATIONS[name](target, *args))
+    def on_call(self, function: Any, args: Any, kwargs: Any) -> tuple[str, Any]:
+        return "value", function(*args, **kwargs)
 
-    def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        wire.send(self.replies, self.encode(["callback", number, args, kwargs]))
-        while True:
-            message = wire.receive(self.requests)
-            kind, *rest = decode(message, self.resolve)
-            if kind == "value":
-                return rest[0]
-            if kind == "raised":
-                raise rest[0] if isinstance(rest[0], BaseException) else RuntimeError
-            wire.send(self.replies, self.answer(message))  # the function itself has a question
-
-
-def equality(value: Any, below: type) -> int:
-    """Whether a class before `below` says what is equal to its objects, as `objects` has it."""
-    for base in type.__dict__["__mro__"].__get__(type(value)):
-        if base is below:
-            break
-        if "__eq__" in base.__dict__:
-            code = getattr(base.__dict__["__eq__"], "__code__", None)
-            generated = "__dataclass_fields__" in base.__dict__ and getattr(code, "co_filename", "") == "<string>"
-            return AMONG_ITS_KIND if generated else OWN_EQUALITY
-    return 0
-
-
-def operators(value: Any) -> list[str]:
-    """Special methods of the object's own classes, before plain data or `object`."""
-    names: dict[str, None] = {}
-    for base in type.__dict__["__mro__"].__get__(type(value)):
-        if base is object or base in MIRRORED:
-            break
-        names |= dict.fromkeys(name for name in base.__dict__ if type(name) is str and name.startswith("__"))
-    return list(names)
+    def on_do(self, name: str, target: Any, *args: Any) -> tuple[str, Any]:
+        return "value", OPERATIONS[name](target, *args)
 
 
 def content(value: Any) -> Any:
@@ -187,6 +216,34 @@ def content(value: Any) -> Any:
     if base is dict:
         return dict.copy(value)
     return base.__getitem__(value, slice(None)) if base in (list, bytearray) else base(base.__iter__(value))
+
+
+def leave(target: Any, error: Any) -> bool:
+    """Whether a context swallows the exception."""
+    kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+    return bool(type(target).__exit__(target, kind, error, trace))
+
+
+def run_coroutine(target: Any) -> Any:
+    """All of it: its event loop is here."""
+    import asyncio
+
+    global LOOP
+    if LOOP is None:
+        LOOP = asyncio.new_event_loop()
+    return LOOP.run_until_complete(target)
+
+
+LOOP: Any = None
+
+
+def parameters(target: Any) -> list[Any]:
+    """Of its signature: name, kind, and default and annotation, if any, in lists."""
+    empty = inspect.Parameter.empty
+    return [
+        (it.name, int(it.kind), *([] if told is empty else [told] for told in (it.default, it.annotation)))
+        for it in inspect.signature(target).parameters.values()
+    ]
 
 
 UNARY: dict[str, Callable[..., Any]] = {
@@ -220,7 +277,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "deepcopy": copy.deepcopy,
     "type": type,
     "enter": lambda target: target.__enter__(),
-    "exit": lambda target: bool(target.__exit__(None, None, None)),
+    "exit": leave,
+    "run coroutine": run_coroutine,
+    "parameters": parameters,
     "issubclass": lambda target, value: issubclass(value, target),
     "isinstance": lambda target, value: isinstance(value, target),
     "iter": iter,
@@ -236,5 +295,6 @@ def run(requests: int, replies: int, library_path: list[str]) -> None:
     """Confined by now: say so, then serve."""
     sys.path.extend(library_path)
     sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_OF_THIS_MODULE)
+    modes.allow_no_change()
     os.write(replies, wire.READY)
     Server(requests, replies).serve()

@@ -26,15 +26,16 @@ PACKED: dict[bytes, tuple[type, str]] = {b"q": (list, "q"), b"Q": (tuple, "q"), 
 PACKED_TAGS: dict[tuple[type, type], bytes] = {
     (kind, int if code == "q" else float): tag for tag, (kind, code) in PACKED.items()
 }
-REFERENCES = b"h", b"k", b"o"
-"""To the candidate's objects, to the tester's functions, to mutable containers that came with a call."""
-DESCRIBED = b"H", b"u", b"X", b"E"
-"""From the candidate: an object of a class of its own; one that derives from plain data, with that; a class of
-exceptions; an exception. Each begins with the object's number."""
+REFERENCES = b"h", b"k", b"o", b"w"
+"""To the candidate's objects, to the tester's, to mutable containers of the same message or that came with a call, to
+containers that both sides know as shared."""
+DESCRIBED = b"H", b"u", b"X", b"E", b"K"
+"""From the candidate: an object of a class of its own; one that derives from plain data, with that; from both: a class
+of exceptions; an exception; from the tester: a function. Each begins with the object's number."""
 MIRRORED = int, float, complex, str, bytes, bytearray, tuple, frozenset, list, dict, set, deque
 """What objects of own classes may derive from and still be known, on the other side, as their candidate's objects."""
 MUTABLE = list, dict, set, bytearray, deque
-MUTABLE_TAGS = b"l", b"m", b"M", b"S", b"B", b"D", b"q", b"f"
+MUTABLE_TAGS = b"l", b"m", b"M", b"S", b"B", b"D", b"q", b"f", b"A"
 
 Refer = Callable[[Any], tuple[bytes, Any]]
 """Tag and number for what is not plain data; or, of `DESCRIBED`, tag and parts."""
@@ -59,12 +60,12 @@ def encode(
 ) -> bytes:
     """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
 
-    Objects whose id is in `numbers` are written as references. With `noted`, mutable containers are added to it and to
-    `numbers` as they are met, so that a second sight of one is a reference: the decoder counts them alike. With
-    `mirror`, objects of own classes that derive from plain data are described besides, by the parts that it gives.
+    Objects whose id is in `numbers` are written as references, those with a number `~n` to the shared container n. With
+    `noted`, mutable containers are added to it and to `numbers` as they are met, so that a second sight of one is a
+    reference: the decoder counts them alike. With `mirror`, objects of own classes that derive from plain data are described besides, by the parts that it gives.
     """
     out: list[bytes] = []
-    Encoder(out.append, refer, numbers or {}, noted, mirror).put(value, 0)
+    Encoder(out.append, refer, {} if numbers is None else numbers, noted, mirror).put(value, 0)
     return b"".join(out)
 
 
@@ -78,12 +79,15 @@ class Encoder:
         mirror: Mirror | None,
     ) -> None:
         self.write, self.refer, self.numbers, self.noted, self.mirror = write, refer, numbers, noted, mirror
+        self.unfinished: set[int] = set()
 
     def put(self, value: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise CodecError("nested too deeply")
         if (known := self.numbers.get(id(value))) is not None:
-            self.write(b"o" + struct.pack(">Q", known))
+            if known in self.unfinished:
+                raise CodecError("a container that holds itself")
+            self.write(b"o" + struct.pack(">Q", known) if known >= 0 else b"w" + struct.pack(">Q", ~known))
             return
         kind = type(value)
         method = WRITERS.get(kind)
@@ -93,6 +97,10 @@ class Encoder:
                 return
             if (parts := named_parts(value)) is not None:
                 self.items(b"x", parts, depth)
+                return
+            if values.is_array(value):
+                self.note(value)
+                self.items(b"A", [value.dtype.str, value.tobytes(), *value.shape], depth)
                 return
             base = next((base for base in type.__dict__["__mro__"].__get__(kind) if base in WRITERS), None)
             if base is None:
@@ -104,11 +112,22 @@ class Encoder:
                 self.write(b"u" + struct.pack(">I", len(parts) + 1))
                 for part in parts:
                     self.put(part, depth + 1)
-                depth += 1
-        if self.noted is not None and isinstance(value, MUTABLE):
-            self.numbers[id(value)] = len(self.noted)
-            self.noted.append(value)
+                method(self, value, depth + 1)
+                return
+        if self.noted is None or not isinstance(value, MUTABLE):
+            method(self, value, depth)
+            return
+        number = self.note(value)
+        self.unfinished.add(number)
         method(self, value, depth)
+        self.unfinished.discard(number)
+
+    def note(self, value: Any) -> int:
+        if self.noted is None:
+            return 0
+        number = self.numbers[id(value)] = len(self.noted)
+        self.noted.append(value)
+        return number
 
     def reference(self, value: Any, depth: int) -> None:
         tag, told = self.refer(value)
@@ -219,12 +238,13 @@ def named_parts(value: Any) -> list[Any] | None:
     return values.numpy_parts(value)
 
 
-def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | None = None) -> Any:
-    """The value that `data` encodes; `resolve` finds what a reference stands for. CodecError for anything else.
+def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | None = None, start: int = 0) -> Any:
+    """The value that `data` encodes from `start` on; `resolve` finds what a reference stands for. CodecError for
+    anything else.
 
     With `noted`, mutable containers are added to it in the encoder's order, and references to them are resolved here.
     """
-    decoder = Decoder(data, resolve, noted)
+    decoder = Decoder(data, resolve, noted, start)
     try:
         value = decoder.get(0)
     except (struct.error, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, ImportError) as error:
@@ -235,8 +255,8 @@ def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | Non
 
 
 class Decoder:
-    def __init__(self, data: bytes, resolve: Resolve, noted: list[Any] | None) -> None:
-        self.data, self.resolve, self.noted, self.at = data, resolve, noted, 0
+    def __init__(self, data: bytes, resolve: Resolve, noted: list[Any] | None, start: int) -> None:
+        self.data, self.resolve, self.noted, self.at = data, resolve, noted, start
 
     def take(self, count: int) -> bytes:
         start, self.at = self.at, self.at + count
@@ -247,7 +267,7 @@ class Decoder:
     def unpack(self, form: str) -> tuple[Any, ...]:
         return struct.unpack(form, self.take(struct.calcsize(form)))
 
-    def get(self, depth: int) -> Any:
+    def get(self, depth: int, mirrored: bool = False) -> Any:
         if depth > MAX_DEPTH:
             raise CodecError("nested too deeply")
         tag = self.take(1)
@@ -261,9 +281,13 @@ class Decoder:
             return complex(*self.unpack(">dd"))
         if tag in REFERENCES:
             (number,) = self.unpack(">Q")
-            return self.noted[number] if tag == b"o" and self.noted is not None else self.resolve(tag, number)
+            if tag != b"o" or self.noted is None:
+                return self.resolve(tag, number)
+            if self.noted[number] is None:
+                raise CodecError("malformed: a container in itself")
+            return self.noted[number]
         (count,) = self.unpack(">I")
-        if self.noted is None or tag not in MUTABLE_TAGS:
+        if self.noted is None or tag not in MUTABLE_TAGS or mirrored:
             return self.sized(tag, count, depth)
         place = len(self.noted)
         self.noted.append(None)
@@ -275,7 +299,8 @@ class Decoder:
             return self.from_content(tag, self.take(count))
         if count > len(self.data) - self.at:
             raise CodecError("malformed: longer than what is there")  # every item takes a byte at least
-        return self.from_items(tag, [self.get(depth + 1) for _ in range(count)])
+        last = count - 1 if tag == b"u" else -1  # what an object derives from is no container of its own
+        return self.from_items(tag, [self.get(depth + 1, place == last) for place in range(count)])
 
     def from_content(self, tag: bytes, content: bytes) -> Any:
         if tag == b"s":
@@ -311,6 +336,8 @@ class Decoder:
             return self.resolve(tag, items)
         if tag == b"M":
             return kept_mapping(items)
+        if tag == b"A":
+            return values.numpy_array(items[0], items[2:], items[1])
         if tag == b"r":
             return range(*values.expect(items, [int, int, int]))
         if tag == b"D":

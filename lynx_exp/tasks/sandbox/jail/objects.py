@@ -7,14 +7,21 @@ everywhere; such a comparison ends the program as `Untransportable`, unless the 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .remote import Link
 
-NAMES_TO_ASK_FOR = {"__name__", "__qualname__", "__doc__"}
+NAMES_TO_ASK_FOR = {
+    *("__name__", "__qualname__", "__doc__", "__module__", "__dict__", "__members__", "__match_args__", "__wrapped__"),
+    *("__defaults__", "__kwdefaults__", "__annotations__", "__code__", "__self__", "__func__", "__version__"),
+}
 """Special attributes that a test may want. All others are protocols, and some of those hand out memory."""
 OWN_EQUALITY, AMONG_ITS_KIND = 2, 1
 """What is known of an object's `==`: its class defines it; it is a data class's, which differs from all others."""
@@ -45,19 +52,24 @@ class RemoteType(type):
 class Remote(metaclass=RemoteType):
     """An object that lives in the candidate's process; it answers nothing by itself."""
 
-    __slots__ = ("_remote_flags", "_remote_hash", "_remote_link", "_remote_number", "_remote_operators")
+    __slots__ = (
+        *("_remote_flags", "_remote_hash", "_remote_link", "_remote_number", "_remote_operators", "_remote_stops"),
+    )
 
     def __init__(self, link: Link, number: int, flags: int = 0, hashed: int | None = None) -> None:
-        for name, value in {"link": link, "number": number, "flags": flags, "hash": hashed, "operators": None}.items():
+        known = {"link": link, "number": number, "flags": flags, "hash": hashed, "operators": None, "stops": False}
+        for name, value in known.items():
             object.__setattr__(self, f"_remote_{name}", value)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._remote_link.call(self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in NAMES_TO_ASK_FOR:
+            if name == "__signature__":
+                return signature(self)
             raise AttributeError(name)
-        return self._remote_link.do("getattr", self, name)
+        found = self._remote_link.do("getattr", self, name)
+        if name in ENDS_BY_STOPPING and is_remote(found):
+            object.__setattr__(found, "_remote_stops", True)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._remote_link.do("setattr", self, name, value)
@@ -65,51 +77,23 @@ class Remote(metaclass=RemoteType):
     def __delattr__(self, name: str) -> None:
         self._remote_link.do("delattr", self, name)
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._remote_link.do("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._remote_link.do("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._remote_link.do("delitem", self, key)
-
     def __instancecheck__(self, instance: Any) -> bool:
         return bool(self._remote_link.do("isinstance", self, instance))
 
     def __subclasscheck__(self, kind: Any) -> bool:
         return bool(self._remote_link.do("issubclass", self, kind))
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter_remote(self._remote_link, self._remote_link.do("iter", self))
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter_remote(self._remote_link, self._remote_link.do("reversed", self))
-
-    def __next__(self) -> Any:
-        return self._remote_link.do("next", self)
-
-    def __contains__(self, item: Any) -> bool:
-        """By what it iterates over, compared here; a class's own answer would be its word alone."""
-        own = own_operators(self)
-        if "__contains__" in own and not is_remote(item) and not {"__iter__", "__getitem__"} & own:
-            raise self._remote_link.refused("'in' of a class of the program that cannot be iterated over")
-        if "__contains__" in own and is_remote(item):
-            return bool(self._remote_link.do("contains", self, item))
-        return any(item is found or item == found for found in self)
-
     def __enter__(self) -> Any:
         return self._remote_link.do("enter", self)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._remote_link.do("exit", self) and kind is not None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = bool(self._remote_link.do("exit", self, error)) and kind is not None
+        if swallowed and not self._remote_link.leaves_nothing_out(trace):
             raise self._remote_link.refused("a context of the program that swallows exceptions")
+        return swallowed
 
-    def __len__(self) -> int:
-        return int(self._remote_link.do("len", self))
-
-    def __bool__(self) -> bool:
-        return bool(self._remote_link.do("bool", self))
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        raise self._remote_link.refused("a class of the test that derives from one of the program")
 
     def __str__(self) -> str:
         return str(self._remote_link.do("str", self))
@@ -135,6 +119,81 @@ class Remote(metaclass=RemoteType):
     def __ne__(self, other: object) -> Any:
         same = self == other if is_remote(other) else self.__eq__(other)
         return NotImplemented if same is NotImplemented else not same
+
+
+def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self._remote_link.call(self, args, kwargs, getattr(self, "_remote_stops", False))
+
+
+def contains(self: Any, item: Any) -> bool:
+    """By what it iterates over, compared here; a class's own answer would be its word alone."""
+    own = own_operators(self)
+    if "__contains__" in own and not is_remote(item) and not {"__iter__", "__getitem__"} & own:
+        raise self._remote_link.refused("'in' of a class of the program that cannot be iterated over")
+    if "__contains__" in own and is_remote(item):
+        return bool(self._remote_link.do("contains", self, item))
+    return any(item is found or item == found for found in self)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "call": call,
+    "iter": lambda self: iter_remote(self._remote_link, self._remote_link.do("iter", self)),
+    "next": lambda self: self._remote_link.do("next", self),
+    "reversed": lambda self: iter_remote(self._remote_link, self._remote_link.do("reversed", self)),
+    "len": lambda self: int(self._remote_link.do("len", self)),
+    "bool": lambda self: bool(self._remote_link.do("bool", self)),
+    "getitem": lambda self, key: self._remote_link.do("getitem", self, key),
+    "setitem": lambda self, key, value: self._remote_link.do("setitem", self, key, value),
+    "delitem": lambda self, key: self._remote_link.do("delitem", self, key),
+    "contains": contains,
+}
+"""What an object has if its class has it, in the order of `described.PROTOCOLS`."""
+NATURES: dict[str, type] = {
+    "function": types.FunctionType,
+    "method": types.MethodType,
+    "generator": types.GeneratorType,
+    "coroutine": types.CoroutineType,
+}
+"""What an object says that it is, for `isinstance`: nothing that a test could mistake for an answer."""
+ENDS_BY_STOPPING = {"send", "throw", "next"}
+"""Methods that may end by StopIteration in a plain process."""
+
+
+@cache
+def remote_class(protocols: int, nature: str) -> type[Remote]:
+    """The class of objects with the methods of which `protocols` has a bit. KeyError for an unknown nature."""
+    there = [name for place, name in enumerate(METHODS) if protocols >> place & 1]
+    body: dict[str, Any] = {f"__{name}__": METHODS[name] for name in there}
+    if "iter" not in there and "getitem" not in there:
+        body["__contains__"] = METHODS["contains"]  # `in` raises what iterating raises
+    if nature:
+        kind = NATURES[nature]
+        body["__class__"] = property(lambda self: kind)
+    if nature == "coroutine":
+        body["send"] = run_coroutine
+        body["__await__"] = lambda self: iter_coroutine(self)
+    for name in ("__doc__", "__module__", "__annotations__"):
+        body[name] = property(lambda self, name=name: self._remote_link.do("getattr", self, name))
+    return RemoteType("Remote", (Remote,), body | {"__slots__": ()})
+
+
+def run_coroutine(self: Any, _: Any) -> Any:
+    raise StopIteration(self._remote_link.do("run coroutine", self))
+
+
+def iter_coroutine(self: Any) -> Iterator[Any]:
+    return self._remote_link.do("run coroutine", self)
+    yield
+
+
+def signature(remote: Any) -> inspect.Signature:
+    """ValueError and TypeError as from `inspect.signature`."""
+    kinds: Any = inspect._ParameterKind  # type: ignore[attr-defined]
+    made = []
+    for name, kind, default, annotation in remote._remote_link.do("parameters", remote):
+        told = {"default": default, "annotation": annotation}
+        made.append(inspect.Parameter(name, kinds(kind), **{key: value[0] for key, value in told.items() if value}))
+    return inspect.Signature(made)
 
 
 def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:
@@ -220,7 +279,7 @@ def mirror_class(base: type) -> type:
         "_remote_number": -1,
         "__getattribute__": getattribute,
         "__setattr__": Remote.__setattr__,
-        "__call__": Remote.__call__,
+        "__call__": call,
         "__str__": Remote.__str__,
         "__repr__": Remote.__repr__,
         "__eq__": eq,
@@ -237,7 +296,7 @@ def mirror_class(base: type) -> type:
     if hasattr(base, "__getitem__"):
         body["__getitem__"] = getitem
     if hasattr(base, "__setitem__"):
-        body |= {"__setitem__": Remote.__setitem__, "__delitem__": Remote.__delitem__}
+        body |= {"__setitem__": METHODS["setitem"], "__delitem__": METHODS["delitem"]}
     body |= {"_remote_link": None, "_remote_flags": 0, "_remote_operators": None}
     return type(base.__name__, (base,), body)
 
@@ -251,6 +310,10 @@ def mirrored(kind: Any, content: Any, link: Link, number: int, flags: int) -> An
     return value
 
 
+LINKS = "__cause__", "__context__", "__suppress_context__"
+ATTRIBUTES = "filename", "filename2", "name", "path", "obj"
+
+
 class ExceptionType(type):
     """Classes of exceptions that the candidate defined, as tests catch them."""
 
@@ -260,7 +323,7 @@ class ExceptionType(type):
         return getattr(cls._remote, name)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls._remote(*args, **kwargs)
+        return call(cls._remote, *args, **kwargs)
 
 
 def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> Any:
@@ -280,7 +343,18 @@ def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> Any:
     return ExceptionType("exception" if "\0" in name else name.encode(errors="replace").decode(), bases, body)
 
 
-def exception(kind: Any, args: tuple[Any, ...]) -> Any:
+def exception(kind: Any, args: tuple[Any, ...], more: tuple[Any, ...]) -> Any:
+    """An exception with the arguments, and the further attributes, that the candidate's has."""
     made = kind.__new__(kind, *args)
+    builtin = next(base for base in kind.__mro__ if not isinstance(base, ExceptionType))
+    with contextlib.suppress(Exception):
+        builtin.__init__(made, *args)
     made.args = args
+    for name, value in more:
+        if name == "__notes__":
+            BaseException.add_note(made, value)
+        elif name in LINKS or (name in ATTRIBUTES and type(value) in (str, bytes, int)):
+            BaseException.__setattr__(made, name, value)
+        else:
+            raise ValueError("an attribute that exceptions do not have")
     return made

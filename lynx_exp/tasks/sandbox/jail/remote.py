@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import inspect
+import threading
 from collections.abc import Callable
-from functools import partial
+from types import TracebackType
 from typing import Any
 
 from . import wire
-from .codec import MIRRORED, MUTABLE, CodecError, decode, encode
+from .codec import DESCRIBED, MIRRORED, MUTABLE, CodecError, decode, encode
 from .objects import (
     ExceptionType,
     Remote,
@@ -18,7 +19,9 @@ from .objects import (
     is_remote,
     mirror_class,
     mirrored,
+    remote_class,
 )
+from .shared import Shared, fill, held, kind_of
 from .values import TYPES, expect
 
 CHANGING = "getattr", "setattr", "delattr", "setitem", "delitem", "next", "binary", "exit"
@@ -31,24 +34,19 @@ class BadReply(Exception):
     """The candidate's process answered with something that no honest one would; the text is the verdict's reason."""
 
 
-SHAPES: dict[str, list[type]] = {
-    "value": [object],
-    "changed": [object, list],
-    "raised": [object],
-    "untransportable": [str],
-    "absent": [],
-    "module": [str, object],
-    "callback": [int, tuple, dict],
-}
+RESULTS = {"value": object, "raised": object, "untransportable": str, "absent": type(None)}
+RESULTS |= {"module": tuple, "library": str}
 """What may follow the first word of an answer."""
 
 
 def well_formed(answer: Any) -> bool:
-    if type(answer) is not list or not answer or type(answer[0]) is not str or answer[0] not in SHAPES:
+    if type(answer) is not tuple or len(answer) != 4 or type(answer[0]) is not str or answer[0] not in RESULTS:
         return False
-    kinds, parts = SHAPES[answer[0]], answer[1:]
-    return len(kinds) == len(parts) and all(
-        kind is object or type(part) is kind for kind, part in zip(kinds, parts, strict=True)
+    kind, result, contents, keep = answer
+    return (
+        (RESULTS[kind] is object or type(result) is RESULTS[kind])
+        and type(contents) in (type(None), tuple)
+        and type(keep) is bool
     )
 
 
@@ -60,9 +58,21 @@ class Link:
         """By the id of an exception here: itself, so that the id stays its own, and the candidate's."""
         self.mirrors: dict[type, type] = {}
         self.fresh: list[Any] = []
-        self.callbacks: list[Callable[..., Any]] = []
+        self.callbacks: list[Any] = []
+        """The test's functions, exceptions and their classes, as far as the candidate knows them; by their ids: """
+        self.callback_numbers: dict[int, int] = {}
+        self.shared = Shared()
+        self.turn = threading.RLock()
+        """A thread's own while it asks: those of the test wait for one another."""
         self.untransportable = ""
         """Why the verdict cannot be had, once it cannot."""
+        self.doubt = ""
+        """Why a failure from now on may be none in a plain process."""
+        self.signatures = False
+        """Whether the candidate may look at signatures of the test's functions."""
+        self.stops = False
+        """Whether the test itself deals with StopIteration."""
+        self.leaves_nothing_out: Callable[[TracebackType | None], bool] = lambda _: False
 
     def refer(self, value: Any) -> tuple[bytes, Any]:
         if isinstance(value, ExceptionType):
@@ -71,30 +81,36 @@ class Link:
             return b"h", self.exceptions[id(value)][1]._remote_number
         if is_remote(value):
             return b"h", value._remote_number
+        if (known := self.callback_numbers.get(id(value))) is not None:
+            return b"k", known
+        if not callable(value) and not isinstance(value, BaseException):
+            raise self.refused(f"an argument of type {type(value).__name__}")
+        number = self.callback_numbers[id(value)] = len(self.callbacks)
+        self.callbacks.append(value)
         if isinstance(value, BaseException):
-            kind = next(base for base in type(value).__mro__ if base in TYPES.values())
-            return b"E", [0, kind, value.args]
-        if callable(value):
-            self.callbacks.append(value)
-            return b"k", len(self.callbacks) - 1
-        raise self.refused(f"an argument of type {type(value).__name__}")
+            return b"E", [number, type(value), value.args]
+        name = getattr(value, "__name__", type(value).__name__)
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return b"X", [number, name, tuple(base for base in value.__bases__ if issubclass(base, BaseException))]
+        told = [str(name), str(getattr(value, "__qualname__", name)), str(getattr(value, "__doc__", None) or "")]
+        return b"K", [number, *told, parameters(value) if self.signatures else None]
 
     def refused(self, why: str) -> Untransportable:
         self.untransportable = self.untransportable or why
         return Untransportable(why)
 
-    def resolve(self, arguments: list[Any], tag: bytes, told: Any) -> Any:
+    def resolve(self, tag: bytes, told: Any) -> Any:
         if tag == b"k":
             return self.callbacks[told]
-        if tag == b"o":
-            return arguments[told]
-        if tag == b"h":
+        if tag == b"w":
+            return self.shared.containers[told]
+        if tag not in DESCRIBED:
             raise CodecError("a reference that is not a candidate's")
         if tag == b"E" and told[:1] == [0]:
-            kind, args = expect(told[1:], [type, tuple])
-            return (
-                exception(kind, args) if kind in TYPES.values() and issubclass(kind, BaseException) else expect([], [0])
-            )
+            kind, args, more = expect(told[1:], [object, tuple, tuple])
+            if kind not in TYPES.values() or not issubclass(kind, BaseException):
+                raise CodecError("malformed: a class of exceptions")
+            return exception(kind, args, more)
         number = told[0]
         if type(number) is not int or number < 0:
             raise CodecError("malformed: a number of an object")
@@ -104,20 +120,22 @@ class Link:
 
     def described(self, tag: bytes, number: int, told: list[Any]) -> Any:
         if tag == b"H":
-            flags, hashed = expect(told, [int, object])
-            if not (hashed is None or type(hashed) is int):
-                raise CodecError("malformed: a hash")
-            return Remote(self, number, flags, hashed)
+            flags, hashed, protocols, nature = expect(told, [int, object, int, str])
+            if not (hashed is None or type(hashed) is int) or not 0 <= protocols < 2**16:
+                raise CodecError("malformed: a hash, or what an object has")
+            return remote_class(protocols, nature)(self, number, flags, hashed)
         if tag == b"u":
             flags, content = expect(told, [int, object])
             return self.mirror(number, flags, content)
         if tag == b"X":
-            name, bases = expect(told, [str, list])
+            name, bases = expect(told, [str, tuple])
             good = [base for base in bases if isinstance(base, type) and issubclass(base, BaseException)]
             good = [Exception if issubclass(base, BaseExceptionGroup) else base for base in good]
             return exception_class(Remote(self, number), name, tuple(dict.fromkeys(good)) or (Exception,))
-        kind, args = expect(told, [ExceptionType, tuple])
-        made = exception(kind, args)
+        if tag != b"E":
+            raise CodecError("malformed: an unknown object")
+        kind, args, more = expect(told, [ExceptionType, tuple, tuple])
+        made = exception(kind, args, more)
         self.exceptions[id(made)] = made, Remote(self, number)
         return made
 
@@ -131,41 +149,72 @@ class Link:
             self.fresh.append(value)
         return value
 
-    def ask(self, *question: Any) -> list[Any]:
-        """The answer's parts. Raises what the candidate raised; BadReply, Untransportable, wire.Closed."""
-        arguments: list[Any] = []
-        wire.send(self.requests, self.encode(question, arguments))
-        while True:
-            answer = self.receive(arguments)
-            if answer[0] == "callback":
-                wire.send(self.requests, self.run_callback(*answer[1:]))
-                continue
-            if answer[0] == "untransportable":
-                raise self.refused(answer[1])
-            if answer[0] == "changed":
-                replace(arguments, answer[2])
+    def ask(self, *question: Any) -> Any:
+        """Kind and result of the answer. Raises what the candidate raised; BadReply, Untransportable, wire.Closed."""
+        with self.turn:
+            arguments: list[Any] = []
+            self.tell_changes()
+            wire.send(self.requests, wire.QUESTION + self.encode(question, arguments))
+            asked = len(arguments)
+            kind, result, contents, keep = self.answer(arguments)
+            if kind == "untransportable":
+                raise self.refused(result)
+            if contents is not None:
+                replace(arguments[:asked], contents)
+            if keep:
+                own = set(map(id, contents or ()))
+                self.shared.enter([it for it in arguments if id(it) not in own], self.encode)
             if self.fresh and (question[0] == "call" or (question[0] == "do" and question[1] in CHANGING)):
                 self.refresh()
-            if answer[0] == "raised":
-                raise answer[1] if isinstance(answer[1], BaseException) else BadReply("malformed reply")
-            return answer
+            if kind == "raised":
+                raise result if isinstance(result, BaseException) else BadReply("malformed reply")
+            return kind, result
 
-    def encode(self, value: Any, arguments: list[Any] | None = None) -> bytes:
+    def answer(self, arguments: list[Any]) -> Any:
+        """The answer to the question with these arguments; `arguments` goes on with the containers that are in it."""
+        while True:
+            try:
+                message = wire.receive(self.replies)
+            except wire.TooLong:
+                raise self.refused(f"a value above {wire.MAX_MESSAGE // 2**20} MiB") from None
+            kind = message[:1]
+            noted = arguments if kind == wire.ANSWER else []
+            try:
+                told = decode(message, self.resolve, noted, 1)
+                if kind == wire.ANSWER and well_formed(told):
+                    return told
+                if kind == wire.CHANGES:
+                    self.take_over(told, noted)
+                    continue
+                number, args, pairs = expect(list(told), [int, tuple, tuple])
+                function, kwargs = self.callbacks[number], dict(pairs)
+            except (CodecError, ValueError, TypeError, LookupError):
+                raise BadReply("malformed reply") from None
+            if kind != wire.CALL or not callable(function):
+                raise BadReply("malformed reply")
+            self.shared.enter(noted, self.encode)
+            noted.clear()
+            wire.send(self.requests, self.run_callback(function, args, kwargs))
+
+    def encode(self, value: Any, noted: list[Any] | None = None) -> bytes:
         try:
-            return encode(value, self.refer, {}, arguments)
+            return encode(value, self.refer, self.shared.tags(), noted)
         except CodecError as error:
             raise self.refused(str(error)) from None
 
-    def receive(self, arguments: list[Any]) -> list[Any]:
-        try:
-            answer = decode(wire.receive(self.replies), partial(self.resolve, arguments))
-        except wire.TooLong:
-            raise self.refused(f"a value above {wire.MAX_MESSAGE // 2**20} MiB") from None
-        except CodecError:
-            raise BadReply("malformed reply") from None
-        if not well_formed(answer):
-            raise BadReply("malformed reply")
-        return answer
+    def tell_changes(self) -> None:
+        """Before every message that is not such a one itself."""
+        if self.shared.containers and (told := self.shared.changes(self.encode)) is not None:
+            noted: list[Any] = []
+            wire.send(self.requests, wire.CHANGES + self.encode(told, noted))
+            self.shared.settle(*told, noted, self.encode)
+        if self.shared.exhausted:
+            self.doubt = self.doubt or "too much that program and test both hold and change"
+
+    def take_over(self, told: Any, noted: list[Any]) -> None:
+        gone, changed = expect(list(told), [tuple, tuple])
+        self.shared.take_over(changed)
+        self.shared.settle(gone, changed, noted, self.encode)
 
     def refresh(self) -> None:
         """Copies follow their objects; those of the tester's own making do not."""
@@ -176,40 +225,67 @@ class Link:
                 raise BadReply("malformed reply")
             fill(value, base, content)
 
-    def run_callback(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def run_callback(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        box: list[Any] = []
+        raised = False
         try:
-            return self.encode(("value", self.callbacks[number](*args, **kwargs)))
+            box.append(function(*args, **kwargs))
         except (wire.Closed, BadReply, Untransportable):
             raise
         except BaseException as error:
-            return self.encode(("raised", error))
+            raised = True
+            box.append(error)
+        del args, kwargs
+        self.tell_changes()
+        noted: list[Any] = []
+        keep = not raised and held(self.shared.numbers, box)
+        data = self.encode((raised, box[0], keep), noted)
+        if keep:
+            self.shared.enter(noted, self.encode)
+        return wire.RETURN + data
 
-    def value(self, answer: list[Any]) -> Any:
-        if answer[0] not in ("value", "changed"):
+    def value(self, answer: tuple[str, Any]) -> Any:
+        if answer[0] != "value":
             raise BadReply("malformed reply")
         return answer[1]
 
     def do(self, name: str, target: Any, *args: Any) -> Any:
-        return self.value(self.ask("do", name, target, *args))
+        try:
+            return self.value(self.ask("do", name, target, *args))
+        except StopIteration as stop:
+            if name in ("next", "run coroutine") or self.stops:
+                raise
+            raise stopped() from stop
 
-    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.value(self.ask("call", target, args, kwargs))
+    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stops: bool = False) -> Any:
+        try:
+            return self.value(self.ask("call", target, args, kwargs))
+        except StopIteration as stop:
+            if stops or self.stops:
+                raise
+            raise stopped() from stop
 
 
-def replace(arguments: list[Any], contents: list[Any]) -> None:
+def parameters(function: Any) -> tuple[Any, ...] | None:
+    """Of a function of the test's: name, kind and whether it has a default."""
+    try:
+        told = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return tuple((it.name, int(it.kind), it.default is not it.empty) for it in told)
+
+
+def stopped() -> RuntimeError:
+    """As generators do (PEP 479): `all(map(test, cases))` would take the end of a test for the end of the cases."""
+    return RuntimeError("the program raised StopIteration")
+
+
+def replace(arguments: list[Any], contents: tuple[Any, ...]) -> None:
     """Change the tester's own containers, in place, to what the candidate made of its copies."""
     if len(arguments) != len(contents):
         raise BadReply("malformed reply")
-    for argument, content in zip(arguments, contents, strict=True):
-        kind = next(kind for kind in MUTABLE if isinstance(argument, kind))
-        if not isinstance(content, kind):
-            raise BadReply("malformed reply")
-        fill(argument, kind, content)
-
-
-def fill(container: Any, kind: Any, content: Any) -> None:
-    if kind in (list, bytearray):
-        kind.__setitem__(container, slice(None), content)
-    else:
-        kind.clear(container)
-        (deque.extend if kind is deque else kind.update)(container, content)
+    try:
+        for argument, content in zip(arguments, contents, strict=True):
+            fill(argument, kind_of(argument), content)
+    except ValueError:
+        raise BadReply("malformed reply") from None

@@ -7,9 +7,7 @@ It never runs a line of a candidate. Names that a test uses without defining the
 from __future__ import annotations
 
 import ast
-import builtins
 import gc
-import importlib
 import json
 import os
 import random
@@ -19,79 +17,16 @@ import sys
 from typing import Any
 
 from . import wire
-from .objects import Untransportable, is_remote
+from .names import ABSENT, Names
+from .objects import Untransportable
 from .remote import BadReply, Link
+from .told_apart import harmless_bodies, why_it_may_differ
 
 READY, PASSED, FAILED, ENDED, BROKEN = "ready", "passed", "failed", "ended", "broken"
 TRANSPORT = "transport"
 """How a verdict begins that could not be had, because a value could not cross between the processes."""
 MAX_REASON = 300
-TRUSTED_MODULES = sys.stdlib_module_names | {"numpy"}
-"""Modules that a test may use without importing them, if the candidate did: the tester's own are used instead."""
-
-
-class Names(dict[str, Any]):
-    """The tests' global names: their own, else builtins, else what the candidate calls so."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__({"__name__": "test", "__builtins__": builtins})
-        self.link = link
-
-    def show_types(self) -> None:
-        """`type(x)` of the candidate's object is its class, in tests that ask for it."""
-        self["type"] = seen_type(self.link)
-
-    def __missing__(self, name: str) -> Any:
-        if hasattr(builtins, name):
-            raise KeyError(name)  # the interpreter looks there next
-        answer = self.link.ask("name", name)
-        if answer[0] == "absent":
-            raise KeyError(name)
-        if answer[0] == "module":
-            if answer[1] in TRUSTED_MODULES:
-                return importlib.import_module(answer[1])
-            return answer[2]
-        return self.link.value(answer)
-
-
-def seen_type(link: Link) -> Any:
-    class SeenType(type(type)):  # type: ignore[misc]
-        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-            if len(args) == 1 and is_remote(args[0]):
-                return link.do("type", args[0])
-            return type(*args, **kwargs)
-
-        def __instancecheck__(cls, instance: Any) -> bool:
-            return isinstance(instance, type)
-
-        def __eq__(cls, other: object) -> bool:
-            return other is type or other is cls
-
-        __hash__ = type.__hash__
-
-    return SeenType("type", (type,), {})
-
-
-def under_test(test: str, link: Link) -> dict[str, Any]:
-    """The candidate's own where it has the name of a builtin and is what is tested: the test asks for nothing else of
-    the candidate's. Beside another name (`abs(f(2) - 3) < 1e-6`) a builtin is the builtin, whatever the candidate says.
-    """
-    tree = ast.parse(test)
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    stored = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    stored |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    stored |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    aliases = (
-        alias for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
-    )
-    stored |= {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
-    free = {node.id for node in names} - stored
-    if not free or any(not hasattr(builtins, name) for name in free):
-        return {}
-    found = {name: answer for name in sorted(free) if (answer := link.ask("name", name))[0] == "value"}
-    if len(found) > 1:
-        raise link.refused("more than one builtin that the program defines anew")
-    return {name: link.value(answer) for name, answer in found.items()}
+FOR_CERTAIN = "malformed reply", "the entry point is not defined"
 
 
 def explain(error: BaseException) -> str:
@@ -120,7 +55,9 @@ def run_prelude(prelude: str, entry_point: str | None, names: Names) -> None:
 
 def judge(job: dict[str, Any], link: Link) -> str:
     """Run program and tests; '' if every assertion held, else why not. Raises BadReply, wire.Closed."""
-    names = Names(link)
+    names = Names(link, job["test"])
+    link.stops = "StopIteration" in job["test"]
+    link.signatures = "signature" in job["source"] or "getfullargspec" in job["source"]
     try:
         run_prelude(job["prelude"], job["entry_point"], names)
     except Exception as error:
@@ -129,15 +66,15 @@ def judge(job: dict[str, Any], link: Link) -> str:
         link.ask("run", job["source"])
         check = None
         if (entry_point := job["entry_point"]) is not None:
-            answer = link.ask("name", entry_point)
-            if answer[0] == "absent":
+            candidate = names.of_candidate(entry_point, tested=True)
+            if candidate is ABSENT:
                 return "the entry point is not defined"
-            candidate = answer[2] if answer[0] == "module" else link.value(answer)
             names[entry_point] = candidate
         else:
-            names |= under_test(job["test"], link)
+            names.under_test()
         if "type(" in job["test"]:
             names.show_types()
+        link.leaves_nothing_out = harmless_bodies(names.tree, names)
         exec(compile(job["test"], "<test>", "exec"), names)
         if entry_point is not None:
             check = dict.__getitem__(names, "check")  # the test's own, never the candidate's
@@ -159,6 +96,8 @@ def verdict(job: dict[str, Any], link: Link) -> str:
         failure = str(bad)
     except wire.Closed:
         return ENDED  # how the candidate's process ended, its parent knows
+    if failure and not link.untransportable and failure not in FOR_CERTAIN:
+        link.untransportable = why_it_may_differ(job["test"], job["source"], failure, link)
     if link.untransportable:
         failure = f"{TRANSPORT}: {link.untransportable}"
     return f"{FAILED}:{failure}" if failure else f"{PASSED}:{job['nonce']}"

@@ -109,7 +109,6 @@ FROM_PARTS: dict[str, tuple[list[Any], Callable[..., Any]]] = {
     "UserString": ([str], UserString),
     "type": ([str], lambda name: TYPES[name]),
     "number": ([str, bytes], lambda kind, data: numpy_array(kind, [], data)[()]),
-    "array": ([str, list, bytes], lambda kind, shape, data: numpy_array(kind, shape, data)),
     "objects": ([list, list], lambda shape, items: object_array(shape, items)),
     "numpy type": ([str], lambda name: numpy_type(name)),
     "dtype": ([str], lambda name: numpy_dtype(name)),
@@ -129,11 +128,15 @@ def numpy_parts(value: Any) -> Parts:
         return ["dtype", value.str] if value.kind in NUMPY_KINDS else None
     if isinstance(value, numpy.generic) and type(value).__module__ == "numpy" and value.dtype.kind in NUMPY_KINDS:
         return ["number", value.dtype.str, value.tobytes()]
-    if type(value) is not numpy.ndarray:
+    if type(value) is not numpy.ndarray or value.dtype.kind != "O":
         return None
-    if value.dtype.kind in NUMPY_KINDS:
-        return ["array", value.dtype.str, list(value.shape), value.tobytes()]
-    return ["objects", list(value.shape), list(value.flat)] if value.dtype.kind == "O" else None
+    return ["objects", list(value.shape), list(value.flat)]
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is one of NumPy's arrays of plain elements, which are containers; not one of a class of its own."""
+    numpy = sys.modules.get("numpy")
+    return type(value) is getattr(numpy, "ndarray", None) and value.dtype.kind in NUMPY_KINDS
 
 
 def numpy_dtype(name: str) -> Any:

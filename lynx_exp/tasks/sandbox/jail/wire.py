@@ -1,4 +1,5 @@
-"""Messages between tester and candidate: four bytes of length, then as many bytes."""
+"""Messages between tester and candidate: four bytes of length, then as many bytes, the first of which says of what
+kind: a question, its answer; a call to a function of the tester's, what came of it; changes of what both have."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import struct
 
 MAX_MESSAGE = 32 * 2**20
 READY = b"R"
+QUESTION, ANSWER, CALL, RETURN, CHANGES = b"?", b"=", b"(", b")", b"~"
 
 
 class Closed(Exception):
