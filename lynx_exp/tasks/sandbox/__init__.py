@@ -12,11 +12,25 @@ methods and fields run in the candidate's process. Exceptions of own classes can
 Operators that a class defines are honoured only where both operands are the candidate's (`V(1) + V(2) == V(3)`). Beside
 a value of the test's they are not: an object that claims to equal everything would be the right answer to everything.
 Such a program, like one whose value cannot cross, is not judged: its verdict is `transport`, a score of 0 that is
-counted and shown apart (`Verdict.transport`). None is forged by that, and none is a silent 0.
+counted and shown apart (`Verdict.transport`). None is forged by that.
+
+A list, dict, set or array that the program keeps (`jail.shared`) is the same one on both sides. Threads may call in
+either direction. StopIteration ends a `next`, an iteration or a `send`, and nothing else: from a call it is a
+RuntimeError, unless the test names it, because `all(map(...))` would take it for the end of the cases.
+
+Verdicts are those of a plain process that has the test's module beside the program's: each has global names, standard
+streams, random numbers, environment, folder and decimal context of its own. A program that fails where the test sets
+such a thing (by a seed, a patch, a redirection, a file, a global name) and the program's text uses it is `transport`
+(`jail.told_apart`), as is a class of the test that derives from one of the program. What is not seen, and can be a
+wrong 0: `is` between tuples, strings or NaNs that crossed; the order of a set from which items were removed; when an
+object is collected; a list that the program changes in a call during which it calls the test back, and that the test
+looks at meanwhile; what reads the bytecode of the test's functions.
 
 A name that a test uses without defining it is a builtin if there is one, else the candidate's; the candidate's goes
-before a builtin where the test uses nothing else of the candidate's, for then it is what is tested. Hand the test's own
-helpers over as `Program.prelude`.
+before a builtin where the test uses nothing else of the candidate's, for then it is what is tested. Modules of the
+standard library, NumPy and functions by which tests compare (`math.isclose`, `isclose`) are the tester's own if the
+candidate imported them, and no verdict is had if it calls something else so (`jail.names`). Hand the test's own helpers
+over as `Program.prelude`.
 
 **Containing.** All tiers: empty environment, /dev/null for input and output, no descriptors but two pipes, limits on
 address space, CPU time, wall-clock time, threads, open files and file size; core dumps off, no new privileges, root and
@@ -24,8 +38,9 @@ all capabilities given up; killed at the end of the test or of its time, and wit
 
 bubblewrap, namespaces, landlock: a system call filter besides (`jail.seccomp`), an allowlist: no new process, no
 exec, no socket, no signal but to itself, no ptrace, shared memory, memfd, keys, namespaces, mounts, io_uring, bpf, nor
-any change of modes, owners, limits or priorities. Files: those of the system, the interpreter and a few numeric
-libraries may be read (`files`), 1 MiB each may be written in an own empty folder.
+any change of modes, times, owners, limits or priorities (`shutil.copy` works, `copy2` is `transport`). Files: those of
+the system, the interpreter and a few numeric libraries may be read (`files`), 1 MiB each may be written in an own empty
+folder.
 
 - bubblewrap: `bwrap` makes a file system of just these files, and namespaces without network; each program gets a
   process namespace and a file system of 32 MiB of its own; Landlock on top where the kernel has it.
@@ -42,9 +57,9 @@ program's time on the disk of the temporary folder. The test itself is trusted: 
 process runs many tests.
 
 For root, landlock and unsafe let programs import from an interpreter in root's own folder only what the supervisor has
-loaded, which is what they name in import statements: the unprivileged user that programs become cannot read the rest.
-The other tiers show it the files elsewhere. For an ordinary user the limit on threads is that user's: a program that
-starts all of them leaves none to those beside it.
+loaded, which is what they name in import statements, and what that is known to import later on: the unprivileged user
+that programs become cannot read the rest. The other tiers show it the files elsewhere. For an ordinary user the limit
+on threads is that user's: a program that starts all of them leaves none to those beside it.
 
 Why no library but bubblewrap: sandlock 0.9 (Landlock and seccomp) confines in place without the system call filter and
 without network rules, needs Landlock 6, and otherwise starts an interpreter per program. What is left to call are three

@@ -33,7 +33,7 @@ FORGERIES = {
     "frames": "import sys\ndef f(n):\n fr = sys._getframe()\n while fr:\n  for k, v in list(fr.f_locals.items()):\n   if 'nonce' in str(k) or 'nonce' in repr(v)[:9999]: return v\n  fr = fr.f_back\n return 0",
     "objects": "import gc, re, os\ndef f(n):\n for o in gc.get_objects():\n  for m in re.findall(r'[0-9a-f]{32}', repr(o)[:99999]):\n   for fd in range(64):\n    try: os.write(fd, b'ready\\npassed:' + m.encode() + b'\\n')\n    except OSError: pass\n return 0",
     "the test in memory": "import gc\ndef f(n):\n for o in gc.get_objects():\n  if isinstance(o, dict):\n   for v in list(o.values()):\n    if isinstance(v, str) and 'assert f(2' in v and 'gc' not in v: return eval(v.split('==')[1].split()[0])\n return 0",
-    "server": "import sys\nm = sys.modules['jail.candidate']\nm.Server.call = lambda s, *_: s.encode(['value', True])\ndef f(n): return 0",
+    "server": "import sys\nm = sys.modules['jail.candidate']\nm.Server.on_call = lambda s, *_: ('value', True)\ndef f(n): return 0",
     "every descriptor": "import os\ndef f(n):\n for fd in range(64):\n  try: os.write(fd, b'ready\\npassed:' + b'0' * 32 + b'\\n')\n  except OSError: pass\n return 0",
     "closed descriptors": "import os\nos.closerange(0, 64)\ndef f(n): return 0",
     "passed as a name": "class passed(Exception): pass\ndef f(n): raise passed",
@@ -44,11 +44,11 @@ FORGERIES = {
     "a giant list": "def f(n): return [None] * (40 * 2**20)",
     "a reply too long to be": "import os\ndef f(n): os.write(4, b'\\xff' * 4); os._exit(0)",
     "no reply": "import os\ndef f(n): os.write(4, b'\\0' * 4); os._exit(0)",
-    "an unknown reply": "import os\ndef f(n): os.write(4, b'\\0\\0\\0\\x0fl\\0\\0\\0\\1s\\0\\0\\0\\5maybe'); os._exit(0)",
-    "a reply in advance": "import os\nfor _ in range(9): os.write(4, b'\\0\\0\\0\\x10l\\0\\0\\0\\2s\\0\\0\\0\\5valueT')\ndef f(n): return 0",
+    "an unknown reply": "import os\ndef f(n): os.write(4, b'\\x00\\x00\\x00\\x13=t\\x00\\x00\\x00\\x04s\\x00\\x00\\x00\\x05maybeTNF'); os._exit(0)",
+    "a reply in advance": "import os\nfor _ in range(9): os.write(4, b'\\x00\\x00\\x00\\x13=t\\x00\\x00\\x00\\x04s\\x00\\x00\\x00\\x05valueTNF')\ndef f(n): return 0",
     "deep nesting": "def f(n):\n x = []\n for _ in range(10**5): x = [x]\n return x",
     "itself inside": "def f(n):\n x = []; x.append(x); return x",
-    "an unhashable in a set": "import os\ndef f(n): os.write(4, b'\\0\\0\\0\\x19l\\0\\0\\0\\2s\\0\\0\\0\\5valueS\\0\\0\\0\\1l\\0\\0\\0\\0'); os._exit(0)",
+    "an unhashable in a set": "import os\ndef f(n): os.write(4, b'\\x00\\x00\\x00\\x1c=t\\x00\\x00\\x00\\x04s\\x00\\x00\\x00\\x05valueS\\x00\\x00\\x00\\x01l\\x00\\x00\\x00\\x00NF'); os._exit(0)",
     "endless items": "def f(n):\n while True: yield 6765",
     "a length that lies": "class A:\n __len__ = lambda s: 10**18\n __getitem__ = lambda s, i: 6765\ndef f(n): return A()",
     "number by protocol": "class A:\n __index__ = __int__ = __float__ = lambda s: 6765\n __eq__ = lambda *_: True\ndef f(n): return A()",
@@ -61,6 +61,15 @@ FORGERIES = {
     "interrupt": "def f(n): raise KeyboardInterrupt",
     "class that cannot be described": "class M(type):\n __name__ = property(lambda s: 1 / 0)\n __mro__ = property(lambda s: 1 / 0)\nclass E(Exception, metaclass=M): pass\ndef f(n): raise E",
     "arguments that cannot be described": "class E(Exception):\n args = property(lambda s: 1 / 0)\ndef f(n): raise E",
+    "a call in advance": "import os\nfor _ in range(9): os.write(4, b'\\0\\0\\0\\x14(t\\0\\0\\0\\3i\\0\\0\\0\\0\\0\\0\\0\\0t\\0\\0\\0\\0'); os.write(4, bytes(9))\ndef f(n): return 0",
+    "changes of what is not shared": "import os\ndef f(n): os.write(4, b'\\0\\0\\0\\x14~t\\0\\0\\0\\2t\\0\\0\\0\\1i\\0\\0\\0\\0\\0\\0\\0\\7'); os._exit(0)",
+    "keeps everything": "import sys\nm = sys.modules['jail.candidate']\nm.held = lambda *_: True\ndef f(n): return [0]",
+    "math of its own": "class math:\n isclose = staticmethod(lambda *_, **k: True)\nclass np:\n allclose = staticmethod(lambda *_, **k: True)\nisclose = allclose = approx = lambda *_, **k: True\ndef f(n): return 0",
+    "math that is a module": "import types\nmath = types.ModuleType('math'); math.isclose = lambda *_, **k: True\nnp = types.ModuleType('numpy'); np.allclose = math.isclose\ndef f(n): return 0",
+    "math that is another": "import operator, unittest.mock\nunittest.mock.isclose = unittest.mock.allclose = lambda *_, **k: True\nmath = np = unittest.mock\nfrom operator import is_not as isclose\ndef f(n): return 0",
+    "stop in an attribute": "class A:\n def __sub__(s, o): raise StopIteration\n __eq__ = __bool__ = __hash__ = __rsub__ = __sub__\ndef f(n): return A()",
+    "stop by sending": "def g():\n yield\nh = g(); next(h)\nf = h.send",
+    "a generator's answer": "def f(n):\n yield 6765",
     "surrogates": "def f(n): raise type('\\ud800', (Exception,), {})",
 }  # fmt: skip
 TESTS = {
@@ -68,6 +77,23 @@ TESTS = {
     "check": "def check(c):\n    assert abs(c(20) - 6765) < 1e-6\n    assert [c(10)] == [55]\ncheck(f)",
     "contained": "assert f(20) in (6765,)\nassert {f(10)} == {55}",
 }
+MORE_TESTS = {
+    "mapped": "assert all(map(lambda case: f(case[0]) == case[1], [(20, 6765), (10, 55)]))",
+    "zipped": "for found, right in zip(map(f, [20, 10]), [6765, 55]): assert found == right",
+    "isclose": "assert math.isclose(f(20), 6765)",
+    "isclose alone": "assert isclose(f(20), 6765)",
+    "allclose": "assert np.allclose(f(20), 6765)",
+}
+QUICK = [
+    "always equal",
+    "int that is equal",
+    "own abs",
+    "own assertions",
+    "stop",
+    "stop in an attribute",
+    "stop by sending",
+]
+QUICK += ["generator exit", "keeps everything", "math of its own", "math that is a module", "math that is another"]
 
 
 @pytest.mark.parametrize("test", TESTS.values(), ids=TESTS)
@@ -76,6 +102,21 @@ def test_forgeries(sandbox, test, leftovers):
     verdicts = sandbox.run(programs, timeout_s=3.0)
     assert [name for name, it in zip(FORGERIES, verdicts, strict=True) if it.passed] == []
     assert leftovers() == []
+
+
+@pytest.mark.parametrize("test", MORE_TESTS.values(), ids=MORE_TESTS)
+def test_forgeries_of_what_a_test_compares_with(sandbox, test):
+    programs = [Program(source=FORGERIES[name], test=test, entry_point=None) for name in QUICK]
+    verdicts = sandbox.run(programs, timeout_s=PATIENT_S)
+    assert [name for name, it in zip(QUICK, verdicts, strict=True) if it.passed] == []
+
+
+def test_what_a_test_compares_with_if_the_program_imports_it(sandbox):
+    """As in a plain process, by the tester's own."""
+    source = "import math\nfrom math import isclose\ndef f(n): return {20: 6765}.get(n, 55)"
+    tests = [MORE_TESTS[name] for name in ("mapped", "zipped", "isclose", "isclose alone")]
+    programs = [Program(source=source, test=test, entry_point=None) for test in tests]
+    assert [it.reason for it in sandbox.run(programs, timeout_s=PATIENT_S)] == ["passed"] * 4
 
 
 @pytest.mark.parametrize(

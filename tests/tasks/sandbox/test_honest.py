@@ -123,6 +123,35 @@ HONEST = {
     "many": ("def f(x): return [v + 1 for v in x]", "x = list(range(10**5))\nassert f(x) == list(range(1, 10**5 + 1))"),
     "mixed": ("def f(x): return x", "x = [1, 2.0, None, 'a', b'b', (3, [4]), {5: {6}}, range(3), bytearray(b'c')]\nassert f(x) == x"),
     "signals to itself": ("import os, signal\ndef f():\n signal.signal(10, lambda *_: None); os.kill(os.getpid(), 10); return 1", "assert f() == 1"),
+    "threads that call the test's function": (
+        "from concurrent.futures import ThreadPoolExecutor\ndef f(g, xs):\n with ThreadPoolExecutor(8) as e: return list(e.map(g, xs))",
+        "import time\ndef g(x):\n time.sleep(0.0001); return 2 * x\nassert f(g, list(range(60))) == [2 * x for x in range(60)]",
+    ),
+    "threads whose calls are nested": (
+        "import threading\ndef twice(x): return 2 * x\ndef f(g):\n r = []\n t = [threading.Thread(target=lambda i=i: r.append(g(i))) for i in range(6)]\n"
+        " [x.start() for x in t]; [x.join() for x in t]\n return sorted(r)",
+        "assert f(lambda i: twice(twice(i))) == [0, 4, 8, 12, 16, 20]",
+    ),
+    "a thread that goes on": (
+        "import threading\ndef f(g):\n threading.Thread(target=lambda: [g(i) for i in range(50)], daemon=True).start()\n return 1",
+        "for i in range(5): assert f(abs) == 1",
+    ),
+    "threads of the test": (
+        "C = []\ndef f(x): C.append(x); return x + 1",
+        "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as e: assert list(e.map(f, range(40))) == list(range(1, 41))\nassert len(C) == 40",
+    ),
+    "modules that functions of others import": (
+        "import concurrent.futures, logging, logging.handlers, zipfile\nfrom concurrent.futures import ProcessPoolExecutor\nfrom datetime import datetime\n"
+        "def f():\n with concurrent.futures.ThreadPoolExecutor(2) as e: assert list(e.map(abs, [-1])) == [1]\n"
+        " with zipfile.ZipFile('z.zip', 'w') as z: z.writestr('a', 'x')\n"
+        " return datetime.strptime('2024-01-05', '%Y-%m-%d').day, 'ä'.encode('latin-1'), zipfile.ZipFile('z.zip').read('a')",
+        "assert f() == (5, b'\\xe4', b'x')",
+    ),
+    "copies of files": (
+        "import os, shutil\ndef f():\n open('a', 'w').write('x'); shutil.copy('a', 'b'); os.chmod('a', os.stat('a').st_mode & 0o7777)\n return open('b').read()",
+        "assert f() == 'x'",
+    ),
+    "annotations": ("def f(x: int) -> str: return ''", "assert f.__annotations__ == {'x': int, 'return': str}"),
     "helpers in test": ("def f(x): return x", "def g(x):\n    def h(): return f(x)\n    return [h() for _ in range(2)]\nassert g(3) == [3, 3]"),
 }  # fmt: skip
 

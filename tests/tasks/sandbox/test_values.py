@@ -37,6 +37,29 @@ SAME = {
     "a builtin's name": ("def sum(a, b): return a + b", "assert sum(10, 15) == 25\nassert sum(1, 2) == 3"),
     "a builtin's name, recursive": ("def pow(a, b): return a * pow(a, b - 1) if b else 1", "assert pow(2, 3) == 8"),
     "context": ("class C:\n def __enter__(s): return 3\n def __exit__(s, *e): pass", "with C() as c: assert c == 3"),
+    "a list that an object keeps": ("class S:\n def __init__(s, l): s.l = l\n def add(s, x): s.l.append(x)\n def total(s): return sum(s.l)", "l = []\ns = S(l)\ns.add(1)\nassert l == [1]\nl.append(2)\nassert s.total() == 3 and s.l is l"),
+    "a list that an object hands out": ("class S:\n def __init__(s): s.l = []; s.rows = ([1], {2: [3]})\n def get(s): return s.l\n def push(s, x): s.l.append([x])", "s = S()\ns.get().append(2)\nassert s.l == [2]\nheld = s.get()\ns.push(5)\nassert held == [2, [5]]\nheld[1].append(6)\nassert s.l == [2, [5, 6]]\ns.rows[1][2].append(4)\nassert s.rows == ([1], {2: [3, 4]})"),
+    "a list that is cached": ("import functools\nX = [1]\n@functools.lru_cache\ndef g(): return [1]\ndef f(): return X", "X.append(2)\nassert f() == [1, 2] and f() is f() is X\ng().append(2)\nassert g() == [1, 2]"),
+    "sets and dicts that are kept": ("class S:\n def __init__(s): s.seen = set(); s.by = {}\n def add(s, x): s.seen.add(x); s.by[x] = s.seen", "s = S()\na, b = s.seen, s.by\ns.add(1)\nassert a == {1} and b == {1: {1}} and b[1] is a\na.add(2); del b[1]\nassert s.seen == {1, 2} and s.by == {}"),
+    "an argument in an attribute": ("class S: pass\ndef f(s): s.l.append(3)", "s, l = S(), [1]\ns.l = l\nf(s)\nassert l == [1, 3]"),
+    "an argument of a callback": ("def f(g):\n l = [1]; g(l); return l", "def g(l): l.append(2)\nassert f(g) == [1, 2]"),
+    "an argument changed before it raised": ("def f(l): l.append(1); raise ValueError", "l = []\ntry: f(l)\nexcept ValueError: pass\nassert l == [1]"),
+    "an ordered dict in place": ("def f(d): d.move_to_end('a'); d['c'] = 3; return d.copy()", "from collections import OrderedDict\nd = OrderedDict(a=1, b=2)\nassert list(f(d)) == ['b', 'a', 'c'] and list(d.items()) == [('b', 2), ('a', 1), ('c', 3)] and repr(d)"),
+    "rows that are one row": ("def f(): return [[0] * 2] * 2", "g = f()\ng[0][0] = 1\nassert g == [[1, 0], [1, 0]]"),
+    "an array in place": ("import numpy as np\nclass S:\n def __init__(s, a): s.a = a\n def double(s): s.a *= 2\ndef f(x): x *= 2", "import numpy as np\na = np.array([1, 2])\nf(a)\nassert a.tolist() == [2, 4]\nm = np.arange(4).reshape(2, 2)\nf(m[:, 1])\nassert m.tolist() == [[0, 2], [2, 6]]\ns = S(a)\ns.double()\nassert a.tolist() == [4, 8]\na += 1\nassert s.a.tolist() == [5, 9]"),
+    "what a function says of itself": ("def f(x: int, y=3, *, z: str = 'a') -> int:\n 'doc'\n return 1", "import inspect\nassert f.__name__ == f.__qualname__ == 'f' and f.__doc__ == 'doc' and f.__defaults__ == (3,) and f.__kwdefaults__ == {'z': 'a'}\nassert f.__annotations__ == {'x': int, 'z': str, 'return': int} and f.__code__.co_argcount == 2\nassert str(inspect.signature(f)) == \"(x: int, y=3, *, z: str = 'a') -> int\""),
+    "a decorator of the program": ("import functools, inspect\ndef deco(fn):\n @functools.wraps(fn)\n def w(*a): return (fn.__name__, list(inspect.signature(fn).parameters), fn(*a))\n return w", "@deco\ndef g(x):\n 'it'\n return x\nassert g(3) == ('g', ['x'], 3) and g.__name__ == 'g' and g.__doc__ == 'it'"),
+    "what can be called": ("class A: pass\nclass B:\n def __call__(s): return 1\ndef f(): return 1", "assert callable(A) and callable(f) and callable(B()) and not callable(A())\nassert not hasattr(A(), '__iter__') and not hasattr(A(), '__len__')\ntry: A()()\nexcept TypeError: pass\nelse: assert False\ntry: len(A())\nexcept TypeError: pass\nelse: assert False"),
+    "a context that swallows": ("import contextlib\ndef f(): return contextlib.suppress(ValueError)", "with f(): raise ValueError\nwith f(): int('x')\ntry:\n with f(): raise KeyError\nexcept KeyError: pass\nelse: assert False"),
+    "causes": ("def f():\n try: 1 / 0\n except ZeroDivisionError as z: raise ValueError('x') from z", "try: f()\nexcept ValueError as e: assert isinstance(e.__cause__, ZeroDivisionError) and isinstance(e.__context__, ZeroDivisionError) and e.__suppress_context__\nelse: assert False"),
+    "what exceptions know": ("def f(): open('/nonexistent')\ndef g(): b'\\xff'.decode()\ndef h():\n e = SystemExit(3); e.add_note('n'); raise e", "try: f()\nexcept FileNotFoundError as e: assert e.errno == 2 and e.filename == '/nonexistent' and '/nonexistent' in str(e)\ntry: g()\nexcept UnicodeDecodeError as e: assert e.start == 0 and e.object == b'\\xff'\ntry: h()\nexcept SystemExit as e: assert e.code == 3 and e.__notes__ == ['n']"),
+    "the test's own exceptions": ("def f(g, *kinds):\n try: g()\n except kinds as e: return type(e).__name__, e.args\n except KeyError: return 'key'\ndef h(g): g()", "class Bad(Exception): pass\nclass Worse(Bad, KeyError): pass\ndef g(kind):\n def raises(): raise kind('x')\n return raises\nassert f(g(Bad), Bad) == ('Bad', ('x',)) and f(g(Worse), Bad) == ('Worse', ('x',)) and f(g(Worse)) == 'key'\ntry: h(g(Worse))\nexcept Worse as e: assert e.args == ('x',)\nelse: assert False"),
+    "a function put into a class": ("class A:\n x = 2", "A.f = lambda self, n: self.x + n\nassert A().f(3) == 5"),
+    "coroutines": ("import asyncio\nasync def f(x): await asyncio.sleep(0); return x + 1", "import asyncio\nassert asyncio.run(f(2)) == 3\nasync def g(): return await f(1) + sum(await asyncio.gather(f(1), f(2)))\nassert asyncio.run(g()) == 7"),
+    "generators": ("def f():\n x = yield 1\n yield x\n return 3", "import types\ng = f()\nassert isinstance(g, types.GeneratorType) and next(g) == 1 and g.send(5) == 5\ntry: next(g)\nexcept StopIteration as e: assert e.value == 3\nassert isinstance(f, types.FunctionType)"),
+    "the end by sending": ("def f():\n yield", "g = f(); next(g)\ntry: g.send(1)\nexcept Exception as e: assert type(e).__name__ == 'StopIteration'"),
+    "an iterator of its own": ("class It:\n n = 0\n def __iter__(s): return s\n def __next__(s):\n  s.n += 1\n  if s.n > 2: raise StopIteration\n  return s.n", "assert list(It()) == [1, 2]\nit = It()\nassert next(it) == 1 and it.__next__() == 2 and next(it, 9) == 9"),
+    "a function of a module that the program imports": ("from math import *\nfrom copy import deepcopy\ndef f(): return 4", "assert sqrt(f()) == 2 and deepcopy([f()]) == [4]"),
     "iterators": ("def f(): return map(str, [1]), reversed([1, 2]), zip([1], [2])", "assert [list(it) for it in f()] == [['1'], [2, 1], [(1, 2)]]"),
 }  # fmt: skip
 
@@ -51,7 +74,26 @@ DIFFERENT = {
     "a builtin beside another name": ("abs = lambda x: 0\ndef f(): return 5", "assert abs(f() - 1) < 1e-6", "raised AssertionError"),
 }  # fmt: skip
 
+NOT_SEEN = {
+    "printing": ("def f(): print('hi')", "import io, contextlib\ns = io.StringIO()\nwith contextlib.redirect_stdout(s): f()\nassert s.getvalue() == 'hi\\n'"),
+    "input": ("def f(): return int(input())", "from unittest.mock import patch\nwith patch('builtins.input', return_value='3'): assert f() == 3"),
+    "a patch": ("import time\ndef f(): return time.time()", "from unittest import mock\nwith mock.patch('time.time', return_value=3): assert f() == 3"),
+    "a module's attribute": ("import random\ndef f(): return random.randint(1, 10**9)", "import random\nkept, random.randint = random.randint, lambda *_: 3\ntry: assert f() == 3\nfinally: random.randint = kept"),
+    "a seed": ("import random\ndef f(): return random.random()", "import random\nrandom.seed(5)\nassert f() == random.Random(5).random()"),
+    "the environment": ("import os\ndef f(): return os.environ.get('QQ')", "import os\nos.environ['QQ'] = '1'\nassert f() == '1'"),
+    "decimal numbers": ("from decimal import *\ndef f(): return str(Decimal(1) / Decimal(3))", "import decimal\nwith decimal.localcontext() as c:\n c.prec = 5\n assert f() == '0.33333'"),
+    "a global name": ("N = 1\ndef f(): return N", "N = 5\nassert f() == 5"),
+    "a global name that the program lacks": ("def f(): return helper(2)", "def helper(x): return x\nassert f() == 2"),
+    "a file": ("def f(p):\n with open(p) as it: return it.read()", "import os, tempfile\nwith tempfile.TemporaryDirectory() as d:\n with open(d + '/t', 'w') as it: it.write('x')\n assert f(d + '/t') == 'x'"),
+    "a class that derives": ("class A:\n def g(self): return 1", "class B(A):\n pass\nassert B().g() == 1"),
+    "copies with times": ("import os, shutil, tempfile\ndef f():\n with tempfile.TemporaryDirectory() as d:\n  open(d + '/a', 'w').close(); shutil.copy2(d + '/a', d + '/b'); os.chmod(d + '/a', 0o600); return 1", "assert f() == 1"),
+    "a context that swallows what was judged": ("import contextlib\ndef f(x): return contextlib.suppress(ValueError)", "with f(1) as c:\n if c is None: raise ValueError"),
+}  # fmt: skip
+"""Right in a plain process, and seen to depend on what the two processes do not have in common."""
+
 NOT_JUDGED = {
+    "a context that swallows assertions": ("import contextlib\ndef f(): return contextlib.suppress(BaseException)\ndef g(): return 0", "with f(): assert g() == 1"),
+    "a context that swallows its own": ("import contextlib\ndef f(): return contextlib.suppress(BaseException)\ndef g(): raise ValueError", "with f(): assert g() == 1"),
     "equality with the test's": ("class A:\n def __eq__(s, o): return o == 3\ndef f(): return A()", "assert f() == 3"),
     "inside": ("class A:\n def __eq__(s, o): return o == 3\ndef f(): return [A()]", "assert f() == [3]"),
     "caught": ("class A:\n def __eq__(s, o): return o == 3\ndef f(): return A()", "try: assert f() == 3\nexcept BaseException: pass"),
@@ -75,11 +117,27 @@ def in_a_plain_process(source: str, test: str, monkeypatch) -> str:
     module = types.ModuleType("program")  # data classes look theirs up by name
     monkeypatch.setitem(sys.modules, "program", module)
     try:
-        exec(source, module.__dict__)
-        exec(test, module.__dict__)
+        for part in (source, test):
+            exec(compile(part, "<plain>", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         return f"raised {type(error).__name__}"
     return "passed"
+
+
+@pytest.mark.parametrize("case", NOT_SEEN)
+def test_a_plain_process_passes_what_cannot_be_seen(case, monkeypatch):
+    monkeypatch.delenv("QQ", raising=False)
+    assert in_a_plain_process(*NOT_SEEN[case], monkeypatch) == "passed"
+
+
+def test_wrong_whatever_the_test_sets(sandbox):
+    """A test that sets what the program does not use leaves no doubt."""
+    cases = {
+        "seed": ("def f(): return 1", "import random\nrandom.seed(5)\nassert f() == 2"),
+        "names": ("def f(x): y = x; return y", "x = 3\ny = f(x)\ndef check(c): assert c(1) == 2\ncheck(f)"),
+        "attributes": ("class A:\n def __init__(s): s.x = 1\n def f(s): return s.x", "x = A()\nassert x.f() == 2"),
+    }
+    assert {it.reason for it in run(sandbox, cases).values()} == {"raised AssertionError"}
 
 
 @pytest.mark.parametrize("case", SAME)
@@ -105,5 +163,5 @@ def test_wrong_as_in_a_plain_process(sandbox):
 
 def test_what_cannot_be_judged(sandbox):
     """A score of 0 that says so."""
-    verdicts = run(sandbox, NOT_JUDGED)
+    verdicts = run(sandbox, NOT_JUDGED | NOT_SEEN)
     assert {name: it.reason for name, it in verdicts.items() if it.passed or not it.transport} == {}

@@ -7,6 +7,7 @@ reach of the tester is what the tester decodes.
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import math
 import operator
@@ -178,7 +179,7 @@ class Server:
         """The candidate's code, in a module of its own: dataclasses look theirs up by name."""
         sys.modules[MODULE] = self.module
         random.seed(0)
-        exec(compile(source, f"<{MODULE}>", "exec"), self.module.__dict__)
+        exec(compile(source, f"<{MODULE}>", "exec", dont_inherit=True), self.module.__dict__)
         return "value", None
 
     def on_name(self, name: str) -> tuple[str, Any]:
@@ -199,7 +200,7 @@ class Server:
         found: set[str] = set()
         while todo:
             code = todo.pop()
-            found |= set(names) & set(code.co_names)
+            found |= {it.argval for it in dis.get_instructions(code) if it.opname == "LOAD_GLOBAL"} & set(names)
             todo += [inner for inner in code.co_consts if type(inner) is types.CodeType]
         return "value", sorted(found)
 
@@ -237,13 +238,14 @@ def run_coroutine(target: Any) -> Any:
 LOOP: Any = None
 
 
-def parameters(target: Any) -> list[Any]:
-    """Of its signature: name, kind, and default and annotation, if any, in lists."""
-    empty = inspect.Parameter.empty
-    return [
-        (it.name, int(it.kind), *([] if told is empty else [told] for told in (it.default, it.annotation)))
-        for it in inspect.signature(target).parameters.values()
+def signature(target: Any) -> tuple[list[Any], list[Any]]:
+    """Parameters (name, kind, and default and annotation, if any, in lists), and what it returns, if told."""
+    told, empty = inspect.signature(target), inspect.Parameter.empty
+    parameters = [
+        (it.name, int(it.kind), *([] if what is empty else [what] for what in (it.default, it.annotation)))
+        for it in told.parameters.values()
     ]
+    return parameters, [] if told.return_annotation is empty else [told.return_annotation]
 
 
 UNARY: dict[str, Callable[..., Any]] = {
@@ -279,7 +281,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "enter": lambda target: target.__enter__(),
     "exit": leave,
     "run coroutine": run_coroutine,
-    "parameters": parameters,
+    "signature": signature,
     "issubclass": lambda target, value: issubclass(value, target),
     "isinstance": lambda target, value: isinstance(value, target),
     "iter": iter,

@@ -62,7 +62,8 @@ def encode(
 
     Objects whose id is in `numbers` are written as references, those with a number `~n` to the shared container n. With
     `noted`, mutable containers are added to it and to `numbers` as they are met, so that a second sight of one is a
-    reference: the decoder counts them alike. With `mirror`, objects of own classes that derive from plain data are described besides, by the parts that it gives.
+    reference: the decoder counts them alike. With `mirror`, objects of own classes that derive from plain data are
+    described besides, by the parts that it gives.
     """
     out: list[bytes] = []
     Encoder(out.append, refer, {} if numbers is None else numbers, noted, mirror).put(value, 0)
@@ -192,7 +193,8 @@ class Encoder:
     def kept_mapping(self, value: Any, depth: int) -> None:
         name = next(name for name, kind in values.MAPPINGS.items() if isinstance(value, kind))
         made_by = value.default_factory if name == "defaultdict" else None
-        self.items(b"M", [name, made_by, *(part for pair in dict.items(value) for part in pair)], depth)
+        pairs = (OrderedDict if name == "OrderedDict" else dict).items(value)  # in an order of its own
+        self.items(b"M", [name, made_by, *(part for pair in pairs for part in pair)], depth)
 
     def by_name(self, value: Any, depth: int) -> None:
         kind = next(base for base in type(value).__mro__ if base in values.TO_PARTS)

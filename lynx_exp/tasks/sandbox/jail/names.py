@@ -19,8 +19,10 @@ TRUSTED_MODULES = sys.stdlib_module_names | {"numpy"}
 """Modules that a test may use without importing them, if the candidate did: the tester's own are used instead."""
 USUAL_NAMES = {"np": "numpy"}
 """As which everybody imports them."""
-COMPARISONS = """allclose approx array_equal assert_allclose assert_almost_equal assert_array_almost_equal
-assert_array_equal assert_equal isclose""".split()
+COMPARISONS = {
+    *("allclose", "approx", "array_equal", "assert_allclose", "assert_almost_equal", "assert_array_almost_equal"),
+    *("assert_array_equal", "assert_equal", "isclose"),
+}
 """Functions by which tests compare. Beside another name the candidate's own are not taken for them."""
 ABSENT = object()
 
@@ -70,8 +72,8 @@ class Names(dict[str, Any]):
 
     def under_test(self) -> None:
         """The candidate's own where it has the name of a builtin and is what is tested: the test asks for nothing else
-        of the candidate's. Beside another name (`abs(f(2) - 3) < 1e-6`) a builtin is the builtin, whatever the candidate
-        says.
+        of the candidate's. Beside another name (`abs(f(2) - 3) < 1e-6`) a builtin is the builtin, whatever the
+        candidate says.
         """
         if not self.free or any(not hasattr(builtins, name) for name in self.free):
             return

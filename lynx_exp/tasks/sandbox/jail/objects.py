@@ -12,7 +12,7 @@ import inspect
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -173,8 +173,13 @@ def remote_class(protocols: int, nature: str) -> type[Remote]:
         body["send"] = run_coroutine
         body["__await__"] = lambda self: iter_coroutine(self)
     for name in ("__doc__", "__module__", "__annotations__"):
-        body[name] = property(lambda self, name=name: self._remote_link.do("getattr", self, name))
-    return RemoteType("Remote", (Remote,), body | {"__slots__": ()})
+        body[name] = property(partial(ask_for, name=name))
+    made: Any = RemoteType("Remote", (Remote,), body | {"__slots__": ()})
+    return made
+
+
+def ask_for(remote: Any, name: str) -> Any:
+    return remote._remote_link.do("getattr", remote, name)
 
 
 def run_coroutine(self: Any, _: Any) -> Any:
@@ -190,10 +195,11 @@ def signature(remote: Any) -> inspect.Signature:
     """ValueError and TypeError as from `inspect.signature`."""
     kinds: Any = inspect._ParameterKind  # type: ignore[attr-defined]
     made = []
-    for name, kind, default, annotation in remote._remote_link.do("parameters", remote):
+    parameters, returned = remote._remote_link.do("signature", remote)
+    for name, kind, default, annotation in parameters:
         told = {"default": default, "annotation": annotation}
         made.append(inspect.Parameter(name, kinds(kind), **{key: value[0] for key, value in told.items() if value}))
-    return inspect.Signature(made)
+    return inspect.Signature(made, return_annotation=returned[0] if returned else inspect.Signature.empty)
 
 
 def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:

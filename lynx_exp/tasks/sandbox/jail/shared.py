@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable
 from typing import Any
 
@@ -18,7 +18,7 @@ from .values import is_array
 
 COPIED = list, dict, set, bytearray, deque
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
-MAX_WORK = 2**27
+MAX_WORK = 2**25
 """Bytes that a side encodes to find what has changed, before it gives that up: a fraction of a program's time."""
 
 Encode = Callable[[Any, list[Any]], bytes]
@@ -122,9 +122,7 @@ class Shared:
         there = counts(self.containers.values())
         return tuple(number for number, count in zip(self.containers, there, strict=True) if count <= ALONE)
 
-    def settle(
-        self, gone: Iterable[int], changed: Iterable[tuple[int, Any]], noted: list[Any], encode: Encode
-    ) -> None:
+    def settle(self, gone: Iterable[int], changed: Iterable[tuple[int, Any]], noted: list[Any], encode: Encode) -> None:
         """Once changes were told, or taken over: what they brought with them is shared as well."""
         contents = {id(content) for _, content in changed}
         self.enter([container for container in noted if id(container) not in contents], encode)
@@ -157,13 +155,14 @@ def fill(container: Any, kind: Any, content: Any) -> None:
     elif is_array(container):
         fill_array(container, content)
     else:
-        kind.clear(container)
-        (deque.extend if kind is deque else kind.update)(container, content)
+        exact: Any = OrderedDict if isinstance(container, OrderedDict) else kind  # whose order is its own
+        exact.clear(container)
+        (deque.extend if kind is deque else exact.update)(container, content)
 
 
 def fill_array(container: Any, content: Any) -> None:
     if container.dtype != content.dtype:
         raise ValueError("an array of another type")
     if container.shape != content.shape:
-        container.resize(content.shape, refcheck=False)  # as its method did it there; ValueError for a view
+        container.shape = content.shape  # ValueError for another size: views of it would look at freed memory
     container[...] = content

@@ -30,8 +30,8 @@ functools hashlib heapq itertools json math numbers operator random re statistic
 typing unicodedata encodings.idna"""
 """What most programs import: a fork has them for nothing, and may be unable to read their files as another user."""
 
-WITHOUT_FILES = """_strptime asyncio calendar concurrent.futures.process concurrent.futures.thread contextvars csv ctypes
-difflib encodings.ascii encodings.cp1252 encodings.cp437 encodings.latin_1 encodings.utf_16 encodings.utf_16_be
+WITHOUT_FILES = """_strptime asyncio calendar concurrent.futures.process concurrent.futures.thread contextvars csv
+ctypes difflib encodings.ascii encodings.cp1252 encodings.cp437 encodings.latin_1 encodings.utf_16 encodings.utf_16_be
 encodings.utf_16_le encodings.utf_32 encodings.utf_8_sig fcntl getpass glob mmap multiprocessing.connection
 multiprocessing.pool multiprocessing.popen_fork multiprocessing.queues multiprocessing.shared_memory
 multiprocessing.synchronize pathlib pickle pprint pwd queue secrets shutil subprocess tarfile tempfile timeit traceback

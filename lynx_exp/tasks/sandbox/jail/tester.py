@@ -45,7 +45,7 @@ def is_stub(function: Any) -> bool:
 def run_prelude(prelude: str, entry_point: str | None, names: Names) -> None:
     """Define the helpers of `prelude`, but neither the entry point nor stubs nor classes: those are the candidate's."""
     tree = ast.parse(prelude)
-    exec(compile(tree, "<prelude>", "exec"), names)
+    exec(compile(tree, "<prelude>", "exec", dont_inherit=True), names)
     functions = [line for line in tree.body if isinstance(line, (ast.FunctionDef, ast.AsyncFunctionDef))]
     classes = {line.name for line in tree.body if isinstance(line, ast.ClassDef)}
     for name in {entry_point} | classes | {function.name for function in functions if is_stub(function)}:
@@ -75,7 +75,7 @@ def judge(job: dict[str, Any], link: Link) -> str:
         if "type(" in job["test"]:
             names.show_types()
         link.leaves_nothing_out = harmless_bodies(names.tree, names)
-        exec(compile(job["test"], "<test>", "exec"), names)
+        exec(compile(job["test"], "<test>", "exec", dont_inherit=True), names)
         if entry_point is not None:
             check = dict.__getitem__(names, "check")  # the test's own, never the candidate's
             check(candidate)
