@@ -172,6 +172,17 @@ def test_numpy(sandbox):
     assert verdict.reason == "passed"
 
 
+@pytest.mark.slow
+def test_pandas(sandbox):
+    """Whatever else is installed that it would import."""
+    pytest.importorskip("pandas")
+    source = "import pandas as pd\ndef f(): return pd.DataFrame({'a': [1, 2]})"
+    [verdict] = sandbox.run(
+        [Program(source=source, test="assert f()['a'].sum() == 3", entry_point=None)], timeout_s=PATIENT_S
+    )
+    assert verdict.reason == "passed"
+
+
 def interpreter_is_public() -> bool:
     """Otherwise the user that programs become, when root runs them, finds only what is loaded already."""
     folders = Path(os.__file__).resolve().parents

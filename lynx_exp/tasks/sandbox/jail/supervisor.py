@@ -196,8 +196,26 @@ def read_message() -> Any:
     return json.loads(wire.receive(0, limit=2**32))
 
 
+class OnlyAllowed:
+    """Finds no module that programs may not have, so that no library is loaded with a half of it that they could not
+    read: what it looks for in vain is as good as not installed.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        libraries = {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
+        self.allowed = sys.stdlib_module_names | libraries
+        self.refused: set[str] = set()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if path is None and name not in self.allowed and not name.startswith("_sysconfigdata"):
+            self.refused.add(name)
+            raise ModuleNotFoundError(name, name=name)
+
+
 def load(plan: Plan) -> None:
     """What the programs import, before they become a user who may be unable to read it."""
+    finder: Any = OnlyAllowed(plan)
+    sys.meta_path.insert(0, finder)
     sys.path.extend(plan.library_path)
     for name in plan.modules:
         with contextlib.suppress(Exception):
@@ -207,6 +225,8 @@ def load(plan: Plan) -> None:
             module, _, attribute = name.rpartition(".")
             getattr(sys.modules[module], attribute)
     del sys.path[len(sys.path) - len(plan.library_path) :]
+    sys.meta_path.remove(finder)
+    sys.modules.update(dict.fromkeys(finder.refused))  # type: ignore[arg-type]
 
 
 def main() -> None:
