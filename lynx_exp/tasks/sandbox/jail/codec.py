@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from . import values
@@ -244,7 +245,8 @@ def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | Non
     """The value that `data` encodes from `start` on; `resolve` finds what a reference stands for. CodecError for
     anything else.
 
-    With `noted`, mutable containers are added to it in the encoder's order, and references to them are resolved here.
+    With `noted`, mutable containers are added to it in the encoder's order, and references to them are resolved here;
+    and `resolve` is told, by a set's tag and None, of a set that has another order here than there.
     """
     decoder = Decoder(data, resolve, noted, start)
     try:
@@ -328,6 +330,8 @@ class Decoder:
             value = SEQUENCES[tag](items)
             if len(value) != len(items):
                 raise CodecError("malformed: an item twice in a set")
+            if self.noted is not None and tag in b"SZ" and not all(map(is_, value, items)):
+                self.resolve(tag, None)
             return value
         if tag == b"m":
             mapping = dict(zip(items[::2], items[1::2], strict=True))

@@ -118,6 +118,8 @@ class Describer:
             return self.objects[told]
         if tag == b"k":
             return self.foreign[told]
+        if told is None:  # another order of a set, by which nothing is judged here
+            return None
         number, *rest = told
         made = self.made(tag, number, *rest)
         self.foreign[number], self.foreign_numbers[id(made)] = made, number

@@ -68,6 +68,8 @@ class Link:
         """Why the verdict cannot be had, once it cannot."""
         self.doubt = ""
         """Why a failure from now on may be none in a plain process."""
+        self.disordered = False
+        """Whether a set came that has another order here than there."""
         self.signatures = False
         """Whether the candidate may look at signatures of the test's functions."""
         self.stops = False
@@ -104,6 +106,9 @@ class Link:
             return self.callbacks[told]
         if tag == b"w":
             return self.shared.containers[told]
+        if told is None:
+            self.disordered = True
+            return None
         if tag not in DESCRIBED:
             raise CodecError("a reference that is not a candidate's")
         if tag == b"E" and told[:1] == [0]:

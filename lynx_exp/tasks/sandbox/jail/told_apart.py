@@ -40,10 +40,16 @@ BY_REASON = [
     ("raised Error", r"\bcopytree\(|\bmove\(", "a change of a file's modes, which no program may make"),
 ]  # fmt: skip
 """What was raised; in test or program; why that may be."""
+ORDERED = r"\b(?:list|tuple|iter|next|enumerate|zip|str|repr)\(|\.join\(|\.pop\(\)"
+"""What a test may do with a set beside comparing it."""
 
 
 def why_it_may_differ(test: str, source: str, failure: str, link: Link) -> str:
     """Why a failed program might pass in a plain process; '' if nothing is known of the kind."""
+    if link.doubt:
+        return link.doubt
+    if link.disordered and re.search(ORDERED, test):
+        return "the order of a set, which is another in the test's process"
     for reason, there, what in BY_REASON:
         if failure == reason and re.search(there, f"{test}\n{source}"):
             return what
@@ -64,7 +70,7 @@ def why_it_may_differ(test: str, source: str, failure: str, link: Link) -> str:
             return f"{names[0]}, a global name that the test sets for itself alone"
     except (BadReply, wire.Closed, Exception):
         return ""
-    return link.doubt
+    return ""
 
 
 def replaced(tree: ast.AST) -> set[str]:
