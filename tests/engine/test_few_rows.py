@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import lynx_exp.engine.engine as engine_module
 from lynx_exp import Engine
 from lynx_exp.engine import fastest
 from lynx_exp.models import random_model
@@ -59,7 +58,7 @@ def test_a_candidate_that_cannot_run_is_left_out_with_a_note(monkeypatch: pytest
         asked.append((rows, top_k))
         return "no tiles fit"
 
-    monkeypatch.setattr(engine_module, "refusal", refusal)
+    monkeypatch.setattr(fastest, "refusal", refusal)
     timing = engine.measure(PROMPTS, batch_size=2, policies={}, new_tokens=2, repeats=2)
     assert set(timing.candidates_ms) == {PER_EXPERT, "grouped_mm"} and asked == [(2, 2)]
     assert engine.experts_note == "experts are not computed as few_rows: no tiles fit"

@@ -77,7 +77,8 @@ def test_what_is_written_is_read_back_and_says_where_it_comes_from(folder: Path)
     assert again.provenance == found.provenance and torch.equal(again.ratio, found.ratio)
     assert all(torch.equal(again.similarity[metric], alike) for metric, alike in found.similarity.items())
     told = found.provenance
-    assert (told["model"], told["data"], told["sequences"], told["seed"]) == ("mixtral", "web.jsonl", "6", "0")
+    assert told["model"].startswith("mixtral (random ")
+    assert (told["data"], told["sequences"], told["seed"]) == ("web.jsonl", "6", "0")
     assert int(told["tokens"]) == 6 * len("line 0 of the web") and told["dtype"] == "float32"
     assert str(folder) not in Path("a.safetensors").read_bytes().decode("latin-1")
 

@@ -258,8 +258,9 @@ def test_coverage_is_greedy_and_its_gains_only_shrink(seed: int, power: float, r
     assert all(later <= earlier + 1e-6 for earlier, later in pairwise(gains))
 
 
-def grown(share: torch.Tensor, kept: set[int], k: int, policy: Coverage) -> set[int]:
-    """Coverage in rounds with plain mass (power 1), as its text says it, a token and an expert at a time."""
+def grown(share: torch.Tensor, mass: list[float], kept: set[int], k: int, policy: Coverage) -> set[int]:
+    """Coverage in rounds with plain mass (power 1), as its text says it, a token and an expert at a time. Of experts
+    that gain as much, the one with more `mass` in the batch goes first."""
     tokens, experts = range(len(share)), range(share.shape[1])
     assert policy.rounds is not None
     least, first = -1.0 if policy.tolerance is None else policy.tolerance * len(share), 0.0
@@ -272,10 +273,10 @@ def grown(share: torch.Tensor, kept: set[int], k: int, policy: Coverage) -> set[
             break
         first = max(total.values()) if number == 1 else first
         share_of_first = (
-            0.5**number if policy.tolerance is None else min(1.0, least / first) ** (number / policy.rounds)
+            0.5**number if policy.tolerance is None else min(1.0, least / (first or 1.0)) ** (number / policy.rounds)
         )
         limit = least if number == policy.rounds else max(least, first * share_of_first)
-        wanted, best = [e for e in left if total[e] >= limit], max(left, key=lambda e: total[e])
+        wanted, best = [e for e in left if total[e] >= limit], max(left, key=lambda e: (total[e], mass[e]))
         bids = dict.fromkeys(left, 0.0)
         for t in tokens if wanted else ():
             most = max(wanted, key=lambda e: gain[t][e])
@@ -287,7 +288,7 @@ def grown(share: torch.Tensor, kept: set[int], k: int, policy: Coverage) -> set[
         count = min(len(stays), room - len(kept))
         if number == policy.rounds:
             count = max(count, k - len(kept), room - len(kept) if policy.tolerance is None else 0)
-        order = sorted(left, key=lambda e: (e not in stays, -total[e]))
+        order = sorted(left, key=lambda e: (e not in stays, -total[e], -mass[e]))
         kept = kept | set(order[: max(0, count)])
     return kept
 
@@ -309,7 +310,13 @@ def test_coverage_in_rounds(
     policy = build_policy("coverage", tolerance=tolerance, budget=budget, power=1.0, guarantee=guarantee, rounds=rounds)
     share = routing.scores(RULE).double()
     share = share / share.gather(-1, routing.experts).sum(-1, keepdim=True)
-    expected = grown(share, set(routing.experts[:, :guarantee].flatten().tolist()), k, policy)
+    expected = grown(
+        share,
+        routing.mass(RULE).double().sum(0).tolist(),
+        set(routing.experts[:, :guarantee].flatten().tolist()),
+        k,
+        policy,
+    )
     found = policy.keep(routing, one_lane(rows), RULE)[0]
     assert set(found.nonzero().flatten().tolist()) == expected
     assert len(expected) >= k
