@@ -190,6 +190,7 @@ def test_nothing_is_marked_where_nothing_is_flagged(tmp_path: Path) -> None:
     assert "!" not in _printed(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_figure_rings_the_point(flagged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[list[str]] = []
     plain = style.legend

@@ -72,6 +72,7 @@ def test_nothing_to_show_is_bad_input(tmp_path, capsys):
     assert "keeps no run of a load generator; give FILES" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_report_holds_them(bench, tmp_path, capsys):
     study = tmp_path / "study"
     for policy in POLICIES[:2]:

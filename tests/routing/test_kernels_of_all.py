@@ -101,7 +101,7 @@ def test_lanes_of_many_rows_and_more_experts_a_token(policy: Policy, case: Case,
             assert same(ours, theirs)
 
 
-@pytest.mark.parametrize(("rows", "top_k", "lanes"), [(24, 4, 1), (36, 2, 2)])
+@pytest.mark.parametrize(("rows", "top_k", "lanes"), [(24, 4, 1), pytest.param(36, 2, 2, marks=pytest.mark.slow)])
 def test_every_policy_over_several_blocks_of_rows(rows: int, top_k: int, lanes: int) -> None:
     """More than 16 rows a lane: what the law above draws now and then."""
     case = big_case(rows, 16, top_k, lanes, torch.float32, rule=RouterRule())
