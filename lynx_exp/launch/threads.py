@@ -25,6 +25,9 @@ LOOKS = 5
 """Of these the median counts: one look is a single instant."""
 EVERY_S = 1.0
 FIRST_LOOKS_S = 0.01
+SETTLE_S = 0.001
+"""Before a look: longer than an idle OpenMP thread of our own spins, which the kernel still counts as running while its
+state, read a moment later, no longer says so."""
 
 
 def set_spin(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -42,6 +45,7 @@ def usable_cores() -> int:
 
 def busy_cores(proc: Path = Path("/proc")) -> float | None:
     """Threads of other processes that run or wait for a core just now; None where the kernel does not tell."""
+    sleep(SETTLE_S)
     try:
         running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
         own = 0
