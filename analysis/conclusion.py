@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import verdicts
 from analysis.layout import count, title
-from analysis.recommend import ALL, RECOMMENDED, recommendations
+from analysis.recommend import ALL, ALONE, RECOMMENDED, recommendations
 from analysis.study import Study
 
 
@@ -33,7 +33,7 @@ def _of(block: pd.DataFrame, margin: float) -> str:
     if len(taken):
         best = taken.iloc[0]
         return f"{best['series']} is within ±{margin:g} of vanilla at {_saving(best)}{losing}"
-    alone = block[block["verdict"] == verdicts.WITHIN]
+    alone = block[block["why"] == ALONE]
     if len(alone):
         first = alone.iloc[0]
         losing = f"; taken alone {first['series']} is, at {_saving(first)}{losing}"

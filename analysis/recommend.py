@@ -22,6 +22,7 @@ NOT_FOR_USE = ("vanilla", *CONTROLS, "random_keep", *PROBES)
 """Vanilla, controls and probes: nobody would deploy them."""
 ALL = "all subtasks"
 RECOMMENDED = "recommended"
+ALONE = "within, but not as one of so many (Holm)"
 
 
 def recommendations(found: Study) -> pd.DataFrame:
@@ -82,8 +83,14 @@ def _against(row: dict[str, Any], saving: Saving, margin: float) -> str | None:
         return "no vanilla partner to compare with"
     if row.get("subtasks", 0) < row.get("all_subtasks", 0):
         return f"only {row['subtasks']} of {row['all_subtasks']} subtasks done"
-    if not row["p_within"] < 1 - LEVEL or row["verdict"] == verdicts.FEW_LANES:
-        return _not_within(row, margin)
+    obstacle = _obstacle(row, saving)
+    if row["p_within"] < 1 - LEVEL and row["verdict"] != verdicts.FEW_LANES:
+        return obstacle
+    return (obstacle or ALONE) if row["verdict"] == verdicts.WITHIN else _not_within(row, margin)
+
+
+def _obstacle(row: dict[str, Any], saving: Saving) -> str | None:
+    """What speaks against a candidate that is within the margin."""
     if guards.is_flagged(row["guard"]):
         return f"within, but look at its responses: {row['guard']}"
     if not row["seen"]:
@@ -104,8 +111,6 @@ def _not_within(row: dict[str, Any], margin: float) -> str:
         return "worse, were it the only row"
     if row["verdict"] == verdicts.PERHAPS_BETTER:
         return "better, were it the only row"
-    if row["verdict"] == verdicts.WITHIN:
-        return "within, but not as one of so many (Holm)"
     if row["verdict"] == verdicts.FEW_LANES:
         return f"within, if lanes are alike: {row['lanes_needed']:,.0f} lanes"
     if row["verdict"] == verdicts.OPEN:

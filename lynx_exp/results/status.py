@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 HELP = "how far a sweep is: done, running, failed by kind, time left; live on a terminal"
 DESCRIPTION = """\
-Of every study: cells done, running, waiting, interrupted (Ctrl-C), preempted (terminated: the same command
-continues them), lost (their process ended without a word) and failed; who works on what; what failed, and why; files that were found damaged; and when it will be done, at
-the requests committed a second since the sweep began. On a terminal drawn anew every second until all is
-done (Ctrl-C leaves; the sweep goes on).
+Of every study: cells done, running, waiting, interrupted (Ctrl-C), preempted (terminated: the same
+command continues them), lost (their process ended without a word) and failed; who works on what; what
+failed, and why; files that were found damaged; and when it will be done, at the requests committed a
+second since the sweep began. On a terminal drawn anew every second until all is done (Ctrl-C leaves; the
+sweep goes on).
 
 Exit codes: 0 nothing failed, 1 a cell failed, was lost or is not to be trusted, 2 bad input."""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis import verdicts
 from analysis.conclusion import conclusions
-from analysis.recommend import ALL, RECOMMENDED, print_recommendations, recommendations
+from analysis.recommend import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
 from analysis.study import study as read_study
 from lynx_exp.results.main import main
 
@@ -103,14 +103,19 @@ def test_only_rivals_that_could_be_chosen_count_as_many(cell: Write, tmp_path: P
 
 def test_within_alone_but_not_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The headline names what the table shows as within the margin, and says why it is no recommendation."""
-    rows = [("mild", verdicts.WITHIN, 7.2), ("open", verdicts.OPEN, 5.5), ("bad", verdicts.WORSE, 3.0)]
-    frame = pd.DataFrame(rows, columns=["series", "verdict", "value"]).assign(
-        setting="", batch_size=16, scope=ALL, saving="active_experts", why="", documents_needed=1281.0
+    rows = [
+        ("long", verdicts.WITHIN, 4.0, "within, but look at its responses: longer"),
+        ("mild", verdicts.WITHIN, 7.2, ALONE),
+        ("open", verdicts.OPEN, 5.5, "undecided: 1,281 documents"),
+        ("bad", verdicts.WORSE, 3.0, "worse than vanilla"),
+    ]
+    frame = pd.DataFrame(rows, columns=["series", "verdict", "value", "why"]).assign(
+        setting="", batch_size=16, scope=ALL, saving="active_experts", documents_needed=1281.0
     )
     monkeypatch.setattr("analysis.conclusion.recommendations", lambda study: frame)
     assert conclusions(SimpleNamespace(margin=1.0)) == [  # type: ignore[arg-type]
-        "batch size 16: no setting is shown to be within ±1 as one of 3 and to save anything; taken alone mild is, at "
-        "7.2 active experts; 1 of 3 settings lose more than chance"
+        "batch size 16: no setting is shown to be within ±1 as one of 4 and to save anything; taken alone mild is, at "
+        "7.2 active experts; 1 of 4 settings lose more than chance"
     ]
 
 
