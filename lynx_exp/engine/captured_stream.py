@@ -143,6 +143,7 @@ class CapturedStream:
             self._replays, self._recorded_for = {}, present
         if width not in self._replays:
             sections = MaskedSections(self._routers, {number: self._acts[number] for number in present}, self._buffers)
+            self._lead.disturbed()
             with using_experts(self._model, self.experts):
                 self._replays[width] = recorded(self._capture, lambda: self._step(sections, width))
         return self._replays[width]()

@@ -92,7 +92,8 @@ class Engine:
         self.experts_note: str | None = None
         """A way of computing experts that it could not try, and why."""
         self.steps = Steps(steps, model, self.routers)
-        self._fastest: dict[int, Mapping[str, float]] = {}
+        self._fastest: dict[int, tuple[str | None, Mapping[str, float]]] = {}
+        """Of each number of rows: why few_rows was not tried, and what the others took."""
         self._continues_prompts = attends_fully(model.config.get_text_config())
         """Whether continuations are scored behind prompts that were prefilled before."""
 

@@ -1,22 +1,50 @@
-"""Prompts of requests that enter a lane: from the store or, where the lane's policy acts on prompts, prefilled for them
-alone.
+"""Requests that enter a lane, and their prompts: from the store or, where the lane's policy acts on prompts, prefilled
+for them alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import PREFILL_KEY
-from lynx_exp.engine.lane import Job, Lane
-from lynx_exp.engine.prompts import PromptStore, pads_left, prefill, prompt_rows_of
+from lynx_exp.engine.lane import Job, Lane, Row
+from lynx_exp.engine.prompts import PromptStore, first_tokens, pads_left, prefill, prompt_rows_of
 from lynx_exp.engine.slots import Prefilled
+from lynx_exp.engine.stopping import Stopper
 from lynx_exp.models import Attachment, Router, count_changed
 
 
-def prefilled(
+def entering(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    stopper: Stopper,
+    job: Job,
+    store: PromptStore,
+    lane: Lane,
+    device: torch.device,
+) -> Iterator[tuple[Row, Prefilled, int]]:
+    """Fill the lane's free slots from its queue, then with fillers: each row, the prefill that holds its prompt, and
+    its place there. A request whose first token is its last leaves at once, and frees its slot for the next."""
+    while lane.free:
+        numbers, fillers = lane.entering()
+        if not numbers:
+            return
+        slots, lane.free = lane.free[: len(numbers)], lane.free[len(numbers) :]
+        places = _prefilled(model, routers, job, store, lane, numbers, slots, device)
+        lane.admissions += 1
+        first = first_tokens([job.requests[number] for number in numbers], places, stopper.model_eos_ids)
+        for number, slot, token, (made, at) in zip(numbers, slots, first, places, strict=True):
+            row = Row(job.requests[number], number, slot, stopper, fillers)
+            row.entered = len(lane.live_rows)
+            row.take(token)
+            lane.enter(row)
+            yield row, made, at
+
+
+def _prefilled(
     model: PreTrainedModel,
     routers: Sequence[Router],
     job: Job,

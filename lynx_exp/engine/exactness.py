@@ -1,6 +1,7 @@
 """Whether a row's logits have the same bits wherever it stands in a step of a fixed number of rows, whoever stands
-beside it, and however many columns attention reads: tried, since it is up to the kernels of the device. Where it holds,
-tokens do not depend on how lanes are packed.
+beside it, and over one width of attention or the next: tried, since it is up to the kernels of the device, at the two
+narrowest widths that streams have. Where it holds there, tokens do not depend on how lanes are packed, as far as is
+known: at thousands of columns attention may take another kernel.
 
 S rows, V vocabulary.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.captured_stream import LEAST_WIDTH
 from lynx_exp.engine.prompts import prefill
 from lynx_exp.engine.slots import Cursor, Prefilled, Slots
 from lynx_exp.engine.stream import MakeDecoder
@@ -20,7 +22,7 @@ from lynx_exp.models import Attachment, Router, Rows
 
 _LENGTHS = (5, 40, 17, 33)
 """Of the prompts."""
-_WIDTHS = (64, 96)
+_WIDTHS = (LEAST_WIDTH, LEAST_WIDTH * 3 // 2)
 
 
 @torch.inference_mode()

@@ -38,21 +38,21 @@ def choose_experts(self: Engine, prompts: Sequence[Sequence[int]]) -> tuple[str 
         return self.experts_implementation, {}
     rows = len(prompts)
     if rows not in self._fastest:
-        refused = refused_experts(self, rows)
+        why = why_no_few_rows(self, rows)
+        refused = () if why is None else (FEW_ROWS,)
         capture = self.steps.capture if self.has_slots else None
         times = fastest_experts(self.model, self._lane_alone, prompts, without=refused, capture=capture)
-        self._fastest[rows] = from_first(times, self.routers)
-    times = self._fastest[rows]
+        self._fastest[rows] = why, from_first(times, self.routers)
+    why, times = self._fastest[rows]
+    self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
     return min(times, key=times.__getitem__), times
 
 
-def refused_experts(self: Engine, rows: int) -> tuple[str, ...]:
-    """Candidates that cannot run here; `experts_note` then says why."""
+def why_no_few_rows(self: Engine, rows: int) -> str | None:
+    """What speaks against the kernels of `few_rows` at so many rows; None: nothing, or no candidate here."""
     if FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
-        return ()
-    why = from_first(refusal(self.model, rows, self.top_k), self.routers)
-    self.experts_note = why and f"experts are not computed as {FEW_ROWS}: {why}"
-    return (FEW_ROWS,) if why else ()
+        return None
+    return from_first(refusal(self.model, rows, self.top_k), self.routers)
 
 
 def stream_experts(self: Engine, rows: int) -> str | None:
@@ -60,7 +60,7 @@ def stream_experts(self: Engine, rows: int) -> str | None:
     unless one was given at load, or that one does not run here. None: as the model does."""
     if not self.auto_experts or FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
         return None
-    return None if refused_experts(self, rows) else FEW_ROWS
+    return FEW_ROWS if why_no_few_rows(self, rows) is None else None
 
 
 @torch.inference_mode()

@@ -16,13 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lynx_exp.routing.kernels.fallback import reason_of
+
 Made = tuple[Tensor, ...]
 """What a step makes; each replay writes it in the same place."""
 Step = Callable[[], Made]
 Capture = Callable[[Step], Step]
 """From a step on fixed buffers to what replays it."""
 
-_REASON_LENGTH = 200
 _MOST = 0.75
 """Share of what a replay makes that must be what the step made."""
 
@@ -31,17 +32,12 @@ class CannotRecord(RuntimeError):
     """A step cannot be recorded here; whoever wanted it launches steps from Python."""
 
 
-def reason_of(error: BaseException) -> str:
-    """What happened, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON_LENGTH].rstrip(": ")
-
-
 def recorded(capture: Capture, step: Step) -> Step:
     """What replays `step`. CannotRecord, with the reason, if it cannot be captured; memory that runs out is told as it
     is."""
     try:
         return capture(step)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.OutOfMemoryError, MemoryError, CannotRecord):
         raise
     except Exception as error:  # a capture fails in many ways
         raise CannotRecord(reason_of(error)) from error
@@ -122,5 +118,8 @@ class Graphs:
         self.position_R.copy_(position_R)
         self.key_G.fill_(key)
         if width not in self._replays:
-            self._replays[width] = recorded(self._capture, lambda: (step(),))
+            try:
+                self._replays[width] = recorded(self._capture, lambda: (step(),))
+            except (torch.OutOfMemoryError, MemoryError) as error:  # launched from Python they may fit
+                raise CannotRecord(reason_of(error)) from error
         return self._replays[width]()[0]

@@ -15,10 +15,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import POSITIONS
-from lynx_exp.engine.entering import prefilled
+from lynx_exp.engine.entering import entering
 from lynx_exp.engine.lane import Job, Lane, Row
 from lynx_exp.engine.memory import slots_that_fit
-from lynx_exp.engine.prompts import PromptStore, first_tokens
+from lynx_exp.engine.prompts import PromptStore
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Sampling
 from lynx_exp.engine.slots import Prefilled, Slots
@@ -82,6 +82,8 @@ class Seating:
         """The number of the next launch."""
         self.entered = 0
         """Requests that have entered."""
+        self.acts = self._acts()
+        """Numbers of those that still have lanes."""
         self._changed: list[Open] = []
         self._emptied: list[int] = []
         widths = sorted(lane.width for lane in waiting)
@@ -94,9 +96,7 @@ class Seating:
         """Live ones."""
         return sum(len(each.live) for each in self.open)
 
-    @property
-    def acts(self) -> tuple[int, ...]:
-        """Numbers of those that still have lanes."""
+    def _acts(self) -> tuple[int, ...]:
         return tuple(sorted({lane.act for lane in (*self.waiting, *(each.lane for each in self.open))}))
 
     def live(self) -> Iterator[tuple[Open, Row, int]]:
@@ -122,31 +122,17 @@ class Seating:
         return bool(loads)
 
     def _enter(self, each: Open, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
-        """Fill the lane's free slots from its queue, then with fillers. A request whose first token is its last leaves
-        at once."""
-        lane, before = each.lane, self.entered
-        job = self._jobs[lane.job]
-        while lane.free:
-            numbers, fillers = lane.entering()
-            if not numbers:
-                break
-            slots, lane.free = lane.free[: len(numbers)], lane.free[len(numbers) :]
-            places = prefilled(
-                self._model, self._routers, job, self._stores[lane.job], lane, numbers, slots, self._device
-            )
-            lane.admissions += 1
-            first = first_tokens([job.requests[number] for number in numbers], places, self._stopper.model_eos_ids)
-            for number, slot, token, (made, at) in zip(numbers, slots, first, places, strict=True):
-                row = Row(job.requests[number], number, slot, self._stopper, fillers)
-                row.entered = len(lane.live_rows)
-                row.take(token)
-                lane.enter(row)
-                self.entered += 1
-                if row.finish is None:
-                    _, into, of = loads.setdefault(id(made), (made, [], []))
-                    into.append(each.seats[slot])
-                    of.append(at)
-                    each.live[slot] = row, made.lengths[at]
+        """Fill the lane's free slots."""
+        lane, before, store = each.lane, self.entered, self._stores[each.lane.job]
+        for row, made, at in entering(
+            self._model, self._routers, self._stopper, self._jobs[lane.job], store, lane, self._device
+        ):
+            self.entered += 1
+            if row.finish is None:
+                _, into, of = loads.setdefault(id(made), (made, [], []))
+                into.append(each.seats[row.slot])
+                of.append(at)
+                each.live[row.slot] = row, made.lengths[at]
         if self.entered > before:
             self._renew(each)
 
@@ -186,6 +172,7 @@ class Seating:
         if over:
             self.open = [each for each in self.open if not each.lane.is_over]
             self._changed = [each for each in self._changed if not each.lane.is_over]
+            self.acts = self._acts()
         for each in over:
             for slot in range(len(each.seats)):
                 self._give_back(each, slot)

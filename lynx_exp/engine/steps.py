@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.compiled_decoder import CompiledDecoder, LayerCode, form_of
 from lynx_exp.engine.decoder import DIRECT, Decoder, DirectDecoder, correlate
 from lynx_exp.engine.exactness import is_exact
-from lynx_exp.engine.graph import Capture, CudaGraphs, reason_of
+from lynx_exp.engine.graph import Capture, CudaGraphs
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.slots import keeps_states
 from lynx_exp.engine.stream import MakeDecoder
 from lynx_exp.models import Router
 from lynx_exp.models.experts import using_experts
 from lynx_exp.models.ranks import group_of
+from lynx_exp.routing.kernels.fallback import reason_of
 
 Asked = Literal["auto", "captured", "eager"]
 
@@ -49,6 +50,8 @@ class Steps:
         """Whether a step is always launched before the tokens of the last are read; None: as it pays."""
         self.rows: int | None = None
         """Seats of the steps that a run last recorded."""
+        self._tried: dict[tuple[int, str | None], bool] = {}
+        """By rows and way: whether they were exact."""
         self.exact: bool | None = None
         """Whether tokens there are known not to depend on who else is in the batch."""
         self.experts: str | None = None
@@ -61,6 +64,10 @@ class Steps:
     def record_with(self, capture: Capture) -> None:
         """Record so, on any device."""
         self.capture, self.reason, self._tells = capture, None, True
+
+    def forget(self) -> None:
+        """What came of the runs so far: the next record is of those to come."""
+        self.rows, self.exact, self.experts, self._held_back = None, None, None, None
 
     def refuse(self, reason: str) -> None:
         """A recording failed: no other is tried. ValueError where it was asked for."""
@@ -90,9 +97,9 @@ class Steps:
         """A run records steps of so many rows, whose experts are computed so (None: as the model does)."""
         with using_experts(self._model, experts):
             way = self._model.config.get_text_config()._experts_implementation
-            if (rows, way) != (self.rows, self.experts):
-                self.exact = is_exact(self._model, self._routers, make_decoder, rows)
-        self.rows, self.experts = rows, way
+            if (rows, way) not in self._tried:
+                self._tried[rows, way] = is_exact(self._model, self._routers, make_decoder, rows)
+        self.rows, self.experts, self.exact = rows, way, self._tried[rows, way]
 
     def decoder(self, plain: type[Decoder]) -> MakeDecoder:
         """`plain`, or the same compiled, where steps are recorded and it can be."""
@@ -137,7 +144,7 @@ class Steps:
             "rows": self.rows if reason is None else None,
             "exact": self.exact if reason is None else None,
             "experts_implementation": self.experts if reason is None else None,
-            "compiled": self.compiled and reason is None,
+            "compiled": self.compiled,
             "not_compiled": self.not_compiled,
             "compile_s": None if self._code is None else round(self._code.seconds, 1),
         }

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoder import Decoder
-from lynx_exp.engine.entering import prefilled
+from lynx_exp.engine.entering import entering
 from lynx_exp.engine.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.memory import slots_that_fit
 from lynx_exp.engine.processing import processed
-from lynx_exp.engine.prompts import PromptStore, first_tokens
+from lynx_exp.engine.prompts import PromptStore
 from lynx_exp.engine.results import LaneResult
 from lynx_exp.engine.sampling import Draw
 from lynx_exp.engine.sections import Sections
@@ -130,33 +130,19 @@ class Stream:
         return len(self._rows) > before
 
     def _enter(self, lane: Lane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
-        """Fill the lane's free slots from its queue, then with fillers. A request whose first token is its last leaves
-        at once."""
-        job, entered = self._jobs[lane.job], 0
-        requests = job.requests
-        while lane.free:
-            numbers, fillers = lane.entering()
-            if not numbers:
-                break
-            slots, lane.free = lane.free[: len(numbers)], lane.free[len(numbers) :]
-            places = prefilled(
-                self._model, self._routers, job, self._stores[lane.job], lane, numbers, slots, self._device
-            )
-            lane.admissions += 1
-            first = first_tokens([requests[number] for number in numbers], places, self._stopper.model_eos_ids)
-            for number, slot, token, (made, at) in zip(numbers, slots, first, places, strict=True):
-                row = Row(requests[number], number, slot, self._stopper, fillers)
-                row.entered = len(lane.live_rows)
-                row.take(token)
-                lane.enter(row)
-                entered += 1
-                if row.finish is not None:
-                    continue
-                _, into, of = loads.setdefault(id(made), (made, [], []))
-                into.append(len(self._rows))
-                of.append(at)
-                self._position[len(self._rows)] = made.lengths[at]
-                self._rows.append((row, lane))
+        """Fill the lane's free slots."""
+        entered, store = 0, self._stores[lane.job]
+        for row, made, at in entering(
+            self._model, self._routers, self._stopper, self._jobs[lane.job], store, lane, self._device
+        ):
+            entered += 1
+            if row.finish is not None:
+                continue
+            _, into, of = loads.setdefault(id(made), (made, [], []))
+            into.append(len(self._rows))
+            of.append(at)
+            self._position[len(self._rows)] = made.lengths[at]
+            self._rows.append((row, lane))
         self._on_step(entered, len(self._rows))
 
     def _arrange(self) -> None:

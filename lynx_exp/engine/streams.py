@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.captured_stream import CapturedStream
-from lynx_exp.engine.graph import CannotRecord, reason_of
+from lynx_exp.engine.graph import CannotRecord
 from lynx_exp.engine.lane import Job
 from lynx_exp.engine.lead import Lead
 from lynx_exp.engine.likely import NotANumber
@@ -22,6 +22,7 @@ from lynx_exp.engine.stopping import Stopper
 from lynx_exp.engine.stream import MakeDecoder, OnStep, Stream
 from lynx_exp.models import Router
 from lynx_exp.models.ranks import group_of
+from lynx_exp.routing.kernels.fallback import reason_of
 
 
 def run_stream(
@@ -50,6 +51,8 @@ def run_stream(
         limits: dict[str, Any] = {"max_rows": max_rows, "budget": budget, "on_step": on_step}
         try:
             capture = steps.capture_for(jobs)
+            if capture is not None and widths:  # it has all its seats, whoever is there
+                rows = max(max_rows, *widths)
             if capture is None:
                 stream = Stream(*given, least_rows=least_rows, **limits)
             else:

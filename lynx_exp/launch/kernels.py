@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def hear_of_steps(engine: LaneEngine, progress: Progress) -> None:
-    """Show what its steps take long for, once a run."""
+    """Show what its steps take long for, once a run; what a pack before made of them is not this one's."""
     steps = getattr(engine, "steps", None)
     if steps is not None:
         steps.say = progress.note_once
+        steps.forget()
 
 
 def note_how(engine: LaneEngine, policy: Policy | None, writer: CellWriter, progress: Progress) -> None:

@@ -103,11 +103,12 @@ def _without_vanilla(study: Path, states: Mapping[Path, str], cells: Sequence[Ce
     own = [cell for cell in cells if cell.study == study and states[cell.folder] in ("done", "skipped")]
     paired = {cell.pair_id for cell in own if cell.config.policy_name == "vanilla"}
     alone = [cell.pair_id for cell in own if cell.config.policy_name != "vanilla" and cell.pair_id not in paired]
+    wanted = set(alone)
     if not alone:
         return 0
     for path in study.glob("*/cell.json"):
         info = value_or_empty(path)
-        if info.get("policy") == "vanilla" and info.get("pair_id") in alone and is_done(path.parent):
+        if info.get("policy") == "vanilla" and info.get("pair_id") in wanted and is_done(path.parent):
             paired.add(info["pair_id"])
     return sum(pair not in paired for pair in alone)
 

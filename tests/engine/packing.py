@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-import lynx_exp.engine.stream as stream
+import lynx_exp.engine.entering as entering
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.engine.lane import Job, Row
@@ -27,7 +27,7 @@ def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[
     """The engine with nothing kept, other EOS ids, and, by id of a request, the logits of its decode steps."""
     seen: dict[int, list[Tensor]] = {}
     fresh: Iterator[Tensor] = iter(())
-    kind, row, rows, ids = engine._make_decoder(), stream.Row, engine.max_rows, engine._stopper.eos_ids
+    kind, row, rows, ids = engine._make_decoder(), entering.Row, engine.max_rows, engine._stopper.eos_ids
 
     class Decoder:
         def __init__(self, *given: Any) -> None:
@@ -46,12 +46,12 @@ def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[
             super().take(token)
 
     engine._stores.clear()
-    engine._decoder, stream.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,misc]
+    engine._decoder, entering.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,misc]
     engine._stopper.eos_ids = frozenset(eos)
     try:
         yield seen
     finally:
-        engine._decoder, stream.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[misc]
+        engine._decoder, entering.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[misc]
 
 
 def run(engine: Engine, jobs: Sequence[Job]) -> dict[tuple[int, int], LaneResult]:

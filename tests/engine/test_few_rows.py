@@ -62,6 +62,10 @@ def test_a_candidate_that_cannot_run_is_left_out_with_a_note(monkeypatch: pytest
     timing = engine.measure(PROMPTS, batch_size=2, policies={}, new_tokens=2, repeats=2)
     assert set(timing.candidates_ms) == {PER_EXPERT, "grouped_mm"} and asked == [(2, 2)]
     assert engine.experts_note == "experts are not computed as few_rows: no tiles fit"
+    monkeypatch.setattr(fastest, "refusal", lambda *_: None)
+    assert fastest.stream_experts(engine, 64) == FEW_ROWS
+    engine.measure(PROMPTS, batch_size=2, policies={}, new_tokens=2, repeats=2)
+    assert engine.experts_note == "experts are not computed as few_rows: no tiles fit", "of these rows, not of 64"
 
 
 def test_random_weights_are_drawn_on_their_device() -> None:

@@ -101,8 +101,8 @@ class FakeEngine:
     opened: int = 0
     measured: int = 0
     stable: bool = True
-    hardware: Hardware | None = HARDWARE
     """Whether the warm-up of a measurement settles."""
+    hardware: Hardware | None = HARDWARE
     fail: Callable[[int], BaseException | None] = lambda lanes_run: None
     """Told how many lanes ran before the next one."""
     fail_under: Callable[[Any], BaseException | None] = lambda policy: None
