@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from lynx_exp.routing.kernels.plans import Plan
 from lynx_exp.routing.kernels.rounds import round_kernel, settle_kernel, start_kernel
@@ -61,6 +62,6 @@ def run(
         scaling=float(rule.scaling),
         RENORMALIZE=rule.renormalize,
         SCALED=rule.expert_scale is not None,
-        BW=1 << (sizes["K"] - 1).bit_length(),
+        BW=next_power_of_2(sizes["K"]),
     )
     return Routing(logits=routing.logits, experts=new_experts, weights=new_weights)

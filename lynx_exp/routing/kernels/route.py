@@ -13,7 +13,6 @@ from lynx_exp.routing.kernels.routers import LOGITS, NONE, SCORES, SIGMOID, SOFT
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
-MOST_EXPERTS = 1024
 _SCORE = {"softmax": SOFTMAX.value, "sigmoid": SIGMOID.value, "sqrtsoftplus": SQRT_SOFTPLUS.value}
 _BIAS = {"scores": SCORES.value, "logits": LOGITS.value}
 _COLUMNS_A_WARP = 256
@@ -28,9 +27,10 @@ def route(logits_TE: Tensor, rule: RouterRule, top_k: int, dtype: torch.dtype) -
     Where two experts tie in a score (two logits above 17 under a sigmoid), but not in what the rule's choice goes by,
     the choice decides. A row with a NaN has NaN weights, as in torch, and the NaN's experts first.
     """
+    logits_TE = logits_TE.contiguous()
     choice = None if _as_they_came(logits_TE, rule) else torch.empty_like(logits_TE, dtype=torch.float32)
     experts, weights, scores = _launch(
-        logits_TE.contiguous(),
+        logits_TE,
         rule.bias,
         rule.expert_scale,
         choice,

@@ -80,10 +80,10 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
             numbers = _on_device((row_plan.number, 0.0, 0.0), routing.logits.device)
             return by_row.run(row_plan, policy, routing, step, rule, sizes, numbers)
         assert plan is not None
-        if plan.rounds is not None and rule.grouped:
-            return None
         numbers = _on_device(plan.numbers, routing.logits.device)
         if plan.rounds is not None:
+            if rule.grouped:
+                return None
             return in_rounds.run(plan, routing, step, rule, sizes, numbers)
         run = _coverage if plan.keep == COVERAGE else _blocks
         return run(plan, policy, routing, step, rule, sizes, numbers)

@@ -15,8 +15,9 @@ Such a program, like one whose value cannot cross, is not judged: its verdict is
 counted and shown apart (`Verdict.transport`). None is forged by that.
 
 A list, dict, set or array that the program keeps (`jail.shared`) is the same one on both sides. Threads may call in
-either direction. StopIteration ends a `next`, an iteration or a `send`, and nothing else: from a call it is a
-RuntimeError, unless the test names it, because `all(map(...))` would take it for the end of the cases.
+either direction, one call at a time: a call that waits for what another thread would do in the program never ends.
+StopIteration ends a `next`, an iteration or a `send`, and nothing else: from a call it is a RuntimeError, unless the
+test names it, because `all(map(...))` would take it for the end of the cases.
 
 Verdicts are those of a plain process that has the test's module beside the program's: each has global names, standard
 streams, random numbers, environment, folder and decimal context of its own. A program that fails where the test sets

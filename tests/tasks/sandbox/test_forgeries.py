@@ -104,9 +104,12 @@ def test_forgeries(sandbox, test, leftovers):
     assert leftovers() == []
 
 
+@pytest.mark.parametrize("entry_point", [None, "f"])
 @pytest.mark.parametrize("test", MORE_TESTS.values(), ids=MORE_TESTS)
-def test_forgeries_of_what_a_test_compares_with(sandbox, test):
-    programs = [Program(source=FORGERIES[name], test=test, entry_point=None) for name in QUICK]
+def test_forgeries_of_what_a_test_compares_with(sandbox, test, entry_point):
+    if entry_point is not None:
+        test = f"def check(f):\n    {test}"
+    programs = [Program(source=FORGERIES[name], test=test, entry_point=entry_point) for name in QUICK]
     verdicts = sandbox.run(programs, timeout_s=PATIENT_S)
     assert [name for name, it in zip(QUICK, verdicts, strict=True) if it.passed] == []
 

@@ -13,6 +13,9 @@ from tests.tasks.sandbox.conftest import PATIENT_S
 
 VECTOR = "class V:\n def __init__(s, *x): s.x = x\n def __eq__(s, o): return isinstance(o, V) and s.x == o.x\n def __hash__(s): return hash(s.x)\n def __add__(s, o): return V(*(a + b for a, b in zip(s.x, o.x)))\n def __mul__(s, n): return V(*(a * n for a in s.x))\n def __lt__(s, o): return s.x < o.x\n def __neg__(s): return V(*(-a for a in s.x))\n def __abs__(s): return sum(s.x)\n def __contains__(s, a): return a in s.x\n def __repr__(s): return f'V{s.x}'\ndef f(*x): return V(*x)\n"
 SAME = {
+    "a list that gets an object": ("class N: pass\ndef f(l): l.append(N())", "l = []\nf(l)\nassert len(l) == 1"),
+    "a list that gets an object, then an error": ("class N: pass\ndef f(l): l.append(N()); raise ValueError", "l = []\ntry: f(l)\nexcept ValueError: pass\nassert len(l) == 1"),
+    "modes as they are": ("import os\ndef f(): open('x', 'w').close(); os.chmod('x', os.stat('x').st_mode); return 1", "assert f() == 1"),
     "numpy scalars inside": ("import numpy as np\ndef f(): return [np.int64(1), (np.float64(0.5), {np.int32(2): np.bool_(True)}), {np.int8(3)}]", "assert f() == [1, (0.5, {2: True}), {3}]"),
     "numpy array": ("import numpy as np\ndef f(x): return np.array(x) * 2", "assert f([1, 2]).tolist() == [2, 4] and (f([1, 2]) == [2, 4]).all() and f([1]).shape == (1,)"),
     "numpy array as an argument": ("def f(x): x += 1; return x", "import numpy as np\na = np.zeros(2)\nassert f(a).sum() == 2"),

@@ -157,7 +157,7 @@ class Describer:
 
         def refer(value: Any) -> tuple[bytes, Any]:
             if (foreign := self.foreign_numbers.get(id(value))) is None:
-                return b"h", self.numbers[id(value)]
+                return b"h", self.numbers.get(id(value), 0)  # 0: an object that the call has made
             return first.pop(foreign, (b"k", foreign))
 
         return refer

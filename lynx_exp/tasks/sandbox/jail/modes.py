@@ -15,7 +15,7 @@ def allow_no_change() -> None:
         told: dict[str, Any] = {"follow_symlinks": False} if not follow_symlinks else {}
         if dir_fd is not None:
             told["dir_fd"] = dir_fd
-        if stat.S_IMODE(os.stat(path, **told).st_mode) != mode:
+        if stat.S_IMODE(os.stat(path, **told).st_mode) != stat.S_IMODE(mode):
             change(path, mode, **told)
 
     chmod.__module__ = change.__module__

@@ -30,9 +30,9 @@ ABSENT = object()
 class Names(dict[str, Any]):
     """The tests' global names: their own, else builtins, else what the candidate calls so."""
 
-    def __init__(self, link: Link, test: str) -> None:
+    def __init__(self, link: Link, test: str, entry_point: str | None) -> None:
         super().__init__({"__name__": "test", "__builtins__": builtins})
-        self.link = link
+        self.link, self.entry_point = link, entry_point
         self.tree = parsed(test)
         self.free = free_names(self.tree)
 
@@ -57,7 +57,8 @@ class Names(dict[str, Any]):
             return self.module(name, *told)
         if kind == "library" and told in LIBRARIES:
             return getattr(importlib.import_module(told), name)
-        if not tested and any(name != other and not hasattr(builtins, other) for other in self.free):
+        others = any(name != other and not hasattr(builtins, other) for other in self.free)
+        if not tested and (self.entry_point is not None or others):
             if name in COMPARISONS:
                 raise self.link.refused(f"{name} of the program, by which the test would compare")
             if USUAL_NAMES.get(name, name) in TRUSTED_MODULES and used_as_module(self.tree, name):

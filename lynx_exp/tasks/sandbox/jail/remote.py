@@ -11,6 +11,7 @@ from typing import Any
 from . import wire
 from .codec import DESCRIBED, MIRRORED, MUTABLE, CodecError, decode, encode
 from .objects import (
+    METHODS,
     ExceptionType,
     Remote,
     Untransportable,
@@ -21,7 +22,7 @@ from .objects import (
     mirrored,
     remote_class,
 )
-from .shared import Shared, fill, held, kind_of
+from .shared import MAX_WORK, Shared, fill, held, kind_of
 from .values import TYPES, expect
 
 CHANGING = "getattr", "setattr", "delattr", "setitem", "delitem", "next", "binary", "exit"
@@ -34,6 +35,7 @@ class BadReply(Exception):
     """The candidate's process answered with something that no honest one would; the text is the verdict's reason."""
 
 
+TOO_MUCH = "too much that program and test both hold and change"
 RESULTS = {"value": object, "raised": object, "untransportable": str, "absent": type(None)}
 RESULTS |= {"module": tuple, "library": str}
 """What may follow the first word of an answer."""
@@ -126,7 +128,7 @@ class Link:
     def described(self, tag: bytes, number: int, told: list[Any]) -> Any:
         if tag == b"H":
             flags, hashed, protocols, nature = expect(told, [int, object, int, str])
-            if not (hashed is None or type(hashed) is int) or not 0 <= protocols < 2**16:
+            if not (hashed is None or type(hashed) is int) or not 0 <= protocols < 2 ** len(METHODS):
                 raise CodecError("malformed: a hash, or what an object has")
             return remote_class(protocols, nature)(self, number, flags, hashed)
         if tag == b"u":
@@ -214,10 +216,12 @@ class Link:
             wire.send(self.requests, wire.CHANGES + self.encode(told, noted))
             self.shared.settle(*told, noted, self.encode)
         if self.shared.exhausted:
-            self.doubt = self.doubt or "too much that program and test both hold and change"
+            self.doubt = self.doubt or TOO_MUCH
 
     def take_over(self, told: Any, noted: list[Any]) -> None:
         gone, changed = expect(list(told), [tuple, tuple])
+        if gone and len(gone) == len(self.shared.containers) and self.shared.work > MAX_WORK // 8:
+            self.doubt = self.doubt or TOO_MUCH  # the program has given up first, whose encoding is the longer
         self.shared.take_over(changed)
         self.shared.settle(gone, changed, noted, self.encode)
 

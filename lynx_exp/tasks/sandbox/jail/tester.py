@@ -55,7 +55,7 @@ def run_prelude(prelude: str, entry_point: str | None, names: Names) -> None:
 
 def judge(job: dict[str, Any], link: Link) -> str:
     """Run program and tests; '' if every assertion held, else why not. Raises BadReply, wire.Closed."""
-    names = Names(link, job["test"])
+    names = Names(link, job["test"], job["entry_point"])
     link.stops = "StopIteration" in job["test"]
     link.signatures = "signature" in job["source"] or "getfullargspec" in job["source"]
     try:
