@@ -13,5 +13,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: 
 
 from hypothesis import settings  # after the environment is set
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
-settings.load_profile("untimed")
+# A busy machine is no failure. The fast suite tries the same cases each time, so that what it says of a commit is said
+# of that commit; `make fuzz` and the slow tests draw new ones.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

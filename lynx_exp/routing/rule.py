@@ -76,7 +76,8 @@ class RouterRule:
 
     def route(self, logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """(experts `[T, K]` best first, their weights `[T, K]` fp32): the router itself, after its matrix. Ties go to
-        the lower expert. K experts whose scores sum to 0 have weights of 0."""
+        the lower expert. K experts whose scores sum to 0 have weights of 0; of a sum below the smallest normal number
+        only the sign of the weights is defined, since devices differ in what they flush to 0."""
         logits_TE = logits_TE.float()
         scores_TE = self.scores(logits_TE)
         experts_TK = self.choice(logits_TE, scores_TE).argsort(dim=-1, descending=True, stable=True)[:, :top_k]

@@ -111,12 +111,21 @@ def test_any_rule_and_type(router: Router, logits: torch.dtype, weights: torch.d
     ranked = choice if rule.bias is None or rule.bias_on == "logits" else found.choice(rule)  # made of rounded scores
     assert found.experts.tolist() == [in_order(row)[:top_k] for row in ranked]
     expected = rule.scores(given).gather(-1, found.experts)
+    normal = has_mass(rule, given, found.experts)
     if rule.renormalize:
         expected = expected / expected.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     expected = expected * rule.scaling
     if rule.expert_scale is not None:
         expected = expected * rule.expert_scale[found.experts]
-    assert near(found.weights, expected.to(weights), weights)
+    assert near(found.weights[normal], expected[normal].to(weights), weights)
+    assert not (found.weights[~normal].float() < 0).any()
+
+
+def has_mass(rule: RouterRule, logits: Tensor, experts: Tensor) -> Tensor:
+    """`[T]`: whether the scores of a row's experts sum to a normal number (or NaN). Below that an `exp` may give 0
+    for a denormal number, as a GPU's does, and a quotient of two such numbers says nothing."""
+    total = rule.scores(logits).gather(-1, experts).sum(-1)
+    return ~(total < torch.finfo(torch.float32).tiny)
 
 
 def tied_groups(logits: Tensor, rule: RouterRule) -> bool:
@@ -140,7 +149,7 @@ def test_the_rule_in_torch_is_the_same(router: Router) -> None:
     found, (experts, weights) = made(router, torch.float32), rule.route(logits, top_k)
     choice = choice_of(logits, rule)
     assert near(choice.gather(-1, found.experts), choice.gather(-1, experts)), "other experts only where they tie"
-    same = (found.experts == experts).all(-1)
+    same = (found.experts == experts).all(-1) & has_mass(rule, logits, experts)
     assert near(found.weights[same], weights[same])
 
 
