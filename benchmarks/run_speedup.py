@@ -3,8 +3,8 @@
     python benchmarks/run_speedup.py            lynx_tiny, and a random model of more than 1 GB
 
 Real continuous lanes run under vanilla and under a policy. Then each decode step of all of these lanes is timed, a lane
-of vanilla's run and one of the policy's in turns: milliseconds a token end to end. Against that stand the few windows
-that `measure.latency=true` would draw, and what the latency model integrates from them over the steps of the run.
+of vanilla's run and one of the policy's in turns: milliseconds a token end to end. Against that stand the windows
+that `measure.latency=true` draws by default, and what the latency model integrates from them over the steps of the run.
 Prefills are apart in all of them. A few minutes on 2 idle cores.
 """
 
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from analysis import latency
 from analysis.latency_model import integrate
 from analysis.load import Records
-from benchmarks.harness import paired_ratio, report
+from benchmarks.harness import report
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, LaneRun, Request, WindowTiming, draw_windows
 from lynx_exp.engine.windows import window_of
@@ -30,6 +31,7 @@ from lynx_exp.tasks.mini import held_out
 
 WITHIN = 0.05
 """Of each other, measured and integrated."""
+ROUNDS = 5
 LARGE = {
     "hidden_size": 1024,
     "intermediate_size": 1024,
@@ -48,7 +50,7 @@ TABLE = "{:<12}{:<18}{:>8}{:>24}{:>24}{:>24}{:>10}"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--windows", type=int, default=10)
+    parser.add_argument("--windows", type=int, default=24, help="at most; a study's own default")
     parser.add_argument("--only", choices=("lynx_tiny", "random"))
     arguments = parser.parse_args()
     print(TABLE.format("model", "policy", "batch", "measured end to end", "integrated", "windows", "apart"))
@@ -91,15 +93,14 @@ def _case(
 ) -> dict[str, Any]:
     own = list(engine.run_lanes(requests, plan, policy))
     runs = {"vanilla": _runs(requests, vanilla), "policy": _runs(requests, own)}
-    ratios = _end_to_end(engine, runs, policy)
+    measured = _end_to_end(engine, runs, policy)
     drawn = {who: list(draw_windows(each, 4, windows, seed=0)) for who, each in runs.items()}
     timed = {"vanilla": engine.measure_windows(drawn["vanilla"], policies={})}
-    timed["policy"] = engine.measure_windows(drawn["policy"], policies={"policy": policy})
+    timed["policy"] = engine.measure_windows(drawn["policy"], policies={"policy": policy}, least=min(10, windows))
     records = _records(engine, requests, {"vanilla": vanilla, "policy": own}, timed, plan.widest)
     integrated = integrate(records)["policy"].speedup
     few = latency.speedup(latency.window_pairs(records.timing[records.timing["cell_id"] == "policy"]))
     assert integrated is not None
-    measured = paired_ratio(*ratios)
     apart = abs(integrated.value / measured[0] - 1)
     shown = [_shown(*measured), *(_shown(each.value, each.low, each.high) for each in (integrated, few))]
     print(TABLE.format(name, label, plan.widest, *shown, f"{100 * apart:.1f} %"), flush=True)
@@ -126,19 +127,31 @@ def _runs(requests: Sequence[Request], lanes: Sequence[LaneResult]) -> list[Lane
     ]
 
 
-def _end_to_end(engine: Engine, runs: dict[str, list[LaneRun]], policy: Any, repeats: int = 3) -> list[list[float]]:
-    """Of vanilla's run and of the policy's: milliseconds a token over all steps of all lanes, of each repeat."""
-    ms = [[0.0] * repeats, [0.0] * repeats]
+def _end_to_end(engine: Engine, runs: dict[str, list[LaneRun]], policy: Any) -> tuple[float, float, float]:
+    """(ratio, low, high) of the milliseconds a token over all steps of all lanes: vanilla's in its run over the
+    policy's in its. A step counts with its median over the rounds, so that an interruption of the machine, which no
+    run of its own has, is in none of them; bootstrap over rounds at 95 %."""
+    rounds: list[list[list[float]]] = [[], []]
     tokens = [0, 0]
-    for theirs, own in zip(runs["vanilla"], runs["policy"], strict=True):
-        for at, (run, given) in enumerate(((theirs, {}), (own, {"policy": policy}))):
-            whole = window_of(run, 0, run.num_steps)
-            timing = engine.measure_windows([whole], policies=given, repeats=repeats)
-            tokens[at] += sum(map(len, whole.steps))
-            for row in timing.rows:
-                if row.name == timing.names[-1]:
-                    ms[at][row.repeat] += row.ms
-    return [[each / count for each in times] for times, count in zip(ms, tokens, strict=True)]
+    for number in range(ROUNDS):
+        taken: list[list[float]] = [[], []]
+        for lane, pair in enumerate(zip(runs["vanilla"], runs["policy"], strict=True)):
+            for at in (0, 1) if (number + lane) % 2 else (1, 0):
+                whole = window_of(pair[at], 0, pair[at].num_steps)
+                timing = engine.measure_windows([whole], policies={"policy": policy} if at else {}, repeats=1)
+                taken[at] += [row.ms for row in timing.rows if row.name == timing.names[-1]]
+                tokens[at] += sum(map(len, whole.steps)) if not number else 0
+        for at in (0, 1):
+            rounds[at].append(taken[at])
+    times = [np.array(each) for each in rounds]
+
+    def ratio(chosen: Any) -> float:
+        slow, fast = (np.median(each[chosen], axis=0).sum() / count for each, count in zip(times, tokens, strict=True))
+        return float(slow / fast)
+
+    rng = np.random.default_rng(0)
+    drawn = [ratio(rng.integers(0, ROUNDS, ROUNDS)) for _ in range(500)]
+    return ratio(np.arange(ROUNDS)), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
 def _records(

@@ -114,7 +114,12 @@ class Subject(Protocol):
     """What is timed in turns."""
 
     def enter(self, window: Window) -> list[float]:
-        """Get ready for the window; active experts of each of its steps, mean over layers."""
+        """Get ready for the window and run it once; active experts of each of its steps, mean over layers."""
+        ...
+
+    def settle(self) -> None:
+        """Run what of the window it takes to leave the device's caches as its own run would, not as another subject's
+        turn has left them."""
         ...
 
     def turn(self) -> list[float]:
@@ -145,7 +150,8 @@ def time_windows(
 ) -> WindowTiming:
     """Time the windows in their order: at least `least` of them, then on until the speed-up of every subject over the
     first has a 95 % interval of at most +- `precision`, relative, or none is left. Who goes first alternates from
-    repeat to repeat and from window to window, so that a drift of the machine touches all alike."""
+    repeat to repeat and from window to window, so that a drift of the machine touches all alike. Each turn comes
+    directly after untimed steps of the same subject: those that count its experts, or `settle`."""
     names = tuple(subjects)
     rows: list[StepTime] = []
     warmup_ms, stable, reached, turns = Times(), False, False, 0
@@ -155,12 +161,17 @@ def time_windows(
     try:
         for number, window in enumerate(windows):
             enter(window)
-            active = {name: subjects[name].enter(window) for name in names}
+            active: dict[str, list[float]] = {}
             if not number:
+                active = {name: subjects[name].enter(window) for name in names}
                 warmup_ms, stable = warm_up({name: subject.turn for name, subject in subjects.items()})
             for repeat in range(repeats):
                 for at in range(len(names)):
                     name = names[(turns + at) % len(names)]
+                    if name in active:
+                        subjects[name].settle()
+                    else:
+                        active[name] = subjects[name].enter(window)
                     times = subjects[name].turn()
                     rows += [
                         StepTime(name, number, repeat, step, ms, active[name][step]) for step, ms in enumerate(times)
@@ -232,16 +243,19 @@ class _Decoding:
             self._run()  # captures what is new
         return torch.stack(counts).tolist()
 
+    def settle(self) -> None:
+        self._run(steps=1)
+
     def turn(self) -> list[float]:
         return from_first(self._run(), self._routers)  # ranks must stop at the same window
 
-    def _run(self) -> list[float]:
+    def _run(self, steps: int | None = None) -> list[float]:
         attachment = None
         if self._policy is not None:  # vanilla is the plain model, without a hook on any router
             attachment = Attachment(self._routers, self._policy, self._phases, self._layers).attach()
         times = []
         try:
-            for number in range(len(self._batch.window.steps)):
+            for number in range(len(self._batch.window.steps))[:steps]:
                 rows = self._batch.seat(number)
                 start = self._now()
                 self._step(attachment, number, rows).argmax(-1)

@@ -50,6 +50,9 @@ class _Windowed:
         self._subject.run(self._requests, forced=True)
         return self._subject.active[before:]
 
+    def settle(self) -> None:
+        """Nothing: its prompts come before its steps in every turn."""
+
     def turn(self) -> list[float]:
         times, _ = self._subject.run(self._requests, forced=True)
         self.turns.append((self._subject.first_ms[-1], times))

@@ -39,7 +39,11 @@ class Scripted:
     def enter(self, window: Window) -> list[float]:
         self.window += 1
         self.steps = len(window.steps)
+        self.log.append(f"({self.name})")
         return [2.0] * self.steps
+
+    def settle(self) -> None:
+        self.log.append(f"({self.name})")
 
     def turn(self) -> list[float]:
         self.log.append(self.name)
@@ -57,7 +61,9 @@ def test_who_goes_first_alternates_within_windows_and_between_them(run: LaneRun)
     for repeats in (1, 2, 3):
         ms = {"vanilla": [2.0] * 6, "x": [1.0] * 6}
         timing, log = scripted(run, ms, repeats=repeats, least=6, precision=0.5)
-        turns = log[2 * len(timing.warmup_ms["x"]) :]
+        counted = log[2 + 2 * len(timing.warmup_ms["x"]) :]  # after those that enter the first window, and the warm-up
+        untimed, turns = counted[::2], counted[1::2]
+        assert untimed == [f"({name})" for name in turns], "another's turn leaves other experts in the caches"
         first = [turns[at] for at in range(0, len(turns), 2)]
         assert len(first) == 6 * repeats and abs(first.count("x") - first.count("vanilla")) <= repeats % 2
         of_windows = first[::repeats]
