@@ -83,12 +83,13 @@ def _hydra(arguments: list[str]) -> int:
     from lynx_exp.config import config_folder, to_config
     from lynx_exp.launch import plugin
     from lynx_exp.launch.arguments import prepared
+    from lynx_exp.launch.register import register
 
     if arguments == ["--version"]:
         print(f"lynx-exp {lynx_exp.__version__} (hydra {hydra.__version__})")
         return 0
     arguments = prepared(arguments)
-    plugin.register()
+    register()
     plugin.LynxLauncher.report = None
     code = 0
     problem: Exception | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,54 @@ def test_imports_point_one_way(part):
         assert used <= ALLOWED[part], f"{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}"
 
 
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def edges_of(paths: Sequence[Path]) -> dict[str, set[str]]:
+    """Module -> the modules among these that it imports, for types and inside functions too. `from package import
+    module` is an arrow to the module."""
+    modules = {module_of(path) for path in paths}
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        module, found[module_of(path)] = module_of(path), set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                below = [f"{node.module}.{alias.name}" for alias in node.names]
+                names = [name if name in modules else str(node.module) for name in below]
+            found[module] |= {name for name in names if name in modules} - {module}
+    return found
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that reach one another."""
+    sorter, found = dict(edges), []
+    while sorter:
+        try:
+            list(TopologicalSorter(sorter).static_order())
+            return found
+        except CycleError as error:
+            ring = set(error.args[1])
+            found.append(sorted(ring))
+            sorter = {name: after - ring for name, after in sorter.items() if name not in ring}
+    return found
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    paths = [*(ROOT / "lynx_exp").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]
+    found = circles(edges_of([path for path in paths if "jail" not in path.parts]))
+    assert not found, found
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
 def test_every_part_is_listed():
     parts = {
         path.stem for path in (ROOT / "lynx_exp").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
@@ -110,7 +159,7 @@ def test_analysis_reads_files_only():
     ("module", "absent"),
     [
         ("lynx_exp.cli", "torch pandas transformers lm_eval hydra wandb matplotlib"),
-        ("lynx_exp.launch.plugin", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.launch.register", "torch pandas transformers lm_eval wandb matplotlib"),
         ("lynx_exp.store.read", "torch pandas transformers lm_eval wandb hydra omegaconf"),
         ("lynx_exp.results.main", "torch pandas transformers lm_eval hydra wandb matplotlib pyarrow"),
         ("lynx_exp.prepare.cli", "torch pandas transformers lm_eval wandb"),

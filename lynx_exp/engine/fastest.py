@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,14 +12,12 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.batch import Batch
 from lynx_exp.engine.graph import CannotRecord, Capture, Graphs
+from lynx_exp.engine.loaded import LoadedModel
 from lynx_exp.engine.measure import MakeBatch
 from lynx_exp.engine.slot_batch import SlotBatch
 from lynx_exp.models import from_first
 from lynx_exp.models.expert_kernels import FEW_ROWS, refusal
 from lynx_exp.models.experts import PER_EXPERT, using_experts
-
-if TYPE_CHECKING:
-    from lynx_exp.engine.engine import Engine
 
 CANDIDATES = {"cpu": (PER_EXPERT, "grouped_mm"), "cuda": (FEW_ROWS, "grouped_mm", "batched_mm")}
 """A device's ways that can be fastest. transformers' eager loop never is; batched_mm copies the weights of each
@@ -31,7 +28,7 @@ _ROUNDS = 4
 _STEPS = 6
 
 
-def choose_experts(self: Engine, prompts: Sequence[Sequence[int]]) -> tuple[str | None, Mapping[str, float]]:
+def choose_experts(self: LoadedModel, prompts: Sequence[Sequence[int]]) -> tuple[str | None, Mapping[str, float]]:
     """(how experts are computed fastest in a vanilla step of so many rows, milliseconds of each way); tried once for
     each number of rows, unless the way was given at load."""
     if not self.auto_experts:
@@ -48,14 +45,14 @@ def choose_experts(self: Engine, prompts: Sequence[Sequence[int]]) -> tuple[str 
     return min(times, key=times.__getitem__), times
 
 
-def why_no_few_rows(self: Engine, rows: int) -> str | None:
+def why_no_few_rows(self: LoadedModel, rows: int) -> str | None:
     """What speaks against the kernels of `few_rows` at so many rows; None: nothing, or no candidate here."""
     if FEW_ROWS not in CANDIDATES.get(self.device.type, ()):
         return None
     return from_first(refusal(self.model, rows, self.top_k), self.routers)
 
 
-def stream_experts(self: Engine, rows: int) -> str | None:
+def stream_experts(self: LoadedModel, rows: int) -> str | None:
     """How a stream of recorded steps of so many rows computes experts: in the way in which no row depends on another,
     unless one was given at load, or that one does not run here. None: as the model does."""
     if not self.auto_experts or FEW_ROWS not in CANDIDATES.get(self.device.type, ()):

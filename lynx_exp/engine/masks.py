@@ -9,15 +9,14 @@ R rows in use, W columns that attention reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-if TYPE_CHECKING:
-    from lynx_exp.engine.slots import Cursor
+from lynx_exp.engine.cursor import Cursor
 
 Mask: TypeAlias = "Tensor | dict[str, Tensor | None]"
 """`[R, 1, 1, W]`, or one for each type of layer (None: it has no attention), as transformers' models take it."""

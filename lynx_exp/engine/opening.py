@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self, TypeVar
 
 import torch
-from transformers import PretrainedConfig
 
+from lynx_exp.engine.loaded import LoadedModel
 from lynx_exp.engine.steps import Asked
 from lynx_exp.models import (
     DeviceMap,
@@ -21,80 +21,84 @@ from lynx_exp.models import (
 from lynx_exp.models.expert_kernels import FEW_ROWS, device_refusal, require
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 
-if TYPE_CHECKING:
-    from lynx_exp.engine.engine import Engine
+
+class OpenedModel(LoadedModel):
+    """A loaded model that is made from the name of a checkpoint, or from a configuration."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        experts_implementation: str = "auto",
+        trust_remote_code: bool = False,
+        allow_partial: bool = False,
+        device_map: DeviceMap | None = None,
+        parallel: str | None = None,
+        max_rows: int = 256,
+        memory_gib: float | None = None,
+        steps: Asked = "auto",
+    ) -> Self:
+        """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
+        cannot be.
+
+        `allow_partial`: although weights are missing from it, or have no place in the model; `Engine.partial` then
+        says which. `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep,
+        over the ranks of torchrun, which must then all make the same calls.
+        """
+        where = resolve_device(device)
+        tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+        loaded, partial = load_weights(
+            model,
+            dtype=resolve_dtype(dtype, where),
+            device=where,
+            revision=revision,
+            experts_implementation=_experts(experts_implementation, where),
+            trust_remote_code=trust_remote_code,
+            allow_partial=allow_partial,
+            device_map=device_map,
+            parallel=parallel,
+        )
+        engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
+        engine.partial = partial
+        engine.calibration = find_calibration(model)
+        return _with_experts(engine, experts_implementation)
+
+    @classmethod
+    def from_config(
+        cls,
+        model_type: str,
+        config: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        dtype: str = "auto",
+        device: str = "auto",
+        experts_implementation: str = "auto",
+        max_rows: int = 256,
+        memory_gib: float | None = None,
+        steps: Asked = "auto",
+    ) -> Self:
+        """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
+        where = resolve_device(device)
+        built = random_model(
+            model_type,
+            dict(config),
+            seed=seed,
+            dtype=resolve_dtype(dtype, where),
+            device=where,
+            experts_implementation=_experts(experts_implementation, where),
+        )
+        engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
+        return _with_experts(engine, experts_implementation)
 
 
-def from_pretrained(
-    cls: type[Engine],
-    model: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-    experts_implementation: str = "auto",
-    trust_remote_code: bool = False,
-    allow_partial: bool = False,
-    device_map: DeviceMap | None = None,
-    parallel: str | None = None,
-    max_rows: int = 256,
-    memory_gib: float | None = None,
-    steps: Asked = "auto",
-) -> Engine:
-    """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
-    cannot be.
-
-    `allow_partial`: although weights are missing from it, or have no place in the model; `Engine.partial` then says
-    which. `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep, over the
-    ranks of torchrun, which must then all make the same calls.
-    """
-    where = resolve_device(device)
-    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
-    loaded, partial = load_weights(
-        model,
-        dtype=resolve_dtype(dtype, where),
-        device=where,
-        revision=revision,
-        experts_implementation=_experts(experts_implementation, where),
-        trust_remote_code=trust_remote_code,
-        allow_partial=allow_partial,
-        device_map=device_map,
-        parallel=parallel,
-    )
-    engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
-    engine.partial = partial
-    engine.calibration = find_calibration(model)
-    return _with_experts(engine, experts_implementation)
+Opened = TypeVar("Opened", bound=OpenedModel)
 
 
-def from_config(
-    cls: type[Engine],
-    model_type: str,
-    config: Mapping[str, Any],
-    *,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    experts_implementation: str = "auto",
-    max_rows: int = 256,
-    memory_gib: float | None = None,
-    steps: Asked = "auto",
-) -> Engine:
-    """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
-    where = resolve_device(device)
-    built = random_model(
-        model_type,
-        dict(config),
-        seed=seed,
-        dtype=resolve_dtype(dtype, where),
-        device=where,
-        experts_implementation=_experts(experts_implementation, where),
-    )
-    engine = cls(built, None, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
-    return _with_experts(engine, experts_implementation)
-
-
-def _with_experts(engine: Engine, name: str) -> Engine:
+def _with_experts(engine: Opened, name: str) -> Opened:
     """ValueError if its experts cannot be computed as they were asked to be."""
     engine.auto_experts = name == "auto"
     if name == FEW_ROWS:
@@ -110,15 +114,3 @@ def _experts(name: str, device: torch.device) -> str | None:
     if name == "auto":
         return PER_EXPERT_EXACT if device.type == "cpu" else None
     return name
-
-
-def context_of(config: PretrainedConfig) -> int | None:
-    """Positions that a model of this configuration has; None: it names no limit.
-
-    With longrope those before other factors take over: which they would for all rows of a physical batch, by its
-    longest, so that lanes would no longer give what they give alone.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    return getattr(config, "max_position_embeddings", None)

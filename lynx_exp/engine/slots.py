@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from lynx_exp.engine.cursor import Cursor
 from lynx_exp.engine.likely import most_likely
 from lynx_exp.engine.masks import has_masks
 from lynx_exp.engine.seats import to_device
@@ -100,22 +100,6 @@ class Slots:
             buffer[to, :, :width] = buffer[of, :, :width]
         for state in self.states.values():
             state[to.to(state.device)] = state[of.to(state.device)]
-
-
-@dataclass
-class Cursor:
-    """Where the next decode step writes."""
-
-    rows: Tensor
-    """`[R]`: 0..R-1."""
-    position: Tensor
-    """`[R]`: of the token that is fed."""
-    width: int
-    """Columns that attention reads; more than every position."""
-
-    def mask(self) -> Tensor:
-        """`[R, 1, 1, width]` bool: the columns that each row sees."""
-        return (torch.arange(self.width, device=self.position.device) <= self.position[:, None])[:, None, None]
 
 
 class SlotLayer(DynamicLayer):

@@ -5,15 +5,14 @@ S slots, R rows in use (the first R slots), n rows of a prefill.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
-if TYPE_CHECKING:
-    from lynx_exp.engine.slots import Cursor
+from lynx_exp.engine.cursor import Cursor
 
 Place = tuple[int, str, int]
 """Layer, conv or recurrent, number of the state in the layer."""

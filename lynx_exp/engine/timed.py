@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from lynx_exp.engine.breakdown import Breakdown, break_down
+from lynx_exp.engine.fastest import choose_experts
 from lynx_exp.engine.hardware import hardware_of, meter_for
+from lynx_exp.engine.loaded import LoadedModel
 from lynx_exp.engine.measure import Timing
 from lynx_exp.engine.measure import measure as measure_steps
 from lynx_exp.engine.prefill_timing import PrefillTiming, time_prefill
@@ -22,9 +23,6 @@ from lynx_exp.engine.windows import Window
 from lynx_exp.models.experts import using_experts
 from lynx_exp.routing import Phases, Policy
 
-if TYPE_CHECKING:
-    from lynx_exp.engine.engine import Engine
-
 OnStep = Callable[[int], None]
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -34,7 +32,7 @@ def _silent(*_said: object) -> None:
 
 
 def measure_windows(
-    self: Engine,
+    self: LoadedModel,
     windows: Sequence[Window],
     *,
     policies: Mapping[str, Policy],
@@ -53,7 +51,7 @@ def measure_windows(
         policies, windows, repeats=repeats, least=len(windows) if least is None else least, precision=precision
     )
     first = [windows[0].contexts[seat.row] for seat in windows[0].steps[0]]
-    chosen, candidates = self._fastest_experts(first)
+    chosen, candidates = choose_experts(self, first)
 
     def batch(rows: int, positions: int) -> WindowBatch:
         return WindowBatch(self.model, self._make_decoder(), rows, positions, self._budget() // 4)
@@ -85,7 +83,7 @@ def measure_windows(
 
 
 def measure(
-    self: Engine,
+    self: LoadedModel,
     prompts: Prompts,
     *,
     batch_size: int,
@@ -105,7 +103,7 @@ def measure(
     """
     encoded = _lane(self, prompts, batch_size)
     check_distinct(encoded)
-    chosen, candidates = self._fastest_experts(encoded)
+    chosen, candidates = choose_experts(self, encoded)
     with torch.inference_mode(), using_experts(self.model, chosen):
         timing = measure_steps(
             self.model,
@@ -133,7 +131,7 @@ def measure(
 
 
 def measure_prefill(
-    self: Engine,
+    self: LoadedModel,
     prompts: Prompts,
     *,
     batch_size: int,
@@ -148,7 +146,7 @@ def measure_prefill(
     not act on prompts is not timed: its prefill is vanilla's."""
     encoded = _lane(self, prompts, batch_size)
     acting = _bound(self, policies) if phases in ("prefill", "both") else {}
-    with torch.inference_mode(), using_experts(self.model, self._fastest_experts(encoded)[0]):
+    with torch.inference_mode(), using_experts(self.model, choose_experts(self, encoded)[0]):
         return time_prefill(
             self.model,
             self.routers,
@@ -163,7 +161,7 @@ def measure_prefill(
 
 
 def breakdown(
-    self: Engine,
+    self: LoadedModel,
     prompts: Prompts,
     *,
     batch_size: int,
@@ -177,7 +175,7 @@ def breakdown(
     encoded = _lane(self, prompts, batch_size)
     if not self.has_slots:
         raise ValueError(f"{type(self.model).__name__}: a breakdown needs full attention in every layer")
-    with torch.inference_mode(), using_experts(self.model, self._fastest_experts(encoded)[0]):
+    with torch.inference_mode(), using_experts(self.model, choose_experts(self, encoded)[0]):
         return break_down(
             self.model,
             self.routers,
@@ -191,7 +189,7 @@ def breakdown(
         )
 
 
-def _lane(self: Engine, prompts: Prompts, batch_size: int) -> list[tuple[int, ...]]:
+def _lane(self: LoadedModel, prompts: Prompts, batch_size: int) -> list[tuple[int, ...]]:
     if len(prompts) < batch_size:
         raise ValueError(f"batch_size={batch_size}: only {len(prompts)} prompts given to measure")
     return [self.encode(prompt) for prompt in prompts[:batch_size]]
@@ -206,10 +204,10 @@ def check_distinct(prompts: Sequence[tuple[int, ...]]) -> None:
         )
 
 
-def _bound(self: Engine, policies: Mapping[str, Policy]) -> dict[str, Policy]:
+def _bound(self: LoadedModel, policies: Mapping[str, Policy]) -> dict[str, Policy]:
     return {name: self.bind(policy) for name, policy in policies.items()}
 
 
-def selection_time(self: Engine, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
+def selection_time(self: LoadedModel, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
     """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
     return time_selection(self.model, self.routers, self.bind(policy), prompts)

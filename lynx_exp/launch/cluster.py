@@ -14,11 +14,12 @@ from time import monotonic, sleep
 from rich.console import Console
 
 from lynx_exp.config import Config
-from lynx_exp.launch.cell import Cell, prepare_cells
+from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.jobs import Cluster, Job, Lost, Work
 from lynx_exp.launch.outcomes import Outcome, Report, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.plan import print_plan
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.launch.progress import work_of
 from lynx_exp.launch.run import write_sweeps
 from lynx_exp.launch.stopping import stoppable, told

@@ -1,19 +1,15 @@
 """Hydra plugins: the search path of `sweeps/`, a sweeper with sub-grids, a launcher that runs all cells here.
 
-Registered by `register()`, not by a `hydra_plugins` folder, so that they exist only inside `lynx-exp`.
+Registered by `launch.register`, not by a `hydra_plugins` folder, so that they exist only inside `lynx-exp`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -204,33 +200,3 @@ class SweeperConf:
     """Other files of `sweeps/`, such as `paper=fig7`, to be run as one multirun."""
     max_cells: int = MAX_CELLS
     """A sweep of more is refused before any of its cells is made: a slip of the keyboard rather than a plan."""
-
-
-def register() -> None:
-    """Make the schema and the plugins known to Hydra. Harmless when called again."""
-    from lynx_exp.launch.on_ray import RayConf, RayLauncher  # launchers are made of this module's
-    from lynx_exp.launch.slurm import SlurmConf, SlurmLauncher
-
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config, provider="lynx")
-    store.store(group="hydra/launcher", name="packed", node=LauncherConf, provider="lynx")
-    store.store(group="hydra/launcher", name="one_by_one", node=LauncherConf(packed=False), provider="lynx")
-    for conf_name, conf in (("slurm", SlurmConf), ("ray", RayConf)):
-        # conf/config.yaml says hydra/launcher=packed, which a file of sweeps/cluster cannot override, only extend
-        for group in ("hydra/launcher", "hydra/cluster"):
-            store.store(group=group, name=conf_name, node=conf, provider="lynx")
-    store.store(group="hydra/sweeper", name="lynx", node=SweeperConf, provider="lynx")
-    package, _, name = PLUGIN_MODULE.rpartition(".")
-    try:
-        parent = import_module(package)  # other plugins may be installed there
-    except ImportError:
-        parent = sys.modules[package] = ModuleType(package)
-        parent.__path__ = []  # Hydra walks the package
-    module = sys.modules[PLUGIN_MODULE] = ModuleType(PLUGIN_MODULE)
-    setattr(parent, name, module)
-    launchers = (LynxLauncher, SlurmLauncher, RayLauncher)
-    for cls in (*launchers, LynxSweeper):
-        cls.__module__ = PLUGIN_MODULE
-        setattr(module, cls.__name__, cls)
-    for plugin in (SweepsSearchPath, *launchers, LynxSweeper):
-        Plugins.instance().register(plugin)

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from lynx_exp.config import Config
 from lynx_exp.launch import ranks
-from lynx_exp.launch.cell import Cell, prepare_cells
+from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.execute import Pack
 from lynx_exp.launch.outcomes import Outcome, Report, found_by, kept, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
 from lynx_exp.launch.plan import print_plan
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.references import References
 from lynx_exp.launch.refusals import Refusals

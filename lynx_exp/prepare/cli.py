@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+from lynx_exp.prepare.interrupted import INTERRUPTED_LINE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,12 +55,6 @@ in folders, the mini tasks and task.data=FILE_OR_FOLDER need nothing.
 
 A gated model: accept its licence on its page of the hub, and log in with `hf auth login` (or set HF_TOKEN).
 Ctrl-C keeps the files that are complete; the same command fetches the others."""
-INTERRUPTED_LINE = {
-    "train": "interrupted; run the same command to continue from the last checkpoint",
-    "calibrate": "interrupted; nothing was written",
-    "prefetch": "interrupted; complete files stay, the same command fetches the others",
-    "lm-eval-task": "interrupted; nothing was written",
-}
 LM_EVAL_TASK_HELP = """\
 Write FOLDER/TASK.yaml: lm-eval's own definition of a task, its documents from local files, so that lm-eval's command
 needs no hub either:

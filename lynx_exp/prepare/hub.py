@@ -145,7 +145,7 @@ def _ends_at_once(blobs: Path) -> Iterator[None]:
 
     def end(*_: object) -> None:
         from lynx_exp.exits import INTERRUPTED
-        from lynx_exp.prepare.cli import INTERRUPTED_LINE
+        from lynx_exp.prepare.interrupted import INTERRUPTED_LINE
 
         for begun in set(blobs.glob("*.incomplete")) - others:
             begun.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The science: a policy maps the routing of a step to a new routing. Needs torch and safetensors only."""
 
+from lynx_exp.routing import dispatch as _dispatch  # noqa: F401  # sets how policies run
 from lynx_exp.routing.build import build_policy, policy_names
 from lynx_exp.routing.calibration import Calibrated, Calibration
 from lynx_exp.routing.lanes import best_mask, lane_sum

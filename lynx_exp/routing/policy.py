@@ -8,13 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import fused, kernels, native
+from lynx_exp.routing import native
 from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.remap import restrict
 from lynx_exp.routing.rule import RouterRule
@@ -61,22 +60,7 @@ class Policy(ABC):
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """The new routing. Rows that are not live, or whose lane is too small, come back as they were."""
-        if self._plan is not None:
-            done = fused.select(self._plan, routing, step, rule)
-            if done is not None:
-                return done
-        acting, somewhere = _acting(step, self.min_batch)
-        if not somewhere:
-            return routing
-        done = kernels.select(self, routing, acting, rule) if kernels.chosen(routing.logits) else None
-        return self.route(routing, acting, rule) if done is None else done
-
-    @cached_property
-    def _plan(self) -> fused.Plan | None:
-        """The policy in the terms of the fused loops for CPUs; None if they do not know it."""
-        from lynx_exp.routing.fused.plan import plan_of
-
-        return plan_of(self)
+        return _select(self, routing, step, rule)
 
     @abstractmethod
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
@@ -132,7 +116,29 @@ class LanePolicy(Policy):
             )
 
 
-def _acting(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
+class Select(Protocol):
+    """Runs a policy, in one of the ways there are; the answer is the same up to rounding."""
+
+    def __call__(self, policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing: ...
+
+
+def select_in_torch(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    """The definition: `policy.route` for the lanes that are large enough."""
+    acting, somewhere = acting_step(step, policy.min_batch)
+    return policy.route(routing, acting, rule) if somewhere else routing
+
+
+_select: Select = select_in_torch
+
+
+def run_policies_by(select: Select) -> None:
+    """From now on a policy that is called runs by `select`. (`lynx_exp.routing.dispatch` sets itself here: what runs a
+    policy faster knows the policies, and they do not know it.)"""
+    global _select
+    _select = select
+
+
+def acting_step(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
     """(the step with only the live rows of lanes of at least `min_batch`, False if there is surely none); found once a
     forward pass.
 

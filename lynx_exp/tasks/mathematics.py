@@ -19,12 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lynx_exp.tasks.antlr import PACKAGE, VERSION, find_antlr
-
-if TYPE_CHECKING:
-    from lynx_exp.tasks.task import Process
+from lynx_exp.tasks.process import Process
 
 SECONDS = 120.0
 """For one document, after which its scoring has failed. lm-eval's and math-verify's own alarms, of 5 s each, end a

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lynx_exp.tasks.code import CodeRun, code_run
 from lynx_exp.tasks.definition import HEADLINES
+from lynx_exp.tasks.process import Process
 from lynx_exp.tasks.rouge import no_bootstrap_of_one
 from lynx_exp.tasks.settings import Generation
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lynx_exp.tasks.execute import Sandbox
 
 Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
-Process: TypeAlias = Callable[[Sequence[Mapping[str, Any]], Sequence[list[Any]]], list[dict[str, Any]]]
-"""Documents and, of each, its filtered responses -> the values of its metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)

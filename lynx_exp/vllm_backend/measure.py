@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,11 +19,9 @@ from lynx_exp.engine.sections import Act
 from lynx_exp.engine.window_timing import WindowTiming, check_windows, time_windows
 from lynx_exp.engine.windows import Window
 from lynx_exp.routing import Phases, Policy
+from lynx_exp.vllm_backend.host import VllmHost
 from lynx_exp.vllm_backend.stream import submit
 from lynx_exp.vllm_plugin.settings import spec_of
-
-if TYPE_CHECKING:
-    from lynx_exp.vllm_backend.engine import VllmEngine
 
 PERCENTILES = {"median": 50, "p99": 99}
 
@@ -60,7 +57,7 @@ class _Windowed:
 
 
 def measure_windows(
-    engine: VllmEngine,
+    engine: VllmHost,
     windows: Sequence[Window],
     policies: Mapping[str, Policy],
     phases: Phases,
@@ -102,7 +99,7 @@ def measure_windows(
 class _Subject:
     """One policy; every turn is a lane of its own."""
 
-    def __init__(self, engine: VllmEngine, act: Act, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: VllmHost, act: Act, clock: Callable[[], float]) -> None:
         self._engine, self._act, self._clock = engine, act, clock
         self.active: list[float] = []
         self.first_ms: list[float] = []
@@ -134,7 +131,7 @@ class _Subject:
 
 
 def measure(
-    engine: VllmEngine,
+    engine: VllmHost,
     prompts: Sequence[Sequence[int]],
     policies: Mapping[str, Policy],
     phases: Phases,

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lynx_exp.engine import Job, LaneResult, Request
 from lynx_exp.engine.lane import Lane, Row, lanes_of
+from lynx_exp.vllm_backend.host import VllmHost
 from lynx_exp.vllm_plugin.record import LaneCount
 from lynx_exp.vllm_plugin.settings import spec_of
-
-if TYPE_CHECKING:
-    from lynx_exp.vllm_backend.engine import VllmEngine
 
 
 class Seated(Row):
@@ -75,7 +73,7 @@ class Stream:
 
     def __init__(
         self,
-        engine: VllmEngine,
+        engine: VllmHost,
         jobs: Sequence[Job],
         *,
         scored: bool,
@@ -308,9 +306,7 @@ class Stream:
         )
 
 
-def submit(
-    engine: VllmEngine, request: Request, where: dict[str, Any], *, scored: bool, salt: str | None = None
-) -> str:
+def submit(engine: VllmHost, request: Request, where: dict[str, Any], *, scored: bool, salt: str | None = None) -> str:
     """Hand a request to vLLM; its name there. `scored`: it says its continuation."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

@@ -6,16 +6,24 @@ T token rows, E experts, K top-k, W slots of a token after a policy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lynx_exp.vllm_plugin.worker import LynxWorker
 
-WORKERS: WeakValueDictionary[int, LynxWorker] = WeakValueDictionary()
+class RoutingWorker(Protocol):
+    """What knows the rows of the step that runs."""
+
+    def route(
+        self, number: int, width: int, logits: Tensor, weights: Tensor, experts: Tensor, padded: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """`[T, W]` weights and experts of layer `number`; `padded`: rows of the step, with padding."""
+        ...
+
+
+WORKERS: WeakValueDictionary[int, RoutingWorker] = WeakValueDictionary()
 """By the identity of what the forward contexts of a worker's engine have in common."""
 
 _library = torch.library.Library("lynx_exp", "FRAGMENT")

@@ -79,5 +79,5 @@ def as_on_a_device() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "AVAILABLE", False)
-        patch.setattr(policy, "_acting", acting)
+        patch.setattr(policy, "acting_step", acting)
         yield

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.cell import prepare_cells
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.launch.run import run_cells
 from lynx_exp.models.tiny import tiny_config, tiny_model
 from tests.launch.lab import Task, Tokenizer

@@ -19,12 +19,12 @@ from rich.console import Console
 from lynx_exp import cli
 from lynx_exp.config import Config, ModelConfig, config_folder
 from lynx_exp.launch import jobs as jobs_module
-from lynx_exp.launch.cell import prepare_cells
 from lynx_exp.launch.cluster import deal, run_on_cluster
 from lynx_exp.launch.jobs import Lost, Work
 from lynx_exp.launch.on_ray import Ray, RayConf
 from lynx_exp.launch.outcomes import Outcome
-from lynx_exp.launch.plugin import register
+from lynx_exp.launch.prepare_cells import prepare_cells
+from lynx_exp.launch.register import register
 from lynx_exp.launch.slurm import Slurm, SlurmConf, _reason
 from lynx_exp.launch.stopping import Interrupted
 

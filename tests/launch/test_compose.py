@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from lynx_exp.config import Config, config_folder, to_config
 from lynx_exp.launch.compose import Composer
 from lynx_exp.launch.grids import grid
-from lynx_exp.launch.plugin import register
+from lynx_exp.launch.register import register
 
 
 @pytest.fixture(scope="module", autouse=True)

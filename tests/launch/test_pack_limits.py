@@ -17,9 +17,9 @@ import torch
 
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, PackConfig, TaskConfig, VllmConfig
 from lynx_exp.engine.stream import Stream
-from lynx_exp.launch.cell import prepare_cells
 from lynx_exp.launch.outcomes import Report
 from lynx_exp.launch.packs import SHARED, pack_groups
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.launch.requests import encode_requests
 from lynx_exp.launch.stopping import Interrupted
 from lynx_exp.store.read import read_cell, read_cells

@@ -121,7 +121,7 @@ def test_memory(planned, config, bench, monkeypatch):
 
 
 def test_memory_is_the_models_own(bench, config):
-    from lynx_exp.launch.cell import prepare_cells
+    from lynx_exp.launch.prepare_cells import prepare_cells
 
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
     model = ModelConfig(kind="random", id="mixtral", config=dict(TINY) | sizes)

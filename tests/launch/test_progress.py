@@ -12,7 +12,8 @@ from rich.console import Console
 
 from lynx_exp.config import MeasureConfig
 from lynx_exp.launch import progress as progress_module
-from lynx_exp.launch.cell import Cell, prepare_cells
+from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.launch.progress import Estimate, Progress, clock, work_of
 from lynx_exp.launch.waiting import bar
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.cell import Cell, prepare_cells
+from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.models import BUNDLED, calibration_path, find_calibration, fingerprint
 from lynx_exp.prepare import cli
 from lynx_exp.prepare.calibrate import CalibrateConfig

@@ -1,0 +1,41 @@
+"""Which code runs a policy: the fused loops for CPUs, the kernels for CUDA, or its definition in torch.
+
+The only file that knows all three. Importing it makes every policy that is called go through `select`.
+"""
+
+from __future__ import annotations
+
+from lynx_exp.routing import fused, kernels
+from lynx_exp.routing.fused.plan import plan_of
+from lynx_exp.routing.policy import Policy, acting_step, run_policies_by
+from lynx_exp.routing.rule import RouterRule
+from lynx_exp.routing.types import Routing, StepContext
+
+_PLAN = "_fused_plan"
+
+
+def fused_plan(policy: Policy) -> fused.Plan | None:
+    """The policy in the terms of the fused loops; None if they do not know it. Kept with the policy: it is asked for in
+    every layer of every step."""
+    kept = policy.__dict__
+    if _PLAN not in kept:
+        kept[_PLAN] = plan_of(policy)
+    plan: fused.Plan | None = kept[_PLAN]
+    return plan
+
+
+def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+    """The policy's new routing, by the fastest code that serves this policy, rule and device."""
+    plan = policy.__dict__[_PLAN] if _PLAN in policy.__dict__ else fused_plan(policy)  # a call less a layer
+    if plan is not None:
+        done = fused.select(plan, routing, step, rule)
+        if done is not None:
+            return done
+    acting, somewhere = acting_step(step, policy.min_batch)
+    if not somewhere:
+        return routing
+    done = kernels.select(policy, routing, acting, rule) if kernels.chosen(routing.logits) else None
+    return policy.route(routing, acting, rule) if done is None else done
+
+
+run_policies_by(select)
