@@ -77,6 +77,7 @@ def _say(line: str) -> None:
 def _hydra(arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.main import get_args_parser
     from omegaconf import DictConfig
 
     import lynx_exp
@@ -90,6 +91,12 @@ def _hydra(arguments: list[str]) -> int:
         return 0
     arguments = prepared(arguments)
     register()
+    asked = get_args_parser().parse_args(arguments)
+    if asked.help:
+        from lynx_exp.help import page
+
+        print(page(asked.overrides))
+        return 0
     plugin.LynxLauncher.report = None
     code = 0
     problem: Exception | None = None
@@ -111,7 +118,7 @@ def _hydra(arguments: list[str]) -> int:
     sys.argv = ["lynx-exp", *arguments]
     try:
         hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(one_cell)()
-    except SystemExit as stop:  # --help and its like
+    except SystemExit as stop:  # --hydra-help and its like
         if stop.code not in (None, 0):
             raise
         return 0

@@ -277,10 +277,10 @@ def test_help_teaches_and_is_fast():
         "-m",
         "Exit codes",
         "lynx-results",
-        "study_name: default",
-        "measure:",
-        "pack:",
-        "scoring: decode",
+        "study_name=default",
+        "measure.latency=false",
+        "pack.max_rows=256",
+        "scoring=decode",
     ):
         assert word in done.stdout, word
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -31,6 +31,7 @@ ALLOWED = {
     "extensions": set(),
     "own_analysis": set(),
     "explain": {"config"},
+    "help": {"config"},
 }
 """A subpackage or module of lynx_exp, and those that it may import. `cli` and `results` may import everything."""
 

@@ -7,6 +7,7 @@ its value and what is allowed. The policy node is open: each policy has its own 
 
 from __future__ import annotations
 
+from lynx_exp.config.allowed import allowed
 from lynx_exp.config.cell import Config, to_config
 from lynx_exp.config.choices import (
     BATCHINGS,
@@ -23,6 +24,7 @@ from lynx_exp.config.choices import (
     did_you_mean,
     one_of,
 )
+from lynx_exp.config.docstrings import Field, dataclass_fields, policy_parameters, policy_summary
 from lynx_exp.config.folders import config_folder
 from lynx_exp.config.labels import default_parameters, label_policy
 from lynx_exp.config.parts import (
@@ -44,6 +46,7 @@ __all__ = [
     "CHOICES",
     "Config",
     "DTYPES",
+    "Field",
     "GenerationConfig",
     "MIXINGS",
     "MOST_PLAN_SEEDS",
@@ -58,12 +61,16 @@ __all__ = [
     "TaskConfig",
     "TrackerConfig",
     "VllmConfig",
+    "allowed",
     "at_least",
     "config_folder",
+    "dataclass_fields",
     "default_parameters",
     "did_you_mean",
     "label_policy",
     "one_of",
+    "policy_parameters",
+    "policy_summary",
     "refuse_unknown",
     "to_config",
 ]

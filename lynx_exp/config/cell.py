@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from lynx_exp.config.allowed import check_fields, choice, whole
 from lynx_exp.config.choices import (
     BACKENDS,
     BATCHINGS,
@@ -26,7 +27,6 @@ from lynx_exp.config.choices import (
     TAILS,
     THEN,
     TRUNCATES,
-    at_least,
     finite,
     one_of,
 )
@@ -37,106 +37,100 @@ from lynx_exp.config.strict import refuse_unknown
 
 @dataclass(kw_only=True)
 class Config:
-    """One cell, and where its record goes."""
+    """One cell, and where its record goes. The first sentence of a field's docstring is its meaning in `--help`."""
 
     model: ModelConfig = MISSING
+    """Which weights, and how their experts are computed."""
     policy: Any = MISSING
-    """name, and the policy's own parameters."""
+    """Name of the policy, and the policy's own parameters."""
     task: TaskConfig = MISSING
-    phases: str = "decode"
-    """In which phases the policy acts: decode, prefill, both, none."""
+    """What is asked, and how."""
+    phases: str = choice("decode", PHASES)
+    """In which phases the policy acts."""
     layers: Any = None
-    """In which layers it acts: numbers and ranges such as 1: or 0,4:8, as text or as a list; null is all."""
-    batch_size: int = 16
+    """In which layers the policy acts: numbers and ranges such as 1: or 0,4:8; null is all."""
+    batch_size: int = whole(16, 1, MOST_ROWS)
     """Rows of one lane in decode: the requests that share a batch."""
-    batching: str = "auto"
-    """continuous: a lane of batch_size slots, refilled from its queue, as a server does; static: of batch_size prompts,
-    which drains. auto: continuous, but for models whose rows cannot enter at any time. A cell's is one of the two."""
-    waves: int = 4
+    batching: str = choice("auto", BATCHINGS)
+    """Whether a lane's slots are refilled from its queue, or its batch drains. continuous: a lane of batch_size slots,
+    refilled as a server does; static: of batch_size prompts, which drains. auto: continuous, but for models whose rows
+    cannot enter at any time. A cell's is one of the two."""
+    waves: int = whole(4, 1, MOST_ROWS)
     """Continuous batching: requests of a lane's queue, in batch sizes, at most. More make fewer and longer lanes, with
     fewer fillers."""
-    tail: str = "filler"
-    """Continuous batching, once a lane's queue is empty: filler keeps its slots full with requests that are not scored
-    (other documents of the task) until its last one has ended; drain leaves them empty."""
-    choices: str = "spread"
-    """Of one document: spread over lanes, as far apart as there is room; or together in one lane."""
-    limit: int | None = None
+    tail: str = choice("filler", TAILS)
+    """Continuous batching: what keeps a lane's slots once its queue is empty. filler keeps them full with requests
+    that are not scored (other documents of the task) until its last one has ended; drain leaves them empty."""
+    choices: str = choice("spread", CHOICES)
+    """Where the choices of one document go: spread over lanes, or together in one. Spread is as far apart as there is
+    room."""
+    limit: int | None = whole(None, 1)
     """First N documents of every subtask; null takes all."""
-    seed: int = 0
-    """Of sampling; and of the batch plan, where plan_seed is null."""
-    plan_seed: int | None = None
-    """Of the batch plan: who shares a batch with whom."""
-    plan_seeds: int = 1
-    """Of a multirun (-m, or a study): every cell under plan_seed 0 to N-1, which tables pool."""
-    backend: str = "transformers"
-    dtype: str = "auto"
+    seed: int = whole(0, 0, LARGEST_SEED)
+    """Seed of sampling, and of the batch plan where plan_seed is null."""
+    plan_seed: int | None = whole(None, 0, LARGEST_SEED)
+    """Seed of the batch plan: who shares a batch with whom; null takes seed."""
+    plan_seeds: int = whole(1, 1, MOST_PLAN_SEEDS)
+    """Multirun (-m, or a study): every cell under plan_seed 0 to N-1, which tables pool."""
+    backend: str = choice("transformers", BACKENDS)
+    """What runs the model."""
+    dtype: str = choice("auto", DTYPES)
+    """Number format of the weights; auto is float32 on a CPU, bfloat16 elsewhere."""
     device: str = "auto"
-    kernel: str = "auto"
-    """What selects experts: auto (Triton on CUDA, where installed), torch or triton."""
-    steps: str = "auto"
-    """How decode steps run on a GPU: auto (recorded once and replayed as CUDA graphs, with compiled layers; where that
-    fails, launched from Python, and the record says why), captured (or an error) or eager (launched)."""
-    threads: int | None = None
-    """CPU threads of the model; null leaves the default."""
+    """Where the model runs: auto, cpu, mps, cuda or cuda:N."""
+    kernel: str = choice("auto", KERNELS)
+    """What selects experts; auto is Triton on CUDA, where installed."""
+    steps: str = choice("auto", STEPS)
+    """How decode steps run on a GPU: replayed as CUDA graphs, or launched from Python. captured: recorded once and
+    replayed, with compiled layers, or an error; eager: launched; auto: launched where recording fails, and the record
+    says why."""
+    threads: int | None = whole(None, 1, MOST_THREADS)
+    """CPU threads of the model; null takes as many as cores are free."""
     fidelity: bool = False
     """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
     tokens: bool = False
-    """Write what became of every decoded token of vanilla's responses: confidence of the routers, experts that ran, KL
-    divergence after it."""
-    scoring: str = "decode"
-    """Choices: decode, as if their tokens were decoded in the cell's lanes; prefill, in one pass as lm-eval does."""
-    truncate: str = "error"
+    """Write what became of every decoded token of vanilla's responses. That is: confidence of the routers, experts that
+    ran, KL divergence after it."""
+    scoring: str = choice("decode", SCORINGS)
+    """How choices are scored: as if decoded in the cell's lanes, or in one prefill pass as lm-eval does."""
+    truncate: str = choice("error", TRUNCATES)
     """Prompts that exceed the model's context: error refuses them, left cuts their beginning."""
-    sandbox: str = "auto"
-    """Where generated code runs: auto takes the strongest of bubblewrap, namespaces and landlock that passes its
-    self-test on this machine; unsafe is a plain process."""
+    sandbox: str = choice("auto", SANDBOXES)
+    """Where generated code runs; auto is the strongest that passes its self-test on this machine. unsafe is a plain
+    process."""
     confirm_unsafe_code: bool = False
-    """Needed for sandbox=unsafe."""
+    """Needed for sandbox=unsafe, which runs what the model wrote with your rights."""
     plan: bool = False
     """Say what would be run, what it takes and what is missing for it, and run nothing."""
-    max_failures: int | None = 3
+    max_failures: int | None = whole(3, 1, optional=True)
     """A cell that has failed so often in a row, none of its lanes further, is left alone; null tries for ever."""
     ignore_oom: bool = False
     """Run a cell although a smaller batch of the same has run out of memory."""
     pack: PackConfig = field(default_factory=PackConfig)
+    """How many lanes are decoded side by side."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    """What is timed."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
+    """How vLLM's engine is made."""
     tracker: TrackerConfig = MISSING
+    """Where finished cells are shown besides their folder."""
     results: str = "results"
-    """Root of the results."""
+    """Folder that all results are below."""
     study_name: str = "default"
-    """Folder below `results`."""
+    """Folder of this study below `results`, a plain name."""
     then: list[str] = field(default_factory=list)
-    """What to do when all cells have run: table, figures."""
+    """What to do when all cells have run, as a list: table, figures."""
 
     def __post_init__(self) -> None:
         self.layers = _layers(self.layers)
-        at_least("batch_size", self.batch_size, 1, most=MOST_ROWS)
-        at_least("limit", self.limit, 1, optional=True)
-        at_least("threads", self.threads, 1, most=MOST_THREADS, optional=True)
-        at_least("waves", self.waves, 1, most=MOST_ROWS)
-        at_least("seed", self.seed, 0, most=LARGEST_SEED)
-        at_least("plan_seed", self.plan_seed, 0, most=LARGEST_SEED, optional=True)
-        at_least("plan_seeds", self.plan_seeds, 1, most=MOST_PLAN_SEEDS)
-        at_least("max_failures", self.max_failures, 1, optional=True)
-        one_of("phases", self.phases, PHASES)
-        one_of("batching", self.batching, BATCHINGS)
-        one_of("tail", self.tail, TAILS)
-        one_of("choices", self.choices, CHOICES)
-        one_of("scoring", self.scoring, SCORINGS)
-        one_of("truncate", self.truncate, TRUNCATES)
-        one_of("sandbox", self.sandbox, SANDBOXES)
+        check_fields(self)
         if self.sandbox == "unsafe" and not self.confirm_unsafe_code:
             raise ValueError(
                 "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
                 "give confirm_unsafe_code=true as well if that is what you want"
             )
-        one_of("backend", self.backend, BACKENDS)
         if self.backend == "vllm":
             self._check_vllm()
-        one_of("dtype", self.dtype, DTYPES)
-        one_of("kernel", self.kernel, KERNELS)
-        one_of("steps", self.steps, STEPS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device={self.device}: must be auto, cpu, mps, cuda or cuda:N (N: the number of a GPU)")
         if self.model.device_map is not None and self.device != "auto":

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from lynx_exp.config.allowed import check_fields, choice, whole
 from lynx_exp.config.choices import (
     EXPERTS_IMPLEMENTATIONS,
     LARGEST_SEED,
@@ -17,8 +18,6 @@ from lynx_exp.config.choices import (
     PARALLEL,
     TRACKERS,
     WANDB_MODES,
-    at_least,
-    one_of,
 )
 
 
@@ -35,37 +34,33 @@ def _check_device_map(value: object) -> None:
 class ModelConfig:
     """Which weights, and how their experts are computed."""
 
-    kind: str = MISSING
-    """bundled (in the package), hub (a path or a hub id) or random (an architecture with random weights)."""
+    kind: str = choice(MISSING, MODEL_KINDS)
+    """Where the weights come from: the package, a folder or the hub, or a random generator."""
     id: str = MISSING
-    """bundled: its name; hub: a folder or a hub id; random: the architecture (a transformers model_type)."""
+    """Name (bundled), folder or hub id (hub), or transformers model_type (random) of the model."""
     revision: str | None = None
-    """Of the hub: branch, tag or commit."""
+    """Branch, tag or commit on the hub; null is its newest."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the weights."""
     allow_partial: bool = False
-    """Run a checkpoint that lacks weights of its model (random ones take their place), or has weights too many; its
-    cells are marked."""
-    experts_implementation: str = "auto"
-    """How transformers multiplies by the experts; auto takes the fastest one for the device."""
+    """Run a checkpoint that lacks weights of its model, or has weights too many. Random ones take the place of those
+    that it lacks, and its cells are marked."""
+    experts_implementation: str = choice("auto", EXPERTS_IMPLEMENTATIONS)
+    """How the experts are multiplied by; auto takes the fastest for the device."""
     device_map: Any = None
-    """Layers over the GPUs of one process, as transformers takes it: auto, a device, or {module: device}; null: all on
-    `device`."""
-    parallel: str | None = None
-    """Over the ranks of torchrun: tp (every layer in slices), ep (whole experts); null: one process."""
+    """Layers over the GPUs of one process: auto, a device, or {module: device}; null: all on `device`. As transformers
+    takes it."""
+    parallel: str | None = choice(None, PARALLEL)
+    """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
     config: dict[str, Any] = field(default_factory=dict)
-    """random: fields of the architecture's configuration."""
-    seed: int = 0
-    """random: of the weights."""
+    """Fields of the architecture's configuration, with kind=random."""
+    seed: int = whole(0, 0, LARGEST_SEED)
+    """Seed of the weights, with kind=random."""
 
     def __post_init__(self) -> None:
-        one_of("model.kind", self.kind, MODEL_KINDS)
-        at_least("model.seed", self.seed, 0, most=LARGEST_SEED)
-        one_of("model.experts_implementation", self.experts_implementation, EXPERTS_IMPLEMENTATIONS)
+        check_fields(self, "model.")
         if self.id == MISSING:
             raise ValueError("model.id is missing: give a folder or a hub id, as in model=hub model.id=PATH_OR_HUB_ID")
-        if self.parallel is not None:
-            one_of("model.parallel", self.parallel, PARALLEL)
         _check_device_map(self.device_map)
         if self.device_map is not None and self.parallel is not None:
             raise ValueError(f"model.parallel={self.parallel}: not with model.device_map; one process or many ranks")
@@ -84,16 +79,19 @@ class GenerationConfig:
     """What to change of how a task generates; null is as its definition says."""
 
     temperature: float | None = None
-    """0 decodes greedily; above, each request draws from its own seed, whoever shares its lane."""
+    """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request draws from its own seed, whoever shares its
+    lane."""
     top_p: float | None = None
-    top_k: int | None = None
-    max_gen_toks: int | None = None
+    """Draw from the likeliest tokens that hold this probability: above 0, at most 1."""
+    top_k: int | None = whole(None, 1)
+    """Draw from so many of the likeliest tokens."""
+    max_gen_toks: int | None = whole(None, 1)
+    """Tokens of a response, at most."""
     until: list[str] | None = None
     """Strings that end a response."""
 
     def __post_init__(self) -> None:
-        at_least("task.generation.max_gen_toks", self.max_gen_toks, 1, optional=True)
-        at_least("task.generation.top_k", self.top_k, 1, optional=True)
+        check_fields(self, "task.generation.")
         if self.temperature is not None and not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
             raise ValueError(
                 f"task.generation.temperature={self.temperature:g}: must be 0 (greedy) or above, from 0.001 to 1000, "
@@ -121,40 +119,41 @@ class TaskConfig:
     """One or more lm-eval tasks reported together, and how they are asked (names as in lm-eval's command line)."""
 
     name: str = MISSING
+    """What the task is called in results."""
     subtasks: list[str] = MISSING
-    """lm-eval task names, or YAML files that define one."""
+    """Names of lm-eval tasks, or YAML files that define one."""
     data: str = "hub"
-    """hub; or a file (JSON, JSON Lines, their .gz, parquet) or folder of files with the same fields: no network."""
+    """Where the documents are: hub, or a file or folder of files with the same fields. JSON, JSON Lines, their .gz or
+    parquet; then no network is needed."""
     revision: str | None = None
-    """Of the hub's data set: branch, tag or commit."""
-    num_fewshot: int | None = None
+    """Branch, tag or commit of the hub's data set; null is its newest."""
+    num_fewshot: int | None = whole(None, 0)
     """Examples before each question; null is as the task is defined."""
-    fewshot_seed: int = 1234
-    """Of the choice of examples, where a task draws them."""
+    fewshot_seed: int = whole(1234, 0, LARGEST_SEED)
+    """Seed of the choice of examples, where a task draws them."""
     apply_chat_template: bool = False
     """Ask in turns, by the chat template of the model's tokenizer."""
     fewshot_as_multiturn: bool = True
-    """With a chat template: each example is a turn of its own."""
+    """With a chat template, each example is a turn of its own."""
     chat_template_args: dict[str, Any] = field(default_factory=dict)
-    """What else the template takes, such as enable_thinking."""
+    """What else the chat template takes, such as enable_thinking."""
     system_instruction: str | None = None
-    repeats: int | None = None
+    """Text that stands before the prompt, in a turn of its own with a chat template."""
+    repeats: int | None = whole(None, 1, MOST_ROWS)
     """Responses to each document, with sampling; null is as the task is defined."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """What to change of how the task generates."""
     weights: list[float] | None = None
-    """One a subtask: all of them become one stream of requests in these shares, whose lanes they fill together."""
-    mixing: str = "shuffled"
-    """Of such a stream: shuffled (lanes hold requests of all subtasks), separate (of one each: the control)."""
+    """A share for each subtask: all become one stream of requests, which fills lanes together."""
+    mixing: str = choice("shuffled", MIXINGS)
+    """With weights: whether lanes hold requests of all subtasks, or of one each (the control)."""
 
     def __post_init__(self) -> None:
         if not self.subtasks:
             raise ValueError(f"task.subtasks=[]: task {self.name} needs at least one")
         if len(set(self.subtasks)) < len(self.subtasks):
             raise ValueError(f"task.subtasks={self.subtasks}: names one twice")
-        at_least("task.num_fewshot", self.num_fewshot, 0, optional=True)
-        at_least("task.repeats", self.repeats, 1, most=MOST_ROWS, optional=True)
-        at_least("task.fewshot_seed", self.fewshot_seed, 0, most=LARGEST_SEED)
-        one_of("task.mixing", self.mixing, MIXINGS)
+        check_fields(self, "task.")
         if self.weights is not None and (
             len(self.weights) != len(self.subtasks) or not all(0 < weight < math.inf for weight in self.weights)
         ):
@@ -168,19 +167,22 @@ class MeasureConfig:
     """Timed decode steps of windows drawn from the cell's own run, the policy's interleaved with vanilla's."""
 
     latency: bool = False
-    windows: int = 10
-    """At least: places (lane, step) of the run, drawn by the cell's seed. Lanes differ by 2 to 3 % in what a policy
-    gains; an interval over fewer places could not show it."""
-    max_windows: int = 24
-    """At most, where `precision` is not reached before; a vanilla cell never needs more than `windows`."""
-    new_tokens: int = 4
+    """Time decode steps, the policy's interleaved with vanilla's."""
+    windows: int = whole(10, 2, MOST_ROWS)
+    """Places (lane, step) of the run that are timed at least, drawn by the cell's seed. Lanes differ by 2 to 3 % in
+    what a policy gains; an interval over fewer places could not show it."""
+    max_windows: int = whole(24, 1, MOST_ROWS)
+    """Places that are timed at most, where precision is not reached before. A vanilla cell never needs more than
+    `windows`."""
+    new_tokens: int = whole(4, 1, MOST_ROWS)
     """Consecutive decode steps of a window. More of one place say less than another place."""
-    repeats: int = 2
-    """Times that a window is timed, after a turn that does not count (the first window: 2 to 10 rounds of warm-up)."""
+    repeats: int = whole(2, 1, MOST_ROWS)
+    """Times that a window is timed. A turn that does not count comes before (for the first window, 2 to 10 rounds of
+    warm-up)."""
     precision: float = 0.02
-    """What the windows go on for: half the width of the speed-up's 95 % interval, relative to it. A policy's own code
-    costs a few percent; coarser than this could not show it."""
-    context: int | None = None
+    """Half the width of the speed-up's 95 % interval, relative to it, that is timed for: above 0, below 1. A policy's
+    own code costs a few percent; coarser than this could not show it."""
+    context: int | None = whole(None, 1)
     """Tokens before each row of a window: its own, repeated or cut; null: its own as they are."""
     prefill: bool = False
     """Time the prefill of the first window's prompts, too."""
@@ -188,14 +190,11 @@ class MeasureConfig:
     """Time the sections of a decode step, too: attention, router, policy, experts, rest."""
 
     def __post_init__(self) -> None:
-        for name, least in (("windows", 2), ("new_tokens", 1), ("repeats", 1)):
-            at_least(f"measure.{name}", getattr(self, name), least, most=MOST_ROWS)
+        check_fields(self, "measure.")
         if self.max_windows < self.windows:
             raise ValueError(f"measure.max_windows={self.max_windows}: must be at least measure.windows={self.windows}")
         if not 0 < self.precision < 1:
             raise ValueError(f"measure.precision={self.precision:g}: must be above 0 and below 1")
-        at_least("measure.max_windows", self.max_windows, 1, most=MOST_ROWS)
-        at_least("measure.context", self.context, 1, optional=True)
         for name in ("prefill", "breakdown"):
             if getattr(self, name) and not self.latency:
                 raise ValueError(f"measure.{name}=true: needs measure.latency=true")
@@ -205,16 +204,16 @@ class MeasureConfig:
 class PackConfig:
     """How many lanes, of how many cells, are decoded side by side. Changes speed, not results."""
 
-    max_rows: int = 256
+    max_rows: int = whole(256, 1, MOST_ROWS)
     """Rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
     memory_gib: float | None = None
-    """For keys, values and prefilled prompts; null: half of a CPU's available memory, 80 % of what a GPU has free."""
-    max_cells: int = 48
+    """Memory for keys, values and prefilled prompts, in GiB, above 0; null: what is safe. That is half of a CPU's
+    available memory, 80 % of what a GPU has free."""
+    max_cells: int = whole(48, 1)
     """Cells of one pack: all of them are finished at about the same time."""
 
     def __post_init__(self) -> None:
-        at_least("pack.max_rows", self.max_rows, 1, most=MOST_ROWS)
-        at_least("pack.max_cells", self.max_cells, 1)
+        check_fields(self, "pack.")
         if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
             raise ValueError(f"pack.memory_gib={self.memory_gib:g}: must be above 0, or null")
 
@@ -225,15 +224,16 @@ class VllmConfig:
 
     prefix_caching: bool = False
     """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
-    max_num_batched_tokens: int = 16384
-    """Of one step. The prompts of a lane must fit, so that its requests decode in step."""
+    max_num_batched_tokens: int = whole(16384, 1)
+    """Tokens of one step, at most. The prompts of a lane must fit, so that its requests decode in step."""
     enforce_eager: bool = True
-    """False compiles the model (torch.compile), on a CPU; where there are CUDA graphs, lanes need True."""
+    """Run the model as it is; false compiles it (torch.compile), on a CPU. Where there are CUDA graphs, lanes need
+    true."""
     engine_args: dict[str, Any] = field(default_factory=dict)
-    """Whatever else `vllm.LLM` takes, such as tensor_parallel_size or moe_backend."""
+    """Whatever else vllm.LLM takes, such as tensor_parallel_size or moe_backend."""
 
     def __post_init__(self) -> None:
-        at_least("vllm.max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        check_fields(self, "vllm.")
         for name in OURS_IN_VLLM:
             if name in self.engine_args:
                 raise ValueError(f"vllm.engine_args.{name}: is set from other fields (model, dtype, pack, vllm)")
@@ -250,17 +250,21 @@ OURS_IN_VLLM = (
 class TrackerConfig:
     """Where finished cells are shown besides their folder."""
 
-    name: str = "none"
+    name: str = choice("none", TRACKERS)
+    """Which tracker."""
     project: str = "lynx_exp"
+    """Project of Weights & Biases."""
     entity: str | None = None
-    mode: str = "offline"
+    """User or team of Weights & Biases; null is your own."""
+    mode: str = choice("offline", WANDB_MODES)
+    """Whether to upload: offline keeps files for `lynx-results sync`."""
     tags: list[str] = field(default_factory=list)
+    """Further tags of every run."""
     wait_s: float = 1.0
-    """Online: how long the end of a run waits without a sign of life until uploads go on by themselves. A job whose
-    machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
+    """Seconds that the end of a run waits for uploads that stand still, at least 0. Afterwards they go on by
+    themselves. A job whose machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.wait_s < math.inf:
             raise ValueError(f"tracker.wait_s={self.wait_s:g}: must be at least 0 (seconds)")
-        one_of("tracker.name", self.name, TRACKERS)
-        one_of("tracker.mode", self.mode, WANDB_MODES)
+        check_fields(self, "tracker.")

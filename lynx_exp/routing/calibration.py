@@ -89,7 +89,7 @@ class Calibrated(Policy):
     """A policy that needs the model's calibration; `bind` loads it and checks that it is this model's."""
 
     calibration: str = AUTO
-    """The file that `lynx-prepare calibrate` wrote. `auto`: the model's own, in its folder or under `calibrations/`."""
+    """File of `lynx-prepare calibrate`; auto: the model's own, in its folder or under calibrations/."""
 
     _facts: Calibration | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -93,8 +93,7 @@ class LanePolicy(Policy):
     """A policy in three choices: score the experts of each lane and keep a set of them (`keep`), remap each token
     into that set."""
 
-    min_batch: int = 2
-    """With one row there is no union of experts to shrink."""
+    min_batch: int = 2  # with one row there is no union of experts to shrink
 
     serves_groups: ClassVar[bool] = False
     """Whether a router that limits each token to some groups of experts still finds enough in every kept set."""

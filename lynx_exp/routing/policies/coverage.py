@@ -52,12 +52,13 @@ FLOOR = 0.02
 @dataclass(frozen=True, kw_only=True)
 class Coverage(LanePolicy):
     tolerance: float | None = 0.2
-    """Gain per token below which no further expert is kept; None: only `budget` stops."""
+    """Gain per token below which no further expert is kept: above 0; None: only `budget` stops."""
     budget: int | None = None
     """Experts that each lane keeps at most, K..E; None: only `tolerance` stops."""
     utility: Literal["mass", "log"] = "mass"
+    """What an expert gains a token: loss of mass to a power, or logarithm of mass."""
     power: float = 4.0
-    """How much more a large loss of one token counts than small ones of many: at least 1; utility=mass only."""
+    """How much more a large loss of one token counts than small ones of many: 1..100; utility=mass only."""
     guarantee: int = 0
     """First experts of each token that are kept in any case: 0..K."""
     rounds: int | None = None

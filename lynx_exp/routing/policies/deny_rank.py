@@ -21,8 +21,9 @@ from lynx_exp.routing.types import ModelShape, Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class DenyRank(Policy):
     rank: int = 1
-    """The rank denied; 0 is the token's best expert."""
+    """The rank denied: 0..K-1; 0 is the token's best expert."""
     mode: Literal["replace", "drop"] = "replace"
+    """Whether the next best expert takes its place, or none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ from lynx_exp.routing.types import ModelShape, Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class Lexi(Calibrated):
     mean_k: float = 1.5
-    """Experts of a token, mean over layers, at most: 1..K. The paper's OLMoE setting is 100 over 16 layers, 6.25 of
+    """Experts of a token at most, mean over layers: 1..K. The paper's OLMoE setting is 100 over 16 layers, 6.25 of
     8."""
 
     knob = Knob(parameter="mean_k", low=1.0, high="K", whole=False)

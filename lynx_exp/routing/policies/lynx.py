@@ -33,11 +33,13 @@ from lynx_exp.routing.types import Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class Lynx(LanePolicy):
     alpha: float = 3.0
-    """Bins per unit of logit; the released setting for Qwen3-30B-A3B is (3, 2), for Mixtral-8x7B (0.7, 1)."""
+    """Bins per unit of logit: above 0. The released (alpha, beta) for Qwen3-30B-A3B is (3, 2), for Mixtral-8x7B (0.7,
+    1)."""
     beta: int | None = 2
-    """Index of the last bin: experts further than beta / alpha below the token's best are one class. None: no last
-    bin."""
+    """Index of the last bin; None: no last bin. Experts further than beta / alpha below the token's best are one
+    class."""
     bins: Literal["ceil", "continuous"] = "ceil"
+    """Whether a logit gap is rounded up to a whole bin, or counts as it is."""
 
     serves_groups = True
     # Wider bins than of one logit drop even first choices: worse, and hardly fewer experts. Wider still, ties decide.

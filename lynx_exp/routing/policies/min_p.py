@@ -17,7 +17,8 @@ from lynx_exp.routing.types import Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class MinP(Policy):
     ratio: float = 0.3
-    """0 drops nothing, 1 all that is weaker than the first."""
+    """Share of the first expert's weight below which one is dropped: 0..1. 0 drops nothing, 1 all that is weaker than
+    the first."""
 
     knob = Knob(parameter="ratio", low=0.0, high=1.0, whole=False, falling=True)
 

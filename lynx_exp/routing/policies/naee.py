@@ -26,7 +26,7 @@ from lynx_exp.routing.types import ModelShape, Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class Naee(Calibrated):
     strength: float = 1.0
-    """Factor on the calibrated ratios; 1 is the paper's rule, 0 skips nothing."""
+    """Factor on the calibrated ratios: at least 0; 1 is the paper's rule, 0 skips nothing."""
 
     knob = Knob(parameter="strength", low=0.0, high=20.0, whole=False, falling=True)
 

@@ -27,8 +27,8 @@ class Oea(LanePolicy):
     k0: int = 1
     """Experts that a token insists on: 1..K. The paper serves Qwen3-30B-A3B with 3..7 of 8, Qwen3-235B-A22B with 5."""
     p: float = 1.0
-    """A token insists on no more than it needs to reach this probability; the paper finds that less than 1 brings
-    nothing."""
+    """Probability at which a token insists on no more experts: above 0, at most 1. The paper finds that less than 1
+    brings nothing."""
     k_max: int | None = None
     """Experts of a token at most; None: K. The paper finds 8 or 9 of 8 best."""
     max_rank: int | None = None

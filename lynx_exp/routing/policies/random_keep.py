@@ -26,6 +26,7 @@ class RandomKeep(LanePolicy):
     keep_experts: int = 4
     """Experts that each lane keeps in each layer and step: K..E."""
     seed: int = 0
+    """Seed of the draw."""
 
     knob = Knob(parameter="keep_experts", low="K", high="E")
 

@@ -27,15 +27,17 @@ from lynx_exp.routing.types import ModelShape, Routing, StepContext
 @dataclass(frozen=True, kw_only=True)
 class Reassign(Policy):
     fraction: float = 0.5
-    """Probability of each slot: 0..1."""
+    """Probability that a slot is replaced: 0..1."""
     first_rank: int = 0
-    """Ranks before this one are never replaced: 1 spares each token's best expert."""
+    """Rank before which none is replaced: 0..K-1; 1 spares each token's best expert."""
     gate: Literal["none", "high", "low"] = "none"
-    """Which tokens: all, those with confidence above the threshold, those with confidence at most that."""
+    """Which tokens are touched: all, those with confidence above the threshold, those with at most that."""
     threshold: float = 0.01
-    """Of the variance of the normalised probabilities, which lies in 0..(E-1)/E^2."""
+    """Confidence at which `gate` parts tokens: 0..(E-1)/E^2, the variance of the normalised probabilities."""
     weights: Literal["own", "slot"] = "own"
+    """Weight of a new expert: the router's own for it, or that of the expert replaced."""
     seed: int = 0
+    """Seed of the draw."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

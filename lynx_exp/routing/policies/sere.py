@@ -24,14 +24,14 @@ from lynx_exp.routing.types import ModelShape, Routing, StepContext
 
 @dataclass(frozen=True, kw_only=True)
 class Sere(Calibrated):
-    min_batch: int = 2
-    """With one row there is no union of experts to shrink."""
+    min_batch: int = 2  # with one row there is no union of experts to shrink
     primary: int = 1
     """First experts of each token that are never replaced: 1..K. The released default is 4; the paper reports 1 and 2
     of 4 for Qwen1.5-MoE."""
     threshold: float = 0.0
-    """Similarity below which an expert is not replaced: 0..1; the paper uses 0 to 0.3."""
+    """Similarity below which an expert is not replaced: 0..1. The paper uses 0 to 0.3."""
     metric: Literal["frobenius", "cosine", "cka"] = "frobenius"
+    """How similarity of two experts is measured."""
 
     knob = Knob(parameter="threshold", low=0.0, high=1.0, whole=False)
 
