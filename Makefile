@@ -30,7 +30,7 @@ FUZZ_EXAMPLES ?= 1000
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check clean
+.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check reference clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -98,6 +98,10 @@ check: $(DEV) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: $(DEV) ## make docs/reference and docs/records.md from the code
+	$(BIN)/python -m analysis.describe > docs/records.md
+	$(BIN)/python -m docs.generate
 
 clean: ## remove caches (not .venv, not results)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,50 @@
+"""Write every page of docs/reference, or with `--check` only name those that are not what the code says now."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.pop("LYNX_EXP_PATH", None)  # what this machine adds is no part of the reference
+
+from docs.generate import columns, command_line, policies, python_api, rules
+
+FOLDER = Path(__file__).parents[1] / "reference"
+MADE_BY = "<!-- Made by `python -m docs.generate`; change what it reads, not this file. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> content."""
+    made = {
+        "cli.md": command_line.page(),
+        "policies.md": policies.page(),
+        "columns.md": columns.page(),
+        "rules.md": rules.page(),
+        "python.md": python_api.page(),
+    }
+    return {name: MADE_BY + text.rstrip() + "\n" for name, text in made.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
+    check = parser.parse_args().check
+    stale = [
+        name
+        for name, text in pages().items()
+        if not (FOLDER / name).is_file() or (FOLDER / name).read_text(encoding="utf-8") != text
+    ]
+    if check:
+        for name in stale:
+            print(f"docs/reference/{name}: is not what the code says; run python -m docs.generate", file=sys.stderr)
+        return 1 if stale else 0
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""docs/reference is what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import row_schema
+from analysis.study import study
+from lynx_exp.checks.findings import RULES
+from lynx_exp.config import Config, MeasureConfig
+from lynx_exp.results.main import VERBS
+from lynx_exp.routing import policy_names
+from tests.analysis.fake_study import MIX, POLICIES, write_cell
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs/reference"
+
+
+def test_the_committed_pages_are_what_the_command_makes():
+    done = subprocess.run([sys.executable, "-m", "docs.generate", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("cli.md", [f"| `{field.name}` |" for field in fields(Config) if isinstance(field.default, bool | int)]),
+        ("cli.md", [f"| `measure.{field.name}` |" for field in fields(MeasureConfig)]),
+        ("cli.md", [f"### lynx-results {verb}\n" for verb in VERBS]),
+        ("policies.md", [f"\n## {name}\n" for name in policy_names()]),
+        ("rules.md", [f"| `{name}` |" for name in RULES]),
+        (
+            "python.md",
+            ["\n### Engine\n", "\n#### generate\n", "\n### build_policy\n", "\n### Routing\n", "\n### load\n"],
+        ),
+    ],
+)
+def test_nothing_is_left_out(page, names):
+    text = (REFERENCE / page).read_text()
+    assert names and not [name for name in names if name not in text]
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in REFERENCE.glob("*.md")))
+def test_pages_link_to_files_that_are_there_and_name_no_place_or_address(page):
+    text = (REFERENCE / page).read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert link.startswith("https://arxiv.org/abs/") or (REFERENCE / link).is_file(), link
+    assert not re.search(r"0x[0-9a-f]{6}|/home/|/tmp/", text)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("study")
+    for policy in POLICIES[:2]:
+        write_cell(folder, policy=policy)
+        write_cell(folder, policy=policy, task=next(iter(MIX)), mixing="shuffled")
+    found = study(folder)
+    return {"rows": found.rows, "summary": found.summary, "lanes": found.lanes}
+
+
+@pytest.mark.parametrize("name", row_schema.FRAMES)
+def test_every_column_of_a_studys_frames_is_declared(name, frames):
+    shown = [column for column in frames[name].columns if not column.startswith("_")]
+    assert len(frames[name]) and not [column for column in shown if not row_schema.known(column)]
+
+
+def test_every_declared_column_is_there(frames):
+    there = {column for frame in frames.values() for column in frame.columns}
+    assert not {column.name for column in (*row_schema.ESTIMATES, *row_schema.PLAIN)} - there
+    for column in row_schema.ESTIMATES:
+        assert {f"{column.name}{end}" for end in row_schema.ENDS} <= there
