@@ -94,6 +94,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (own / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     where = _run([programs / "python", "-c", "import lynx_exp; print(lynx_exp.__file__)"], folder)
     assert Path(where.strip()).is_relative_to(own)
+    assert (own / "lynx_exp/py.typed").is_file() and (own / "analysis/py.typed").is_file()
     return programs
 
 

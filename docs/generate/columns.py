@@ -13,7 +13,8 @@ def page() -> str:
     return (
         "# Columns\n\nThe frames that `analysis.load` reads from disk are in [records](../records.md), with "
         "their units. From them `analysis.study.study(folder)` makes the tables that `lynx-results table` prints "
-        f"and `--json` and `--csv` write:\n\n{frames}\n\nA name that is also a column of the [cells](../records.md) means the same. "
+        f"and `--json` and `--csv` write:\n\n{frames}\n\n"
+        "A name that is also a column of the [cells](../records.md) means the same. "
         "What is missing is null.\n\n"
         f"## Estimates\n\nEach estimate X is five columns: `X`, and {ends} (95 % interval, standard error, degrees of "
         "freedom), missing where there is nothing to estimate them from.\n\n"

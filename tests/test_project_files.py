@@ -1,0 +1,46 @@
+"""The files around the code say what is so: contributing, changelog, hooks, types."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import lynx_exp
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_contributing_names_targets_and_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"`?make ([a-z-]+)", text))
+    assert {"install", "check", "test", "test-slow", "fuzz", "test-vllm", "test-oldest", "reference"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+    paths = re.findall(r"`((?:tests|benchmarks|lynx_exp|conf|docs)/[^`*]*)`", text)
+    assert len(paths) > 8
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_changelog_knows_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == lynx_exp.__version__
+    assert re.search(rf"^## \[{re.escape(version)}\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_hooks_run_what_make_check_runs_and_download_nothing():
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    hooks = repositories[0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    check = MAKEFILE.partition("\ncheck:")[2].partition("\n\n")[0]
+    run = [words.split(" .")[0] for words in re.findall(r"\$\(BIN\)/(.*)", check)]
+    assert [hook["entry"].removesuffix(" --force-exclude") for hook in hooks] == run
+
+
+def test_both_packages_are_typed():
+    assert all((ROOT / package / "py.typed").is_file() for package in ("lynx_exp", "analysis"))
