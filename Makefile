@@ -30,7 +30,7 @@ FUZZ_EXAMPLES ?= 1000
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check reference clean
+.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check reference docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -55,7 +55,7 @@ $(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): $(RUN)
-	@echo "Installing what tests and clusters need as well (ray, triton, ...): about 40 more, 1.2 GB"
+	@echo "Installing what tests and clusters need as well (ray, triton, sphinx, ...): about 60 more, 1.2 GB"
 	@set -o pipefail; $(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 | $(SHOW)
 	@touch $@ $(RUN)
 
@@ -103,6 +103,10 @@ reference: $(DEV) ## make docs/reference and docs/records.md from the code
 	$(BIN)/python -m analysis.describe > docs/records.md
 	$(BIN)/python -m docs.generate
 
+docs: $(DEV) ## the documentation as a site, into site/; a broken link is an error
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs site
+	@echo "site/index.html"
+
 clean: ## remove caches (not .venv, not results)
-	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

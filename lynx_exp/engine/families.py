@@ -1,5 +1,5 @@
 """What this engine does with each MoE family of the installed transformers, found by trying it on a tiny model that was
-saved and loaded. Run as a command (`python -m lynx_exp.models.families`), it prints what the README says.
+saved and loaded. Run as a command (`python -m lynx_exp.models.families`), it prints what docs/models.md says.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _scores(engine: Engine, plan: BatchPlan) -> bool:
 
 
 def markdown(tried: Iterable[Tried]) -> str:
-    """The tables of the README: families by what their routers do, what can be done with them, and those refused."""
+    """The tables of docs/models.md: families by what routers do, what can be done with them, and those refused."""
     served: dict[str, list[Family]] = defaultdict(list)
     refused: dict[str, list[Family]] = defaultdict(list)
     able: dict[tuple[Abilities, str], list[Family]] = defaultdict(list)

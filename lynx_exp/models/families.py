@@ -1,6 +1,6 @@
 """Every MoE among the causal language models of the installed transformers, and which of them a policy can serve.
 
-`python -m lynx_exp.models.families` prints what the README says of them, and of what the engine does with each.
+`python -m lynx_exp.models.families` prints what docs/models.md says of them, and of what the engine does with each.
 """
 
 from __future__ import annotations

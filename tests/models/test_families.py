@@ -22,7 +22,7 @@ from lynx_exp.routing import LanePolicy, Policy, Routing, build_policy
 from tests.models.verdicts import Call, logits, plain, under, verdict
 
 FAMILIES = families()
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/models.md"
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
 policies = [
     build_policy("lynx", alpha=0.7, beta=1),
@@ -109,14 +109,14 @@ def test_its_other_model_types_build_the_same_model(family):
         assert [router.name for router in find_routers(model)] == [router.name for router in verdict(family).routers]
 
 
-def test_the_readme_says_what_is_found():
-    text = README.read_text(encoding="utf-8")
+def test_the_page_says_what_is_found():
+    text = PAGE.read_text(encoding="utf-8")
     section = re.search(r"<!-- families -->\n+(.*?)\n+<!-- /families -->", text, re.DOTALL)
-    assert section, "README.md has no section between <!-- families --> and <!-- /families -->"
+    assert section, "docs/models.md has no section between <!-- families --> and <!-- /families -->"
     written = re.match(r"transformers (\S+) ", section[1])
     assert written
     if written[1] != transformers.__version__:
-        pytest.skip(f"the README speaks of transformers {written[1]}, installed is {transformers.__version__}")
+        pytest.skip(f"the page speaks of transformers {written[1]}, installed is {transformers.__version__}")
     expected = markdown(map(attempt, map(verdict, FAMILIES)))
     assert section[1] == expected, "put the output of `python -m lynx_exp.models.families` between the markers"
 

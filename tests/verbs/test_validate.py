@@ -202,8 +202,8 @@ def test_files_that_go_while_they_are_read(study: Path, monkeypatch: pytest.Monk
     assert {finding.rule for finding in found} == {"readable"} and "Permission denied" in str(found[0])
 
 
-def test_what_the_readme_says() -> None:
-    text = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+def test_what_the_docs_say() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs/howto/results-on-disk.md").read_text().split())
     assert f"one of {len(RULES)} rules" in text and f"each of {len(CORRUPTIONS)} single corruptions" in text
 
 
