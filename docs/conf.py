@@ -4,10 +4,9 @@ or anchor is an error. Nothing is fetched from elsewhere, neither when it is bui
 project = "lynx_exp"
 html_title = "lynx_exp"
 extensions = ["myst_parser"]
-exclude_patterns = ["pictures/*.py"]
+exclude_patterns = ["generate"]
 
 myst_heading_anchors = 4  # every heading is a link target, named as GitHub names it
-suppress_warnings = ["toc.empty_glob"]  # a copy without the generated reference pages
 
 html_theme = "furo"
 html_copy_source = False
