@@ -10,6 +10,7 @@ myst_heading_anchors = 4  # every heading is a link target, named as GitHub name
 
 html_theme = "furo"
 html_copy_source = False
+html_use_index = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
