@@ -104,6 +104,7 @@ reference: $(DEV) ## make docs/reference and docs/records.md from the code
 	$(BIN)/python -m docs.generate
 
 docs: $(DEV) ## the documentation as a site, into site/; a broken link is an error
+	$(BIN)/python -m docs.generate
 	$(BIN)/python -m sphinx -b html -n -W --keep-going -q -E docs site
 	@echo "site/index.html"
 

@@ -32,6 +32,4 @@ for name, policy in {"strongest": Strongest(), "lynx": build_policy("lynx", alph
     active = mean(row.active_experts for row in run.active_experts)
     before = mean(row.active_experts for row in plain.active_experts)
     same = sum(a == b for a, b in zip(run.texts, plain.texts, strict=True))
-    print(
-        f"{name}: {active:.2f} active experts (vanilla {before:.2f}), {same} of {len(prompts)} responses as vanilla's"
-    )
+    print(f"{name}: {active:.2f} active experts (vanilla {before:.2f}), {same} of {len(prompts)} responses the same")

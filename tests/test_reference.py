@@ -55,6 +55,14 @@ def test_pages_link_to_files_that_are_there_and_name_no_place_or_address(page):
     assert not re.search(r"0x[0-9a-f]{6}|/home/|/tmp/", text)
 
 
+def test_every_row_says_what_its_name_means():
+    pages = [page.read_text() for page in REFERENCE.glob("*.md") if page.name != "python.md"]
+    lines = [line for page in pages for line in page.splitlines() if line[:3] == "| `"]
+    assert len(lines) > 300
+    for line in lines:
+        assert len(re.split(r"(?<!\\)\|", line)[-2]) > 5, line
+
+
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     folder = tmp_path_factory.mktemp("study")

@@ -34,11 +34,15 @@ class SlurmConf(LauncherConf):
     timeout_min: int = 240
     """Minutes of one attempt. A job that needs more is requeued and continues, as after a preemption, 3 times."""
     partition: str | None = None
+    """Partition of the jobs; null is the cluster's default."""
     account: str | None = None
+    """Account that is charged; null is the user's own."""
     gpus_per_node: int | None = None
     """GPUs of one job. Without one, `device=auto` is the CPU."""
     cpus_per_task: int | None = None
+    """Cores of one job; null is the cluster's default."""
     mem_gb: float | None = None
+    """Memory of one job, in GB; null is the cluster's default."""
     array_parallelism: int = 256
     """Jobs that run at one time, at most."""
     setup: list[str] = field(default_factory=list)

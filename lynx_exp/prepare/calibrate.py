@@ -48,9 +48,11 @@ class CalibrateConfig:
     batch_size: int = 16
     """Sequences of one forward pass."""
     seed: int = 0
-    """Of the mini items and the random hidden states."""
+    """Seed of the mini items and the random hidden states."""
     device: str = "auto"
+    """Where the model runs, as for `lynx-exp`."""
     dtype: str = "auto"
+    """Number format of the weights, as for `lynx-exp`."""
     threads: int | None = None
     """CPU threads; null leaves the default."""
 

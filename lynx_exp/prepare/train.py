@@ -26,21 +26,29 @@ class TrainConfig:
     """A Mixtral to train. Defaults are the recipe of `lynx_tiny`."""
 
     hidden_size: int = 128
+    """Width of the hidden states."""
     num_layers: int = 4
+    """Decoder layers, each with experts."""
     num_experts: int = 16
+    """Experts of a layer, E."""
     top_k: int = 2
+    """Experts of a token, K."""
     intermediate_size: int = 768
-    """Of one expert. Wide, so that decode is bound by the bytes of the active experts even on a CPU."""
+    """Width of one expert. Wide, so that decode is bound by the bytes of the active experts even on a CPU."""
     vocab_size: int = 2048
+    """Tokens of the tokenizer, which is trained first."""
     steps: int = 3200
+    """Optimiser steps."""
     batch_tokens: int = 2400
     """Positions of one step, padding included."""
     learning_rate: float = 3e-3
+    """Learning rate at its peak."""
     final_learning_rate: float = 0.02
-    """Of the peak, at the end of the cosine."""
+    """Share of the peak at the end of the cosine."""
     warmup_steps: int = 100
+    """Steps in which the learning rate rises to its peak."""
     weight_decay: float = 0.05
-    """On matrices only."""
+    """Weight decay, of matrices only."""
     balance_weight: float = 0.02
     """Weight of the load-balancing loss E * sum_e f_e p_e / K, averaged over layers (Switch Transformer, eq. 4)."""
     mix: dict[str, float] = field(
@@ -53,6 +61,7 @@ class TrainConfig:
     )
     """Share of each task among the items drawn."""
     seed: int = 3
+    """Seed of weights and items."""
     threads: int = 2
     """CPU threads; floating-point sums, and so the exact weights, depend on it."""
     checkpoint_every: int = 200
