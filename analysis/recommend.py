@@ -14,6 +14,7 @@ from rich.text import Text
 from analysis import guards, statistics, verdicts
 from analysis.labels import PROBES
 from analysis.layout import WIDTH, interval, print_warnings
+from analysis.outputs import write_csv
 from analysis.pareto import ACTIVE, CONTROLS, SPEEDUP, Saving
 from analysis.statistics import LEVEL
 from analysis.study import Study
@@ -134,7 +135,7 @@ def print_recommendations(found: Study, console: Console | None = None, csv: str
     if csv is not None:
         file = Path(csv)
         file.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(file, index=False)
+        write_csv(file, frame)
         console.print(f"wrote {file}", soft_wrap=True, markup=False)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from analysis import columns, guards
+from analysis import columns, guards, outputs
 from analysis.layout import title, wrapped
 
 By = Literal["mean", "task", "all"]
@@ -164,10 +164,10 @@ def write_csv(rows: pd.DataFrame, summary: pd.DataFrame, lanes: pd.DataFrame, fi
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = {name: file.with_name(f"{file.stem}_{name}{file.suffix or '.csv'}") for name in ("summary", "lanes")}
-    rows.to_csv(file, index=False)
-    summary.to_csv(beside["summary"], index=False)
+    outputs.write_csv(file, rows)
+    outputs.write_csv(beside["summary"], summary)
     if len(lanes):
-        lanes.to_csv(beside["lanes"], index=False)
+        outputs.write_csv(beside["lanes"], lanes)
     return [file, beside["summary"], *([beside["lanes"]] if len(lanes) else [])]
 
 

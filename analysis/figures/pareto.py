@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from analysis.figures import looks, style
 from analysis.labels import PROBES
+from analysis.outputs import write_csv
 from analysis.pareto import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
 from analysis.resample import Resampler
 from analysis.study import Study
@@ -49,7 +50,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
                 written += _draw(part, left_out, found.margin, saving, folder, f"{name}{ending}{suffix}", layout)
             if frame is means:
                 file = folder / f"{name}_families{suffix}.csv"
-                families_of(points, found.rows, saving, resampler).to_csv(file, index=False)
+                write_csv(file, families_of(points, found.rows, saving, resampler))
                 written.append(file)
     return written
 

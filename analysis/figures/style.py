@@ -7,6 +7,7 @@ import logging
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
+
+from analysis.outputs import write_bytes, write_csv
 
 log = logging.getLogger("analysis")
 
@@ -136,8 +139,15 @@ def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame, left_out: 
     """
     note(fig, [*left_out, *WARNINGS.get()])
     pdf, png, csv = (folder / f"{name}.{ending}" for ending in ("pdf", "png", "csv"))
-    fig.savefig(pdf, metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
+    dates = {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}
+    write_bytes(pdf, _drawn(fig, "pdf", dates))
     fig.set_layout_engine("none")  # the layout is settled: not computed again
-    fig.savefig(png, metadata={"Software": None})
-    numbers.to_csv(csv, index=False)
+    write_bytes(png, _drawn(fig, "png", {"Software": None}))
+    write_csv(csv, numbers)
     return [pdf, png, csv]
+
+
+def _drawn(fig: Figure, form: str, metadata: dict[str, Any]) -> bytes:
+    drawn = BytesIO()
+    fig.savefig(drawn, format=form, metadata=metadata)
+    return drawn.getvalue()

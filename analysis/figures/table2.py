@@ -12,6 +12,7 @@ from analysis import guards, latency
 from analysis.figures import curves, style
 from analysis.labels import PROBES
 from analysis.latex import booktabs, escape, number
+from analysis.outputs import write_bytes, write_csv
 from analysis.study import Study
 
 _FLAG = r"$^{\dagger}$"
@@ -46,9 +47,9 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
         ]
         if part["guard"].map(guards.is_flagged).any():
             notes.append("dagger: responses longer or shorter than vanilla's, or cut off more or less often")
-        tex.write_text(booktabs(_COLUMNS, groups, notes))
+        write_bytes(tex, booktabs(_COLUMNS, groups, notes).encode())
         columns = ("score", "difference", "step_p50_ms", "step_mean_ms", "speedup", "active_experts")
-        curves.numbers(part, *columns).to_csv(csv, index=False)
+        write_csv(csv, curves.numbers(part, *columns))
         written += [tex, csv]
     return written
 

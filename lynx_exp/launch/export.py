@@ -6,6 +6,9 @@ lm-eval's `evaluate` runs on the tasks that a cell was asked, with a model that 
 from __future__ import annotations
 
 import copy
+import errno
+import json
+import shutil
 import tempfile
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -13,13 +16,14 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.launch.records import answers
 from lynx_exp.launch.stored import StoredCell, open_stored
 from lynx_exp.launch.tasks import LoadTask, sandbox_of, settings_of
-from lynx_exp.store.files import file_name
+from lynx_exp.store.claims import STALE_S
+from lynx_exp.store.files import file_name, sync
 from lynx_exp.store.read import CellRecord
 from lynx_exp.tasks.code import code_run
 from lynx_exp.tasks.load import load_task
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
     from lynx_exp.tasks import EvalTask
     from lynx_exp.tasks.execute import Sandbox
+
+_DRAFTS = ".new-"
+"""Begins the name of the folder that an export makes; a killed one leaves it."""
 
 Given = dict[tuple[str, int, int], deque[Any]]
 """(task, document, number of the request in it) -> responses, one a repeat."""
@@ -55,15 +62,20 @@ def export_lm_eval(
     results |= _about(cell)
     folder = out / record.path.name
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as fresh:
+    for killed in folder.glob(f"{_DRAFTS}*"):
+        if time() - killed.stat().st_mtime > STALE_S:
+            shutil.rmtree(killed)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_DRAFTS) as fresh:
         date = _save(cell, results, samples, Path(fresh))
         stamp = _finished(record)
+        for old in [*folder.glob("results_*.json"), *folder.glob("samples_*.jsonl")]:  # results first ...
+            old.unlink(missing_ok=True)
         written = []
-        for old in [*folder.glob("results_*.json"), *folder.glob("samples_*.jsonl")]:
-            old.unlink()
-        for path in sorted(Path(fresh).iterdir()):  # results_... before samples_...
+        for path in sorted(Path(fresh).iterdir(), reverse=True):  # ... and last: they never stand without their samples
+            sync(path)
             written.append(path.replace(folder / path.name.replace(date, stamp)))
-    return written
+    sync(folder)
+    return sorted(written)
 
 
 def _evaluated(cell: StoredCell) -> dict[str, Any]:
@@ -217,9 +229,25 @@ def _save(cell: StoredCell, results: dict[str, Any], samples: Mapping[str, Any],
     for name in results["configs"]:
         tracker.save_results_samples(task_name=file_name(name), samples=samples[name])
     expected = {f"results_{date}.json", *(f"samples_{file_name(name)}_{date}.jsonl" for name in results["configs"])}
-    if {path.name for path in folder.iterdir()} != expected:  # lm-eval only logs what goes wrong there
-        raise RuntimeError(f"lm-eval wrote {sorted(path.name for path in folder.iterdir())}, not {sorted(expected)}")
+    found = {path.name for path in folder.iterdir()}
+    if not found <= expected:
+        raise RuntimeError(f"lm-eval wrote {sorted(found)}, not {sorted(expected)}")
+    lines = {f"samples_{file_name(name)}_{date}.jsonl": len(samples[name]) for name in results["configs"]}
+    if found != expected or not all(_is_whole(folder / name, lines.get(name)) for name in found):
+        raise OSError(errno.EIO, "lm-eval could not write its files: is the disk full?", str(folder.parent))
     return date
+
+
+def _is_whole(path: Path, lines: int | None) -> bool:
+    """Whether a file has all that lm-eval was to write, which only logs what goes wrong there. `lines`: of samples;
+    None: one JSON object."""
+    content = path.read_bytes()
+    if lines is not None:
+        return content.count(b"\n") == lines and content.endswith(b"\n" if lines else b"")
+    try:
+        return isinstance(json.loads(content), dict)
+    except ValueError:
+        return False
 
 
 def _finished(record: CellRecord) -> str:

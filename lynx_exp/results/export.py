@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lynx_exp.results.arguments import add_folder, add_sandbox
 from lynx_exp.results.redo import for_every_cell
+
+if TYPE_CHECKING:
+    from lynx_exp.store.read import CellRecord
 
 HELP = "write cells as lm-eval's own results and samples files"
 DESCRIPTION = """\
@@ -27,8 +31,13 @@ def run(asked: argparse.Namespace) -> int:
     out = asked.out or asked.folder / "lm-eval"
     given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
 
-    def act(record: object) -> str:
-        written = export_lm_eval(record, out, **given)  # type: ignore[arg-type]
+    names: dict[str, Path] = {}
+
+    def act(record: CellRecord) -> str:
+        first = names.setdefault(record.path.name, record.path)
+        if first != record.path:
+            raise ValueError(f"has the name of {first}, and would be written over it; export a study at a time")
+        written = export_lm_eval(record, out, **given)
         return f"{written[0].parent} ({len(written)} files)"
 
     return for_every_cell(asked, act)

@@ -28,18 +28,18 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything that reads it is imported
+    from analysis.outputs import write_bytes
     from analysis.page.document import no_prompts, page
     from analysis.study import study
     from lynx_exp.launch.prompts import prompts_of
-    from lynx_exp.store.files import write_text
 
     find = no_prompts if asked.no_prompts else prompts_of
     found = study(asked.folder, asked.margin)
-    text = page(asked.folder, find_prompts=find, found=found, track=bar)
+    text = page(asked.folder, find_prompts=find, found=found, track=bar).encode()
     out = asked.out or asked.folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, text)
-    print(f"{out} ({len(text.encode()) / 2**20:.1f} MiB)")
+    write_bytes(out, text)
+    print(f"{out} ({len(text) / 2**20:.1f} MiB)")
     for line in found.records.aside:
         say(f"set aside: {line}")
     return FAILED if found.records.aside else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lynx_exp.store.sweeps import FOLDER
@@ -22,11 +23,13 @@ def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
     return cells, studies
 
 
-def look_for_cells(root: Path) -> tuple[list[Path], list[Path]]:
-    """The same; there may be none. A folder beside cells that cannot be looked into counts as one."""
+def look_for_cells(root: Path, *, follow: bool = True) -> tuple[list[Path], list[Path]]:
+    """The same; there may be none. A folder beside cells that cannot be looked into counts as one. A link to a
+    cell is the cell, one to a study (with `follow`) the study, if that is not met on the way; no other is followed."""
     if not root.is_dir():
         raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
     cells, studies, closed = [], set(), list[Path]()
+    known = [root.resolve()]
     for place, folders, files in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(place)
@@ -36,12 +39,21 @@ def look_for_cells(root: Path) -> tuple[list[Path], list[Path]]:
             cells.append(folder)
             studies.add(folder.parent)
             folders.clear()
-        for name in folders:  # a cell that lies elsewhere, on a larger disk say; other links are not followed
-            if (folder / name).is_symlink() and _is_cell_at(folder / name):
-                cells.append(folder / name)
+        for link in [folder / name for name in folders if (folder / name).is_symlink()]:
+            if _is_cell_at(link):  # it lies elsewhere, on a larger disk say
+                cells.append(link)
                 studies.add(folder)
+            elif follow and (link / FOLDER).is_dir() and _is_apart(link.resolve(), known):  # so does a whole study
+                known.append(link.resolve())
+                more = look_for_cells(link, follow=False)
+                cells += more[0]
+                studies.update(more[1])
     cells += [folder for folder in closed if folder.parent in studies]
     return sorted(cells), sorted(studies)
+
+
+def _is_apart(folder: Path, others: Iterable[Path]) -> bool:
+    return not any(folder.is_relative_to(other) or other.is_relative_to(folder) for other in others)
 
 
 def _is_cell_at(folder: Path) -> bool:

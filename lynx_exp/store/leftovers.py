@@ -33,6 +33,10 @@ KINDS: Mapping[Kind, str] = {
 }
 
 
+DRAFTS = (".*.tmp", f"{FOLDER}/.*.tmp", "figures/.*.tmp", "lm-eval/*/.new-*")
+"""What killed writes leave in a study beside its cells: of pages and tables, sweeps, figures, exports."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """A file, or a folder with all that it holds."""
@@ -57,9 +61,8 @@ def find_leftovers(root: Path) -> list[Item]:
     cells, studies = find_cells(root)
     found: list[Item] = []
     for study in studies if cells != [root] else ():
-        for path in [*study.glob(".*.tmp"), *(study / FOLDER).glob(".*.tmp")]:
-            if _is_old(path):
-                found.append(Item(path=path, kind="killed", cell=None))
+        for pattern in DRAFTS:
+            found += [Item(path=path, kind="killed", cell=None) for path in study.glob(pattern) if _is_old(path)]
     others = {cell for cell in cells if _is_other(cell)}
     newest = _newest(cells) if others else {}
     asked = {study: _asked(study) for study in {cell.parent for cell in cells}}

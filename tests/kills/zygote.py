@@ -94,7 +94,7 @@ class Events:
 def run(folder: str, kill: tuple[str, int] | None, documents: int, engine: Engine) -> dict[str, int]:
     events = Events(kill)
     events.watch(CellWriter, "commit", "commit", after=True)
-    steps = (tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (os, "rename"), (files, "sync_folder")
+    steps = (tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (os, "rename"), (files, "sync")
     for where, name in steps:
         events.watch(where, name, "write", after=True)
     events.watch(Progress, "step", "step")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lynx_exp.engine import Engine
 from lynx_exp.launch.export import export_lm_eval
 from lynx_exp.launch.run import run_cells
 from lynx_exp.launch.stored import done_cells
+from lynx_exp.results.main import main
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.read import CellRecord, read_cell
@@ -143,3 +146,85 @@ def test_standard_errors_are_lm_eval_s(cells: dict[str, CellRecord], tmp_path: P
     results, samples = parsed(export_lm_eval(cells["both"], tmp_path))
     values = [sample["acc"] for sample in samples["mini_truthfulqa_mc1"]]
     assert results["results"]["mini_truthfulqa_mc1"]["acc_stderr,none"] == mean_stderr(values)
+
+
+def test_results_never_stand_without_their_samples(
+    cells: dict[str, CellRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop at each change of the folder, over an export before; then the same again, which puts it right."""
+    record, stops = cells["both"], 0
+    folder = tmp_path / record.path.name
+    whole = sorted(path.name for path in export_lm_eval(record, tmp_path))
+    unlink, replace = os.unlink, os.replace
+    left = 0
+
+    def step(path: Any) -> None:
+        nonlocal left
+        left -= Path(path).parent == folder
+        if left == 0 and Path(path).parent == folder:
+            raise KeyboardInterrupt
+
+    def stopped_unlink(path: Any, **more: Any) -> None:
+        step(path)
+        unlink(path, **more)
+
+    def stopped_replace(old: Any, new: Any) -> None:
+        step(new)
+        replace(old, new)
+
+    for stop in range(1, 20):
+        export_lm_eval(record, tmp_path)
+        left = stop
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "unlink", stopped_unlink)
+            patch.setattr(os, "replace", stopped_replace)
+            export_lm_eval(record, tmp_path)
+        found = sorted(path.name for path in folder.iterdir())
+        assert found == whole or not any(name.startswith("results_") for name in found), (stop, found)
+        if left > 0:
+            break
+        stops += 1
+    assert stops == 6, "three files deleted, three put in place"
+
+
+def test_what_a_killed_export_left_goes_once_it_is_old(cells: dict[str, CellRecord], tmp_path: Path) -> None:
+    record = cells["both"]
+    folder = tmp_path / record.path.name
+    for name in (".new-old", ".new-other"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "results_x.json").touch()
+    os.utime(folder / ".new-old", (0, 0))
+    export_lm_eval(record, tmp_path)
+    assert [path.name for path in folder.glob(".*")] == [".new-other"], "another's export may be at work"
+
+
+@pytest.mark.parametrize("cut", ["results_*.json", "samples_*.jsonl"])
+def test_a_full_disk_is_told_and_changes_nothing(
+    cut: str, cells: dict[str, CellRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval logs a write that failed, and goes on: a cut file passed for a whole one."""
+    from lm_eval.loggers import EvaluationTracker
+
+    before = {path: path.read_bytes() for path in export_lm_eval(cells["mixed"], tmp_path)}
+    save = EvaluationTracker.save_results_samples
+
+    def save_and_cut(self: Any, task_name: str, samples: Any) -> None:
+        save(self, task_name=task_name, samples=samples)
+        file = next(Path(self.output_path).parent.glob(cut))
+        file.write_bytes(file.read_bytes()[:-10])
+
+    monkeypatch.setattr(EvaluationTracker, "save_results_samples", save_and_cut)
+    with pytest.raises(OSError, match="is the disk full"):
+        export_lm_eval(cells["mixed"], tmp_path)
+    assert {path: path.read_bytes() for path in next(iter(before)).parent.iterdir()} == before
+
+
+def test_two_cells_of_one_name_are_not_written_over_each_other(
+    cells: dict[str, CellRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for study in ("a", "b"):
+        shutil.copytree(cells["sampled"].path, tmp_path / study / cells["sampled"].path.name)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--format", "lm-eval", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "would be written over it; export a study at a time" in capsys.readouterr().err
