@@ -229,6 +229,17 @@ def load(plan: Plan) -> None:
     sys.modules.update(dict.fromkeys(finder.refused))  # type: ignore[arg-type]
 
 
+def hide(plan: Plan) -> None:
+    """Let what is installed and may not be read be as good as not installed: rules that only grant leave its name in
+    the folder, and an import that somebody expects to fail (of pyarrow, in pandas) would end in PermissionError."""
+    libraries = {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
+    for folder in plan.library_path:
+        for entry in os.listdir(folder):
+            name = entry.partition(".")[0]
+            if name.isidentifier() and name not in libraries and name not in sys.stdlib_module_names:
+                sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def main() -> None:
     die_with_parent()
     plan = Plan(**read_message())
@@ -240,6 +251,8 @@ def main() -> None:
         importlib.import_module(name)
     if without_files:
         load(plan)
+    elif plan.jail == "none" and plan.landlock != "none":
+        hide(plan)
     folder = os.getcwd()
     if plan.jail == "namespaces":
         namespaces.enter(plan.readable, plan.masked, plan.unmasked, plan.devices)
