@@ -8,7 +8,7 @@ from typing import Any
 from lynx_exp.checks.content import TABLES, Content
 from lynx_exp.checks.findings import some
 from lynx_exp.extensions import policy_source
-from lynx_exp.store.cell import FINISHED_FILES, TIMING_FILES
+from lynx_exp.store.cell import FINISHED_FILES, NOT_TIMED, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
 from lynx_exp.store.identity import SCHEMA, UNTOUCHED, cell_ids, code_digest
@@ -106,7 +106,8 @@ def _check_journal(content: Content, *, finished: bool) -> None:
 def wanted_files(content: Content) -> list[str]:
     """What DONE must name. Older cells do not name status.json."""
     files = [name for name in FINISHED_FILES if name != "status.json"]
-    if content.config.get("measure", {}).get("latency"):
+    notes = content.status.get("notes") or ()
+    if content.config.get("measure", {}).get("latency") and not any(NOT_TIMED in note for note in notes):
         files += TIMING_FILES
     if content.config.get("fidelity") and not content.is_untouched:
         files.append("fidelity.parquet")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lynx_exp.launch.cell import Cell
 from lynx_exp.launch.progress import Progress
 from lynx_exp.launch.threads import Others, usable_cores
+from lynx_exp.store.cell import NOT_TIMED
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine, LaneRun, Request, Window, WindowTiming
@@ -38,7 +39,7 @@ def measure_cell(
     try:
         windows = list(draw_windows(runs, measure.new_tokens, measure.max_windows, cell.config.order_seed))
     except ValueError as error:
-        note(f"{cell.name}: not timed: {error}")
+        note(f"{cell.name}: {NOT_TIMED} {error}")
         progress.advance(cell, ("measure", batch_size), 1)
         return None, None, []
     prompts = _prompts(windows[0], runs, batch_size)

@@ -45,6 +45,8 @@ FINISHED_FILES = (
 MOST_ATTEMPTS = 20
 """That a status remembers."""
 TIMING_FILES = ("timing.parquet", "timing.json")
+NOT_TIMED = "not timed:"
+"""In a note of a cell whose run had no place for a window, before the reason: it has no timing files."""
 
 
 @dataclass(kw_only=True)

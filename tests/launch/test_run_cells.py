@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lynx_exp.checks.validate import Validation
 from lynx_exp.config import MeasureConfig, PackConfig
 from lynx_exp.launch.stopping import Interrupted, Preempted
 from lynx_exp.store.read import is_done, read_cells
@@ -292,6 +293,7 @@ def test_a_run_too_short_for_a_window_says_so_and_keeps_its_scores(bench, config
     said = "not timed: measure.new_tokens=3: the longest lane of this run has 2 decode steps; give at most 2"
     assert cell.done and cell.timing() is None and bench.engine.measured == 0
     assert said in [note.partition(": ")[2] for note in cell.status["notes"]]
+    assert "hash" not in {finding.rule for finding in Validation(root=outcome.folder).run()}, "no file is missed"
 
 
 def test_a_context_beyond_the_model_costs_its_cell(bench, config):
