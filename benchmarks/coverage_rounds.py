@@ -24,7 +24,7 @@ from teacher_forced import answered
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.match import mean_active
+from lynx_exp.engine.decoding.match import mean_active
 
 GOAL = 0.95
 TOLERANCES = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9)

@@ -25,7 +25,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from lynx_exp.engine.copy_rate import copy_rate
+from lynx_exp.engine.timing.copy_rate import copy_rate
 from lynx_exp.models.expert_kernels import few_rows
 
 SHAPES = {"qwen3_30b_a3b": (128, 8, 2048, 768), "mixtral_8x7b": (8, 2, 4096, 14336)}

@@ -35,11 +35,11 @@ from lynx_exp.routing import (
     Routing,
     StepContext,
     build_policy,
-    kernels,
     policy_names,
 )
+from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.backends.triton.kernels import by_row, in_rounds, route, selection
 from lynx_exp.routing.calibration import SIMILARITIES
-from lynx_exp.routing.kernels import by_row, in_rounds, route, selection
 
 GOAL = 4.0
 FREE = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::detach", "prim::device"}

@@ -2,7 +2,7 @@
 
     python benchmarks/realised_speedup.py [--shape qwen3_30b_a3b] [--layers 1] [--batch 16]
 
-One lane, decode steps interleaved with vanilla's. The ideal is the bytes model (`lynx_exp.engine.step_bytes`): (bytes
+One lane, decode steps interleaved with vanilla's. The ideal is the bytes model (`engine.timing.step_bytes`): (bytes
 that a vanilla step reads) / (bytes that the policy's step reads). Realised = measured speed-up / ideal; the goal is 0.9
 at every share.
 """

@@ -23,8 +23,8 @@ from shapes import SHAPES, VOCABULARY, large_engine
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Job, Request
-from lynx_exp.engine.graph import rerun
-from lynx_exp.engine.steps import Steps
+from lynx_exp.engine.decoding.graph import rerun
+from lynx_exp.engine.decoding.steps import Steps
 
 GOAL = 1.0
 Tokens = dict[tuple[int, int], list[list[int]]]

@@ -25,7 +25,7 @@ from analysis.load import Records
 from benchmarks.harness import report
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, LaneRun, Request, WindowTiming, draw_windows
-from lynx_exp.engine.windows import window_of
+from lynx_exp.engine.timing.windows import window_of
 from lynx_exp.launch.latency import timing_rows
 from lynx_exp.tasks.mini import held_out
 

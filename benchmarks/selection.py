@@ -9,7 +9,7 @@ softmax once, which a policy behind the fused router does not.
 On a GPU, `launched` calls from Python each time, as an eager decode step does, and `replayed` replays a CUDA graph. The
 last line's ratio is compiled / kernel, replayed: at 1 or below, the kernel has nothing to offer and should go. On a CPU
 the kernels run only under an interpreter, so there the subjects are the definitions with the compiled loops
-(`lynx_exp.routing.native`), which is how they run there, and without (plain torch); the ratio is torch / loops.
+(`lynx_exp.routing.backends.numba`), which is how they run there, and without (plain torch); the ratio is torch / loops.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import torch
 from harness import interleave, paired_ratio, report
 from on_gpu.cases import RULE, decode_step, routed
 
-from lynx_exp.routing import Policy, Routing, build_policy, kernels, native
+from lynx_exp.routing import Policy, Routing, build_policy
+from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.backends.triton import kernels
 
 GOAL = 1.0
 SHAPES = [(8, 2), (64, 8), (128, 8), (256, 8)]
@@ -72,7 +74,7 @@ def subjects(policy: Policy, experts: int, top_k: int, rows: int, device: str, c
     kernels.set_kernel("triton")  # one that cannot run is an error, not a time
     if kernels.select(policy, fresh(), step, RULE) is None:
         raise ValueError(f"{policy.name}: no kernel serves {experts} experts and {rows} rows")
-    from lynx_exp.routing.kernels.route import route
+    from lynx_exp.routing.backends.triton.kernels.route import route
 
     chosen: dict[str, Run] = {
         "router": router,

@@ -26,7 +26,7 @@ from harness import interleave, paired_ratio, report
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.slot_batch import SlotBatch
+from lynx_exp.engine.decoding.slot_batch import SlotBatch
 from lynx_exp.models import Attachment
 from lynx_exp.models.experts import using_experts
 from lynx_exp.routing import Policy

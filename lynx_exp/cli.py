@@ -82,9 +82,9 @@ def _hydra(arguments: list[str]) -> int:
 
     import lynx_exp
     from lynx_exp.config import config_folder, to_config
-    from lynx_exp.launch import plugin
-    from lynx_exp.launch.arguments import prepared
-    from lynx_exp.launch.register import register
+    from lynx_exp.launch.launchers import plugin
+    from lynx_exp.launch.launchers.register import register
+    from lynx_exp.launch.sweeper.arguments import prepared
 
     if arguments == ["--version"]:
         print(f"lynx-exp {lynx_exp.__version__} (hydra {hydra.__version__})")

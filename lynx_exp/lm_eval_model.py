@@ -323,7 +323,7 @@ class LynxLM(LM):
         )
 
     def _note(self, lanes: Sequence[LaneResult], requests: int) -> None:
-        from lynx_exp.engine.match import mean_active
+        from lynx_exp.engine.decoding.match import mean_active
 
         steps = sum(len(lane.live_rows) for lane in lanes)
         shown = "no decode step"

@@ -115,6 +115,34 @@ def test_no_file_imports_itself_by_way_of_others():
     assert not found, found
 
 
+BELOW = {
+    "engine.requests": set(),
+    "engine.kv_cache": {"requests"},
+    "engine.decoding": {"requests", "kv_cache"},
+    "engine.timing": {"requests", "kv_cache", "decoding"},
+    "launch.sweeper": set(),
+    "launch.launchers": {"sweeper", ""},
+    "launch.replay": {""},
+}
+"""A folder inside a subpackage, and those beside it that it may import; "" are the files of the subpackage itself."""
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_rooms_of_a_subpackage_point_one_way(room):
+    part, _, own = room.partition(".")
+    top = f"lynx_exp.{part}"
+    rooms = {name.partition(".")[2] for name in BELOW if name.startswith(f"{part}.")}
+    edges = edges_of([path for path in (ROOT / "lynx_exp").rglob("*.py") if "jail" not in path.parts])
+    for module, used in edges.items():
+        if not module.startswith(f"{top}.{own}."):
+            continue
+        for name in used:
+            first = name.removeprefix(f"{top}.").partition(".")[0]
+            where = first if first in rooms else ""
+            if name.startswith(f"{top}.") and where != own:
+                assert where in BELOW[room], f"{module} imports {name}"
+
+
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
@@ -160,7 +188,7 @@ def test_analysis_reads_files_only():
     ("module", "absent"),
     [
         ("lynx_exp.cli", "torch pandas transformers lm_eval hydra wandb matplotlib"),
-        ("lynx_exp.launch.register", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.launch.launchers.register", "torch pandas transformers lm_eval wandb matplotlib"),
         ("lynx_exp.store.read", "torch pandas transformers lm_eval wandb hydra omegaconf"),
         ("lynx_exp.results.main", "torch pandas transformers lm_eval hydra wandb matplotlib pyarrow"),
         ("lynx_exp.prepare.cli", "torch pandas transformers lm_eval wandb"),

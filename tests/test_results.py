@@ -164,7 +164,7 @@ def test_ctrl_c(study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     def stop(*_given: Any, **_more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lynx_exp.launch.rescore.rescore", stop)
+    monkeypatch.setattr("lynx_exp.launch.replay.rescore.rescore", stop)
     assert results("rescore", study) == 130
     assert capsys.readouterr().err.startswith("lynx-results: interrupted; ")
 

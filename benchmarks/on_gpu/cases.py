@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_policy
-from lynx_exp.routing.lanes import lane_size
+from lynx_exp.routing.ops.lanes import lane_size
 
 RULE = RouterRule()
 Named = tuple[str, dict[str, Any]]

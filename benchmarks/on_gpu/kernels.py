@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.on_gpu.cases import RULE, arguments, policy, random_step, routed, settings
 from benchmarks.on_gpu.records import check
-from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, kernels
-from lynx_exp.routing.kernels.route import route
+from lynx_exp.routing import Policy, RouterRule, Routing, StepContext
+from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.backends.triton.kernels.route import route
 
 ULP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """How far weights may be apart: K values summed in another order, then rounded to the type."""

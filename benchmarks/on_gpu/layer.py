@@ -12,7 +12,8 @@ from experts_kernel import replayed_us
 
 from benchmarks.on_gpu.cases import RULE, arguments, decode_step, policy, routed, settings
 from benchmarks.on_gpu.records import case
-from lynx_exp.routing import Routing, kernels
+from lynx_exp.routing import Routing
+from lynx_exp.routing.backends.triton import kernels
 
 CALLS = 16
 """Layers of a graph: the launch of the graph itself is a small part of their time."""

@@ -1,7 +1,7 @@
 """One model of true layer shapes, random weights drawn on the device: decode steps of vanilla and policies as `measure`
 times them, a record each as soon as a batch size is done, and a stream of an accuracy run.
 
-The ideal is the bytes model (`lynx_exp.engine.step_bytes`): vanilla's bytes over the policy's.
+The ideal is the bytes model (`lynx_exp.engine.timing.step_bytes`): vanilla's bytes over the policy's.
 """
 
 from __future__ import annotations

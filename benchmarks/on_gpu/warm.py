@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.on_gpu.records import case, check
 
-PRELOADED = ["experts_kernel", "benchmarks.on_gpu.cases", "lynx_exp.routing.kernels.selection"]
+PRELOADED = ["experts_kernel", "benchmarks.on_gpu.cases", "lynx_exp.routing.backends.triton.kernels.selection"]
 """Imported once, before the workers are forked; none of them may touch CUDA, which does not survive that."""
 
 
@@ -69,7 +69,7 @@ def _select(job: Job, device: str) -> None:
     import torch
 
     from benchmarks.on_gpu.cases import RULE, decode_step, policy, routed
-    from lynx_exp.routing import kernels
+    from lynx_exp.routing.backends.triton import kernels
 
     rows, experts, top_k = job.shape
     dtype = getattr(torch, job.dtype)

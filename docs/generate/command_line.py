@@ -15,9 +15,9 @@ from typing import Any, get_type_hints
 from docs.generate.markdown import code, table
 from lynx_exp.config import Config, allowed, config_folder, dataclass_fields, policy_summary
 from lynx_exp.help import shown
-from lynx_exp.launch.on_ray import RayConf
-from lynx_exp.launch.plugin import LauncherConf, SweeperConf
-from lynx_exp.launch.slurm import SlurmConf
+from lynx_exp.launch.launchers.plugin import LauncherConf, SweeperConf
+from lynx_exp.launch.launchers.ray_launcher import RayConf
+from lynx_exp.launch.launchers.slurm_launcher import SlurmConf
 from lynx_exp.prepare.calibrate import CalibrateConfig
 from lynx_exp.prepare.cli import _parser as prepare_parser
 from lynx_exp.prepare.train import TrainConfig

@@ -8,39 +8,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lynx_exp.engine.decoding.fidelity import Fidelity
+    from lynx_exp.engine.decoding.lane import Job
+    from lynx_exp.engine.decoding.match import Matched
+    from lynx_exp.engine.decoding.score import Scoring
     from lynx_exp.engine.engine import Engine
-    from lynx_exp.engine.fidelity import Fidelity
-    from lynx_exp.engine.lane import Job
-    from lynx_exp.engine.match import Matched
-    from lynx_exp.engine.measure import Timing
-    from lynx_exp.engine.plan import BatchPlan, Request
     from lynx_exp.engine.protocol import LaneEngine
-    from lynx_exp.engine.results import ActiveRow, LaneResult, Run
-    from lynx_exp.engine.sampling import Sampling
-    from lynx_exp.engine.score import Scoring
-    from lynx_exp.engine.window_timing import WindowTiming
-    from lynx_exp.engine.windows import LaneRun, Window, draw_windows
+    from lynx_exp.engine.requests.plan import BatchPlan, Request
+    from lynx_exp.engine.requests.results import ActiveRow, LaneResult, Run
+    from lynx_exp.engine.requests.sampling import Sampling
+    from lynx_exp.engine.timing.measure import Timing
+    from lynx_exp.engine.timing.window_timing import WindowTiming
+    from lynx_exp.engine.timing.windows import LaneRun, Window, draw_windows
 
 _MODULES = {
     "engine": ("Engine",),
-    "fidelity": ("Fidelity",),
-    "lane": ("Job",),
-    "match": ("Matched",),
-    "measure": ("Timing",),
-    "plan": (
+    "decoding.fidelity": ("Fidelity",),
+    "decoding.lane": ("Job",),
+    "decoding.match": ("Matched",),
+    "timing.measure": ("Timing",),
+    "requests.plan": (
         "BatchPlan",
         "Request",
     ),
     "protocol": ("LaneEngine",),
-    "results": (
+    "requests.results": (
         "ActiveRow",
         "LaneResult",
         "Run",
     ),
-    "sampling": ("Sampling",),
-    "score": ("Scoring",),
-    "window_timing": ("WindowTiming",),
-    "windows": ("LaneRun", "Window", "draw_windows"),
+    "requests.sampling": ("Sampling",),
+    "decoding.score": ("Scoring",),
+    "timing.window_timing": ("WindowTiming",),
+    "timing.windows": ("LaneRun", "Window", "draw_windows"),
 }
 """Which names each module has."""
 

@@ -13,23 +13,23 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lynx_exp.engine import timed
-from lynx_exp.engine.batching import batching
-from lynx_exp.engine.fastest import choose_experts, stream_experts
-from lynx_exp.engine.fidelity import Fidelity, compare_pack
-from lynx_exp.engine.generate import run_padded
-from lynx_exp.engine.lane import Job
-from lynx_exp.engine.match import Matched, match_active, mean_active
-from lynx_exp.engine.opening import OpenedModel
-from lynx_exp.engine.plan import BatchPlan, Request, check_lengths
-from lynx_exp.engine.prompts import Prompt, PromptStore, plan_order
-from lynx_exp.engine.results import LaneResult, Run
-from lynx_exp.engine.sampling import Sampling
-from lynx_exp.engine.score import Scoring, passes, score_pack
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.slots import attends_fully
-from lynx_exp.engine.steps import Asked
-from lynx_exp.engine.streams import run_stream
+from lynx_exp.engine.decoding.batching import batching
+from lynx_exp.engine.decoding.fidelity import Fidelity, compare_pack
+from lynx_exp.engine.decoding.generate import run_padded
+from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.decoding.match import Matched, match_active, mean_active
+from lynx_exp.engine.decoding.pretrained import OpenedModel
+from lynx_exp.engine.decoding.prompts import Prompt, PromptStore, plan_order
+from lynx_exp.engine.decoding.score import Scoring, passes, score_pack
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.decoding.steps import Asked
+from lynx_exp.engine.decoding.streams import run_stream
+from lynx_exp.engine.kv_cache.slots import attends_fully
+from lynx_exp.engine.requests.plan import BatchPlan, Request, check_lengths
+from lynx_exp.engine.requests.results import LaneResult, Run
+from lynx_exp.engine.requests.sampling import Sampling
+from lynx_exp.engine.timing import engine_timing as timed
+from lynx_exp.engine.timing.fastest_experts import choose_experts, stream_experts
 from lynx_exp.models import Attachment
 from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.routing import ModelShape, Phases, Policy

@@ -15,7 +15,7 @@ import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from lynx_exp.engine.engine import Engine
-from lynx_exp.engine.plan import BatchPlan, Request
+from lynx_exp.engine.requests.plan import BatchPlan, Request
 from lynx_exp.models.families import Family, Verdict, examine, families
 from lynx_exp.models.routers import Router
 from lynx_exp.models.slotless import why_no_slots

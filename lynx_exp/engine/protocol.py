@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from lynx_exp.engine.breakdown import Breakdown
-from lynx_exp.engine.fidelity import Fidelity
-from lynx_exp.engine.lane import Job
-from lynx_exp.engine.match import Matched
-from lynx_exp.engine.measure import Timing
-from lynx_exp.engine.plan import BatchPlan, Request, Setting
-from lynx_exp.engine.prefill_timing import PrefillTiming
-from lynx_exp.engine.results import LaneResult
-from lynx_exp.engine.score import Scoring
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.window_timing import WindowTiming
-from lynx_exp.engine.windows import Window
+from lynx_exp.engine.decoding.fidelity import Fidelity
+from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.decoding.match import Matched
+from lynx_exp.engine.decoding.score import Scoring
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.requests.plan import BatchPlan, Request, Setting
+from lynx_exp.engine.requests.results import LaneResult
+from lynx_exp.engine.timing.breakdown import Breakdown
+from lynx_exp.engine.timing.measure import Timing
+from lynx_exp.engine.timing.prefill_timing import PrefillTiming
+from lynx_exp.engine.timing.window_timing import WindowTiming
+from lynx_exp.engine.timing.windows import Window
 from lynx_exp.routing import Phases, Policy
 
 

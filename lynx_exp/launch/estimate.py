@@ -194,6 +194,6 @@ def _available(device: str) -> float | None:
         return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())) / GIB
     if device != "cpu":
         return None
-    from lynx_exp.engine.memory import available_memory
+    from lynx_exp.engine.kv_cache.memory import available_memory
 
     return available_memory() / GIB

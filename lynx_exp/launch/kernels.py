@@ -30,7 +30,7 @@ def note_how(engine: LaneEngine, policy: Policy | None, writer: CellWriter, prog
 def note_fallbacks(policy: Policy | None, router_note: str | None, notes: list[str], progress: Progress) -> None:
     """Add to `notes` why a policy was selected in torch though its kernel was asked for, and why routers were not fused
     (`Engine.router_note`); on the terminal, once a run."""
-    from lynx_exp.routing.kernels import fallback_notes
+    from lynx_exp.routing.backends.triton.kernels import fallback_notes
 
     found = fallback_notes(policy) if policy is not None else []
     for text in [*found, *([] if router_note is None else [router_note])]:

@@ -71,7 +71,7 @@ def lanes_over(
 ) -> BatchPlan:
     """Lanes over the first `scored` of `asked`, by numbers in it; the others fill them. The words are `Config`'s."""
     from lynx_exp.engine import BatchPlan
-    from lynx_exp.engine.plan import apart, together
+    from lynx_exp.engine.requests.plan import apart, together
 
     documents = {document: number for number, document in enumerate(dict.fromkeys(map(_document, asked)))}
     groups = [documents[_document(request)] for request in asked]

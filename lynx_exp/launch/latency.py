@@ -32,7 +32,7 @@ def measure_cell(
     """Time windows of the lanes that the cell has run. A run without a place for one is not timed, and `note`
     told why."""
     from lynx_exp.engine import draw_windows
-    from lynx_exp.engine.windows import at_context, of_length
+    from lynx_exp.engine.timing.windows import at_context, of_length
 
     measure, batch_size = cell.config.measure, cell.config.batch_size
     runs = list(_runs(cell, requests, lanes))

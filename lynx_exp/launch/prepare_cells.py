@@ -39,7 +39,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     from lynx_exp.routing import ModelShape, build_policy, layer_range
 
     if here and any(config.backend == "vllm" for config in configs):
-        from lynx_exp.vllm_backend.opening import check_installed
+        from lynx_exp.vllm_backend.startup import check_installed
 
         check_installed()
     as_dict, model_key = AsDict(), Once(lambda model: digest(asdict(model)))

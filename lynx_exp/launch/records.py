@@ -14,7 +14,7 @@ from lynx_exp.store.tables import TOKENS, LaneRecord
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneResult, Request
-    from lynx_exp.engine.tokens import TokenRows
+    from lynx_exp.engine.decoding.tokens import TokenRows
     from lynx_exp.launch.cell import Task
     from lynx_exp.tasks import Scores
 

@@ -24,7 +24,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     of sampling.
     """
     from lynx_exp.engine import Request
-    from lynx_exp.engine.processing import together
+    from lynx_exp.engine.requests.processing import together
 
     generates = task.kind == "generate"
     prompts, continuations = _prompts(task, engine) if generates else _choices(task, engine)
@@ -63,7 +63,7 @@ def sampling_of(
     nothing. ValueError for what of it is not followed."""
     if asked.temperature == 0:
         return None
-    from lynx_exp.engine.processing import refuse_drawing
+    from lynx_exp.engine.requests.processing import refuse_drawing
 
     stated = drawing or {}
     refuse_drawing(stated)

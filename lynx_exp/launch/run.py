@@ -16,6 +16,7 @@ from rich.console import Console
 from lynx_exp.config import Config
 from lynx_exp.launch import ranks
 from lynx_exp.launch.cell import Cell
+from lynx_exp.launch.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.launch.execute import Pack
 from lynx_exp.launch.outcomes import Outcome, Report, found_by, kept, print_outcomes, run_then
 from lynx_exp.launch.packs import pack_groups
@@ -27,7 +28,6 @@ from lynx_exp.launch.refusals import Refusals
 from lynx_exp.launch.stopping import check, stoppable, told
 from lynx_exp.launch.tasks import LoadTask
 from lynx_exp.launch.threads import ThreadChooser
-from lynx_exp.launch.tracked import Trackers, end_tracking, track
 from lynx_exp.store.cell import record_failure, tidy
 from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.faults import OUT_OF_MEMORY, CannotStore, cannot_store, fault_of
@@ -40,7 +40,7 @@ from lynx_exp.tasks.load import load_task
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine
-    from lynx_exp.routing.kernels import Kernel
+    from lynx_exp.routing.backends.triton.kernels import Kernel
 
 OpenEngine = Callable[[Config], "LaneEngine"]
 
@@ -99,7 +99,7 @@ class _Engines:
         )
 
     def get(self, config: Config) -> LaneEngine:
-        from lynx_exp.routing.kernels import set_kernel
+        from lynx_exp.routing.backends.triton.kernels import set_kernel
 
         _set_threads(config.threads or self.default_threads())
         set_kernel(cast("Kernel", config.kernel))  # Config has checked it

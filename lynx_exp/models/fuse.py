@@ -18,8 +18,9 @@ from lynx_exp.models.fused_router import FusedRouter, Product, fused_of
 from lynx_exp.models.odd_routers import REVERSED, TRIPLE
 from lynx_exp.models.probe import probe
 from lynx_exp.models.routers import Router
-from lynx_exp.routing import RouterRule, kernels
-from lynx_exp.routing.kernels.fallback import reason_of
+from lynx_exp.routing import RouterRule
+from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.backends.triton.kernels.fallback import reason_of
 
 _ROUNDING = {torch.float32: 4e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """How far weights may be apart, relative to the row's largest: some roundings to float32, then one to the type."""

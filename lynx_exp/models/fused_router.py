@@ -1,5 +1,5 @@
-"""A router's forward in two launches, its matrix and its rule (`lynx_exp.routing.kernels.route`), instead of six to
-thirty: vanilla and policies alike run it, where it is proved to give what the model's own forward gives (`fuse`).
+"""A router's forward in two launches, its matrix and its rule (`routing.backends.triton.kernels.route`), instead of six
+to thirty: vanilla and policies alike run it, where it is proved to give what the model's own forward gives (`fuse`).
 
 T token rows, E experts, K top-k, D hidden size.
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lynx_exp.models.odd_routers import Form
-from lynx_exp.routing import RouterRule, Routing, kernels
+from lynx_exp.routing import RouterRule, Routing
+from lynx_exp.routing.backends.triton import kernels
 
 
 class Product(NamedTuple):
@@ -72,7 +73,7 @@ class FusedRouter:
 
     def route(self, hidden: Tensor) -> tuple[Routing, Tensor]:
         """(the routing, the logits as the router hands them on)."""
-        from lynx_exp.routing.kernels.route import route
+        from lynx_exp.routing.backends.triton.kernels.route import route
 
         logits = self._product(hidden)
         return route(logits, self._rule(), self._top_k, self._dtype), logits

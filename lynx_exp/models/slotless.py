@@ -1,5 +1,5 @@
 """Model types whose rows cannot enter and leave a decode batch at any time, known from a configuration alone: a plan
-imports neither torch nor transformers. `lynx_exp.engine.slots` judges the loaded model; a test holds that both agree.
+imports neither torch nor transformers. `engine.kv_cache.slots` judges the loaded model; a test holds that both agree.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from lynx_exp.models import Router
 from lynx_exp.prepare.experts import Experts
 from lynx_exp.routing import Routing
-from lynx_exp.routing.remap import drop_slots
+from lynx_exp.routing.ops.remap import drop_slots
 
 CHUNK_TOKENS = 256
 """Rows that all experts run at a time, at most,"""

@@ -31,7 +31,7 @@ def run(asked: argparse.Namespace) -> int:
     from analysis.outputs import write_bytes
     from analysis.page.document import no_prompts, page
     from analysis.study import study
-    from lynx_exp.launch.prompts import prompts_of
+    from lynx_exp.launch.replay.prompt_texts import prompts_of
 
     find = no_prompts if asked.no_prompts else prompts_of
     found = study(asked.folder, asked.margin)

@@ -86,7 +86,7 @@ def _closing(validation: Validation, counts: Counter[str]) -> str:
 
 
 def _rescorer(asked: argparse.Namespace) -> Rescore:
-    from lynx_exp.launch.rescore import score_anew
+    from lynx_exp.launch.replay.rescore import score_anew
     from lynx_exp.store.read import read_cell
     from lynx_exp.tasks.execute import ExecutionError
 

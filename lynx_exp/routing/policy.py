@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native
-from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, lane_votes
-from lynx_exp.routing.remap import restrict
+from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.ops.lanes import best_mask, lane_size, lane_sum, lane_votes
+from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Phases, Routing, StepContext
 

@@ -2,6 +2,6 @@
 engine."""
 
 from lynx_exp.vllm_backend.engine import VllmEngine
-from lynx_exp.vllm_backend.opening import open_llm
+from lynx_exp.vllm_backend.startup import open_llm
 
 __all__ = ["VllmEngine", "open_llm"]

@@ -21,11 +21,11 @@ from lynx_exp.engine import (
     Window,
     WindowTiming,
 )
-from lynx_exp.engine.match import match_active, mean_active
-from lynx_exp.engine.plan import check_lengths
-from lynx_exp.engine.processing import drawing_of, of_model
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.stopping import Stopper
+from lynx_exp.engine.decoding.match import match_active, mean_active
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.requests.plan import check_lengths
+from lynx_exp.engine.requests.processing import drawing_of, of_model
+from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.routing import ModelShape, Phases, Policy
 from lynx_exp.vllm_backend.measure import measure, measure_windows
 from lynx_exp.vllm_backend.stream import Stream

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.stopping import Stopper
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.routing import Phases, Policy
 from lynx_exp.vllm_plugin.record import LaneCount
 

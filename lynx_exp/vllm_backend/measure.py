@@ -14,10 +14,10 @@ from statistics import fmean
 import numpy as np
 
 from lynx_exp.engine import Request, Timing
-from lynx_exp.engine.measure import VANILLA, check_asked, timed
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.window_timing import WindowTiming, check_windows, time_windows
-from lynx_exp.engine.windows import Window
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.timing.measure import VANILLA, check_asked, timed
+from lynx_exp.engine.timing.window_timing import WindowTiming, check_windows, time_windows
+from lynx_exp.engine.timing.windows import Window
 from lynx_exp.routing import Phases, Policy
 from lynx_exp.vllm_backend.host import VllmHost
 from lynx_exp.vllm_backend.stream import submit
@@ -69,7 +69,7 @@ def measure_windows(
     on_step: Callable[[int], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> WindowTiming:
-    """As `lynx_exp.engine.window_timing.time_windows`, each window ending where somebody enters or leaves: a serving
+    """As `engine.timing.window_timing.time_windows`, each window ending where somebody enters or leaves: a serving
     engine would compute the newcomer's prompt in that step. Its first tokens are those of prompts as long as a window's
     contexts."""
     check_windows(policies, windows, repeats=repeats, least=least, precision=precision)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lynx_exp.engine import Job, LaneResult, Request
-from lynx_exp.engine.lane import Lane, Row, lanes_of
+from lynx_exp.engine.decoding.lane import Lane, Row, lanes_of
 from lynx_exp.vllm_backend.host import VllmHost
 from lynx_exp.vllm_plugin.record import LaneCount
 from lynx_exp.vllm_plugin.settings import spec_of

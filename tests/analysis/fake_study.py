@@ -32,7 +32,7 @@ CHOICES = "mini_truthfulqa_mc1"
 """Of the subtasks the one that generates nothing."""
 LENGTH_LIMIT = 48
 BYTES = {"once": 10_000_000, "expert": 1_250_000.0, "row": 0, "position": 2048, "layers": LAYERS}
-"""Of a decode step, as `lynx_exp.engine.step_bytes` counts them."""
+"""Of a decode step, as `lynx_exp.engine.timing.step_bytes` counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-import lynx_exp.engine.entering as entering
+import lynx_exp.engine.decoding.entering as entering
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
-from lynx_exp.engine.lane import Job, Row
+from lynx_exp.engine.decoding.lane import Job, Row
 from tests.engine.conftest import shape_of
 from tests.routing.laws import REPRESENTATIVES, bound
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lynx_exp.engine.graph import Made, Step
-from lynx_exp.routing import StepContext, native, policy
-from lynx_exp.routing.lanes import lane_size
+from lynx_exp.engine.decoding.graph import Made, Step
+from lynx_exp.routing import StepContext, policy
+from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.ops.lanes import lane_size
 
 WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "bincount", "masked_select", "unique2"}
 """Operations for which the host waits, or whose result has a size of its own."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lynx_exp import Engine, build_policy
-from lynx_exp.engine.breakdown import SECTIONS, Stopwatch
-from lynx_exp.engine.decoder import PlainDecoder
-from lynx_exp.engine.prefill_timing import time_prefill
+from lynx_exp.engine.decoding.decoder import PlainDecoder
+from lynx_exp.engine.timing.breakdown import SECTIONS, Stopwatch
+from lynx_exp.engine.timing.prefill_timing import time_prefill
 
 FEW = build_policy("lynx_v1_latency", keep_experts=2)
 

@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lynx_exp import Engine
-from lynx_exp.engine import BatchPlan, Request, Sampling, captured_stream
-from lynx_exp.engine.captured_stream import CapturedStream, width_of
-from lynx_exp.engine.graph import Capture, Made, Step, rerun
-from lynx_exp.engine.lead import Lead
-from lynx_exp.engine.likely import NotANumber
-from lynx_exp.engine.seating import seats_that_fit
-from lynx_exp.engine.seats import Readback
-from lynx_exp.engine.steps import Steps
+from lynx_exp.engine import BatchPlan, Request, Sampling
+from lynx_exp.engine.decoding import captured_stream
+from lynx_exp.engine.decoding.captured_stream import CapturedStream, width_of
+from lynx_exp.engine.decoding.graph import Capture, Made, Step, rerun
+from lynx_exp.engine.decoding.lead import Lead
+from lynx_exp.engine.decoding.seating import seats_that_fit
+from lynx_exp.engine.decoding.steps import Steps
+from lynx_exp.engine.kv_cache.seats import Readback
+from lynx_exp.engine.requests.argmax import NotANumber
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.tasks.mini import held_out

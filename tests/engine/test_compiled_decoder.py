@@ -13,11 +13,11 @@ from torch import nn
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.compiled_decoder import CompiledDecoder, LayerCode, form_of
-from lynx_exp.engine.decoder import DIRECT, DirectDecoder, PlainDecoder, agree
-from lynx_exp.engine.graph import rerun
-from lynx_exp.engine.one_buffer import join
-from lynx_exp.engine.steps import Steps
+from lynx_exp.engine.decoding.compiled_decoder import CompiledDecoder, LayerCode, form_of
+from lynx_exp.engine.decoding.decoder import DIRECT, DirectDecoder, PlainDecoder, agree
+from lynx_exp.engine.decoding.graph import rerun
+from lynx_exp.engine.decoding.one_buffer import join
+from lynx_exp.engine.decoding.steps import Steps
 from lynx_exp.models import Attachment, find_routers
 from lynx_exp.models.attach import Rows
 from lynx_exp.models.tiny import tiny_model

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import lynx_exp.engine.fastest as fastest
+import lynx_exp.engine.timing.fastest_experts as fastest
 from lynx_exp import Engine, build_policy
-from lynx_exp.engine.fastest import CANDIDATES, fastest_experts
-from lynx_exp.engine.graph import Made, Step, rerun
-from lynx_exp.engine.steps import Steps
+from lynx_exp.engine.decoding.graph import Made, Step, rerun
+from lynx_exp.engine.decoding.steps import Steps
+from lynx_exp.engine.timing.fastest_experts import CANDIDATES, fastest_experts
 from lynx_exp.models.experts import PER_EXPERT, PER_EXPERT_EXACT, using_experts
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lynx_exp import Engine
-from lynx_exp.engine import fastest
+from lynx_exp.engine.timing import fastest_experts as fastest
 from lynx_exp.models import random_model
 from lynx_exp.models.expert_kernels import FEW_ROWS, launch
 from lynx_exp.models.experts import PER_EXPERT
@@ -43,7 +43,8 @@ def test_asked_for_where_it_cannot_run_it_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="^experts_implementation=few_rows: what MixtralExperts does between its two"):
         small(FEW_ROWS, hidden_act="xielu")
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr("lynx_exp.engine.opening.random_model", lambda *_, **__: pytest.fail("made in vain"))
+    made = "lynx_exp.engine.decoding.pretrained.random_model"
+    monkeypatch.setattr(made, lambda *_, **__: pytest.fail("made in vain"))
     with pytest.raises(
         ValueError, match="^experts_implementation=few_rows: its kernels need a CUDA device, this is cpu$"
     ):

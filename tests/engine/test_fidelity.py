@@ -7,8 +7,8 @@ import torch
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.batch import Batch
-from lynx_exp.engine.score import rows_of_a_pass
+from lynx_exp.engine.decoding.score import rows_of_a_pass
+from lynx_exp.engine.kv_cache.batch import Batch
 from lynx_exp.models import Attachment
 from lynx_exp.routing import build_policy
 
@@ -69,7 +69,7 @@ def test_lanes_do_not_depend_on_their_packing(
     plan = BatchPlan.in_order(12, 4)
     policy = build_policy("oea")
     packed = list(engine.fidelity(continued, plan, policy))
-    monkeypatch.setattr("lynx_exp.engine.score.LOGITS_BYTES", 8000)  # a vocabulary too large for more than one lane
+    monkeypatch.setattr("lynx_exp.engine.decoding.score.LOGITS_BYTES", 8000)  # a vocabulary too large for two lanes
     assert rows_of_a_pass(continued, engine.model) == 1
     for a, b in zip(packed, engine.fidelity(continued, plan, policy), strict=True):
         assert (a.request, a.agreeing) == (b.request, b.agreeing)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
-from lynx_exp.engine.forced_plan import ForcedPlan, seat
-from lynx_exp.engine.prompts import plan_order
+from lynx_exp.engine.decoding.forced_plan import ForcedPlan, seat
+from lynx_exp.engine.decoding.prompts import plan_order
 from lynx_exp.routing import Policy
 from tests.engine.conftest import VOCAB, shape_of
 from tests.engine.packing import watched

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lynx_exp import Engine, build_policy
-from lynx_exp.engine import energy
-from lynx_exp.engine.copy_rate import timed_copy
-from lynx_exp.engine.hardware import Hardware
-from lynx_exp.engine.measure import measure
-from lynx_exp.engine.prompts import prefill
-from lynx_exp.engine.slots import Slots
-from lynx_exp.engine.step_bytes import StepBytes, step_bytes
+from lynx_exp.engine.decoding.prompts import prefill
+from lynx_exp.engine.kv_cache.slots import Slots
+from lynx_exp.engine.timing import energy
+from lynx_exp.engine.timing.copy_rate import timed_copy
+from lynx_exp.engine.timing.hardware import Hardware
+from lynx_exp.engine.timing.measure import measure
+from lynx_exp.engine.timing.step_bytes import StepBytes, step_bytes
 from tests.engine.conftest import CONFIG
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.match import match_active, mean_active
+from lynx_exp.engine.decoding.match import match_active, mean_active
 from lynx_exp.routing import ModelShape, Policy, build_policy, policy_names
 from tests.engine.conftest import shape_of
 from tests.routing.laws import bound

@@ -11,8 +11,8 @@ import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import Timing
-from lynx_exp.engine.measure import measure
-from lynx_exp.engine.repeats import MAX_WARMUP
+from lynx_exp.engine.timing.measure import measure
+from lynx_exp.engine.timing.repeats import MAX_WARMUP
 
 
 def test_vanilla_and_every_policy_are_timed_step_by_step(engine: Engine, prompts: list[list[int]]) -> None:

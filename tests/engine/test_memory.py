@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lynx_exp.engine.entering as entering
+import lynx_exp.engine.decoding.entering as entering
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
-from lynx_exp.engine.lane import Job
-from lynx_exp.engine.memory import GIB, OutOfMemory, is_out_of_memory, slots_that_fit
-from lynx_exp.engine.slots import round_up
+from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.kv_cache.memory import GIB, OutOfMemory, is_out_of_memory, slots_that_fit
+from lynx_exp.engine.kv_cache.slots import round_up
 
 
 @given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 1000), st.integers(0, 100_000))

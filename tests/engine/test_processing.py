@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.generate import run_padded
-from lynx_exp.engine.processing import of_model, of_task, settings_of, together
+from lynx_exp.engine.decoding.generate import run_padded
+from lynx_exp.engine.requests.processing import of_model, of_task, settings_of, together
 from lynx_exp.tasks.settings import Generation
 from tests.engine.conftest import CONFIG
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import lynx_exp.engine.prompts as prompts_module
+import lynx_exp.engine.decoding.prompts as prompts_module
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.prompts import LEAST_PREFIX, Prompt, PromptStore, prefill
-from lynx_exp.engine.slots import Prefilled
+from lynx_exp.engine.decoding.prompts import LEAST_PREFIX, Prompt, PromptStore, prefill
+from lynx_exp.engine.kv_cache.slots import Prefilled
 from tests.engine.conftest import VOCAB
 
 EVERYTHING, NOTHING = 2**40, 1

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from lynx_exp import Engine
-from lynx_exp.engine import BatchPlan, Request, graph
-from lynx_exp.engine.exactness import is_exact
-from lynx_exp.engine.graph import CannotRecord, CudaGraphs, Graphs, Made, alike, recorded, rerun
+from lynx_exp.engine import BatchPlan, Request
+from lynx_exp.engine.decoding import graph
+from lynx_exp.engine.decoding.exactness import is_exact
+from lynx_exp.engine.decoding.graph import CannotRecord, CudaGraphs, Graphs, Made, alike, recorded, rerun
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
-from lynx_exp.routing import build_policy, kernels
+from lynx_exp.routing import build_policy
+from lynx_exp.routing.backends.triton import kernels
 from tests.engine.packing import run
 from tests.engine.test_captured_stream import recording
 

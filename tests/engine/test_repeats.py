@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_exp.engine.repeats import MAX_WARMUP, SETTLED, is_narrow, median_interval, repeat, settled, warm_up
+from lynx_exp.engine.timing.repeats import MAX_WARMUP, SETTLED, is_narrow, median_interval, repeat, settled, warm_up
 
 MS = st.floats(0.1, 100.0)
 

@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request, Sampling
-from lynx_exp.engine.lane import Job
-from lynx_exp.engine.sampling import Draw
+from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.requests.sampling import Draw
 from tests.engine.conftest import CONFIG, VOCAB, shape_of
 from tests.engine.packing import LENGTHS, assert_packed_equals_alone, run, watched, wide_jobs
 from tests.routing.laws import REPRESENTATIVES, bound

@@ -15,9 +15,9 @@ from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-import lynx_exp.engine.sampling as sampling_module
+import lynx_exp.engine.requests.sampling as sampling_module
 from lynx_exp.engine import Sampling
-from lynx_exp.engine.sampling import Draw, Filter, gumbel, split_mix, starts
+from lynx_exp.engine.requests.sampling import Draw, Filter, gumbel, split_mix, starts
 
 DRAWS = 20_000
 NO_IDS = torch.zeros(1, 0, dtype=torch.long)

@@ -9,7 +9,7 @@ import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.batch import Batch
+from lynx_exp.engine.kv_cache.batch import Batch
 from lynx_exp.models import Attachment
 from lynx_exp.routing import Policy
 from tests.engine.conftest import CONFIG, shape_of

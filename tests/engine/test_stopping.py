@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.engine import Engine
-from lynx_exp.engine.stopping import Stopper
+from lynx_exp.engine.requests.stopping import Stopper
 from tests.engine.chain import STOCK_SPECIAL, TOKENIZERS, chain_model
 
 LIMIT = 24

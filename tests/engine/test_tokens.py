@@ -7,8 +7,8 @@ import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.batch import Batch
-from lynx_exp.engine.sections import Act
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.kv_cache.batch import Batch
 from lynx_exp.models import Attachment
 from lynx_exp.routing.policy import Policy
 

@@ -10,11 +10,11 @@ import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import LaneRun, Window, draw_windows
-from lynx_exp.engine.hardware import Hardware
-from lynx_exp.engine.repeats import ratio_interval, t_quantile, window_times
-from lynx_exp.engine.step_bytes import StepBytes
-from lynx_exp.engine.window_timing import WindowTiming, time_windows
-from lynx_exp.engine.windows import window_of
+from lynx_exp.engine.timing.hardware import Hardware
+from lynx_exp.engine.timing.repeats import ratio_interval, t_quantile, window_times
+from lynx_exp.engine.timing.step_bytes import StepBytes
+from lynx_exp.engine.timing.window_timing import WindowTiming, time_windows
+from lynx_exp.engine.timing.windows import window_of
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_bytes_and_shares_of_a_windows_steps_by_hand(run: LaneRun) -> None:
 
 def test_energy_is_of_turns_of_their_own(engine: Engine, run: LaneRun) -> None:
     """A meter that counts a joule whenever it is read: one after each subject's turns."""
-    from lynx_exp.engine.window_batch import WindowBatch
-    from lynx_exp.engine.window_timing import measure_windows
+    from lynx_exp.engine.timing.window_batch import WindowBatch
+    from lynx_exp.engine.timing.window_timing import measure_windows
 
     joules, seconds = count(), count()
     policies = {"two": engine.bind(build_policy("lynx_v1_latency", keep_experts=2))}
@@ -136,8 +136,8 @@ def test_real_steps_of_vanilla_and_policies(engine: Engine, run: LaneRun) -> Non
 
 def test_steps_are_captured_by_rows_and_width(engine: Engine, run: LaneRun) -> None:
     """One capture for each number of rows and width, of vanilla and the policy; replayed in turns of other windows."""
-    from lynx_exp.engine.window_batch import WindowBatch
-    from lynx_exp.engine.window_timing import measure_windows
+    from lynx_exp.engine.timing.window_batch import WindowBatch
+    from lynx_exp.engine.timing.window_timing import measure_windows
 
     captured = []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, LaneRun, Request, draw_windows
-from lynx_exp.engine.windows import Seat, at_context, window_of
+from lynx_exp.engine.timing.windows import Seat, at_context, window_of
 
 
 def run_of(requests: list[Request], result: LaneResult) -> LaneRun:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Request, WindowTiming
-from lynx_exp.engine.breakdown import SECTIONS, Breakdown
-from lynx_exp.engine.hardware import Hardware
-from lynx_exp.engine.lane import lanes_of
-from lynx_exp.engine.prefill_timing import PrefillTiming
-from lynx_exp.engine.sections import Act
-from lynx_exp.engine.step_bytes import StepBytes
-from lynx_exp.engine.tokens import TokenRows
-from lynx_exp.engine.window_timing import StepTime
+from lynx_exp.engine.decoding.lane import lanes_of
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.decoding.tokens import TokenRows
+from lynx_exp.engine.timing.breakdown import SECTIONS, Breakdown
+from lynx_exp.engine.timing.hardware import Hardware
+from lynx_exp.engine.timing.prefill_timing import PrefillTiming
+from lynx_exp.engine.timing.step_bytes import StepBytes
+from lynx_exp.engine.timing.window_timing import StepTime
 from lynx_exp.tasks import Metric, SampleScore, Scores, TaskRequest
 
 HARDWARE = Hardware(bytes=StepBytes(once=10**7, expert=10**6, row=0, position=1000, layers=2), copy_gb_s=20.0)

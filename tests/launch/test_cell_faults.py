@@ -18,8 +18,8 @@ from rich.console import Console
 
 from lynx_exp.config import ModelConfig
 from lynx_exp.engine import BatchPlan, Engine, Request
-from lynx_exp.engine.likely import NotANumber, most_likely
-from lynx_exp.engine.sampling import Sampling
+from lynx_exp.engine.requests.argmax import NotANumber, most_likely
+from lynx_exp.engine.requests.sampling import Sampling
 from lynx_exp.launch.run import run_cells
 from lynx_exp.store.read import read_cells
 from tests.launch.fakes import TINY

@@ -18,14 +18,14 @@ from rich.console import Console
 
 from lynx_exp import cli
 from lynx_exp.config import Config, ModelConfig, config_folder
-from lynx_exp.launch import jobs as jobs_module
-from lynx_exp.launch.cluster import deal, run_on_cluster
-from lynx_exp.launch.jobs import Lost, Work
-from lynx_exp.launch.on_ray import Ray, RayConf
+from lynx_exp.launch.launchers import jobs as jobs_module
+from lynx_exp.launch.launchers.cluster import deal, run_on_cluster
+from lynx_exp.launch.launchers.jobs import Lost, Work
+from lynx_exp.launch.launchers.ray_launcher import Ray, RayConf
+from lynx_exp.launch.launchers.register import register
+from lynx_exp.launch.launchers.slurm_launcher import Slurm, SlurmConf, _reason
 from lynx_exp.launch.outcomes import Outcome
 from lynx_exp.launch.prepare_cells import prepare_cells
-from lynx_exp.launch.register import register
-from lynx_exp.launch.slurm import Slurm, SlurmConf, _reason
 from lynx_exp.launch.stopping import Interrupted
 
 LYNX = {"name": "lynx", "alpha": 3.0, "beta": 2, "min_batch": 2}

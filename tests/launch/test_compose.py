@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from lynx_exp.config import Config, config_folder, to_config
-from lynx_exp.launch.compose import Composer
-from lynx_exp.launch.grids import grid
-from lynx_exp.launch.register import register
+from lynx_exp.launch.launchers.register import register
+from lynx_exp.launch.sweeper.compose import Composer
+from lynx_exp.launch.sweeper.grids import grid
 
 
 @pytest.fixture(scope="module", autouse=True)

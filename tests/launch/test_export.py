@@ -13,9 +13,9 @@ import pytest
 
 from lynx_exp.config import GenerationConfig, TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.export import export_lm_eval
+from lynx_exp.launch.replay.export import export_lm_eval
+from lynx_exp.launch.replay.finished_cells import done_cells
 from lynx_exp.launch.run import run_cells
-from lynx_exp.launch.stored import done_cells
 from lynx_exp.results.main import main
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lynx_exp.routing import kernels
+from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.store.read import read_cells
 from tests.launch.lab import POINTS, cell
 
@@ -12,7 +12,7 @@ from tests.launch.lab import POINTS, cell
 def test_a_selection_kernel_that_does_not_run_is_noted(lab, monkeypatch):
     """In each cell's record, and once on the terminal. The CPU's own loops serve lynx, so its kernel is not tried."""
     pytest.importorskip("triton")
-    from lynx_exp.routing.kernels import fallback, selection
+    from lynx_exp.routing.backends.triton.kernels import fallback, selection
 
     def broken(*_):
         raise RuntimeError("ptxas failed")

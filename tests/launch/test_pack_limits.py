@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, PackConfig, TaskConfig, VllmConfig
-from lynx_exp.engine.stream import Stream
+from lynx_exp.engine.decoding.stream import Stream
 from lynx_exp.launch.outcomes import Report
 from lynx_exp.launch.packs import SHARED, pack_groups
 from lynx_exp.launch.prepare_cells import prepare_cells

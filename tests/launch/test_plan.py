@@ -113,10 +113,10 @@ def test_who_is_at_it(planned, bench, config, tmp_path):
 
 
 def test_memory(planned, config, bench, monkeypatch):
-    monkeypatch.setattr("lynx_exp.engine.memory.available_memory", lambda: 2**34)
+    monkeypatch.setattr("lynx_exp.engine.kv_cache.memory.available_memory", lambda: 2**34)
     text = planned(config())
     assert ") in float32: weights 5.57 GiB" in text and "cpu has 16.0 GiB: fits, " in text
-    monkeypatch.setattr("lynx_exp.engine.memory.available_memory", lambda: 2**20)
+    monkeypatch.setattr("lynx_exp.engine.kv_cache.memory.available_memory", lambda: 2**20)
     assert "DOES NOT FIT: room for 0 rows, batch_size=2" in planned(config())
 
 

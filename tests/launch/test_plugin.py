@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lynx_exp.launch.grids import grid, job_grids
-from lynx_exp.launch.of_model import filled
+from lynx_exp.launch.sweeper.grids import grid, job_grids
+from lynx_exp.launch.sweeper.model_numbers import filled
 from lynx_exp.routing import ModelShape
 
 PARSER = OverridesParser.create()

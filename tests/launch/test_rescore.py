@@ -13,9 +13,9 @@ import pytest
 
 from lynx_exp.config import TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.rescore import WRITTEN, rescore
+from lynx_exp.launch.replay.finished_cells import done_cells, read_config
+from lynx_exp.launch.replay.rescore import WRITTEN, rescore
 from lynx_exp.launch.run import run_cells
-from lynx_exp.launch.stored import done_cells, read_config
 from lynx_exp.store.files import read_json, sha256_of, write_json, write_parquet
 from lynx_exp.store.hold import Hold
 from lynx_exp.store.read import CellRecord, is_done, read_cell

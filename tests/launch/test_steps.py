@@ -9,7 +9,7 @@ import pytest
 
 from lynx_exp.config import Config
 from lynx_exp.engine import Engine
-from lynx_exp.engine.graph import Capture, Step, rerun
+from lynx_exp.engine.decoding.graph import Capture, Step, rerun
 from lynx_exp.store.read import read_cells
 from tests.launch.lab import GRID, Lab, cell, found
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 import lynx_exp.models.probe as probe
-import lynx_exp.routing.kernels.route as launch
+import lynx_exp.routing.backends.triton.kernels.route as launch
 from lynx_exp import Engine
 from lynx_exp.models import Attachment, find_routers, fuse
 from lynx_exp.models.fused_router import fused_of
 from lynx_exp.models.prove import LiveRule
 from lynx_exp.models.tiny import tiny_model
-from lynx_exp.routing import RouterRule, build_policy, kernels
+from lynx_exp.routing import RouterRule, build_policy
+from lynx_exp.routing.backends.triton import kernels
 from tests.models.verdicts import logits, under
 
 pytest.importorskip("triton")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lynx_exp.engine import BatchPlan, Engine, LaneResult, LaneRun, Request
-from lynx_exp.engine.decoder import decodes_in_slots
-from lynx_exp.engine.slots import attends_fully
-from lynx_exp.engine.window_batch import WindowBatch
-from lynx_exp.engine.windows import window_of
+from lynx_exp.engine.decoding.decoder import decodes_in_slots
+from lynx_exp.engine.kv_cache.slots import attends_fully
+from lynx_exp.engine.timing.window_batch import WindowBatch
+from lynx_exp.engine.timing.windows import window_of
 from lynx_exp.models import Attachment, count_active
 from lynx_exp.models.families import families
 from lynx_exp.models.slotless import why_no_slots

@@ -13,13 +13,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lynx_exp.routing.kernels.launches import lane_kernel, rows_kernel
-from lynx_exp.routing.kernels.parts import sum_kernel, vote_kernel
-from lynx_exp.routing.kernels.rounds import round_kernel, settle_kernel, start_kernel
-from lynx_exp.routing.kernels.route import warps
-from lynx_exp.routing.kernels.routers import route_kernel
-from lynx_exp.routing.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
-from lynx_exp.routing.kernels.spread import lane_block_kernel
+from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
+from lynx_exp.routing.backends.triton.kernels.parts import sum_kernel, vote_kernel
+from lynx_exp.routing.backends.triton.kernels.rounds import round_kernel, settle_kernel, start_kernel
+from lynx_exp.routing.backends.triton.kernels.route import warps
+from lynx_exp.routing.backends.triton.kernels.routers import route_kernel
+from lynx_exp.routing.backends.triton.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
+from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
 
 TYPES = {
     "experts_ptr": "*i64",

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, kernels, native
+from lynx_exp.routing import Policy, RouterRule, Routing, StepContext
+from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.backends.triton import kernels
 from tests.routing.laws import Case, route
 
 ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lynx_exp.routing import PerLayer, RouterRule, build_policy, kernels
-from lynx_exp.routing.kernels import fallback, selection
+from lynx_exp.routing import PerLayer, RouterRule, build_policy
+from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.backends.triton.kernels import fallback, selection
 from tests.routing.kernel_cases import big_case
 from tests.routing.laws import same
 

@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_exp.routing import Policy, RouterRule, build_policy, kernels
+from lynx_exp.routing import Policy, RouterRule, build_policy
+from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.policies.lynx import Lynx
 from tests.routing.kernel_cases import DTYPES, assert_equal, big_case, by_kernels, by_torch, of_type
 from tests.routing.laws import POLICIES, Case, cases, same

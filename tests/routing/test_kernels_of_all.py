@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy, kernels, policy_names
+from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy, policy_names
+from lynx_exp.routing.backends.triton import kernels
 from tests.routing.kernel_cases import DTYPES, assert_equal, big_case, by_kernels, of_type
 from tests.routing.laws import NUM_LAYERS, POLICIES, Case, bound, cases, route, rules, same, widened
 
@@ -150,7 +151,7 @@ def test_all_policies_have_a_kernel() -> None:
 )
 def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, small: list[str], large: list[str]) -> None:
     """Of small lanes (16 rows on average), and of larger ones."""
-    from lynx_exp.routing.kernels import by_row, selection
+    from lynx_exp.routing.backends.triton.kernels import by_row, selection
 
     done: list[str] = []
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_policy, fused, kernels, native
+from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_policy
+from lynx_exp.routing.backends.numba import fused, native
+from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.dispatch import fused_plan
 from tests.routing.laws import POLICIES, Case, bound, cases, route
 

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lynx_exp.routing import RouterRule, Routing, build_policy, kernels
+from lynx_exp.routing import RouterRule, Routing, build_policy
+from lynx_exp.routing.backends.triton import kernels
 from tests.routing.kernel_cases import DTYPES, ON_GPU, big_case
 from tests.routing.laws import Case
 
 pytest.importorskip("triton")
-from lynx_exp.routing.kernels.route import route
+from lynx_exp.routing.backends.triton.kernels.route import route
 
 ROUNDED = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 """Relative: some roundings to float32, then one to the type."""

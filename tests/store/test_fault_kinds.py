@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
-from lynx_exp.engine.likely import NotANumber
-from lynx_exp.engine.memory import OutOfMemory
+from lynx_exp.engine.kv_cache.memory import OutOfMemory
+from lynx_exp.engine.requests.argmax import NotANumber
 from lynx_exp.store.faults import KINDS, CannotStore, fault_of
 
 

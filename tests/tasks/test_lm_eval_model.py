@@ -19,9 +19,9 @@ from lm_eval.tasks import TaskManager
 
 from lynx_exp.config import GenerationConfig, TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.export import export_lm_eval
+from lynx_exp.launch.replay.export import export_lm_eval
+from lynx_exp.launch.replay.finished_cells import done_cells
 from lynx_exp.launch.run import run_cells
-from lynx_exp.launch.stored import done_cells
 from lynx_exp.lm_eval_model import LynxLM
 from lynx_exp.models import BUNDLED
 from lynx_exp.tasks import TaskSettings, load_task

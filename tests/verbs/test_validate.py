@@ -17,7 +17,7 @@ from lynx_exp.checks.plans import live_rows, seats
 from lynx_exp.checks.validate import Validation
 from lynx_exp.config import TaskConfig
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.forced_plan import ForcedPlan
+from lynx_exp.engine.decoding.forced_plan import ForcedPlan
 from lynx_exp.launch.metrics import batch_summary
 from lynx_exp.launch.run import run_cells
 from lynx_exp.store.cell import record_failure

@@ -49,7 +49,7 @@ def bring_up(setting: dict[str, Any] | None, **how: Any) -> fake_vllm.Engine:
 @pytest.fixture(scope="module")
 def environment() -> Iterator[None]:
     """One engine after another in this process."""
-    from lynx_exp.vllm_backend import opening
+    from lynx_exp.vllm_backend import startup as opening
     from lynx_exp.vllm_plugin import make_llvmlite_bearable, register
 
     patch = pytest.MonkeyPatch()

@@ -75,7 +75,7 @@ def test_the_process_that_starts_vllm_refuses_it(fake):
 
 
 def test_the_backend_without_vllm_is_refused_in_one_line(monkeypatch):
-    from lynx_exp.vllm_backend import opening
+    from lynx_exp.vllm_backend import startup as opening
 
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"backend=vllm: vllm is not installed here; `pip install '\.\[vllm\]'`"):
@@ -83,7 +83,8 @@ def test_the_backend_without_vllm_is_refused_in_one_line(monkeypatch):
 
 
 def test_the_backend_needs_an_engine_that_it_can_step(fake, monkeypatch):
-    from lynx_exp.vllm_backend import open_llm, opening
+    from lynx_exp.vllm_backend import open_llm
+    from lynx_exp.vllm_backend import startup as opening
 
     monkeypatch.setattr(opening, "check_installed", lambda: None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")

@@ -352,7 +352,7 @@ def test_windows_of_a_run_are_timed_until_somebody_enters_or_leaves(fake):
     engine = engine_of()
     ticks = iter(range(10**6))
     from lynx_exp.engine import LaneRun
-    from lynx_exp.engine.windows import window_of
+    from lynx_exp.engine.timing.windows import window_of
     from lynx_exp.vllm_backend.measure import measure_windows
 
     run = LaneRun(

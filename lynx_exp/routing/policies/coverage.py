@@ -35,8 +35,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native, native_coverage
-from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes, mask_of
+from lynx_exp.routing.backends.numba import native, native_coverage
+from lynx_exp.routing.ops.lanes import best_first, lane_size, lane_sum, lane_votes, mask_of
 from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, at_most, between, top_choices
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext

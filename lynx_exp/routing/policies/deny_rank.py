@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from lynx_exp.routing.lanes import mask_of
+from lynx_exp.routing.ops.lanes import mask_of
+from lynx_exp.routing.ops.remap import drop_slots, restrict
 from lynx_exp.routing.policy import Policy, at_least, between
-from lynx_exp.routing.remap import drop_slots, restrict
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

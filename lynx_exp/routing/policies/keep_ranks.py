@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lynx_exp.routing.ops.remap import drop_slots
 from lynx_exp.routing.policy import Knob, Policy, at_least, between
-from lynx_exp.routing.remap import drop_slots
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native
-from lynx_exp.routing.lanes import best_first, lane_size, lane_sum, lane_votes
+from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.ops.lanes import best_first, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lynx_exp.routing.lanes import lane_votes
+from lynx_exp.routing.ops.lanes import lane_votes
 from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between, fill_up, votes_then_mass
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext

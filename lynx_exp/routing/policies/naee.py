@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing.calibration import Calibrated
+from lynx_exp.routing.ops.remap import drop_slots
 from lynx_exp.routing.policy import Knob, at_least
-from lynx_exp.routing.remap import drop_slots
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

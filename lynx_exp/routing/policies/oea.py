@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lynx_exp.routing.lanes import lane_votes
+from lynx_exp.routing.ops.lanes import lane_votes
+from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.policy import Knob, LanePolicy, above, at_least, between, top_choices
-from lynx_exp.routing.remap import restrict
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

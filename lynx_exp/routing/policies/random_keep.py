@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.draws import LOW_32, mix, mix_64
-from lynx_exp.routing.lanes import best_mask
+from lynx_exp.routing.ops.draws import LOW_32, mix, mix_64
+from lynx_exp.routing.ops.lanes import best_mask
 from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext

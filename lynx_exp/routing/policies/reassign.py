@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.draws import LOW_32, mix, mix_64
-from lynx_exp.routing.lanes import mask_of
+from lynx_exp.routing.ops.draws import LOW_32, mix, mix_64
+from lynx_exp.routing.ops.lanes import mask_of
+from lynx_exp.routing.ops.remap import reweigh
 from lynx_exp.routing.policy import Policy, at_least, between
-from lynx_exp.routing.remap import reweigh
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing import native
+from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.calibration import Calibrated
 from lynx_exp.routing.policy import Knob, at_least, between, top_choices
 from lynx_exp.routing.rule import RouterRule

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lynx_exp.routing.ops.remap import drop_slots
 from lynx_exp.routing.policy import Knob, Policy, above, between
-from lynx_exp.routing.remap import drop_slots
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext
 

@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.lanes import best_mask, lane_size, lane_sum, mask_of
+from lynx_exp.routing.ops.lanes import best_mask, lane_size, lane_sum, mask_of
+from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between, fill_up, top_choices
-from lynx_exp.routing.remap import restrict
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
 

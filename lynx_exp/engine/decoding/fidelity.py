@@ -1,0 +1,111 @@
+"""How far a policy moves the model's next-token distributions: on vanilla's own responses, where both see the same
+text.
+
+Far less noisy than accuracy, since every token counts and no two runs drift apart: one forward pass each,
+teacher-forced (`lynx_exp.engine.decoding.score`).
+
+R rows, T tokens of the longest response, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lynx_exp.engine.decoding.prompts import PromptStore
+from lynx_exp.engine.decoding.score import Forced, force_pack
+from lynx_exp.engine.decoding.sections import Act
+from lynx_exp.engine.decoding.tokens import TokenRows, experts_of, of_decode_rows
+from lynx_exp.engine.requests.plan import BatchPlan, Request
+from lynx_exp.models import Attachment, Router
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """One response under one policy, sums over its tokens."""
+
+    act: int
+    """Number of the policy, as asked."""
+    lane: int
+    request: int
+    tokens: int
+    kl: float
+    """Kullback-Leibler divergence of the policy's distributions from vanilla's, KL(vanilla || policy), nats."""
+    agreeing: int
+    """Tokens where both have the same most likely one."""
+    token_rows: TokenRows | None = None
+    """Token by token, where that was asked for."""
+
+
+@torch.inference_mode()  # a generator leaves the mode at each yield
+def compare_pack(
+    model: PreTrainedModel,
+    routers: Sequence[Router],
+    acts: Sequence[Act],
+    requests: Sequence[Request],
+    plan: BatchPlan,
+    lanes: Sequence[int],
+    store: PromptStore | None,
+    on_step: Callable[[int], None],
+    tokens: Collection[int] = (),
+) -> Iterator[Fidelity]:
+    """Compare policies with vanilla, which goes through the model once, on the continuations of the lanes `lanes`.
+    `tokens`: numbers of the acts that are wanted token by token."""
+
+    def run(act: Act, *, confident: bool = False) -> tuple[Forced, Attachment]:
+        attachment = Attachment(routers, act.policy, act.phases, act.layers)
+        attachment.confidence = [] if confident else None
+        forced = force_pack(model, routers, attachment, requests, plan, lanes, None if act.prefills else store)
+        return forced, attachment
+
+    vanilla, watched = run(Act(policy=None), confident=bool(tokens))
+    before_RTV, given_RT = vanilla.logits_RTV.log_softmax(-1), vanilla.given_RT
+    tokens_R = given_RT.sum(-1)
+    for number, act in enumerate(acts):
+        forced, attachment = run(act)
+        after_RTV = forced.logits_RTV.log_softmax(-1)
+        agreeing_R = ((before_RTV.argmax(-1) == after_RTV.argmax(-1)) & given_RT).sum(-1)
+        kl_RT = torch.zeros(given_RT.shape, dtype=torch.float64)
+        for row, (before_TV, after_TV) in enumerate(zip(before_RTV, after_RTV, strict=True)):
+            given_T = given_RT[row]
+            before_TV, after_TV = before_TV[given_T].double(), after_TV[given_T].double()
+            kl_RT[row, : len(before_TV)] = (before_TV.exp() * (before_TV - after_TV)).sum(-1).clamp_min(0.0).cpu()
+        kl_R = kl_RT.sum(-1)
+        rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(given_RT)
+        on_step(int(tokens_R.sum()))
+        for row, request in enumerate(vanilla.plan.numbers):
+            if vanilla.plan.fillers[row]:
+                continue
+            yield Fidelity(
+                act=number,
+                lane=lanes[vanilla.plan.lane_indices[row]],
+                request=request,
+                tokens=int(tokens_R[row]),
+                kl=float(kl_R[row]),
+                agreeing=int(agreeing_R[row]),
+                token_rows=rows_R[row],
+            )
+
+
+def _token_rows(vanilla: Forced, watched: Attachment, attachment: Attachment, kl_RT: Tensor) -> list[TokenRows | None]:
+    """Of each response; None for one of a single token, which no decode step was fed."""
+    plan, (rows, longest) = vanilla.plan, kl_RT.shape
+    if longest == 1:
+        return [None] * rows
+    assert watched.confidence is not None and attachment.record is not None
+    confidence_RTL = of_decode_rows(watched.confidence, rows, longest - 1).cpu()
+    experts_RTLW = experts_of(attachment.record, rows, longest - 1).cpu()
+    found: list[TokenRows | None] = []
+    for row, (start, length) in enumerate(zip(plan.starts, plan.lengths, strict=True)):
+        fed = TokenRows(
+            steps=list(range(start, start + length - 1)),
+            kl_N=kl_RT[row, 1:length],
+            confidence_NL=confidence_RTL[row, : length - 1],
+            experts_NLW=experts_RTLW[row, : length - 1],
+        )
+        found.append(fed if length > 1 else None)
+    return found

@@ -1,0 +1,1 @@
+"""Finished cells opened again: rescoring and export."""

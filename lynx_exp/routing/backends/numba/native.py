@@ -1,0 +1,317 @@
+"""The primitives of `lanes` and `remap` as compiled loops, for CPUs where numba is installed (`pip install
+lynx_exp[cpu]`).
+
+A step of a small model on a CPU takes milliseconds and a torch operation microseconds, so a policy of fifty torch
+operations in every layer would cost more than it saves. The loops here replace most of them, with the same results; the
+torch versions beside their callers remain the definition, and run everywhere else.
+
+T token rows, E experts, K top-k, G lanes, X sets, C how many are asked for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    from numba import carray, njit, types
+    from numba.extending import intrinsic
+except ImportError:
+    AVAILABLE = False
+
+    def njit(**_options: Any) -> Any:  # type: ignore[no-redef]
+        return lambda function: function
+else:
+    AVAILABLE = True
+
+    @intrinsic
+    def _pointer(_context, address, like):  # type: ignore[no-untyped-def]
+        """`address` as a pointer to numbers of the type of `like`."""
+
+        def generate(_context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], _context.get_value_type(signature.return_type))
+
+        return types.CPointer(like)(address, like), generate
+
+
+FIXED_POINT = 2.0**32
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def arrays(step: Any) -> tuple[Any, Any]:
+    """(live, lane) of a StepContext as numpy arrays, made once a forward pass."""
+    if "arrays" not in step.shared:
+        step.shared["arrays"] = step.live.numpy(), step.lane.numpy()
+    return step.shared["arrays"]
+
+
+def stamp(*files: str) -> int:
+    """A number for the contents of these source files."""
+    return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the loops may run on these: numba is here, and so are the tensors, in types that numpy knows."""
+    return AVAILABLE and all(t.device.type == "cpu" and t.dtype not in _HALVES for t in tensors)
+
+
+@njit(cache=True)
+def at(address, shape, like):  # type: ignore[no-untyped-def]
+    """The contiguous array of numbers of the type of `like` that lies at `address`."""
+    return carray(_pointer(address, like), shape)  # type: ignore[call-arg]
+
+
+@njit(cache=True)
+def lane_sum(values_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
+    """`[G, E]` float64."""
+    total_GE = np.zeros((num_lanes, values_TE.shape[1]), np.int64)
+    for t in range(values_TE.shape[0]):
+        if live_T[t]:
+            for e in range(values_TE.shape[1]):
+                total_GE[lane_T[t], e] += np.int64(np.rint(np.float64(values_TE[t, e]) * FIXED_POINT))
+    return total_GE / FIXED_POINT
+
+
+@njit(cache=True)
+def lane_votes(experts_TK, voting_T, live_T, lane_T, num_lanes, num_experts):  # type: ignore[no-untyped-def]
+    """`[G, E]` int64."""
+    votes_GE = np.zeros((num_lanes, num_experts), np.int64)
+    for t in range(experts_TK.shape[0]):
+        if live_T[t] and voting_T[t]:
+            for k in range(experts_TK.shape[1]):
+                votes_GE[lane_T[t], experts_TK[t, k]] += 1
+    return votes_GE
+
+
+@njit(cache=True)
+def best_mask(first_XE, second_XE, count):  # type: ignore[no-untyped-def]
+    """`[X, E]` bool: the best `count` by the first key, ties by the second, then by lower index."""
+    rows, size = first_XE.shape
+    mask_XE = np.zeros((rows, size), np.bool_)
+    for x in range(rows):
+        for _ in range(count):
+            best = -1
+            for e in range(size):
+                if mask_XE[x, e]:
+                    continue
+                tied = best >= 0 and first_XE[x, e] == first_XE[x, best]
+                if best < 0 or first_XE[x, e] > first_XE[x, best] or (tied and second_XE[x, e] > second_XE[x, best]):
+                    best = e
+            mask_XE[x, best] = True
+    return mask_XE
+
+
+@njit(cache=True)
+def most_voted(scores_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type: ignore[no-untyped-def]
+    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed score, then by lower index."""
+    num_experts = scores_TE.shape[1]
+    votes_GE = lane_votes(experts_TK, live_T, live_T, lane_T, num_lanes, num_experts)
+    return best_mask(votes_GE, lane_sum(scores_TE, live_T, lane_T, num_lanes), count)
+
+
+@njit(cache=True)
+def lane_size(live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
+    """`[G]` int64: live rows of each lane."""
+    size_G = np.zeros(num_lanes, np.int64)
+    for t in range(len(live_T)):
+        size_G[lane_T[t]] += live_T[t]
+    return size_G
+
+
+@njit(cache=True)
+def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
+    """(live rows in lanes with at least `least` of them `[T]` bool, whether there are any)."""
+    size_G = lane_size(live_T, lane_T, num_lanes)
+    acts_T = np.empty(len(live_T), np.bool_)
+    somewhere = False
+    for t in range(len(live_T)):
+        acts_T[t] = live_T[t] and size_G[lane_T[t]] >= least
+        somewhere = somewhere or acts_T[t]
+    return acts_T, somewhere
+
+
+@njit(cache=True)
+def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, top_k):  # type: ignore[no-untyped-def]
+    """`[G, E]` int64: AffinityBinning's votes, as `lynx_exp.routing.policies.lynx` has them in torch."""
+    rows, size = affinity_TE.shape
+    bin_TE = np.empty((rows, size), np.float64)
+    pull_TE = np.empty((rows, size), np.float64)
+    few = whole_bins and lowest > -size  # then fewer bins than experts: each power once
+    pull_GB = np.empty((len(size_G), int(-lowest) + 1 if few else 0), np.float64)
+    for g in range(len(size_G)):
+        for b in range(pull_GB.shape[1]):
+            pull_GB[g, b] = np.float64(max(size_G[g], 1)) ** np.float64(-b)
+    for t in range(rows):
+        if live_T[t]:
+            highest = affinity_TE[t].max()
+            for e in range(size):
+                gap = np.float64(np.float32(alpha) * (affinity_TE[t, e] - highest))
+                bin_TE[t, e] = max(np.ceil(gap) if whole_bins else gap, lowest)
+                if affinity_TE[t, e] == -np.inf:
+                    pull_TE[t, e] = 0.0
+                elif few and bin_TE[t, e] >= lowest:  # not so for NaN
+                    pull_TE[t, e] = pull_GB[lane_T[t], int(-bin_TE[t, e])]
+                else:
+                    pull_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
+    column_GE = lane_sum(pull_TE, live_T, lane_T, len(size_G))
+    votes_GE = np.zeros((len(size_G), size), np.int64)
+    z_E = np.empty(size, np.float64)
+    taken_E = np.empty(size, np.bool_)
+    for t in range(rows):
+        if not live_T[t]:
+            continue
+        g = lane_T[t]
+        for e in range(size):
+            z_E[e] = bin_TE[t, e] + (column_GE[g, e] - pull_TE[t, e]) / size_G[g]
+            taken_E[e] = affinity_TE[t, e] == -np.inf
+        for _ in range(top_k):
+            best = -1
+            for e in range(size):
+                if taken_E[e]:
+                    continue
+                tied = best >= 0 and z_E[e] == z_E[best]
+                if best < 0 or z_E[e] > z_E[best] or (tied and affinity_TE[t, e] > affinity_TE[t, best]):
+                    best = e
+            if best >= 0:
+                taken_E[best] = True
+                votes_GE[g, best] += 1
+    return votes_GE
+
+
+@njit(cache=True)
+def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize, slots):  # type: ignore[no-untyped-def]
+    """(experts `[T, W]` int64, weights `[T, W]` of the scores' type) with W = max(K, slots)."""
+    rows, width = len(experts_TK), max(experts_TK.shape[1], slots)
+    new_TW = np.empty((rows, width), np.int64), np.empty((rows, width), weights_TK.dtype)
+    restrict_into(
+        new_TW[0],
+        new_TW[1],
+        choice_TE,
+        scores_TE,
+        experts_TK,
+        weights_TK,
+        sets_XE,
+        set_T,
+        changes_T,
+        renormalize,
+        slots,
+    )
+    return new_TW
+
+
+@njit(cache=True)
+def restrict_into(
+    new_experts_TW,  # type: ignore[no-untyped-def]
+    new_weights_TW,
+    choice_TE,
+    scores_TE,
+    experts_TK,
+    weights_TK,
+    sets_XE,
+    set_T,
+    changes_T,
+    renormalize,
+    slots,
+):
+    """`lynx_exp.routing.ops.remap.restrict`, written to the first two."""
+    rows, top_k = experts_TK.shape
+    width = new_experts_TW.shape[1]
+    taken_E = np.empty(choice_TE.shape[1], np.bool_)
+    for t in range(rows):
+        for w in range(width):
+            new_experts_TW[t, w] = experts_TK[t, w] if w < top_k else experts_TK[t, 0]
+            new_weights_TW[t, w] = weights_TK[t, w] if w < top_k else 0.0
+        if not changes_T[t]:
+            continue
+        allowed_E = sets_XE[set_T[t]]
+        inside = slots == top_k
+        for k in range(top_k):
+            inside = inside and allowed_E[experts_TK[t, k]]
+        if inside:
+            continue
+        taken_E[:] = False
+        total, mass = np.float32(0.0), np.float32(0.0)
+        for k in range(top_k):
+            mass += weights_TK[t, k]
+        found = 0
+        for w in range(slots):
+            best = -1
+            for e in range(choice_TE.shape[1]):
+                free = allowed_E[e] and not taken_E[e] and choice_TE[t, e] > -np.inf
+                if free and (best < 0 or choice_TE[t, e] > choice_TE[t, best]):
+                    best = e
+            if best < 0:
+                break
+            taken_E[best] = True
+            new_experts_TW[t, w] = best
+            new_weights_TW[t, w] = scores_TE[t, best]
+            total += scores_TE[t, best]
+            found += 1
+        if found == 0:
+            continue
+        factor = (np.float32(1.0) if renormalize else mass) / max(total, np.float32(1.1754943508222875e-38))
+        for w in range(width):
+            if w < found:
+                new_weights_TW[t, w] *= factor
+            else:
+                new_experts_TW[t, w] = new_experts_TW[t, 0]
+                new_weights_TW[t, w] = 0.0
+
+
+@njit(cache=True)
+def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
+    """(experts, weights), both `[T, K]`: the slots left moved to the front, the others emptied."""
+    new_experts_TK, new_weights_TK = experts_TK.copy(), weights_TK.copy()
+    drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass)
+    return new_experts_TK, new_weights_TK
+
+
+@njit(cache=True)
+def drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
+    """The same, written to the first two, which hold copies of the next two."""
+    rows, top_k = experts_TK.shape
+    for t in range(rows):
+        left = 0
+        mass, total = np.float32(0.0), np.float32(0.0)
+        for k in range(top_k):
+            mass += weights_TK[t, k]
+            if not dropped_TK[t, k]:
+                new_experts_TK[t, left] = experts_TK[t, k]
+                new_weights_TK[t, left] = weights_TK[t, k]
+                total += weights_TK[t, k]
+                left += 1
+        if left == top_k:
+            continue
+        factor = mass / max(total, np.float32(1.1754943508222875e-38)) if keep_mass else np.float32(1.0)
+        for k in range(top_k):
+            if k < left:
+                new_weights_TK[t, k] *= factor
+            else:
+                new_experts_TK[t, k] = new_experts_TK[t, 0]
+                new_weights_TK[t, k] = 0.0
+
+
+@njit(cache=True)
+def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshold):  # type: ignore[no-untyped-def]
+    """`[T, K]` int64: SERE's experts; slots before `first` stay."""
+    lanes, size = primary_GE.shape
+    instead_GE = np.empty((lanes, size), np.int64)
+    for g in range(lanes):
+        for e in range(size):
+            best = -1
+            for v in range(size):
+                if primary_GE[g, v] and (best < 0 or alike_EE[e, v] > alike_EE[e, best]):
+                    best = v
+            stays = primary_GE[g, e] or best < 0 or alike_EE[e, best] < np.float32(threshold)
+            instead_GE[g, e] = e if stays else best
+    new_TK = experts_TK.copy()
+    for t in range(len(new_TK)):
+        if live_T[t]:
+            for k in range(first, new_TK.shape[1]):
+                new_TK[t, k] = instead_GE[lane_T[t], experts_TK[t, k]]
+    return new_TK

@@ -1,0 +1,127 @@
+"""The last of a lane policy's three choices, inside a Triton kernel: each row into the set that its lane keeps.
+
+T token rows, E experts, K top-k, W columns afterwards, BT/BE/BW their tile sizes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lynx_exp.routing.backends.triton.kernels.tiles import SMALLEST, first_best, listed, tile
+
+
+@triton.jit
+def remap(
+    rows,
+    mine,
+    acts,
+    keep,  # [1 or BT, BE] bool
+    choice_ptr,
+    scores_ptr,
+    experts_ptr,
+    weights_ptr,
+    scale_ptr,
+    out_experts_ptr,
+    out_weights_ptr,
+    scaling,
+    first,
+    max_rank,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    W: tl.constexpr,
+    OWN_FIRST: tl.constexpr,
+    RANKED: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    SCALED: tl.constexpr,
+    BT: tl.constexpr,
+    BE: tl.constexpr,
+    BW: tl.constexpr,
+):
+    """Write the new experts and weights of the rows `mine`, as `remap.restrict` defines them.
+
+    OWN_FIRST opens to each row its own `first` experts too; RANKED only its best `max_rank`.
+    """
+    e = tl.arange(0, BE)
+    w = tl.arange(0, BW)
+    choice = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32)
+    opened = choice > float("-inf")
+    allowed = opened & keep
+    if OWN_FIRST:
+        allowed = allowed | (opened & listed(experts_ptr, rows, acts, 0, first, K, BT, BE))
+    if RANKED:
+        left = opened
+        for _ in range(max_rank):
+            _best, at = first_best(choice, left, e, BE)
+            left = left & (e[None, :] != at[:, None])
+        allowed = allowed & ~left
+    changes = acts & (tl.max(allowed.to(tl.int32), 1) > 0)
+    if SLOTS == K:
+        outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~allowed
+        changes = changes & (tl.max(outside.to(tl.int32), 1) > 0)
+
+    own = mine[:, None] & (w < K)[None, :]
+    own_at = rows[:, None] * K + w[None, :]
+    own_first = tl.load(experts_ptr + rows * K, mask=mine, other=0)
+    own_experts = tl.load(experts_ptr + own_at, mask=own, other=0)
+    own_experts = tl.where(own, own_experts, own_first[:, None])
+    own_weights = tl.load(weights_ptr + own_at, mask=own, other=0.0)
+
+    experts = tl.zeros([BT, BW], tl.int32)
+    raw = tl.zeros([BT, BW], tl.float32)
+    total = tl.zeros([BT], tl.float32)
+    best_expert = tl.zeros([BT], tl.int32)
+    for slot in range(SLOTS):
+        best, at = first_best(choice, allowed, e, BE)
+        allowed = allowed & (e[None, :] != at[:, None])
+        found = changes & (best > float("-inf"))
+        best_expert = tl.where(slot == 0, at, best_expert)
+        score = tl.load(scores_ptr + rows * E + at, mask=found, other=0.0).to(tl.float32)
+        total += score
+        here = (w == slot)[None, :]
+        experts = tl.where(here, tl.where(found, at, best_expert)[:, None], experts)
+        raw = tl.where(here, score[:, None], raw)
+    experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
+    total = tl.where(changes, tl.maximum(total, SMALLEST), 1.0)
+    mass = scaling if RENORMALIZE else tl.sum(own_weights.to(tl.float32), 1)
+    weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
+    if SCALED:
+        weights = weights * tl.load(scale_ptr + experts, mask=changes[:, None], other=0.0)
+
+    out_at = rows[:, None] * W + w[None, :]
+    written = mine[:, None] & (w < W)[None, :]
+    experts = tl.where(changes[:, None], experts.to(tl.int64), own_experts)
+    weights = tl.where(changes[:, None], weights.to(own_weights.dtype), own_weights)
+    tl.store(out_experts_ptr + out_at, experts, mask=written)
+    tl.store(out_weights_ptr + out_at, weights, mask=written)
+
+
+@triton.jit
+def substitute(
+    rows,
+    mine,
+    acts,
+    keep,  # [BE] bool
+    experts_ptr,
+    alike_ptr,
+    out_experts_ptr,
+    primary,
+    threshold,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    BE: tl.constexpr,
+):
+    """`sere`: an expert outside the kept set gives way to the most similar one inside."""
+    e = tl.arange(0, BE)
+    for column in range(K):
+        expert = tl.load(experts_ptr + rows * K + column, mask=mine, other=0)
+        if column >= primary:
+            alike = tl.load(
+                alike_ptr + expert[:, None] * E + e[None, :], mask=acts[:, None] & keep[None, :], other=-1.0
+            )
+            nearest, at = first_best(alike, keep[None, :], e, BE)
+            kept = tl.max((keep[None, :] & (e[None, :] == expert.to(tl.int32)[:, None])).to(tl.int32), 1) > 0
+            gives_way = acts & ~kept & (nearest >= threshold)
+            expert = tl.where(gives_way, at.to(tl.int64), expert)
+        tl.store(out_experts_ptr + rows * K + column, expert, mask=mine)
