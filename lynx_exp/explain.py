@@ -93,6 +93,8 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
         return f"{typed}: not one of the parameters of every policy in {swept}; run them apart, or as cells of a study"
     if parent == "policy" and not known:
         return f"{typed}: this policy has no parameters; choose another with policy=NAME"
+    if last in known:
+        return f"{typed}: {key} has other keys; add one with +{key}.NAME=VALUE"
     return f"{typed}: unknown field; known: {shown}{close}"
 
 

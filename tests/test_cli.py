@@ -109,6 +109,7 @@ BAD = [
     (["+foo=1"], "foo=1", "unknown field"),
     (["++x=1"], "x=1", "unknown field"),
     (["+a.b.c=1"], "a={'b': {'c': 1}}", "unknown field"),
+    (["model=random", "model.config={a: 1}"], "model.config={a: 1}", "+model.config.NAME=VALUE"),
     (["+batchsize=4"], "batchsize=4", "did you mean batch_size?"),
     (["-m", "+batchsize=4,8"], "batchsize=4", "did you mean batch_size?"),
     (["+measure.latncy=true"], "measure.latncy=True", "did you mean latency?"),
