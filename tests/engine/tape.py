@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lynx_exp.engine.decoding.graph import Made, Step
-from lynx_exp.routing import StepContext, policy
+from lynx_exp.routing import StepContext, dispatch
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.ops.lanes import lane_size
 
@@ -80,5 +80,5 @@ def as_on_a_device() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "AVAILABLE", False)
-        patch.setattr(policy, "acting_step", acting)
+        patch.setattr(dispatch, "acting_step", acting)
         yield
