@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+
+from lynx_exp.store.files import write_atomically
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -17,19 +16,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     path = path.resolve()
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        if error.filename is None:  # a full disk names no file
             error.filename = str(path)
-        with suppress(OSError):  # what went wrong first is what is told
-            Path(draft).unlink(missing_ok=True)
         raise
 
 

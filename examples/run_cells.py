@@ -18,6 +18,7 @@ if code:
 
 cells, samples, steps = load(f"{results}/example")
 scores = samples.groupby("cell_id")["score"].mean()
-active = steps.groupby("cell_id")["active_experts"].mean()
+steps["weighted"] = steps["active_experts"] * steps["scored_rows"]  # as the table: of the steps that made scored tokens
+active = steps.groupby("cell_id")["weighted"].sum() / steps.groupby("cell_id")["scored_rows"].sum()
 table = cells.set_index("cell_id")[["policy_label"]].assign(score=100 * scores, active_experts=active)
 print(table.round(2).to_string(index=False))

@@ -19,7 +19,6 @@ from lynx_exp.engine import BatchPlan, Request, Sampling
 from lynx_exp.engine.decoding import captured_stream
 from lynx_exp.engine.decoding.captured_stream import CapturedStream, width_of
 from lynx_exp.engine.decoding.graph import Capture, Made, Step, rerun
-from lynx_exp.engine.decoding.lead import Lead
 from lynx_exp.engine.decoding.seating import seats_that_fit
 from lynx_exp.engine.decoding.steps import Steps
 from lynx_exp.engine.kv_cache.seats import Readback
@@ -349,42 +348,6 @@ def test_sizes() -> None:
     assert seats_that_fit(4, 5, 1, 7) == 7
     with pytest.raises(ValueError, match="batch_size=16"):
         seats_that_fit(256, 16, 1, 15)
-
-
-class Ticks:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize(
-    ("host_s", "ends", "pays"), [(0.1, 0.0, True), (0.1, 0.02, False), (0.5, 0.02, True), (0.001, 0.02, False)]
-)
-def test_leading_pays_where_ends_are_rarer_than_the_host_is_slow(host_s: float, ends: float, pays: bool) -> None:
-    """Of steps of one second with lanes of 16: `ends` of a row and step cost 16 times that of what is done."""
-    clock = Ticks()
-    lead, rows = Lead(clock=clock), 1000
-    assert not lead.pays([16, 16], False)
-    for _ in range(20):
-        lead.read(rows, int(ends * rows))
-        clock.now += host_s
-        lead.launched()
-        clock.now += 1 - host_s
-    assert lead.pays([16, 16], False) is pays
-    assert not lead.pays([16, 16], True)
-
-
-def test_time_in_which_prompts_enter_does_not_count() -> None:
-    clock = Ticks()
-    lead = Lead(clock=clock)
-    for _ in range(3):
-        lead.read(10, 0)
-        lead.disturbed()
-        clock.now += 9
-        lead.launched()
-    assert not lead.pays([4], False)
 
 
 @pytest.mark.parametrize(("asked", "said"), [("captured", "needs a CUDA device, this is cpu"), ("fast", "must be one")])

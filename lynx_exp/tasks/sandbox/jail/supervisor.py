@@ -196,14 +196,18 @@ def read_message() -> Any:
     return json.loads(wire.receive(0, limit=2**32))
 
 
+def allowed_modules(plan: Plan) -> frozenset[str]:
+    """What programs may import, of all that is installed."""
+    return sys.stdlib_module_names | {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
+
+
 class OnlyAllowed:
     """Finds no module that programs may not have, so that no library is loaded with a half of it that they could not
     read: what it looks for in vain is as good as not installed.
     """
 
     def __init__(self, plan: Plan) -> None:
-        libraries = {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
-        self.allowed = sys.stdlib_module_names | libraries
+        self.allowed = allowed_modules(plan)
         self.refused: set[str] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
@@ -232,11 +236,11 @@ def load(plan: Plan) -> None:
 def hide(plan: Plan) -> None:
     """Let what is installed and may not be read be as good as not installed: rules that only grant leave its name in
     the folder, and an import that somebody expects to fail (of pyarrow, in pandas) would end in PermissionError."""
-    libraries = {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
+    allowed = allowed_modules(plan)
     for folder in plan.library_path:
-        for entry in os.listdir(folder):
-            name = entry.partition(".")[0]
-            if name.isidentifier() and name not in libraries and name not in sys.stdlib_module_names:
+        with contextlib.suppress(OSError):  # nor does a program find anything in a folder that cannot be listed
+            names = {entry.partition(".")[0] for entry in os.listdir(folder)}
+            for name in filter(str.isidentifier, names - allowed):
                 sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
