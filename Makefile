@@ -76,7 +76,7 @@ $(VLLM_STAMP): pyproject.toml
 	@touch $@
 
 fuzz: $(DEV) ## random arguments and files against every command, for minutes: make fuzz FUZZ_EXAMPLES=2000
-	HYPOTHESIS_PROFILE=new FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/launch/test_compose.py -m slow
+	HYPOTHESIS_PROFILE=new FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/run/test_compose.py -m slow
 
 $(OLDEST_STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: the oldest versions need Python 3.11: make test-oldest PYTHON=/path/to/python3.11"; exit 1; }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.load import Records, load
 
 if TYPE_CHECKING:
-    from analysis.report import print_table, write_figures
+    from analysis.commands import print_table, write_figures
 
 __all__ = ["Records", "load", "print_table", "write_figures"]
 
@@ -18,7 +18,7 @@ __all__ = ["Records", "load", "print_table", "write_figures"]
 def __getattr__(name: str) -> Any:
     """Scipy, sacrebleu and rich are imported when a table or figure is asked for, not before."""
     if name in ("print_table", "write_figures"):
-        from analysis import report
+        from analysis import commands as report
 
         return getattr(report, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import verdicts
 from analysis.layout import count, title
-from analysis.recommend import ALL, ALONE, RECOMMENDED, recommendations
+from analysis.recommendation import ALL, ALONE, RECOMMENDED, recommendations
 from analysis.study import Study
 
 

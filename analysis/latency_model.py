@@ -23,7 +23,7 @@ import pandas as pd
 from analysis import latency
 from analysis.latency import Array
 from analysis.load import Records
-from analysis.runs import LaneSums, Run, Runs
+from analysis.run_steps import LaneSums, Run, Runs
 from analysis.statistics import Estimate, t_interval
 
 FEATURES = ("live", "active", "context")

@@ -14,8 +14,8 @@ from analysis.labels import settings_of
 from analysis.load import Records, load
 from analysis.macro import summary
 from analysis.plans import pooled
-from analysis.points import merged
 from analysis.soundness import warnings
+from analysis.study_points import merged
 from analysis.verdicts import MARGIN, judged
 
 

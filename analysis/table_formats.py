@@ -12,8 +12,8 @@ import pandas as pd
 from analysis import columns
 from analysis.conclusion import conclusions
 from analysis.layout import title
+from analysis.results_table import By, ordered
 from analysis.study import Study
-from analysis.table import By, ordered
 
 
 def as_json(study: Study, *, by: By = "all", sort: str = "policy") -> str:

@@ -34,8 +34,8 @@ from rich.console import Console
 
 from lynx_exp import Engine
 from lynx_exp.config import Config, ModelConfig, PackConfig, TaskConfig, TrackerConfig
-from lynx_exp.launch.run import run_cells
-from lynx_exp.tasks.load import load_task
+from lynx_exp.run.run_cells import run_cells
+from lynx_exp.tasks.load_task import load_task
 
 GOAL, GOAL_LM_EVAL = 10.0, 20.0
 TASKS = {

@@ -26,7 +26,7 @@ from benchmarks.harness import report
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, LaneRun, Request, WindowTiming, draw_windows
 from lynx_exp.engine.timing.windows import window_of
-from lynx_exp.launch.latency import timing_rows
+from lynx_exp.run.time_cell import timing_rows
 from lynx_exp.tasks.mini import held_out
 
 WITHIN = 0.05

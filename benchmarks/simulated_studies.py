@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import special
 
 from analysis import statistics
-from analysis.recommend import RECOMMENDED, recommendations
+from analysis.recommendation import RECOMMENDED, recommendations
 from analysis.statistics import LEVEL, Estimate
 from analysis.study import Study
 from analysis.verdicts import FEW_LANES, WITHIN, judged

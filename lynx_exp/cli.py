@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
-from lynx_exp.launch.stopping import Preempted, stoppable
+from lynx_exp.run.interrupt import Preempted, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from lynx_exp.launch import ranks
+    from lynx_exp.run import torchrun as ranks
 
     if not ranks.is_first_rank():
-        from lynx_exp.launch.run import follow
+        from lynx_exp.run.run_cells import follow
 
         follow()
         return 0
@@ -45,8 +45,8 @@ def _stopped(stop: KeyboardInterrupt) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Run `lynx-exp ARGUMENTS`; the exit code. Bad input prints one line, or with HYDRA_FULL_ERROR=1 the traceback."""
     from lynx_exp.explain import explain
-    from lynx_exp.launch.threads import set_spin
     from lynx_exp.own_analysis import protect
+    from lynx_exp.run.threads import set_spin
 
     protect()
     set_spin()
@@ -82,9 +82,9 @@ def _hydra(arguments: list[str]) -> int:
 
     import lynx_exp
     from lynx_exp.config import config_folder, to_config
-    from lynx_exp.launch.launchers import plugin
-    from lynx_exp.launch.launchers.register import register
-    from lynx_exp.launch.sweeper.arguments import prepared
+    from lynx_exp.run.launchers import plugin
+    from lynx_exp.run.launchers.register import register
+    from lynx_exp.run.sweeper.raw_arguments import prepared
 
     if arguments == ["--version"]:
         print(f"lynx-exp {lynx_exp.__version__} (hydra {hydra.__version__})")
@@ -105,7 +105,7 @@ def _hydra(arguments: list[str]) -> int:
         nonlocal code, problem
         try:
             plugin.check_hydra(HydraConfig.get())
-            from lynx_exp.launch.run import run_cells
+            from lynx_exp.run.run_cells import run_cells
 
             config = to_config(composed)
             if config.plan_seeds > 1:

@@ -30,17 +30,17 @@ from lynx_exp.config import (
     did_you_mean,
     one_of,
 )
-from lynx_exp.launch.requests import encode_requests
+from lynx_exp.run.encode import encode_requests
 from lynx_exp.tasks.lm_eval_code import run_code_in
-from lynx_exp.tasks.settings import Generation
 from lynx_exp.tasks.task import TaskRequest
+from lynx_exp.tasks.task_settings import Generation
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from lynx_exp.engine import BatchPlan, LaneResult, Request
     from lynx_exp.routing import Policy
-    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.run_programs import Sandbox
 
 log = logging.getLogger("lm_eval.lynx")
 
@@ -309,7 +309,7 @@ class LynxLM(LM):
 
     def _plan(self, task: Asked) -> BatchPlan:
         """As of a cell without a limit: fillers are requests of other lanes, since these are all that there are."""
-        from lynx_exp.launch.lanes import lanes_over
+        from lynx_exp.run.batch_plan import lanes_over
 
         return lanes_over(
             task.requests,
@@ -338,7 +338,7 @@ def _sandbox(name: str, confirmed: bool) -> Sandbox | None:
     one_of("sandbox", name, SANDBOXES)
     if name == "auto":
         return None  # opened where there is a program to run
-    from lynx_exp.tasks.execute import open_sandbox
+    from lynx_exp.tasks.run_programs import open_sandbox
 
     return open_sandbox(name, confirm_unsafe_code=confirmed)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lynx_exp import cli
-from lynx_exp.launch.outcomes import Outcome, Report
-from lynx_exp.prepare import cli as prepare_cli
+from lynx_exp.prepare import command_line as prepare_cli
 from lynx_exp.results import main as results
+from lynx_exp.run.outcomes import Outcome, Report
 from tests.analysis.fake_study import POLICIES, write_cell
 
 RANDOM = "model=random"
@@ -211,7 +211,7 @@ def test_layers_as_people_type_them(arguments, expected, monkeypatch):
         seen.extend(config.layers for config in configs)
         return Report(outcomes=[Outcome(state="done", folder=Path()) for _ in configs])
 
-    monkeypatch.setattr("lynx_exp.launch.run.run_cells", run)
+    monkeypatch.setattr("lynx_exp.run.run_cells.run_cells", run)
     assert cli.run([*arguments, "policy=lynx"]) == 0
     assert seen == expected
 
@@ -223,7 +223,7 @@ def test_a_real_line_break_ends_responses(monkeypatch):
         seen.extend(configs)
         return Report(outcomes=[])
 
-    monkeypatch.setattr("lynx_exp.launch.run.run_cells", run)
+    monkeypatch.setattr("lynx_exp.run.run_cells.run_cells", run)
     assert cli.run(['task.generation.until=["\n"]']) == 0
     assert seen[0].task.generation.until == ["\n"]
 
@@ -247,19 +247,19 @@ def test_a_bug_is_not_passed_off_as_bad_input(monkeypatch, tmp_path):
     def crash(*_args, **_more):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lynx_exp.launch.run.run_cells", crash)
+    monkeypatch.setattr("lynx_exp.run.run_cells.run_cells", crash)
     with pytest.raises(ZeroDivisionError):
         cli.run([])
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
-    from lynx_exp.launch.stopping import Interrupted
+    from lynx_exp.run.interrupt import Interrupted
 
     def stop(*_args, **_more):
         raise Interrupted("interrupted: 2 of 3 cells are done and kept; run the same command to continue")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lynx_exp.launch.run.run_cells", stop)
+    monkeypatch.setattr("lynx_exp.run.run_cells.run_cells", stop)
     for arguments in ([], ["-m", "batch_size=1,2"]):
         assert cli.run(arguments) == 130
         err = capsys.readouterr().err

@@ -15,13 +15,13 @@ from yaml import safe_load
 
 from analysis.figures import NAMES
 from lynx_exp.config import Config, MeasureConfig, ModelConfig, TaskConfig, TrackerConfig, config_folder, to_config
-from lynx_exp.launch.cell import Cell
-from lynx_exp.launch.launchers.register import register
-from lynx_exp.launch.model import inspect_model
-from lynx_exp.launch.sweeper.grids import job_grids
-from lynx_exp.prepare.cli import read_recipe
+from lynx_exp.prepare.command_line import read_recipe
 from lynx_exp.prepare.train import TrainConfig
 from lynx_exp.routing import ModelShape, build_policy, layer_range, policy_names
+from lynx_exp.run.launchers.register import register
+from lynx_exp.run.model_facts import inspect_model
+from lynx_exp.run.planned_cell import Cell
+from lynx_exp.run.sweeper.grids import job_grids
 from lynx_exp.store.identity import Ids
 from lynx_exp.tasks import known_tasks
 

@@ -18,9 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lynx_exp.config import config_folder, to_config
-from lynx_exp.launch.launchers.register import register
-from lynx_exp.prepare.cli import read_calibration, read_recipe
+from lynx_exp.prepare.command_line import read_calibration, read_recipe
 from lynx_exp.results.main import parser as results_parser
+from lynx_exp.run.launchers.register import register
 from lynx_exp.tasks import known_tasks
 from tests.test_imports import ALLOWED
 

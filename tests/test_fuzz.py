@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lynx_exp import cli
 from lynx_exp.models import BUNDLED
-from lynx_exp.prepare import cli as prepare
+from lynx_exp.prepare import command_line as prepare
 from lynx_exp.results import main as results
 
 MANY = int(os.environ.get("FUZZ_EXAMPLES", "300"))

@@ -21,10 +21,10 @@ ALLOWED = {
     "tasks": {"tasks", "engine", "models", "routing"},
     "store": {"store", "config", "engine", "models", "routing"},
     "tracking": {"tracking", "store", "config"},
-    "launch": {"launch", "tracking", "store", "tasks", "vllm_backend", "engine", "models", "routing", "config"},
+    "run": {"run", "tracking", "store", "tasks", "vllm_backend", "engine", "models", "routing", "config"},
     "checks": {"checks", "store"},
-    "prepare": {"prepare", "launch", "store", "tasks", "engine", "models", "routing", "config", "explain", "exits"},
-    "lm_eval_model": {"lm_eval_model", "lm_eval_hook", "launch", "tasks", "engine", "routing", "config"},
+    "prepare": {"prepare", "run", "store", "tasks", "engine", "models", "routing", "config", "explain", "exits"},
+    "lm_eval_model": {"lm_eval_model", "lm_eval_hook", "run", "tasks", "engine", "routing", "config"},
     "lm_eval_hook": set(),
     "config": {"config"},
     "exits": set(),
@@ -120,9 +120,9 @@ BELOW = {
     "engine.kv_cache": {"requests"},
     "engine.decoding": {"requests", "kv_cache"},
     "engine.timing": {"requests", "kv_cache", "decoding"},
-    "launch.sweeper": set(),
-    "launch.launchers": {"sweeper", ""},
-    "launch.replay": {""},
+    "run.sweeper": set(),
+    "run.launchers": {"sweeper", ""},
+    "run.replay": {""},
 }
 """A folder inside a subpackage, and those beside it that it may import; "" are the files of the subpackage itself."""
 
@@ -188,11 +188,11 @@ def test_analysis_knows_files_only():
     ("module", "absent"),
     [
         ("lynx_exp.cli", "torch pandas transformers lm_eval hydra wandb matplotlib"),
-        ("lynx_exp.launch.launchers.register", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.run.launchers.register", "torch pandas transformers lm_eval wandb matplotlib"),
         ("lynx_exp.store.read", "torch pandas transformers lm_eval wandb hydra omegaconf"),
         ("lynx_exp.results.main", "torch pandas transformers lm_eval hydra wandb matplotlib pyarrow"),
-        ("lynx_exp.prepare.cli", "torch pandas transformers lm_eval wandb"),
-        ("lynx_exp.launch.run", "torch pandas transformers lm_eval wandb matplotlib"),
+        ("lynx_exp.prepare.command_line", "torch pandas transformers lm_eval wandb"),
+        ("lynx_exp.run.run_cells", "torch pandas transformers lm_eval wandb matplotlib"),
         ("lynx_exp.models, lynx_exp.engine", "torch transformers"),
     ],
 )

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from lynx_exp.config import TaskConfig
-from lynx_exp.launch.run import run_cells
 from lynx_exp.results import main
+from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
-from tests.launch.real_cells import bundled
+from tests.run.real_cells import bundled
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_ctrl_c(study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     def stop(*_given: Any, **_more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lynx_exp.launch.replay.rescore.rescore", stop)
+    monkeypatch.setattr("lynx_exp.run.replay.rescore_cells.rescore", stop)
     assert results("rescore", study) == 130
     assert capsys.readouterr().err.startswith("lynx-results: interrupted; ")
 

@@ -16,7 +16,7 @@ from analysis.figures.fig4 import reassigned
 from analysis.figures.fig9 import layers_of
 from analysis.statistics import LEVEL, cluster_sums, lane_draws
 from analysis.study import Study
-from analysis.tokens import cells_with_tokens, read_tokens
+from analysis.token_tables import cells_with_tokens, read_tokens
 
 RESAMPLES = 1000
 BINS = 5

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.figures import style
 from analysis.study import Study
-from analysis.tokens import cells_with_tokens, expert_counts
+from analysis.token_tables import cells_with_tokens, expert_counts
 
 
 def draw(found: Study, folder: Path, suffix: str) -> list[Path]:

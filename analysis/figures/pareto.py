@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import looks, style
+from analysis.frontiers import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
 from analysis.labels import PROBES
 from analysis.outputs import write_csv
-from analysis.pareto import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
 from analysis.resample import Resampler
 from analysis.study import Study
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.figures import Track
-from analysis.page import sections
+from analysis.page import page_sections as sections
 from analysis.page.browse import browser
+from analysis.page.chart_points import chart
 from analysis.page.material import Material
 from analysis.page.pictures import pictures
-from analysis.page.points import chart
 from analysis.page.text import escape, script_json
 from analysis.study import Study, study
 from analysis.verdicts import MARGIN

@@ -30,7 +30,7 @@ class Block:
 
 
 class HtmlConsole:
-    """Takes the place of `rich.console.Console` in `analysis.table`: tables and texts, kept instead of shown."""
+    """In the place of `rich.console.Console` in `analysis.results_table`: tables and texts, kept instead of shown."""
 
     is_terminal = False
 

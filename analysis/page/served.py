@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import serving
+from analysis import serving_runs as serving
 from analysis.figures import serving as figure
-from analysis.page import parts
+from analysis.page import html_parts as parts
 from analysis.page.pictures import Picture, gallery, picture
 from analysis.page.rich_html import HtmlConsole
 from analysis.page.text import escape

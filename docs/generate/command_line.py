@@ -15,13 +15,13 @@ from typing import Any, get_type_hints
 from docs.generate.markdown import code, table
 from lynx_exp.config import Config, allowed, config_folder, dataclass_fields, policy_summary
 from lynx_exp.help import shown
-from lynx_exp.launch.launchers.plugin import LauncherConf, SweeperConf
-from lynx_exp.launch.launchers.ray_launcher import RayConf
-from lynx_exp.launch.launchers.slurm_launcher import SlurmConf
 from lynx_exp.prepare.calibrate import CalibrateConfig
-from lynx_exp.prepare.cli import _parser as prepare_parser
+from lynx_exp.prepare.command_line import _parser as prepare_parser
 from lynx_exp.prepare.train import TrainConfig
 from lynx_exp.results.main import parser as results_parser
+from lynx_exp.run.launchers.plugin import LauncherConf, SweeperConf
+from lynx_exp.run.launchers.ray_launcher import RayConf
+from lynx_exp.run.launchers.slurm_launcher import SlurmConf
 
 HEAD = ("field", "type", "default", "allowed", "meaning")
 LAUNCHERS = {"packed, one_by_one": LauncherConf, "slurm": SlurmConf, "ray": RayConf}

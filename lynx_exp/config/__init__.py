@@ -26,8 +26,7 @@ from lynx_exp.config.choices import (
 )
 from lynx_exp.config.docstrings import Field, dataclass_fields, policy_parameters, policy_summary
 from lynx_exp.config.folders import config_folder
-from lynx_exp.config.labels import default_parameters, label_policy
-from lynx_exp.config.parts import (
+from lynx_exp.config.nodes import (
     GenerationConfig,
     MeasureConfig,
     ModelConfig,
@@ -36,7 +35,8 @@ from lynx_exp.config.parts import (
     TrackerConfig,
     VllmConfig,
 )
-from lynx_exp.config.shared import AsDict, Once
+from lynx_exp.config.policy_labels import default_parameters, label_policy
+from lynx_exp.config.shared_nodes import AsDict, Once
 from lynx_exp.config.strict import refuse_unknown
 
 __all__ = [

@@ -30,8 +30,8 @@ from lynx_exp.config.choices import (
     finite,
     one_of,
 )
-from lynx_exp.config.labels import label_policy
-from lynx_exp.config.parts import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+from lynx_exp.config.nodes import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+from lynx_exp.config.policy_labels import label_policy
 from lynx_exp.config.strict import refuse_unknown
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lynx_exp.models.attach import Attachment, Record, Rows, bind, count_active, count_changed
     from lynx_exp.models.fuse import fuse
-    from lynx_exp.models.load import load_tokenizer, load_weights, random_model
+    from lynx_exp.models.load_model import load_tokenizer, load_weights, random_model
     from lynx_exp.models.placement import DeviceMap
     from lynx_exp.models.places import (
         BUNDLED,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from lynx_exp.models.probe import Answers, UnknownRouter
     from lynx_exp.models.prove import Live, LiveRule, prove_answers
-    from lynx_exp.models.ranks import from_first, group_of
+    from lynx_exp.models.rank_agreement import from_first, group_of
     from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
 
 _MODULES = {
@@ -35,7 +35,7 @@ _MODULES = {
         "count_changed",
     ),
     "fuse": ("fuse",),
-    "load": (
+    "load_model": (
         "load_tokenizer",
         "load_weights",
         "random_model",
@@ -58,7 +58,7 @@ _MODULES = {
         "LiveRule",
         "prove_answers",
     ),
-    "ranks": (
+    "rank_agreement": (
         "from_first",
         "group_of",
     ),

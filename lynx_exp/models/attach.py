@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lynx_exp.models.ranks import Agreement
+from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lynx_exp.models.load import load_weights
+from lynx_exp.models.load_model import load_weights
 from lynx_exp.models.routers import Router, UnsupportedModel, find_routers
 from lynx_exp.models.tiny import tiny_model
 
@@ -90,4 +90,4 @@ def _source(model: str, model_type: str) -> str:
 
 
 if __name__ == "__main__":
-    runpy.run_module("lynx_exp.engine.families", run_name="__main__")  # what can be done with them is the engine's
+    runpy.run_module("lynx_exp.engine.abilities", run_name="__main__")  # what can be done with them is the engine's

@@ -86,7 +86,7 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
 
     Equal inputs give equal results, as far as the device's sums repeat. ValueError, in one line, for a bad input.
     """
-    from lynx_exp.launch.model import inspect_model
+    from lynx_exp.run.model_facts import inspect_model
 
     texts = read_texts(config.data, config.sequences, config.seed)
     about = inspect_model(config.model)
@@ -95,9 +95,9 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
     import torch
 
     from lynx_exp.models import fingerprint
-    from lynx_exp.prepare.experts import find_experts
-    from lynx_exp.prepare.facts import LayerFacts
+    from lynx_exp.prepare.layer_facts import LayerFacts
     from lynx_exp.prepare.observe import Observed
+    from lynx_exp.prepare.single_experts import find_experts
     from lynx_exp.routing import Calibration
     from lynx_exp.routing.calibration import SIMILARITIES
 

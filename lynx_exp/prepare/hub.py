@@ -123,7 +123,7 @@ class HubModel:
         """Everything that is missing. ValueError before the weights are fetched for what is not an MoE model."""
         from huggingface_hub import HfApi, snapshot_download
 
-        from lynx_exp.launch.model import inspect_model
+        from lynx_exp.run.model_facts import inspect_model
 
         inspect_model(ModelConfig(kind="hub", id=self.id, revision=self.revision))
         names = HfApi().list_repo_files(self.id, revision=seen.revision)
@@ -223,7 +223,7 @@ class HubTask:
 
     def fetch(self, seen: Entry) -> Entry:
         """Download and convert all splits, then load the task once: what else it needs comes with that."""
-        from lynx_exp.launch.tasks import settings_of
+        from lynx_exp.run.load_tasks import settings_of
         from lynx_exp.tasks import load_task
 
         self._builder().download_and_prepare()  # `load_task` is silent: the bars are shown here

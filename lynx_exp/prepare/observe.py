@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lynx_exp.models import Router, UnsupportedModel
-from lynx_exp.prepare.experts import Experts
-from lynx_exp.prepare.facts import LayerFacts
+from lynx_exp.prepare.layer_facts import LayerFacts
+from lynx_exp.prepare.single_experts import Experts
 from lynx_exp.routing import Routing
 
 OnLayer = Callable[[], None]

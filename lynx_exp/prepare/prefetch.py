@@ -72,8 +72,8 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
     from hydra.types import HydraContext, RunMode
     from omegaconf import DictConfig
 
-    from lynx_exp.launch.launchers.plugin import LynxLauncher, LynxSweeper
-    from lynx_exp.launch.launchers.register import register
+    from lynx_exp.run.launchers.plugin import LynxLauncher, LynxSweeper
+    from lynx_exp.run.launchers.register import register
 
     class Collect(LynxLauncher):
         """Composes the jobs and runs none."""

@@ -7,7 +7,7 @@ import json
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
-from lynx_exp.results.cells import finished
+from lynx_exp.results.selected_cells import finished
 from lynx_exp.results.main import say
 
 HELP = "make a Weights & Biases workspace (or report) of the cells"
@@ -27,8 +27,8 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     from lynx_exp.results.sync import place_of
-    from lynx_exp.tracking.dashboard import Kind, Shown, build
-    from lynx_exp.tracking.runs import one_line
+    from lynx_exp.tracking.wandb_dashboard import Kind, Shown, build
+    from lynx_exp.tracking.wandb_runs import one_line
 
     found = finished(asked.folder)
     records = found.cells
@@ -51,7 +51,7 @@ def run(asked: argparse.Namespace) -> int:
 def _own_entity() -> str:
     import wandb
 
-    from lynx_exp.tracking.runs import one_line
+    from lynx_exp.tracking.wandb_runs import one_line
 
     try:
         entity = wandb.Api(timeout=20).default_entity

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import WHERE
-from lynx_exp.results.cells import finished
+from lynx_exp.results.selected_cells import finished
 
 if TYPE_CHECKING:
     from analysis.between import Between, MetricChange

@@ -26,7 +26,7 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.launch.replay.export import export_lm_eval
+    from lynx_exp.run.replay.lm_eval_export import export_lm_eval
 
     out = asked.out or asked.folder / "lm-eval"
     given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lynx_exp.exits import FAILED
-from lynx_exp.launch.waiting import bar
+from lynx_exp.run.progress_bar import bar
 from lynx_exp.results.arguments import add_folder, add_margin
 from lynx_exp.results.main import say
 

@@ -20,7 +20,8 @@ VERBS = (
     *("status", "validate", "diff", "gc"),
     *("rescore", "export", "import", "sync", "dashboard"),
 )
-"""Modules of this package, in the order of `--help`."""
+"""In the order of `--help`. Each is a module of this package, but for the word that Python keeps to itself."""
+MODULES = {"import": "import_serving"}
 
 EPILOG = """\
 Examples:
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS), parser_class=_Verb)
     for name in VERBS:
-        module = import_module(f"lynx_exp.results.{name}")
+        module = import_module(f"lynx_exp.results.{MODULES.get(name, name)}")
         verb = verbs.add_parser(
             name,
             help=module.HELP,

@@ -22,7 +22,7 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from analysis.recommend import print_recommendations
+    from analysis.recommendation import print_recommendations
     from analysis.study import study
 
     found = study(asked.folder, asked.margin)

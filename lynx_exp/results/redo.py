@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
-from lynx_exp.results.cells import finished
+from lynx_exp.results.selected_cells import finished
 from lynx_exp.results.main import first_line, of_system, say
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def for_every_cell(
     asked: argparse.Namespace, act: Callable[[CellRecord], object], *, besides: Collection[str] = ()
 ) -> int:
     """A line each as it is done; one that cannot be stops no other. `besides`: files that need not be those of DONE."""
-    from lynx_exp.tasks.execute import ExecutionError
+    from lynx_exp.tasks.run_programs import ExecutionError
 
     if asked.sandbox == "unsafe" and not asked.confirm_unsafe_code:
         raise ValueError("--sandbox unsafe runs what a model wrote with your rights; add --confirm-unsafe-code")

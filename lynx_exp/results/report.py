@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from lynx_exp.exits import FAILED
-from lynx_exp.launch.waiting import bar
+from lynx_exp.run.progress_bar import bar
 from lynx_exp.results.arguments import add_folder, add_margin
 from lynx_exp.results.main import say
 
@@ -31,7 +31,7 @@ def run(asked: argparse.Namespace) -> int:
     from analysis.outputs import write_bytes
     from analysis.page.document import no_prompts, page
     from analysis.study import study
-    from lynx_exp.launch.replay.prompt_texts import prompts_of
+    from lynx_exp.run.replay.prompt_texts import prompts_of
 
     find = no_prompts if asked.no_prompts else prompts_of
     found = study(asked.folder, asked.margin)

@@ -20,7 +20,7 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.launch.replay.rescore import WRITTEN, rescore
+    from lynx_exp.run.replay.rescore_cells import WRITTEN, rescore
 
     given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
     return for_every_cell(asked, lambda record: rescore(record, **given), besides=WRITTEN)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
-from lynx_exp.results.cells import finished
+from lynx_exp.results.selected_cells import finished
 from lynx_exp.results.main import first_line, say
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord
-    from lynx_exp.tracking.runs import Place
+    from lynx_exp.tracking.wandb_runs import Place
 
 HELP = "log finished cells to Weights & Biases from disk"
 DESCRIPTION = """\
@@ -32,8 +32,8 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.tracking.runs import Unreachable, is_logged, log_cell, log_study
-    from lynx_exp.tracking.study import figures_of, tables_of
+    from lynx_exp.tracking.wandb_runs import Unreachable, is_logged, log_cell, log_study
+    from lynx_exp.tracking.study_content import figures_of, tables_of
 
     found = finished(asked.folder)
     records = found.cells
@@ -65,8 +65,8 @@ def run(asked: argparse.Namespace) -> int:
 
 def place_of(record: CellRecord, asked: argparse.Namespace, mode: str) -> Place:
     """Where the cell's config says, but for what the command says."""
-    from lynx_exp.tracking.content import config
-    from lynx_exp.tracking.runs import Place
+    from lynx_exp.tracking.run_content import config
+    from lynx_exp.tracking.wandb_runs import Place
 
     return Place.of(config(record).get("tracker") or {}, project=asked.project, entity=asked.entity, mode=mode)
 

@@ -36,7 +36,7 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from analysis.report import print_table
+    from analysis.commands import print_table
 
     if asked.json or asked.markdown:
         from analysis.study import study

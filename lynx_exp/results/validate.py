@@ -15,7 +15,7 @@ from lynx_exp.results.arguments import add_folder, add_sandbox
 
 if TYPE_CHECKING:
     from lynx_exp.checks.findings import Finding
-    from lynx_exp.checks.validate import Rescore, Validation
+    from lynx_exp.checks.all_rules import Rescore, Validation
 
 HELP = "check that all holds together: files, plans, rows, numbers, partners; exit 1 on a breach"
 DESCRIPTION = f"""\
@@ -44,7 +44,7 @@ def run(asked: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from lynx_exp.checks.validate import Validation
+    from lynx_exp.checks.all_rules import Validation
 
     validation = Validation(root=asked.folder, rescore=_rescorer(asked) if asked.rescore else None)
     findings: list[Finding] = []
@@ -86,9 +86,9 @@ def _closing(validation: Validation, counts: Counter[str]) -> str:
 
 
 def _rescorer(asked: argparse.Namespace) -> Rescore:
-    from lynx_exp.launch.replay.rescore import score_anew
+    from lynx_exp.run.replay.rescore_cells import score_anew
     from lynx_exp.store.read import read_cell
-    from lynx_exp.tasks.execute import ExecutionError
+    from lynx_exp.tasks.run_programs import ExecutionError
 
     if asked.sandbox == "unsafe" and not asked.confirm_unsafe_code:
         raise ValueError("--sandbox unsafe runs what a model wrote with your rights; add --confirm-unsafe-code")

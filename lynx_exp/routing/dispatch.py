@@ -6,7 +6,7 @@ The only file that knows all three. Importing it makes every policy that is call
 from __future__ import annotations
 
 from lynx_exp.routing.backends.numba import fused
-from lynx_exp.routing.backends.numba.fused.plan import plan_of
+from lynx_exp.routing.backends.numba.fused.fused_plan import plan_of
 from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.policy import Policy, acting_step, run_policies_by
 from lynx_exp.routing.rule import RouterRule

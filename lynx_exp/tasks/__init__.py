@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lynx_exp.tasks.definition import known_tasks, mini_tasks
-from lynx_exp.tasks.execute import ExecutionError, Program, Verdict, run_programs
-from lynx_exp.tasks.load import load_task
-from lynx_exp.tasks.settings import TaskSettings
+from lynx_exp.tasks.load_task import load_task
+from lynx_exp.tasks.run_programs import ExecutionError, Program, Verdict, run_programs
 from lynx_exp.tasks.task import EvalTask, Metric, SampleScore, Scores, TaskRequest
+from lynx_exp.tasks.task_settings import TaskSettings
 
 __all__ = [
     "EvalTask",

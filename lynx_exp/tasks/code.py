@@ -15,10 +15,10 @@ from math import comb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lynx_exp.tasks.execute import Program, Verdict, run_programs
+from lynx_exp.tasks.run_programs import Program, Verdict, run_programs
 
 if TYPE_CHECKING:
-    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.run_programs import Sandbox
 
 Result = TypeVar("Result")
 
@@ -72,7 +72,7 @@ class CodeRun:
         if not programs:
             return []
         if self.sandbox is None:
-            from lynx_exp.tasks.execute import open_sandbox
+            from lynx_exp.tasks.run_programs import open_sandbox
 
             self.sandbox = open_sandbox()
         return run_programs(programs, sandbox=self.sandbox)

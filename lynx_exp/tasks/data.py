@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.tasks.rows import ENDINGS, misfit, read_numbered
+from lynx_exp.tasks.document_files import ENDINGS, misfit, read_numbered
 
 if TYPE_CHECKING:
     from datasets import Dataset

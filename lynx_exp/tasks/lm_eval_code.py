@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lynx_exp.tasks.code import CodeEval, code_run, current_run, forget_task_modules, run_from_now_on
 
 if TYPE_CHECKING:
-    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.run_programs import Sandbox
 
 
 def run_code_in(sandbox: Sandbox | None) -> None:
@@ -49,7 +49,7 @@ def _opened() -> Sandbox:
     """The process's own, opened now if it has not been."""
     run = current_run()
     if run.sandbox is None:
-        from lynx_exp.tasks.execute import open_sandbox
+        from lynx_exp.tasks.run_programs import open_sandbox
 
         run.sandbox = open_sandbox()
     return run.sandbox

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from lynx_exp.tasks.task import EvalTask, Responses, Scores, TaskRequest
 
 if TYPE_CHECKING:
-    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.run_programs import Sandbox
 
 
 class MixedTask:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.tasks.mini.dataset import FOLDER
-from lynx_exp.tasks.settings import TaskSettings
 from lynx_exp.tasks.task import TaskRequest, TaskSpec
+from lynx_exp.tasks.task_settings import TaskSettings
 from lynx_exp.tasks.user_cache import cache_folder, write_whole
 
 FORM = 1

@@ -15,13 +15,13 @@ from lynx_exp.tasks.code import CodeRun, code_run
 from lynx_exp.tasks.definition import HEADLINES
 from lynx_exp.tasks.process import Process
 from lynx_exp.tasks.rouge import no_bootstrap_of_one
-from lynx_exp.tasks.settings import Generation
+from lynx_exp.tasks.task_settings import Generation
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
-    from lynx_exp.tasks.execute import Sandbox
+    from lynx_exp.tasks.run_programs import Sandbox
 
 Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
 

@@ -35,6 +35,6 @@ def open_tracker(config: TrackerConfig, study: Path) -> Tracker:
     """The tracker that `config` names, for the cells of the folder `study`."""
     if config.name == "none":
         return NoTracker()
-    from lynx_exp.tracking.wandb import WandbTracker
+    from lynx_exp.tracking.wandb_tracker import WandbTracker
 
     return WandbTracker(config, study)

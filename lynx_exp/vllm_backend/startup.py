@@ -9,7 +9,7 @@ from typing import Any
 
 from lynx_exp.models import locate
 from lynx_exp.vllm_plugin import make_llvmlite_bearable, register
-from lynx_exp.vllm_plugin.checks import check_version
+from lynx_exp.vllm_plugin.requirements import check_version
 
 CPU_CACHE_GIB = 2.0
 """For keys and values where nothing else is said; vLLM would take nearly all of the machine."""

@@ -51,8 +51,8 @@ def _asked(vllm_config: Any) -> Any:
 def _check_config(_engine_args: Any, vllm_config: Any) -> None:
     """In the process that the user started: what is wrong is said there, before any other process starts."""
     if _asked(vllm_config) is not None:
-        from lynx_exp.vllm_plugin.checks import check_config
-        from lynx_exp.vllm_plugin.settings import Settings
+        from lynx_exp.vllm_plugin.plugin_settings import Settings
+        from lynx_exp.vllm_plugin.requirements import check_config
 
         check_config(vllm_config, Settings.parse(_asked(vllm_config)))
         make_llvmlite_bearable()
@@ -61,7 +61,7 @@ def _check_config(_engine_args: Any, vllm_config: Any) -> None:
 def _install(wrapper: Any, _result: Any) -> None:
     """In each worker, when it has its device and not yet its model."""
     if _asked(wrapper.vllm_config) is not None:
-        from lynx_exp.vllm_plugin.settings import Settings
+        from lynx_exp.vllm_plugin.plugin_settings import Settings
         from lynx_exp.vllm_plugin.worker import LynxWorker
 
         LynxWorker(wrapper.worker, wrapper.vllm_config, Settings.parse(_asked(wrapper.vllm_config))).install()

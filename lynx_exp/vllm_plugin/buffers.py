@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing import StepContext
-from lynx_exp.vllm_plugin.rows import StepRows
-from lynx_exp.vllm_plugin.settings import Acting
+from lynx_exp.vllm_plugin.plugin_settings import Acting
+from lynx_exp.vllm_plugin.scheduled_rows import StepRows
 
 
 @dataclass(kw_only=True, eq=False)

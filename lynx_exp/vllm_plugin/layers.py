@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lynx_exp.models import Answers, Live, LiveRule, UnknownRouter, UnsupportedModel, prove_answers
 from lynx_exp.models.odd_routers import TRIPLE
 from lynx_exp.routing import RouterRule
-from lynx_exp.vllm_plugin.checks import check_layer
-from lynx_exp.vllm_plugin.settings import WHERE
+from lynx_exp.vllm_plugin.plugin_settings import WHERE
+from lynx_exp.vllm_plugin.requirements import check_layer
 
 _ROWS = 1024
 

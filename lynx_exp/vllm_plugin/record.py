@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lynx_exp.vllm_plugin.rows import LaneStep, StepRows
+from lynx_exp.vllm_plugin.scheduled_rows import LaneStep, StepRows
 
 _EVERY = 5.0
 """Seconds between two writings of a report."""

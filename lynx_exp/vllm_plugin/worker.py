@@ -18,11 +18,11 @@ from lynx_exp.models import bind, find_calibration, intercepted
 from lynx_exp.routing import Policy, Routing, layer_range
 from lynx_exp.vllm_plugin import ops
 from lynx_exp.vllm_plugin.buffers import Buffers, Part
-from lynx_exp.vllm_plugin.checks import check_config, check_runner
 from lynx_exp.vllm_plugin.layers import Layer, find_layers, reroute
+from lynx_exp.vllm_plugin.plugin_settings import VANILLA, WHERE, Acting, Settings
 from lynx_exp.vllm_plugin.record import LaneCount, Record, say
-from lynx_exp.vllm_plugin.rows import NOBODY, Seats, StepRows, lanes_of_requests, one_lane
-from lynx_exp.vllm_plugin.settings import VANILLA, WHERE, Acting, Settings
+from lynx_exp.vllm_plugin.requirements import check_config, check_runner
+from lynx_exp.vllm_plugin.scheduled_rows import NOBODY, Seats, StepRows, lanes_of_requests, one_lane
 
 _WARM_UP = ("_warmup_", "_v2_mixed_warmup")
 """Names of the requests that vLLM's second model runner makes up to warm itself up."""

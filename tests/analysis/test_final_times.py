@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from analysis import print_table
-from analysis.recommend import recommendations
+from analysis.recommendation import recommendations
 from analysis.study import study
 from tests.analysis.fake_study import POLICIES
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis import latency_model
 from analysis.load import Records
-from analysis.runs import Runs
+from analysis.run_steps import Runs
 
 LAYERS, BATCH = 4, 4
 COST = {"live": 0.05, "active": 0.03, "context": 0.001}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from analysis import print_table, write_figures
 from analysis.page.document import page
-from analysis.recommend import print_recommendations
+from analysis.recommendation import print_recommendations
 from analysis.study import study
 from tests.analysis.fake_study import POLICIES
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.figures import style
 from analysis.outputs import write_bytes, write_csv
-from analysis.table import write_csv as write_table
+from analysis.results_table import write_csv as write_table
 
 
 def names(folder: Path) -> set[str]:

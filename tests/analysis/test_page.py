@@ -26,7 +26,7 @@ import analysis
 from analysis.labels import series_of
 from analysis.page import browse, document, text
 from analysis.page.document import page
-from analysis.recommend import print_recommendations
+from analysis.recommendation import print_recommendations
 
 Write = Callable[..., Path]
 VANILLA, LYNX, HARMFUL = POLICIES[0], POLICIES[3], POLICIES[5]

@@ -25,9 +25,9 @@ from analysis import write_figures
 from analysis.figures import NAMES, confidence, style
 from analysis.figures.fig9 import layers_of
 from analysis.latex import booktabs, escape, number
-from analysis.points import merged
 from analysis.study import study as read_study
-from analysis.tokens import expert_counts
+from analysis.study_points import merged
+from analysis.token_tables import expert_counts
 from lynx_exp.results.main import main
 
 PAPER = ("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18")

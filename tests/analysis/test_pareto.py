@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from analysis import load
 from analysis.compare import results
 from analysis.figures.pareto import points_of
-from analysis.pareto import (
+from analysis.frontiers import (
     ACTIVE,
     REFERENCE_LOSS,
     SPEEDUP,

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis import verdicts
 from analysis.conclusion import conclusions
-from analysis.recommend import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
+from analysis.recommendation import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
 from analysis.study import study as read_study
 from lynx_exp.results.main import main
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.page.document import page
-from analysis.serving import frame
+from analysis.serving_runs import frame
 from lynx_exp.results.main import main
 from tests.analysis.fake_study import POLICIES, write_cell
 from tests.vllm.bench_run import lynx, saved

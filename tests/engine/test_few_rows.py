@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lynx_exp import Engine
 from lynx_exp.engine.timing import fastest_experts as fastest
 from lynx_exp.models import random_model
-from lynx_exp.models.expert_kernels import FEW_ROWS, launch
+from lynx_exp.models.expert_kernels import FEW_ROWS
+from lynx_exp.models.expert_kernels import launch_experts as launch
 from lynx_exp.models.experts import PER_EXPERT
 
 SMALL = {

@@ -12,7 +12,7 @@ from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.generate import run_padded
 from lynx_exp.engine.requests.processing import of_model, of_task, settings_of, together
-from lynx_exp.tasks.settings import Generation
+from lynx_exp.tasks.task_settings import Generation
 from tests.engine.conftest import CONFIG
 
 NEW = 12

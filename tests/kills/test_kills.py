@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lynx_exp.store.claims import CLAIM
-from tests.launch.lab import found
+from tests.run.lab import found
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("LYNX_KILLS", "100"))

@@ -34,9 +34,9 @@ def sweep(claims: Claims, told: StringIO, fail: Any = lambda _lanes: None) -> An
     """Six cells, in two packs."""
     from rich.console import Console
 
-    from lynx_exp.launch.run import run_cells
-    from tests.launch.fakes import FakeEngine, FakeTask
-    from tests.launch.lab import POINTS, cell
+    from lynx_exp.run.run_cells import run_cells
+    from tests.run.fakes import FakeEngine, FakeTask
+    from tests.run.lab import POINTS, cell
 
     def load(name: str, limit: int | None = None, settings: Any = None) -> FakeTask:
         return FakeTask(name, "choice" if name == "choice" else "generate", limit or 5)

@@ -24,11 +24,11 @@ from rich.console import Console
 
 from lynx_exp.config import Config, TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.progress import Progress
-from lynx_exp.launch.run import run_cells
+from lynx_exp.run.run_cells import run_cells
+from lynx_exp.run.run_progress import Progress
 from lynx_exp.store import files
-from lynx_exp.store.cell import CellWriter
-from tests.launch.real_cells import bundled
+from lynx_exp.store.cell_writer import CellWriter
+from tests.run.real_cells import bundled
 
 POLICIES: tuple[dict[str, Any], ...] = (
     {"name": "vanilla"},

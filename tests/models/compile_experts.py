@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lynx_exp.models.expert_kernels.kernels import down_kernel, list_kernel, sum_kernel, up_kernel
-from lynx_exp.models.expert_kernels.tiles import Tile, tiles
+from lynx_exp.models.expert_kernels.matmul_kernels import down_kernel, list_kernel, sum_kernel, up_kernel
+from lynx_exp.models.expert_kernels.tile_sizes import Tile, tiles
 
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 """Architecture -> bytes of shared memory that a block may have."""

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from lynx_exp import cli
 from lynx_exp.config import ModelConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.model import inspect_model
 from lynx_exp.models import BUNDLED, load_tokenizer, load_weights
 from lynx_exp.models.checkpoint import differences
 from lynx_exp.models.families import families, reloaded
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.results import main as results
+from lynx_exp.run.model_facts import inspect_model
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"

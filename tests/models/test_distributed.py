@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.models import BUNDLED, find_routers, from_first, load_weights
 from lynx_exp.models.placement import OLDEST_EP, _version, placement, refuse_offloading
-from lynx_exp.models.ranks import Agreement, group_of
+from lynx_exp.models.rank_agreement import Agreement, group_of
 from lynx_exp.models.tiny import EXPERTS, tiny_config, tiny_model
 from lynx_exp.routing import Routing
 

@@ -25,7 +25,7 @@ from transformers.integrations.moe import use_experts_implementation
 from lynx_exp.models.expert_kernels import FEW_ROWS, MOST_ROWS, few_rows, refusal, require
 from lynx_exp.models.expert_kernels.gates import ACTIVATIONS, Form, form_of
 from lynx_exp.models.expert_kernels.modules import expert_modules, served
-from lynx_exp.models.expert_kernels.tiles import tiles
+from lynx_exp.models.expert_kernels.tile_sizes import tiles
 from lynx_exp.models.odd_routers import ROUTERLESS
 from lynx_exp.models.routers import router_classes
 from lynx_exp.models.tiny import tiny_model
@@ -171,7 +171,7 @@ def test_from_1_to_512_rows(rows: int) -> None:
 
 
 def test_many_slots_are_listed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lynx_exp.models.expert_kernels import launch
+    from lynx_exp.models.expert_kernels import launch_experts as launch
 
     experts, given = make(PLAIN), routed(20, 40, 5)
     expected = few_rows(experts, *given)
@@ -301,7 +301,8 @@ def test_what_is_not_served_is_refused_with_the_reason(reason: str) -> None:
 
 
 def test_devices_and_compilers_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lynx_exp.models.expert_kernels import launch, modules
+    from lynx_exp.models.expert_kernels import launch_experts as launch
+    from lynx_exp.models.expert_kernels import modules
 
     model = nn.ModuleList([make(PLAIN)])
     assert refusal(model, rows=4, top_k=3) is None

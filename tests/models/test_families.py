@@ -12,13 +12,13 @@ import transformers
 
 from lynx_exp.config import ModelConfig
 from lynx_exp.engine import Engine
-from lynx_exp.engine.families import attempt, markdown
-from lynx_exp.launch.model import inspect_model
+from lynx_exp.engine.abilities import attempt, markdown
 from lynx_exp.models import count_active, find_routers
 from lynx_exp.models.families import families
 from lynx_exp.models.odd_routers import REFUSED, ROUTERLESS
 from lynx_exp.models.tiny import EXPERTS, TOP_K, tiny_config, tiny_model
 from lynx_exp.routing import LanePolicy, Policy, Routing, build_policy
+from lynx_exp.run.model_facts import inspect_model
 from tests.models.verdicts import Call, logits, plain, under, verdict
 
 FAMILIES = families()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.models.ranks import group_of
+from lynx_exp.models.rank_agreement import group_of
 from lynx_exp.models.tiny import EXPERTS, TOP_K
 from lynx_exp.routing import build_policy
 

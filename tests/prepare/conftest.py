@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lynx_exp.models import find_routers, random_model
-from lynx_exp.prepare.experts import find_experts
-from lynx_exp.prepare.facts import LayerFacts
+from lynx_exp.prepare.layer_facts import LayerFacts
 from lynx_exp.prepare.observe import Observed
+from lynx_exp.prepare.single_experts import find_experts
 
 TINY = {
     "vocab_size": 128,

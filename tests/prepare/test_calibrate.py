@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.cell import Cell
-from lynx_exp.launch.prepare_cells import prepare_cells
 from lynx_exp.models import BUNDLED, calibration_path, find_calibration, fingerprint
-from lynx_exp.prepare import cli
+from lynx_exp.prepare import command_line as cli
 from lynx_exp.prepare.calibrate import CalibrateConfig
-from lynx_exp.prepare.cli import read_calibration
+from lynx_exp.prepare.command_line import read_calibration
 from lynx_exp.prepare.texts import read_texts
 from lynx_exp.routing import Calibration, ModelShape, PerLayer, build_policy
 from lynx_exp.routing.policies.lexi import allocate
+from lynx_exp.run.planned_cell import Cell
+from lynx_exp.run.prepare_cells import prepare_cells
 from lynx_exp.store.identity import folder_digest
 from lynx_exp.tasks.mini import GENERATORS, held_out
 

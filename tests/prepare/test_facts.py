@@ -8,8 +8,8 @@ import torch
 
 from lynx_exp.models import UnsupportedModel, find_routers
 from lynx_exp.models.tiny import tiny_model
-from lynx_exp.prepare import facts as facts_module
-from lynx_exp.prepare.experts import find_experts
+from lynx_exp.prepare import layer_facts as facts_module
+from lynx_exp.prepare.single_experts import find_experts
 from tests.prepare.conftest import COPY, LENGTHS, ORIGINAL, SEED, Observation, observe, tiny
 
 

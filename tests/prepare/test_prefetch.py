@@ -19,7 +19,7 @@ import yaml
 
 from lynx_exp.config import Config
 from lynx_exp.models import BUNDLED
-from lynx_exp.prepare import cli
+from lynx_exp.prepare import command_line as cli
 from lynx_exp.prepare.hub import Entry, explain_failure, model_files
 from lynx_exp.prepare.prefetch import jobs, needs, size_text, table
 from tests.prepare.fake_hub import FakeHub, Repo, fake_hub

@@ -14,12 +14,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
-from lynx_exp.routing.backends.triton.kernels.parts import sum_kernel, vote_kernel
 from lynx_exp.routing.backends.triton.kernels.rounds import round_kernel, settle_kernel, start_kernel
 from lynx_exp.routing.backends.triton.kernels.route import warps
-from lynx_exp.routing.backends.triton.kernels.routers import route_kernel
-from lynx_exp.routing.backends.triton.kernels.rows import drop_kernel, reassign_kernel, replace_kernel
+from lynx_exp.routing.backends.triton.kernels.router_rules import route_kernel
+from lynx_exp.routing.backends.triton.kernels.row_programs import drop_kernel, reassign_kernel, replace_kernel
 from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
+from lynx_exp.routing.backends.triton.kernels.tile_parts import sum_kernel, vote_kernel
 
 TYPES = {
     "experts_ptr": "*i64",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lynx_exp.store.cell import CellWriter, tidy
+from lynx_exp.store.cell_writer import CellWriter, tidy
 from lynx_exp.store.claims import STALE_S, Claims, Standing
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.hold import ClaimLost

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lynx_exp.store.cell import CellWriter
+from lynx_exp.store.cell_writer import CellWriter
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import file_name, read_json, sha256_of, write_atomically, write_json, write_text

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lynx_exp.store.cell import FINISHED_FILES
+from lynx_exp.store.cell_writer import FINISHED_FILES
 from lynx_exp.store.claims import CLAIM, STALE_S
 from lynx_exp.store.files import read_json, sha256_of
 from tests.store.fake_processes import Process, World

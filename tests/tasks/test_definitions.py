@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
-from lynx_exp.launch.tasks import tasks_of
+from lynx_exp.run.load_tasks import tasks_of
 from lynx_exp.tasks import TaskSettings, definition, index, load_task
 from lynx_exp.tasks.definition import GroupOfTasks, find_definition, members_of, read_definition
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_exp.tasks import ExecutionError, Program, execute, run_programs
-from lynx_exp.tasks.sandbox import launch
+from lynx_exp.tasks import ExecutionError, Program, run_programs
+from lynx_exp.tasks import run_programs as execute
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 
 PATIENT_S = 30.0
 """For programs that end by themselves, however busy the machine."""
@@ -147,7 +148,7 @@ def test_as_an_ordinary_user():
     code = f"""
 import sys
 sys.path.insert(0, {root!r})
-from lynx_exp.tasks.execute import Program, SandboxUnavailable, open_sandbox
+from lynx_exp.tasks.run_programs import Program, SandboxUnavailable, open_sandbox
 test = "def check(f): assert f() == 1"
 sources = ["def f(): return 1", "def f(): return 2", "import os\\ndef f(): os.fork(); return 1"]
 programs = [Program(source=source, test=test, entry_point="f") for source in sources]

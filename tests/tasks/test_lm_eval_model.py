@@ -19,15 +19,15 @@ from lm_eval.tasks import TaskManager
 
 from lynx_exp.config import GenerationConfig, TaskConfig
 from lynx_exp.engine import Engine
-from lynx_exp.launch.replay.export import export_lm_eval
-from lynx_exp.launch.replay.finished_cells import done_cells
-from lynx_exp.launch.run import run_cells
 from lynx_exp.lm_eval_model import LynxLM
 from lynx_exp.models import BUNDLED
+from lynx_exp.run.replay.finished_cells import done_cells
+from lynx_exp.run.replay.lm_eval_export import export_lm_eval
+from lynx_exp.run.run_cells import run_cells
 from lynx_exp.tasks import TaskSettings, load_task
 from lynx_exp.tasks.lm_eval_yaml import write_lm_eval_task
 from lynx_exp.tasks.mini.dataset import FOLDER
-from tests.launch.real_cells import bundled
+from tests.run.real_cells import bundled
 from tests.tasks import real
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.tasks import TaskSettings, load_task
-from lynx_exp.tasks.rows import ENDINGS, read_rows
+from lynx_exp.tasks.document_files import ENDINGS, read_rows
 from tests.tasks import real
 
 DATA_TASKS = [name for name in real.ROWS if name != "minerva_math_algebra"]  # which has tests of its own

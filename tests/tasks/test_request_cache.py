@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.tasks import TaskSettings, load, mini_tasks, request_cache
+from lynx_exp.tasks import TaskSettings, mini_tasks, request_cache
+from lynx_exp.tasks import load_task as load
 from lynx_exp.tasks.definition import find_definition
 from lynx_exp.tasks.mini.dataset import FOLDER
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lynx_exp.tasks import TaskSettings, load_task
 from lynx_exp.tasks.data import LocalData
-from lynx_exp.tasks.rows import read_rows
+from lynx_exp.tasks.document_files import read_rows
 
 ROW = {"question": "How many?", "answer": "It is one.\n#### 1"}
 
@@ -121,7 +121,7 @@ def test_any_file_loads_or_is_refused_in_one_line(rows, tmp_path_factory):
 
 def test_tasks_of_one_name_are_refused(tmp_path):
     from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
-    from lynx_exp.launch.tasks import tasks_of
+    from lynx_exp.run.load_tasks import tasks_of
 
     data, paths = lines(tmp_path / "rows.jsonl", [ROW]), []
     for name in ("one", "two"):

@@ -105,7 +105,7 @@ def test_responses_of_the_wrong_number_or_kind(task):
 
 def test_a_prompt_that_does_not_compile_alone():
     """Infilling cuts a prompt in the middle of a function: its whole helpers are the test's, the rest is completed."""
-    from lynx_exp.tasks import execute
+    from lynx_exp.tasks import run_programs as execute
     from lynx_exp.tasks.code import program_of
 
     helper = "def twice(x):\n    return 2 * x\n\n"

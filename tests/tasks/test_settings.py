@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lynx_exp.tasks import TaskSettings, load_task
 from lynx_exp.tasks.chat import ChatTemplate
 from lynx_exp.tasks.mix import mix, shares
-from lynx_exp.tasks.settings import Generation
+from lynx_exp.tasks.task_settings import Generation
 from tests.tasks import real
 
 KWARGS = st.fixed_dictionaries(

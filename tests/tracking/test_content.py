@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_exp.tracking import content
+from lynx_exp.tracking import run_content as content
 from tests.tracking.conftest import Write
 
 

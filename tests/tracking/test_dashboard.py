@@ -10,7 +10,7 @@ import pytest
 import wandb
 
 from lynx_exp.results import main
-from lynx_exp.tracking import content
+from lynx_exp.tracking import run_content as content
 from tests.tracking.conftest import Write
 from tests.tracking.fake_server import serving
 

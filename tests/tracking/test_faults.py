@@ -18,8 +18,8 @@ import pytest
 
 from lynx_exp.config import TrackerConfig
 from lynx_exp.store.read import CellRecord
-from lynx_exp.tracking import wandb as tracking
-from lynx_exp.tracking.wandb import WandbTracker
+from lynx_exp.tracking import wandb_tracker as tracking
+from lynx_exp.tracking.wandb_tracker import WandbTracker
 from tests.tracking.conftest import Write
 from tests.tracking.fake_server import serving
 

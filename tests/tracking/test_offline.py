@@ -11,11 +11,12 @@ import wandb
 from PIL import Image
 
 from lynx_exp.config import MeasureConfig, TaskConfig, TrackerConfig
-from lynx_exp.launch.run import run_cells
+from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store.read import read_cells
-from lynx_exp.tracking import NoTracker, content, open_tracker
-from lynx_exp.tracking.runs import Place, _forget_older, log_cell, log_study
-from tests.launch.real_cells import bundled
+from lynx_exp.tracking import NoTracker, open_tracker
+from lynx_exp.tracking import run_content as content
+from lynx_exp.tracking.wandb_runs import Place, _forget_older, log_cell, log_study
+from tests.run.real_cells import bundled
 from tests.tracking.conftest import Write
 from tests.tracking.wandb_file import OfflineRun, read_run
 

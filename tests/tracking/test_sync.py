@@ -14,7 +14,8 @@ import wandb
 
 from lynx_exp.results import main
 from lynx_exp.store.files import read_json, sha256_of, write_json
-from lynx_exp.tracking import content, runs
+from lynx_exp.tracking import run_content as content
+from lynx_exp.tracking import wandb_runs as runs
 from tests.tracking.conftest import Write
 from tests.tracking.fake_server import FakeServer, serving
 from tests.tracking.wandb_file import read_run
@@ -33,7 +34,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 @pytest.fixture(autouse=True)
 def no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The made-up cells are too small for analysis, which has tests of its own."""
-    monkeypatch.setattr("lynx_exp.tracking.study.tables_of", lambda study: {"results": (["policy"], [["lynx"]])})
+    monkeypatch.setattr(
+        "lynx_exp.tracking.study_content.tables_of", lambda study: {"results": (["policy"], [["lynx"]])}
+    )
 
 
 def sync(*arguments: Any) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from lynx_exp.config import Config, MeasureConfig, TaskConfig
-from lynx_exp.launch.run import run_cells
 from lynx_exp.results.main import main
+from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store import done
 from lynx_exp.store.files import read_json, write_json, write_parquet
 from lynx_exp.store.read import read_cells
 from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING
-from tests.launch.real_cells import bundled
+from tests.run.real_cells import bundled
 
 SCHEMAS = {"responses": RESPONSES, "steps": STEPS, "samples": SAMPLES, "timing": TIMING, "fidelity": FIDELITY}
 VANILLA, NOISE_FLOOR = {"name": "vanilla"}, {"name": "noise_floor"}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lynx_exp.store.cell import CellWriter
+from lynx_exp.store.cell_writer import CellWriter
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, write_json

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lynx_exp.checks.all_rules import Validation
 from lynx_exp.checks.findings import RULES
-from lynx_exp.checks.numbers import _means
-from lynx_exp.checks.plans import live_rows, seats
-from lynx_exp.checks.validate import Validation
+from lynx_exp.checks.lane_rules import live_rows, seats
+from lynx_exp.checks.number_rules import _means
 from lynx_exp.config import TaskConfig
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.forced_plan import ForcedPlan
-from lynx_exp.launch.metrics import batch_summary
-from lynx_exp.launch.run import run_cells
-from lynx_exp.store.cell import record_failure
+from lynx_exp.run.metrics import batch_summary
+from lynx_exp.run.run_cells import run_cells
+from lynx_exp.store.cell_writer import record_failure
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.done import check_sealed, read_done
 from lynx_exp.store.files import read_json
 from lynx_exp.store.reading import Damaged, read_bytes
-from tests.launch.real_cells import bundled
+from tests.run.real_cells import bundled
 from tests.verbs.corruptions import CORRUPTIONS, Corruption, at, first
 from tests.verbs.study import VANILLA, cell_of, edit, results
 
@@ -197,7 +197,7 @@ def test_files_that_go_while_they_are_read(study: Path, monkeypatch: pytest.Monk
             raise Damaged(path, "cannot be read (Permission denied)")
         return read_bytes(path)
 
-    monkeypatch.setattr("lynx_exp.checks.content.read_bytes", read)
+    monkeypatch.setattr("lynx_exp.checks.folder_content.read_bytes", read)
     found = list(Validation(root=study).run())
     assert {finding.rule for finding in found} == {"readable"} and "Permission denied" in str(found[0])
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lynx_exp.checks.validate import Validation
+from lynx_exp.checks.all_rules import Validation
 from lynx_exp.config import Config, GenerationConfig, TaskConfig
-from lynx_exp.launch.run import run_cells
-from tests.launch.real_cells import bundled
+from lynx_exp.run.run_cells import run_cells
+from tests.run.real_cells import bundled
 from tests.verbs.study import MEASURE, VANILLA, results
 
 TRUTHFUL = TaskConfig(name="mini_truthfulqa", subtasks=["mini_truthfulqa_gen", "mini_truthfulqa_mc1"])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lynx_exp.vllm_plugin.checks import check_config, check_version
-from lynx_exp.vllm_plugin.settings import Settings
+from lynx_exp.vllm_plugin.plugin_settings import Settings
+from lynx_exp.vllm_plugin.requirements import check_config, check_version
 from tests.vllm.fake_vllm import config
 
 LYNX, LANES = Settings.parse({"policy": "lynx"}), Settings.parse({"lanes": True})

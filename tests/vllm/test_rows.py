@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lynx_exp.engine.kv_cache.batch import POSITIONS as ENGINE_POSITIONS
 from lynx_exp.engine.kv_cache.batch import PREFILL_KEY as ENGINE_PREFILL_KEY
 from lynx_exp.routing import build_policy
-from lynx_exp.vllm_plugin.rows import POSITIONS, PREFILL_KEY, Seats, lanes_of_requests, one_lane
-from lynx_exp.vllm_plugin.settings import VANILLA, Acting
+from lynx_exp.vllm_plugin.plugin_settings import VANILLA, Acting
+from lynx_exp.vllm_plugin.scheduled_rows import POSITIONS, PREFILL_KEY, Seats, lanes_of_requests, one_lane
 
 LYNX = Acting(policy=build_policy("lynx"))
 

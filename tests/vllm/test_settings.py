@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from lynx_exp.routing import build_policy, policy_names
-from lynx_exp.vllm_plugin.settings import VANILLA, Acting, Place, Settings, spec_of
+from lynx_exp.vllm_plugin.plugin_settings import VANILLA, Acting, Place, Settings, spec_of
 
 BAD = [
     ("lynx", "must be a mapping"),

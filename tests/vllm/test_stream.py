@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.routing import RouterRule, Routing, StepContext, build_policy
-from lynx_exp.vllm_backend.engine import VllmEngine
-from lynx_exp.vllm_plugin.rows import POSITIONS, PREFILL_KEY
+from lynx_exp.vllm_backend.vllm_engine import VllmEngine
+from lynx_exp.vllm_plugin.scheduled_rows import POSITIONS, PREFILL_KEY
 from tests.vllm import fake_vllm
 from tests.vllm.conftest import bring_up
 from tests.vllm.fake_vllm import EOS, LAYERS, chosen_by_the_router, logits_of, token_after
@@ -326,7 +326,7 @@ def test_the_knob_is_turned_on_given_continuations(fake):
 def test_measuring_is_paired_and_serves_by_the_usual_definitions(fake):
     engine = engine_of()
     ticks = iter(range(10**6))
-    from lynx_exp.vllm_backend.measure import measure
+    from lynx_exp.vllm_backend.vllm_timing import measure
 
     timing = measure(
         engine,
@@ -353,7 +353,7 @@ def test_windows_of_a_run_are_timed_until_somebody_enters_or_leaves(fake):
     ticks = iter(range(10**6))
     from lynx_exp.engine import LaneRun
     from lynx_exp.engine.timing.windows import window_of
-    from lynx_exp.vllm_backend.measure import measure_windows
+    from lynx_exp.vllm_backend.vllm_timing import measure_windows
 
     run = LaneRun(
         subtask="t",
@@ -382,7 +382,7 @@ def test_windows_of_a_run_are_timed_until_somebody_enters_or_leaves(fake):
 
 
 def test_serving_metrics_in_closed_form():
-    from lynx_exp.vllm_backend.measure import serving
+    from lynx_exp.vllm_backend.vllm_timing import serving
 
     found = serving([10.0, 20.0], [[1.0, 3.0], [5.0, 7.0]])
     assert (found["ttft_mean_ms"], found["tpot_mean_ms"], found["itl_mean_ms"], found["e2e_mean_ms"]) == (15, 4, 4, 23)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from lynx_exp.engine.kv_cache.batch import POSITIONS
 from lynx_exp.models import Record, Router, count_active, count_changed
-from lynx_exp.models.ranks import Agreement
+from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.routing import Phases, Policy, Routing, StepContext, layer_range
 
 

@@ -19,7 +19,7 @@ from lynx_exp.engine.decoding.stream import MakeDecoder
 from lynx_exp.engine.kv_cache.slots import keeps_states
 from lynx_exp.models import Router
 from lynx_exp.models.experts import using_experts
-from lynx_exp.models.ranks import group_of
+from lynx_exp.models.rank_agreement import group_of
 from lynx_exp.routing.backends.triton.kernels.fallback import reason_of
 
 Asked = Literal["auto", "captured", "eager"]

@@ -21,7 +21,7 @@ from lynx_exp.engine.requests.argmax import NotANumber
 from lynx_exp.engine.requests.results import LaneResult
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.models import Router
-from lynx_exp.models.ranks import group_of
+from lynx_exp.models.rank_agreement import group_of
 from lynx_exp.routing.backends.triton.kernels.fallback import reason_of
 
 

@@ -30,7 +30,7 @@ def few_rows(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tenso
         found = self._lynx_few_rows = served(self)
     if hidden_TD.shape[0] == 0:
         return torch.empty_like(hidden_TD)
-    from lynx_exp.models.expert_kernels.launch import run_compiled, run_experts
+    from lynx_exp.models.expert_kernels.launch_experts import run_compiled, run_experts
 
     run = run_compiled if torch.compiler.is_compiling() else run_experts
     return run(hidden_TD, experts_TK, weights_TK, *found.parameters(self), found.form, found.transposed)

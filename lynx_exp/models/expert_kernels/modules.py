@@ -53,7 +53,7 @@ def device_refusal(device: torch.device) -> str | None:
         if has < _LEAST_CAPABILITY:
             return f"{torch.cuda.get_device_name(device)} has compute capability {has[0]}.{has[1]}, 8.0 is the least"
         return None
-    from lynx_exp.models.expert_kernels.launch import INTERPRETED
+    from lynx_exp.models.expert_kernels.launch_experts import INTERPRETED
 
     return None if INTERPRETED and device.type == "cpu" else f"its kernels need a CUDA device, this is {device}"
 
@@ -111,7 +111,7 @@ def require(model: nn.Module, rows: int, top_k: int) -> None:
 
 
 def _try(experts: Any, found: Served, rows: int, top_k: int) -> None:
-    from lynx_exp.models.expert_kernels.launch import run_experts
+    from lynx_exp.models.expert_kernels.launch_experts import run_experts
 
     up, _, down, _ = parameters = found.parameters(experts)
     hidden = down.new_zeros(rows, down.shape[2 if found.transposed else 1])

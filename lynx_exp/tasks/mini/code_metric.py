@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lynx_exp.tasks.code import current_run
-from lynx_exp.tasks.execute import Program
+from lynx_exp.tasks.run_programs import Program
 
 PASSED = "passed"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from lynx_exp.tasks.sandbox import launch
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.program import ExecutionError, Program, Verdict
 from lynx_exp.tasks.sandbox.self_test import HELD, self_test
 from lynx_exp.tasks.sandbox.tiers import CONFINING, TO_HAVE_IT, UNSAFE, Tier

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lynx_exp.tasks.sandbox import launch
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.program import ExecutionError, Program
 from lynx_exp.tasks.sandbox.tiers import Tier
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.tasks.sandbox import ExecutionError, Program, Sandbox, Verdict, launch
+from lynx_exp.tasks.sandbox import ExecutionError, Program, Sandbox, Verdict
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.jail.kernel import prctl
 from lynx_exp.tasks.sandbox.sandbox import SandboxUnavailable, tried
 from lynx_exp.tasks.sandbox.tiers import CONFINING, Tier

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from lynx_exp.tasks.sandbox import Verdict, launch, tiers
+from lynx_exp.tasks.sandbox import Verdict, tiers
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.jail import supervisor
 from lynx_exp.tasks.sandbox.jail.confine import Plan
 from lynx_exp.tasks.sandbox.jail.forks import ForkServer

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.tasks.sandbox import files
-from lynx_exp.tasks.sandbox.jail import folders, seccomp
+from lynx_exp.tasks.sandbox import readable_files as files
+from lynx_exp.tasks.sandbox.jail import emptied_folders as folders
+from lynx_exp.tasks.sandbox.jail import seccomp
 from lynx_exp.tasks.sandbox.jail.syscalls import ARCHITECTURES, HARMLESS, JUDGED, numbers
 
 HEADERS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lynx_exp.tasks import Program
-from lynx_exp.tasks.sandbox import files
+from lynx_exp.tasks.sandbox import readable_files as files
 from tests.tasks.sandbox.conftest import PATIENT_S
 from tests.tasks.sandbox.test_denial import BREAK, GOOD
 from tests.tasks.sandbox.test_denial import HEAD as BREAK_HEAD

@@ -9,7 +9,8 @@ import os
 import pytest
 
 from lynx_exp.tasks import Program
-from lynx_exp.tasks.sandbox import ExecutionError, SandboxUnavailable, launch, open_sandbox, sandbox, tiers
+from lynx_exp.tasks.sandbox import ExecutionError, SandboxUnavailable, open_sandbox, sandbox, tiers
+from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.jail import landlock
 from lynx_exp.tasks.sandbox.sandbox import tried
 from lynx_exp.tasks.sandbox.self_test import PROBES, self_test

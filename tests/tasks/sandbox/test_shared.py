@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lynx_exp.tasks.sandbox.jail.codec import decode, encode
-from lynx_exp.tasks.sandbox.jail.shared import Shared, fill, held, kind_of
+from lynx_exp.tasks.sandbox.jail.shared_containers import Shared, fill, held, kind_of
 
 TREES = st.recursive(
     st.integers() | st.text(max_size=3),

@@ -22,7 +22,7 @@ from typing import Any
 from . import modes, wire
 from .codec import MUTABLE, CodecError, decode, encode
 from .described import Describer, acyclic, library_name, operators
-from .shared import Shared, held
+from .shared_containers import Shared, held
 
 MODULE = "program"
 FRAMES_OF_THIS_MODULE = 20

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from . import candidate, namespaces, tester
 from .confine import Confinement, Plan
-from .folders import OwnFolder
+from .emptied_folders import OwnFolder
 from .namespaces import ProgramNamespaces
 
 START, END, END_TESTER = b"S", b"E", b"T"

@@ -22,7 +22,7 @@ from .objects import (
     mirrored,
     remote_class,
 )
-from .shared import MAX_WORK, Shared, fill, held, kind_of
+from .shared_containers import MAX_WORK, Shared, fill, held, kind_of
 from .values import TYPES, expect
 
 CHANGING = "getattr", "setattr", "delattr", "setitem", "delitem", "next", "binary", "exit"

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
-from lynx_exp.routing.backends.triton.kernels.rows import (
+from lynx_exp.routing.backends.triton.kernels.row_programs import (
     BEYOND,
     COVERED,
     ONE,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from triton import next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels.plans import Plan
+from lynx_exp.routing.backends.triton.kernels.launch_plans import Plan
 from lynx_exp.routing.backends.triton.kernels.rounds import round_kernel, settle_kernel, start_kernel
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext

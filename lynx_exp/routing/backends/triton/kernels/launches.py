@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.coverage import keep_coverage
+from lynx_exp.routing.backends.triton.kernels.coverage_kernel import keep_coverage
 from lynx_exp.routing.backends.triton.kernels.remaps import remap
 from lynx_exp.routing.backends.triton.kernels.tiles import lane_rows
 

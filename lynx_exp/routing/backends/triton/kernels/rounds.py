@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.coverage import powered
+from lynx_exp.routing.backends.triton.kernels.coverage_kernel import powered
 from lynx_exp.routing.backends.triton.kernels.remaps import remap
 from lynx_exp.routing.backends.triton.kernels.tiles import (
     FIXED_POINT,

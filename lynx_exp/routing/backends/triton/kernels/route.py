@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels.routers import (
+from lynx_exp.routing.backends.triton.kernels.router_rules import (
     LOGITS,
     NONE,
     SCORES,

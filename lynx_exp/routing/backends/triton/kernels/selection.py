@@ -30,11 +30,11 @@ from triton import JITFunction, next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels import by_row, in_rounds
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
+from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
-from lynx_exp.routing.backends.triton.kernels.parts import sum_kernel, vote_kernel
-from lynx_exp.routing.backends.triton.kernels.plans import COVERAGE, Plan, plan_of
 from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
 from lynx_exp.routing.backends.triton.kernels.sums import BINNED, DRAWN
+from lynx_exp.routing.backends.triton.kernels.tile_parts import sum_kernel, vote_kernel
 from lynx_exp.routing.policies.random_keep import RandomKeep
 from lynx_exp.routing.policies.sere import Sere
 from lynx_exp.routing.policy import Policy

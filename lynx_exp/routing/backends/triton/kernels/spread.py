@@ -10,10 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.lynx import keep_lynx
-from lynx_exp.routing.backends.triton.kernels.parts import added
+from lynx_exp.routing.backends.triton.kernels.lynx_kernel import keep_lynx
 from lynx_exp.routing.backends.triton.kernels.remaps import remap, substitute
 from lynx_exp.routing.backends.triton.kernels.sums import BINNED, DRAWN, TOTAL, asked_by, kept_by
+from lynx_exp.routing.backends.triton.kernels.tile_parts import added
 from lynx_exp.routing.backends.triton.kernels.tiles import lane_rows, lane_size
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32, mix, mix_64
-from lynx_exp.routing.backends.triton.kernels.lynx import bins
+from lynx_exp.routing.backends.triton.kernels.lynx_kernel import bins
 from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, fixed, listed, tile, top_of
 
 VOTED, CONFIDENT, ASKED, DRAWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)

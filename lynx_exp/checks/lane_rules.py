@@ -1,0 +1,343 @@
+"""Rules on who shared a lane: the plan, the responses that it got, and the decode steps that these make."""
+
+# B slots of a lane, L layers, E experts, K experts of a token
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lynx_exp.checks.findings import some
+from lynx_exp.checks.folder_content import Columns, Content
+
+ENDINGS = ("eos", "stop", "length", "scored", "cut")
+PASSING = 1e-6
+"""A log-likelihood may exceed 0 by rounding."""
+
+Ints = NDArray[np.int64]
+
+
+def check_plan(content: Content) -> None:
+    for stream, plan in content.plan.items():
+        lanes, batch, continuous = plan["lanes"], plan["batch_size"], plan["batching"] == "continuous"
+        most = batch * content.config["waves"] if continuous else batch
+        if not all(lanes):
+            content.add("plan", "plan.json", f"requests in every lane of {stream}", "an empty lane")
+        longest = max(map(len, lanes), default=0)
+        if longest > most:
+            content.add("plan", "plan.json", f"lanes of at most {most} requests in {stream}", f"one of {longest}")
+        asked = sorted(request for lane in lanes for request in lane)
+        if asked != list(range(len(asked))):
+            twice = [request for request, times in Counter(asked).items() if times > 1]
+            found = f"{some(twice)} more than once" if twice else "others"
+            content.add("plan", "plan.json", f"requests 0 to {len(asked) - 1} of {stream}, each once", found)
+        _check_fillers(content, stream, plan)
+        whole = [lanes, batch, plan["fillers"]] if continuous else lanes
+        digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        if digest != plan["digest"]:
+            content.add("plan", "plan.json", f"digest {digest[:12]} of {stream}", str(plan["digest"])[:12])
+
+
+def _check_fillers(content: Content, stream: str, plan: dict[str, Any]) -> None:
+    wanted = len(plan["lanes"]) if plan["batching"] == "continuous" and plan["tail"] == "filler" else 0
+    if len(plan["fillers"]) != wanted:
+        content.add("plan", "plan.json", f"fillers for {wanted} lanes of {stream}", f"for {len(plan['fillers'])}")
+    for number, (own, fillers) in enumerate(zip(plan["lanes"], plan["fillers"], strict=False)):
+        twice = [request for request, times in Counter([*set(own), *fillers]).items() if times > 1]
+        if twice:
+            expected = f"fillers of lane {number} of {stream} that are not in it, each once"
+            content.add("plan", "plan.json", expected, f"{some(twice)} there, too")
+
+
+def check_copies(content: Content) -> None:
+    """That a full batch is of as many documents as it has rows, and a lane asks none twice."""
+    every, config = content.tables.get("responses.parquet"), content.config
+    if every is None:
+        return
+    for stream, own in rows_of(content, every):
+        choice = bool((every["finish_reason"][own] == "scored").any())
+        asked = list(zip(every["subtask"][own], every["doc_id"][own].tolist(), every["prompt_hash"][own], strict=True))
+        found = len(asked) if choice and config["choices"] == "together" else len(set(asked))
+        if found < content.info["batch_size"]:
+            expected = f"at least {content.info['batch_size']} documents for one full batch of {stream}"
+            content.add("copies", "responses.parquet", expected, found)
+        if choice or config["task"]["repeats"] not in (None, 1):
+            continue
+        in_lane = Counter(zip(every["lane"][own].tolist(), asked, strict=True))
+        twice = sorted({lane for (lane, _), times in in_lane.items() if times > 1})
+        if twice and len(set(asked)) == len(set(every["request"][own].tolist())):
+            content.add(
+                "copies", "responses.parquet", f"each document of {stream} once in a lane", f"not so in {some(twice)}"
+            )
+
+
+def rows_of(content: Content, table: Columns) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """(stream, which rows of responses or fidelity are its). A mix has one stream, its rows the names of its tasks."""
+    streams = list(content.plan)
+    for stream in streams:
+        yield stream, np.ones(len(table["request"]), bool) if len(streams) == 1 else table["subtask"] == stream
+
+
+def check_responses(content: Content) -> None:
+    """Coverage, slots and what a response can be."""
+    table = content.table("responses")
+    if table is None:
+        return
+    if content.info.get("mixing") is None and (strange := sorted(set(table["subtask"]) - set(content.plan))):
+        content.add("coverage", "responses.parquet", f"rows of {', '.join(content.plan)}", some(strange))
+    for stream, own in rows_of(content, table):
+        lanes = content.plan[stream]["lanes"]
+        requests, in_lane = table["request"][own], table["lane"][own]
+        if _covered(content, stream, lanes, requests, in_lane):
+            _check_slots(content, stream, {name: column[own] for name, column in table.items()})
+    _check_values(content, table)
+
+
+def _covered(content: Content, stream: str, lanes: Sequence[Sequence[int]], requests: Ints, in_lane: Ints) -> bool:
+    file = "responses.parquet"
+    planned = {request: number for number, lane in enumerate(lanes) for request in lane}
+    found, counts = np.unique(requests, return_counts=True)
+    missing = sorted(set(planned) - set(found.tolist()))
+    strange = sorted(set(found.tolist()) - set(planned))
+    twice = found[counts > 1].tolist()
+    for numbers, what in ((missing, "no response to"), (strange, "responses to"), (twice, "several responses to")):
+        if numbers:
+            content.add("coverage", file, f"one response to each of {stream}'s {len(planned)} requests",
+                        f"{what} {some(numbers)}")  # fmt: skip
+    if missing or strange or twice:
+        return False
+    wanted = np.array([planned[request] for request in requests.tolist()])
+    astray = np.flatnonzero(wanted != in_lane)
+    if len(astray):
+        first = astray[0]
+        content.add("coverage", file, f"request {requests[first]} of {stream} in lane {wanted[first]}",
+                    f"lane {in_lane[first]}{_others(astray)}")  # fmt: skip
+    return not len(astray)
+
+
+def _check_slots(content: Content, stream: str, rows: Columns) -> None:
+    """Slots of the lanes' requests and of their fillers, and that these are the first of those planned."""
+    at = {request: row for row, request in enumerate(rows["request"].tolist())}
+    fillers = _fillers_of(content, stream)
+    for number, lane in enumerate(content.plan[stream]["lanes"]):
+        own = [at[request] for request in lane]
+        extra = fillers.get(number)
+        lengths = rows["new_tokens"][own].tolist()
+        more = [] if extra is None else extra["new_tokens"].tolist()
+        if extra is not None and not _planned(content, stream, number, extra):
+            return
+        entered = [] if extra is None else extra["request"].tolist()
+        taken = seats(lengths, _slots(content, stream), more)
+        found = rows["slot"][own].tolist() + ([] if extra is None else extra["slot"].tolist())
+        wanted = [slot for _, slot in taken]
+        wrong = [row for row, slot in enumerate(found) if row >= len(wanted) or slot != wanted[row]]
+        if wrong:
+            first = wrong[0]
+            which = [*lane, *entered][first]
+            place = f"slot {wanted[first]}" if first < len(wanted) else "no slot, for the lane was over"
+            content.add("slots", "responses.parquet", f"request {which} of {stream}, lane {number}, in {place}",
+                        f"slot {found[first]}{_others(wrong)}")  # fmt: skip
+            return
+
+
+def _fillers_of(content: Content, stream: str) -> dict[int, Columns]:
+    """Of each lane of the stream, in the order in which they entered: that of the plan."""
+    table = content.fillers()
+    found: dict[int, Columns] = {}
+    for name, own in rows_of(content, table) if table else ():
+        planned = content.plan[name]["fillers"]
+        for lane in sorted(set(table["lane"][own].tolist())) if name == stream else ():
+            place = {request: at for at, request in enumerate(planned[lane] if lane < len(planned) else [])}
+            rows = np.flatnonzero(own & (table["lane"] == lane)).tolist()
+            rows.sort(key=lambda row: place.get(table["request"][row], len(place)))
+            found[lane] = {column: values[rows] for column, values in table.items()}
+    return found
+
+
+def _planned(content: Content, stream: str, number: int, extra: Columns) -> bool:
+    planned = content.plan[stream]["fillers"]
+    wanted = (planned[number] if number < len(planned) else [])[: len(extra["request"])]
+    if extra["request"].tolist() != wanted:
+        found = some(sorted(set(extra["request"].tolist()) - set(wanted))) or "others"
+        expected = f"the first {len(wanted)} fillers of lane {number} of {stream}"
+        content.add("coverage", "responses.parquet", expected, found)
+        return False
+    return True
+
+
+def _slots(content: Content, stream: str) -> int | None:
+    plan = content.plan[stream]
+    return plan["batch_size"] if plan["batching"] == "continuous" else None
+
+
+def seats(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """(first decode step, slot) of each request of a queue, from the tokens of its response, the first of which the
+    prompt gives. A free slot is taken before the next step, the lowest first; a response of one token takes none.
+    `fillers`: likewise, of those that come behind the queue, as long as one of its requests is decoding."""
+    every = [*lengths, *fillers]
+    width = len(lengths) if slots is None else slots
+    free, busy = list(range(width)), list[tuple[int, int]]()
+    taken: list[tuple[int, int]] = []
+    step = end = 0
+    while len(taken) < len(every):
+        mine = len(taken) < len(lengths)
+        if not mine and step >= end:
+            break
+        left = (len(lengths) if mine else len(every)) - len(taken)
+        for slot in sorted(free)[:left]:
+            length = every[len(taken)]
+            taken.append((step, slot))
+            end = max(end, step + length - 1) if mine else end
+            if length > 1:
+                free.remove(slot)
+                heappush(busy, (step + length - 1, slot))
+        if busy and not free:
+            step = busy[0][0]
+            while busy and busy[0][0] == step:
+                free.append(heappop(busy)[1])
+    return taken
+
+
+def live_rows(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> tuple[Ints, Ints]:
+    """Of each decode step of a lane: rows that are decoding, and those of them that are no fillers."""
+    begin = np.array([start for start, _ in seats(lengths, slots, fillers)], dtype=np.int64)
+    tokens = np.array([*lengths, *fillers], dtype=np.int64)[: len(begin)]
+    end = begin + np.maximum(tokens, 1) - 1
+    counts = []
+    for rows in (len(begin), len(lengths)):
+        changes = np.zeros(int(end.max(initial=0)) + 1, np.int64)
+        np.add.at(changes, begin[:rows], 1)
+        np.add.at(changes, end[:rows], -1)
+        counts.append(np.cumsum(changes)[:-1])
+    return counts[0], counts[1]
+
+
+def _check_values(content: Content, table: Columns) -> None:
+    file = "responses.parquet"
+    extra = content.fillers()
+    if short := int((extra["new_tokens"] < 1).sum()):
+        content.add("responses", file, "at least one token of every filler", f"none of {short}")
+    endings, tokens = table["finish_reason"], table["new_tokens"]
+    if strange := sorted({*set(endings) - set(ENDINGS[:-1]), *set(extra["finish_reason"]) - set(ENDINGS)}):
+        content.add("responses", file, f"an ending of {', '.join(ENDINGS)}", some(strange))
+    scored = endings == "scored"
+    likely = table["logprob"].astype(float)
+    greedy = np.array([value is not None for value in table["greedy"].tolist()], bool)
+    for wrong, expected, shown in (
+        ((tokens < 1) | (table["prompt_tokens"] < 1), "at least one token of prompt and response", tokens),
+        (scored & ~(np.isfinite(likely) & (likely <= PASSING)), "a log-likelihood of 0 or below", likely),
+        (~scored & ~np.isnan(likely), "no log-likelihood of what was generated", likely),
+        (scored != greedy, "greedy where a choice was scored, and only there", table["greedy"]),
+    ):
+        rows = np.flatnonzero(wrong)
+        if len(rows):
+            found = f"{shown[rows[0]]} at request {table['request'][rows[0]]}{_others(rows)}"
+            content.add("responses", file, expected, found)
+    for stream, own in rows_of(content, table):
+        if 0 < scored[own].sum() < own.sum():
+            content.add("responses", file, f"{stream} scored or generated", "both")
+        elif not scored[own].any():
+            _check_validity(content, stream, endings[own], table["response"][own])
+
+
+def _check_validity(content: Content, stream: str, endings: NDArray[Any], texts: NDArray[Any]) -> None:
+    """That a cell which answers nothing says so. Random weights cannot; older cells do not."""
+    silent = content.status.get("invalid") == [] and content.config["model"]["kind"] != "random"
+    if silent and len(endings) and ((endings == "length").all() or not any(text.strip() for text in texts)):
+        content.add("invalid", "status.json", f"that all responses to {stream} are cut off or empty", "nothing said")
+
+
+def _check_touched(content: Content, stream: str, steps: int) -> None:
+    """That a cell whose policy waited in vain for a decode step says so."""
+    waited = content.info["phases"] == "decode" and content.info["policy"] not in ("vanilla", "noise_floor")
+    if waited and not steps and content.status.get("invalid") == []:
+        content.add(
+            "invalid", "status.json", f"that no step of {stream} was decode, and the policy idle", "nothing said"
+        )
+
+
+def check_steps(content: Content) -> None:
+    """Steps as the responses' lengths make them, and as many experts as there can be. Only where the plan is kept."""
+    steps, responses = content.table("steps"), content.table("responses")
+    broken = {finding.rule for finding in content.findings} & {"plan", "coverage"}
+    if steps is None or responses is None or broken:
+        return
+    file, layers = "steps.parquet", content.info["num_layers"]
+    if strange := sorted(set(steps["subtask"]) - set(content.plan)):
+        content.add("steps", file, f"rows of {', '.join(content.plan)}", some(strange))
+    for stream, own in rows_of(content, responses):
+        part = {name: column[steps["subtask"] == stream] for name, column in steps.items()}
+        _check_touched(content, stream, len(part["step"]))
+        _check_stream(content, stream, {name: column[own] for name, column in responses.items()}, part, layers)
+    _check_active(content, steps)
+
+
+def _check_stream(content: Content, stream: str, responses: Columns, steps: Columns, layers: int) -> None:
+    lanes = content.plan[stream]["lanes"]
+    tokens = dict(zip(responses["request"].tolist(), responses["new_tokens"].tolist(), strict=True))
+    at_once = content.config["scoring"] == "prefill" and bool((responses["finish_reason"] == "scored").all())
+    none = np.empty(0, np.int64)
+    slots, fillers = _slots(content, stream), _fillers_of(content, stream)
+    live, scored = [], []
+    for number, lane in enumerate(lanes):
+        extra = fillers[number]["new_tokens"].tolist() if number in fillers else []
+        both = (none, none) if at_once else live_rows([tokens[request] for request in lane], slots, extra)
+        live.append(both[0])
+        scored.append(both[1])
+    counts = np.array([len(each) for each in live])
+    wanted = np.array(
+        [
+            np.repeat(np.repeat(np.arange(len(lanes)), counts), layers),
+            np.repeat(np.concatenate([np.arange(count) for count in counts] or [none]), layers),
+            np.tile(np.arange(layers), counts.sum()),
+            np.repeat(np.concatenate(live or [none]), layers),
+            np.repeat(np.concatenate(scored or [none]), layers),
+        ],
+        dtype=np.int64,
+    )
+    names = ("lane", "step", "layer", "live_rows", "scored_rows")
+    order = np.lexsort([steps[name] for name in names[2::-1]])
+    found = np.array([steps[name][order] for name in names], dtype=np.int64)
+    if wanted.shape == found.shape and (wanted == found).all():
+        return
+    file = "steps.parquet"
+    for number, count in enumerate(counts):
+        mine, theirs = wanted[:, wanted[0] == number], found[:, found[0] == number]
+        if mine.shape != theirs.shape or (mine[:3] != theirs[:3]).any():
+            expected = f"{count} steps of {layers} layers, {count * layers} rows, in lane {number} of {stream}"
+            among = f"steps up to {theirs[1].max(initial=-1)}, layers up to {theirs[2].max(initial=-1)}"
+            content.add("steps", file, expected, f"{theirs.shape[1]} rows: {among}")
+            return
+        for column, what in ((3, "live"), (4, "scored")):
+            if len(wrong := np.flatnonzero(mine[column] != theirs[column])):
+                first = wrong[0]
+                expected = f"{mine[column, first]} {what} rows in lane {number} of {stream}, step {mine[1, first]}"
+                content.add("steps", file, expected, f"{theirs[column, first]}{_others(wrong)}")
+                return
+    content.add("steps", file, f"lanes 0 to {len(lanes) - 1} of {stream}", f"lane {found[0].max(initial=0)}")
+
+
+def _check_active(content: Content, steps: Columns) -> None:
+    experts, top_k, info = content.info.get("num_experts"), content.info.get("top_k"), content.info
+    if experts is None or top_k is None:
+        return  # older cells
+    whole = content.is_untouched or info["policy"] == "no_drop" or info["phases"] == "prefill"
+    least = top_k if whole else 1
+    most = np.minimum(steps["live_rows"].astype(np.int64) * top_k, experts)
+    wrong = np.flatnonzero((steps["active_experts"] < least) | (steps["active_experts"] > most))
+    if len(wrong):
+        row: dict[str, Any] = {name: column[wrong[0]] for name, column in steps.items()}
+        place = "lane {lane} of {subtask}, step {step}, layer {layer}".format(**row)
+        expected = f"{least} to {most[wrong[0]]} active experts for {row['live_rows']} live rows in {place}"
+        content.add("active", "steps.parquet", expected, f"{row['active_experts']}{_others(wrong)}")
+
+
+def _others(rows: Sequence[int] | Ints) -> str:
+    return f", and {len(rows) - 1} more such rows" if len(rows) > 1 else ""

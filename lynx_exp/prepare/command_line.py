@@ -1,0 +1,299 @@
+"""The command `lynx-prepare`: `train` makes the bundled model, or one like it; `calibrate` measures any model for the
+policies that need it; `prefetch` downloads what a sweep needs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+from lynx_exp.prepare.interrupted import INTERRUPTED_LINE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lynx_exp.prepare.calibrate import CalibrateConfig
+    from lynx_exp.prepare.train import TrainConfig
+    from lynx_exp.routing import Calibration
+
+CALIBRATE_HELP = """\
+Measure what some policies must know of a model before they run, and write it to one small file:
+
+  sere   how alike the outputs of any two experts are (similarity: cosine, frobenius, cka)
+  naee   how a router's scores fall off from rank to rank (the median ratio of each to the first)
+  lexi   what each layer loses by running fewer experts (on random hidden states)
+
+The texts of `data` go through the plain model once; on each layer's inputs every expert runs. The file goes to
+calibrations/MODEL.safetensors, where those policies find it (calibration=auto), or to out=FILE (calibration=FILE).
+Another model's file is refused, by a hash of its routers. lynx_tiny has its file in the package.
+
+  lynx-prepare calibrate model=mixtral_8x7b data=web.jsonl
+  lynx-prepare calibrate model=hub model.id=PATH_OR_HUB_ID data=web.txt sequences=200 dtype=bfloat16
+  lynx-exp model=mixtral_8x7b policy=sere
+
+Ctrl-C leaves what was there before. Equal commands write equal bytes."""
+PREFETCH_HELP = """\
+Download every model and data set that `lynx-exp` would need for the same arguments, so that it then runs on a machine
+without a network. Give what you give `lynx-exp`: a cell, -m with lists, a study.
+
+  lynx-prepare prefetch model=olmoe_1b_7b task=gsm8k
+  lynx-prepare prefetch -m model=mixtral_8x7b,qwen3_30b_a3b task=gsm8k,humaneval
+  lynx-prepare prefetch +study=matched_active model=olmoe_1b_7b task=truthfulqa
+  lynx-prepare prefetch --dry-run model=mixtral_8x7b task=wmt16 task.revision=COMMIT
+  HF_HUB_OFFLINE=1 lynx-exp model=olmoe_1b_7b task=gsm8k
+
+Each is fetched once, however many cells use it: of a model its configuration, tokenizer and safetensors (code only with
+model.trust_remote_code=true), of a task all splits of its data set. Everything goes to huggingface's own cache, HF_HOME
+(~/.cache/huggingface): set it to a folder that both machines see, or copy that folder. lynx_tiny, random models, models
+in folders, the mini tasks and task.data=FILE_OR_FOLDER need nothing.
+
+A gated model: accept its licence on its page of the hub, and log in with `hf auth login` (or set HF_TOKEN).
+Ctrl-C keeps the files that are complete; the same command fetches the others."""
+LM_EVAL_TASK_HELP = """\
+Write FOLDER/TASK.yaml: lm-eval's own definition of a task, its documents from local files, so that lm-eval's command
+needs no hub either:
+
+  lynx-prepare lm-eval-task humaneval HumanEval.jsonl.gz local-tasks
+  lm_eval --model lynx --model_args pretrained=lynx_tiny,policy=lynx --tasks humaneval --include_path local-tasks \\
+    --confirm_run_unsafe_code
+
+The file names where things lie on this machine."""
+CONFIG_NAMES = {"prefetch": "config"}
+"""Of verbs whose arguments are not fields of `conf/VERB.yaml`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`lynx-prepare`: exits with 0, 2 (bad input) or 130 (interrupted)."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `lynx-prepare ARGUMENTS`; the exit code."""
+    verb, rest = list(arguments[:1]), sorted(arguments[1:], key=lambda argument: not argument.startswith("-"))
+    asked = _parser().parse_args([*verb, *rest])  # argparse wants flags first; lynx-exp takes them anywhere
+    try:
+        asked.act(asked)
+    except KeyboardInterrupt:
+        print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        from lynx_exp.explain import explain
+
+        line = explain(error, asked.overrides, config_name=CONFIG_NAMES.get(asked.verb, asked.verb))
+        if line is None:
+            raise
+        print(f"lynx-prepare: error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A verb sets `act`: what is called with its arguments."""
+    from lynx_exp.config import config_folder
+
+    parser = argparse.ArgumentParser(
+        prog="lynx-prepare",
+        description="What comes before a run.",
+        epilog="Examples:\n  lynx-prepare train\n  lynx-prepare train out=runs/mine steps=200 num_experts=8\n"
+        "  lynx-prepare calibrate model=olmoe_1b_7b data=web.jsonl\n"
+        "  lynx-prepare prefetch model=olmoe_1b_7b task=gsm8k\n\n"
+        "Exit codes: 0 done, 2 bad input, 130 interrupted.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="|".join(INTERRUPTED_LINE))
+    train = verbs.add_parser(
+        "train",
+        help="train an MoE on the mini tasks; the defaults make lynx_tiny (about half an hour on 2 CPU cores)",
+        description="Train an MoE on the mini tasks. The same command again continues from the last checkpoint.",
+        epilog=f"Fields and their defaults:\n\n{(config_folder() / 'train.yaml').read_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the recipe")
+    train.set_defaults(act=_train)
+    calibrate = verbs.add_parser(
+        "calibrate",
+        help="measure a model's experts for the policies sere, naee and lexi (a minute for lynx_tiny)",
+        description=CALIBRATE_HELP,
+        epilog=f"Fields and their defaults:\n\n{(config_folder() / 'calibrate.yaml').read_text()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="the model, the data and how much of it")
+    calibrate.set_defaults(act=_calibrate)
+    prefetch = verbs.add_parser(
+        "prefetch",
+        help="download the models and data sets of a sweep, for machines without a network",
+        description=PREFETCH_HELP,
+        epilog="Exit codes: 0 all is there, 2 bad input or something could not be fetched (the rest is), 130 stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    prefetch.add_argument("-m", "--multirun", action="store_true", help="lists are sweeps, as in lynx-exp")
+    prefetch.add_argument("--dry-run", action="store_true", help="only list what would be fetched, and its size")
+    prefetch.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="the arguments of lynx-exp")
+    prefetch.set_defaults(act=_prefetch)
+    lm_eval_task = verbs.add_parser(
+        "lm-eval-task",
+        help="write a task's definition with local documents, for lm-eval's own command",
+        description=LM_EVAL_TASK_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    lm_eval_task.add_argument("task", help="a name that lm-eval knows, such as gsm8k or truthfulqa_mc1")
+    lm_eval_task.add_argument("data", help="a file, or a folder of files, as in task.data= of lynx-exp")
+    lm_eval_task.add_argument("folder", type=Path, help="where to write TASK.yaml")
+    lm_eval_task.set_defaults(act=_lm_eval_task, overrides=[])
+    return parser
+
+
+def _lm_eval_task(asked: argparse.Namespace) -> None:
+    from lynx_exp.tasks.lm_eval_yaml import write_lm_eval_task
+
+    print(write_lm_eval_task(asked.task, asked.data, asked.folder))
+
+
+def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """`conf/NAME.yaml` with overrides. A Hydra error for a bad one."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from lynx_exp.config import config_folder
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
+    """(recipe, output folder) from `conf/train.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(_composed("train", overrides), resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    out = Path(str(values.pop("out"))).expanduser()
+
+    from lynx_exp.config import did_you_mean
+    from lynx_exp.prepare.train import TrainConfig
+
+    known = [f.name for f in fields(TrainConfig)]
+    unknown = next((str(name) for name in values if name not in known), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown, known)
+        raise ValueError(f"{unknown}={values[unknown]}: unknown field; known: {', '.join(known)}{hint}")
+
+    defaults = TrainConfig()
+    checked = {f.name: _typed(f.name, values[f.name], getattr(defaults, f.name)) for f in fields(TrainConfig)}
+    return TrainConfig(**checked), out
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """`value` if it is of the default's type (an integer also where a float is due); ValueError otherwise."""
+    if isinstance(default, dict):
+        if not isinstance(value, dict) or set(value) != set(default):
+            raise ValueError(f"{name}={value}: must give a share for each of {', '.join(default)}")
+        return {key: _typed(f"{name}.{key}", value[key], default[key]) for key in default}
+    allowed = (int, float) if isinstance(default, float) else (type(default),)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{name}={value}: must be {'a number' if isinstance(default, float) else 'an integer'}")
+    return float(value) if isinstance(default, float) else value
+
+
+def _check_writable(out: Path) -> None:
+    """ValueError, before hours of work, for a file or folder that cannot be made."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(above, os.W_OK) or (above != out and not above.is_dir()):
+        raise ValueError(f"out={out}: cannot be written to")
+
+
+def _train(asked: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    config, out = read_recipe(asked.overrides)
+    if (out / "recipe.json").exists():
+        raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
+    _check_writable(out)
+    from transformers.utils.logging import disable_progress_bar
+
+    from lynx_exp.prepare.prepare_progress import train_callback
+    from lynx_exp.prepare.train import train
+
+    disable_progress_bar()  # this run has its own
+    console = Console(emoji=False, soft_wrap=True)
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[losses]}"),
+        TextColumn("ETA"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=config.steps, losses="")
+        train(
+            config,
+            out,
+            train_callback(console, config.steps, lambda step, text: bar.update(task, completed=step, losses=text)),
+        )
+    made = f"{out}: model, tokenizer and recipe.json; run it with model=hub model.id={out}"
+    console.print(made, highlight=False, markup=False)
+
+
+def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
+    """What to calibrate, from `conf/calibrate.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from lynx_exp.config import refuse_unknown
+    from lynx_exp.prepare.calibrate import CalibrateConfig
+
+    ConfigStore.instance().store("calibrate_schema", CalibrateConfig)
+    composed = _composed("calibrate", overrides)
+    refuse_unknown(composed)
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, CalibrateConfig)
+    return config
+
+
+def _calibrate(asked: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from lynx_exp.prepare.calibrate import calibrate
+    from lynx_exp.prepare.prepare_progress import calibrate_callback
+
+    config = read_calibration(asked.overrides)
+    _check_writable(config.file())
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # this run has its own
+    console = Console(emoji=False, soft_wrap=True)
+    columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        update = partial(bar.update, bar.add_task("", total=None))
+        measured = calibrate(config, calibrate_callback(console, update))
+    out = config.file()
+    measured.save(out)
+    console.print(f"{out}: {_what(measured)}; {_use(config, out)}", highlight=False, markup=False)
+
+
+def _what(measured: Calibration) -> str:
+    layers, experts = measured.similarity["cosine"].shape[:2]
+    return f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens"
+
+
+def _use(config: CalibrateConfig, out: Path) -> str:
+    from lynx_exp.models import find_calibration
+
+    auto = None if config.model.kind == "random" else find_calibration(config.model.id)
+    if auto is not None and Path(auto).samefile(out):
+        return "sere, naee and lexi of this model take it from here on"
+    return f"use it with policy.calibration={out}"
+
+
+def _prefetch(asked: argparse.Namespace) -> None:
+    from lynx_exp.prepare.prefetch import prefetch
+
+    prefetch(asked.overrides, multirun=asked.multirun, dry_run=asked.dry_run)

@@ -1,0 +1,101 @@
+"""From what the engine hands back to the rows of a cell's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lynx_exp.run.batch_plan import asked_of
+from lynx_exp.store.tables import TOKENS, LaneRecord
+
+if TYPE_CHECKING:
+    from lynx_exp.engine import LaneResult, Request
+    from lynx_exp.engine.decoding.tokens import TokenRows
+    from lynx_exp.run.planned_cell import Task
+    from lynx_exp.tasks import Scores
+
+
+def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
+    rows, everything = [], asked_of(task)
+    for at, number in enumerate(result.requests):
+        asked = everything[number]
+        scored = result.logprobs is not None
+        rows.append(
+            {
+                "subtask": asked.subtask or task.name,
+                "request": number,
+                "doc_id": asked.doc_id,
+                "lane": result.lane,
+                "slot": result.slots[at] if result.slots else at,
+                "prompt_hash": hashlib.sha256(asked.prompt.encode()).hexdigest()[:16],
+                "prompt_tokens": len(requests[number].prompt_ids),
+                "new_tokens": len(result.token_ids[at]),
+                "entered_step": result.entered[at] if result.entered else 0,
+                "token_ids": list(result.token_ids[at]),
+                "finish_reason": result.finish_reasons[at],
+                "response": asked.continuation if scored else result.texts[at],
+                "logprob": result.logprobs[at] if result.logprobs is not None else None,
+                "greedy": result.greedy[at] if result.greedy is not None else None,
+                "filler": at >= result.own,
+            }
+        )
+    return LaneRecord(
+        subtask=task.name,
+        lane=result.lane,
+        rows=rows,
+        live_rows=result.live_rows,
+        scored_rows=result.scored_rows or result.live_rows,
+        active_experts=result.active_experts,
+        changed=result.changed,
+        prompt_tokens=result.prompt_tokens,
+        prompt_changed=result.prompt_changed,
+    )
+
+
+def token_table(request: dict[str, Any], rows: TokenRows) -> pa.Table:
+    """Rows of tokens.parquet of one response; `request`: its row of fidelity.parquet."""
+    tokens, layers, _ = rows.experts_NLW.shape
+    each = [[int(e) for e in slots if e >= 0] for slots in rows.experts_NLW.flatten(0, 1).tolist()]
+    columns = {name: [request[name]] * (tokens * layers) for name in ("subtask", "request", "doc_id", "lane")}
+    columns |= {
+        "step": [step for step in rows.steps for _ in range(layers)],
+        "layer": list(range(layers)) * tokens,
+        "kl": rows.kl_N.repeat_interleave(layers).tolist(),
+        "confidence": rows.confidence_NL.flatten().tolist(),
+        "experts": each,
+    }
+    return pa.Table.from_pydict(columns, schema=TOKENS)
+
+
+def answers(task: Task, rows: Sequence[dict[str, Any]]) -> list[Any]:
+    if task.kind == "generate":
+        return [row["response"] for row in rows]
+    return [(row["logprob"], row["greedy"]) for row in rows]
+
+
+def sample_rows(task: Task, scores: Scores, responses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`responses`: rows of the responses table, in the order of the requests."""
+    rows = []
+    for sample in scores.samples:
+        of = responses[sample.request]
+        rows.append(
+            {
+                name: of[name]
+                for name in ("request", "lane", "slot", "prompt_hash", "new_tokens", "finish_reason", "response")
+            }
+            | {
+                "subtask": sample.subtask or task.name,
+                "doc_id": sample.doc_id,
+                "score": sample.score,
+                "scores": json.dumps(sample.scores),
+                "target": sample.target,
+                "filtered": sample.filtered,
+                "verdict": sample.verdict,
+                "sandbox": sample.sandbox,
+            }
+        )
+    return rows

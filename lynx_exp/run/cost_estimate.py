@@ -1,0 +1,199 @@
+"""What cells will take: time, from what cells like them took before; memory, from the shape of the model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_exp.store.done import is_done
+from lynx_exp.store.forms import FINISHED_CELL
+from lynx_exp.store.reading import Damaged, read_value
+
+if TYPE_CHECKING:
+    from lynx_exp.run.planned_cell import Cell
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Throughput:
+    """Seconds a request, by what was run: read from the finished cells below a folder of results."""
+
+    def __init__(self, results: Iterable[Path]) -> None:
+        self._seconds: dict[tuple[str, ...], float] = defaultdict(float)
+        self._requests: dict[tuple[str, ...], int] = defaultdict(int)
+        self.cells = 0
+        """Finished cells that say how long they took."""
+        for root in results:
+            for path in root.rglob("cell.json") if root.is_dir() else ():
+                self._learn(path.parent)
+
+    def _learn(self, folder: Path) -> None:
+        if not is_done(folder):
+            return
+        try:
+            info = read_value(folder / "cell.json", FINISHED_CELL)
+            status, plan = (read_value(folder / name) for name in ("status.json", "plan.json"))
+        except Damaged:
+            return
+        requests = sum(len(lane) for task in plan.values() for lane in task["lanes"])
+        seconds = (status.get("seconds") or 0.0) / (status.get("together") or 1)
+        if not requests or len(status.get("attempts") or []) > 0:  # of a cell that was resumed only the end is known
+            return
+        self.cells += 1
+        timed = str((folder / "timing.json").exists())
+        for key in _keys(info, timed):
+            self._seconds[key] += seconds
+            self._requests[key] += requests
+
+    def seconds(self, cell: Cell) -> float | None:
+        """None if no cell of this model has been run on this kind of device."""
+        if not self.cells:
+            return None
+        key = self._key(cell)
+        return None if key is None else self._seconds[key] / self._requests[key] * _asked(cell)
+
+    def stretch(self, cell: Cell) -> float:
+        """Requests of the cell for each one that its estimate comes from; 0 where there is none."""
+        key = self._key(cell)
+        return 0.0 if key is None else _asked(cell) / self._requests[key]
+
+    def _key(self, cell: Cell) -> tuple[str, ...] | None:
+        keys = _keys(cell.info(), str(cell.config.measure.latency))
+        return next((key for key in keys if self._requests.get(key)), None)
+
+
+def _asked(cell: Cell) -> int:
+    return sum(len(task.requests) for task in cell.tasks)
+
+
+def _keys(info: Mapping[str, Any], timed: str) -> list[tuple[str, ...]]:
+    """What is alike, most alike first."""
+    base = (str(info["model"]), str(info.get("device")), str(info.get("dtype")), timed)
+    return [(*base, str(info["task"]), str(info["batch_size"])), (*base, str(info["task"])), base]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a model needs, in GiB."""
+
+    weights: float
+    keys_and_values: float
+    """Of one row at the longest that a cell asks for."""
+    rows: int
+    """Of a physical batch at most."""
+    available: float | None
+    """On the device; None where that is not known here."""
+
+    @property
+    def rows_that_fit(self) -> int | None:
+        """Beside the weights, in the share of what is left that the engine takes."""
+        if self.available is None or self.keys_and_values == 0:
+            return None
+        return max(0, int(_SHARE * (self.available - self.weights) / self.keys_and_values))
+
+
+_SHARE = 0.5
+"""Of a CPU's memory; of a GPU's the engine takes more."""
+
+
+def memory_of(cell: Cell, positions: int) -> Memory | None:
+    """None if the model's class cannot be built from its configuration alone."""
+    parameters, per_position = _shape(cell)
+    if parameters is None:
+        return None
+    size = BYTES.get(cell.dtype, 4)
+    return Memory(
+        weights=parameters * size / GIB,
+        keys_and_values=per_position * size * positions / GIB,
+        rows=max(cell.config.pack.max_rows, cell.config.batch_size),
+        available=_available(cell.device),
+    )
+
+
+def _shape(cell: Cell) -> tuple[int | None, int]:
+    """(parameters, numbers of keys and values of one position)"""
+    model = cell.config.model
+    return _shape_of(
+        model.kind, model.id, model.revision, model.trust_remote_code, json.dumps(model.config, sort_keys=True)
+    )
+
+
+@cache
+def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[int | None, int]:
+    from lynx_exp.models import locate
+
+    if kind != "random" and (found := _of_files(Path(locate(name)))) is not None:
+        return found
+    model = weightless(kind, name, revision, trust, fields)
+    if model is None:
+        return None, 0
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
+
+
+def _of_files(folder: Path) -> tuple[int, int] | None:
+    """(parameters, numbers of keys and values of one position) from the heads of a folder's safetensors files and its
+    config.json; None where those do not tell."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        text = config.get("text_config", config)
+        width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+        heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+        per_position = 2 * int(text["num_hidden_layers"]) * int(heads) * int(width)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files or "quantization_config" in config:
+            return None
+        return sum(_numbers_in(path) for path in files), per_position
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError):
+        return None  # whoever loads it says what is wrong
+
+
+def _numbers_in(path: Path) -> int:
+    """Of all tensors of a safetensors file, by its header."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path}: cut off")
+        header = json.loads(file.read(size))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> Any:
+    """The model on the meta device; None if its class cannot be built from its configuration alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lynx_exp.models import locate
+
+    try:
+        if kind == "random":
+            config = AutoConfig.for_model(name, **json.loads(fields))
+        else:
+            config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    except Exception:  # each architecture has its own way to say that it cannot
+        return None
+
+
+def _available(device: str) -> float | None:
+    import torch
+
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())) / GIB
+    if device != "cpu":
+        return None
+    from lynx_exp.engine.kv_cache.memory import available_memory
+
+    return available_memory() / GIB

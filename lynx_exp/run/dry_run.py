@@ -1,0 +1,144 @@
+"""`plan=true`: what would be run, what it would take, and what is not here yet. Nothing is run and no weights load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lynx_exp.run.cost_estimate import Throughput, memory_of
+from lynx_exp.run.packs import pack_groups
+from lynx_exp.run.run_progress import clock
+from lynx_exp.run.skip_rules import Refusals
+from lynx_exp.store.claims import holder_of, is_held
+from lynx_exp.store.read import is_done
+
+if TYPE_CHECKING:
+    from lynx_exp.run.planned_cell import Cell
+
+_MOST_PACKS = 50
+"""That are named one by one."""
+_FAR = 10
+"""Times the requests that an estimate comes from: beyond, a run's fixed costs are most of what it knows."""
+_MOST_NAMED = 12
+"""Cells of a pack that are named one by one."""
+
+
+def print_plan(cells: Sequence[Cell], console: Console, *, packed: bool) -> None:
+    """`cells`: each once."""
+    for line in plan_lines(cells, packed=packed):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
+    refusals, done, todo, refused, held = Refusals(cells), 0, [], [], []
+    for cell in cells:
+        if is_done(cell.folder):
+            done += 1
+        elif (reason := refusals.reason(cell)) is not None:
+            refused.append(f"  {cell.name}: {reason}")
+        else:
+            todo.append(cell)
+            if is_held(cell.folder):
+                held.append(f"  {cell.name}: {holder_of(cell.folder) or 'another process'} is at it")
+    yield f"{len(cells)} cells: {done} done, {len(todo)} to run, {len(refused)} left alone; in {_studies(cells)}"
+    yield from refused
+    yield from held
+    if not todo:
+        yield "nothing to run"
+        return
+    packs = pack_groups(todo) if packed else [[cell] for cell in todo]
+    times = Throughput(dict.fromkeys(Path(cell.config.results) for cell in cells))
+    for number, pack in enumerate(packs[:_MOST_PACKS], 1):
+        yield from _pack_lines(f"pack {number}/{len(packs)}", pack, times)
+    if len(packs) > _MOST_PACKS:
+        rest = [cell for pack in packs[_MOST_PACKS:] for cell in pack]
+        requests = sum(map(_requests, rest))
+        yield f"and {len(packs) - _MOST_PACKS} more packs: {len(rest)} cells, {requests} requests"
+    yield _time(todo, times)
+    models: dict[str, list[Cell]] = {}
+    for cell in todo:
+        models.setdefault(cell.model.digest, []).append(cell)
+    for cells in models.values():
+        cell = cells[-1]
+        yield _memory(cell, cells)
+        yield from _missing(cell)
+    yield "nothing was run (plan=true)"
+
+
+def _studies(cells: Sequence[Cell]) -> str:
+    return ", ".join(str(study) for study in dict.fromkeys(cell.study for cell in cells))
+
+
+def _pack_lines(head: str, pack: Sequence[Cell], times: Throughput) -> Iterator[str]:
+    first, requests = pack[0], sum(_requests(cell) for cell in pack)
+    known = [times.seconds(cell) for cell in pack]
+    total = sum(seconds for seconds in known if seconds is not None) if None not in known else None
+    about = f", about {clock(total)}" if total is not None else ""
+    yield f"{head}: {first.model.name}, {first.config.task.name}: {len(pack)} cells, {requests} requests{about}"
+    for cell in pack[:_MOST_NAMED]:
+        yield f"  {cell.name}, {_requests(cell)} requests{_begun(cell)}"
+    if len(pack) > _MOST_NAMED:
+        rest = Counter(cell.config.policy_name for cell in pack[_MOST_NAMED:])
+        yield f"  and {len(pack) - _MOST_NAMED} more: " + ", ".join(f"{count} {name}" for name, count in rest.items())
+
+
+def _requests(cell: Cell) -> int:
+    return sum(len(task.requests) for task in cell.tasks)
+
+
+def _begun(cell: Cell) -> str:
+    lanes = len(list((cell.folder / "lanes").glob("*.json"))) if cell.folder.is_dir() else 0
+    return f", continues after {lanes} lanes" if lanes else ""
+
+
+def _time(todo: Sequence[Cell], times: Throughput) -> str:
+    known = [seconds for cell in todo if (seconds := times.seconds(cell)) is not None]
+    if not known:
+        return "time: unknown; no cell of these models has been run here on such a device"
+    unknown = len(todo) - len(known)
+    more = f", and {unknown} cells of which nothing is known" if unknown else ""
+    cells = "1 finished cell" if times.cells == 1 else f"{times.cells} finished cells"
+    stretch = max(map(times.stretch, todo))
+    coarse = f"; coarse: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
+    return f"time: about {clock(sum(known))}{more}, by what {cells} took{coarse}"
+
+
+def _memory(cell: Cell, together: Sequence[Cell]) -> str:
+    tasks = {id(task): task for other in together for task in other.tasks}.values()
+    positions = max(_tokens(request.prompt) + request.max_new_tokens for task in tasks for request in task.requests)
+    memory = memory_of(cell, positions)
+    if memory is None:
+        return f"memory: {cell.model.name}: its size cannot be told from its configuration"
+    need = f"memory: {cell.model.name} in {cell.dtype}: weights {memory.weights:.2f} GiB, "
+    need += f"a row of up to {positions} positions {1024 * memory.keys_and_values:.1f} MiB"
+    fit = memory.rows_that_fit
+    if memory.available is None or fit is None:
+        return f"{need}; {cell.device}: not looked at from here"
+    widest = max(other.config.batch_size for other in together)
+    verdict = (
+        f"fits, {min(fit, memory.rows)} rows at once"
+        if fit >= widest
+        else f"DOES NOT FIT: room for {fit} rows, batch_size={widest}"
+    )
+    return f"{need}; {cell.device} has {memory.available:.1f} GiB: {verdict}"
+
+
+def _tokens(text: str) -> int:
+    """At most: a token is a byte or more."""
+    return len(text.encode())
+
+
+def _missing(cell: Cell) -> Iterator[str]:
+    """Weights that are neither in a folder nor in the hub's cache."""
+    model = cell.config.model
+    if model.kind != "hub" or Path(model.id).expanduser().is_dir():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    if not any(isinstance(try_to_load_from_cache(model.id, name, revision=model.revision), str) for name in names):
+        yield f"to download: the weights of {model.id}; `lynx-prepare prefetch` with the same arguments fetches them"

@@ -1,0 +1,147 @@
+"""The tasks of a config: loaded as it asks, with the chat template of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cache
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from lynx_exp.config import Config
+
+if TYPE_CHECKING:
+    from lynx_exp.tasks import EvalTask, TaskRequest, TaskSettings
+    from lynx_exp.tasks.chat import ChatTemplate
+    from lynx_exp.tasks.mix import MixedTask
+    from lynx_exp.tasks.run_programs import Sandbox
+
+LoadTask = Callable[..., "EvalTask"]
+"""`load(name, limit=..., settings=...)`"""
+
+
+def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTask | MixedTask, ...]:
+    """What the cell runs one after another: each subtask (of a group of lm-eval's each of its own), or the mix of them.
+    ValueError as in `load_task`."""
+    from lynx_exp.tasks.definition import GroupOfTasks
+
+    settings = settings_of(config)
+    names, weights = config.task.subtasks, config.task.weights
+    if weights is None:
+        found: dict[str, EvalTask] = {}
+        for name in names:
+            try:
+                found[name] = load(name, limit=limit, settings=settings)
+            except GroupOfTasks as group:
+                found |= {member: load(member, limit=limit, settings=settings) for member in group.members}
+        return _each_once(list(found), list(found.values()))
+    from lynx_exp.tasks.mix import mix
+
+    def member(number: int, documents: int | None) -> EvalTask:
+        return load(names[number], limit=documents, settings=settings)
+
+    mixed = mix(config.task.name, member, weights, limit)
+    _each_once(names, mixed.members)
+    return (mixed,)
+
+
+def _each_once(names: Sequence[str], tasks: Sequence[EvalTask]) -> tuple[EvalTask, ...]:
+    """`tasks`; ValueError where two of them call themselves alike: responses are kept by a task's own name."""
+    first: dict[str, str] = {}
+    for name, task in zip(names, tasks, strict=True):
+        if task.name in first:
+            raise ValueError(
+                f"task.subtasks={first[task.name]},{name}: both are called {task.name} (`task:` in their YAML); "
+                "give one of them another name"
+            )
+        first[task.name] = name
+    return tuple(tasks)
+
+
+MOST_FILLERS = 256
+"""Documents beyond `limit` that a task's fillers come from, or as many as `limit` where that is more: the same for all
+batch sizes, whose lanes then share prefilled prompts."""
+
+
+def with_fillers(config: Config, tasks: Sequence[EvalTask | MixedTask], load: LoadTask) -> tuple[Any, ...]:
+    """The tasks, each with the requests of its documents beyond `limit`, in an order of their own, to fill lanes with.
+    Where all documents are scored, or lanes are to drain, there are none."""
+    if not config.is_filled or config.limit is None:
+        return tuple(tasks)
+    longer = tasks_of(config, load, config.limit + max(MOST_FILLERS, config.limit))
+    return tuple(filled(task, more.requests, more.data_digest) for task, more in zip(tasks, longer, strict=True))
+
+
+def filled(task: Any, requests: Sequence[TaskRequest], digest: str) -> Any:
+    """A copy of the task whose fillers are those of `requests` that ask of documents that it does not score."""
+    scored = {(request.subtask, request.doc_id) for request in task.requests}
+    others = [request for request in requests if (request.subtask, request.doc_id) not in scored]
+    Random(0).shuffle(others)
+    made = copy(task)
+    made.fillers, made.fillers_digest = tuple(others), digest if others else None
+    return made
+
+
+def data_digests(tasks: Sequence[EvalTask | MixedTask]) -> dict[str, str]:
+    """Of each task's documents, and of those that fill its lanes."""
+    own = {task.name: task.data_digest for task in tasks}
+    return own | {f"{task.name} fillers": task.fillers_digest for task in tasks if task.fillers_digest is not None}
+
+
+def settings_of(config: Config) -> TaskSettings:
+    """How the config's task is asked."""
+    from lynx_exp.tasks import TaskSettings
+
+    task, generation = config.task, config.task.generation
+    return TaskSettings(
+        data=task.data,
+        revision=task.revision,
+        num_fewshot=task.num_fewshot,
+        fewshot_seed=task.fewshot_seed,
+        fewshot_as_multiturn=task.fewshot_as_multiturn,
+        system_instruction=task.system_instruction,
+        chat=_chat_template(config) if task.apply_chat_template else None,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        max_gen_toks=generation.max_gen_toks,
+        until=None if generation.until is None else tuple(generation.until),
+        repeats=task.repeats,
+    )
+
+
+def _chat_template(config: Config) -> ChatTemplate:
+    from lynx_exp.tasks.chat import ChatTemplate
+
+    model = config.model
+    if model.kind == "random":
+        raise ValueError("task.apply_chat_template=true: random weights have no tokenizer, and so no chat template")
+    tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
+    return ChatTemplate.of(tokenizer, config.task.chat_template_args)
+
+
+@cache
+def _tokenizer(name: str, revision: str | None, trust: bool) -> object:
+    from transformers import AutoTokenizer
+
+    from lynx_exp.models import locate
+
+    try:
+        return AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.id={name}: its tokenizer, which the chat template is in, does not load: {reason}"
+        ) from error
+
+
+def sandbox_of(config: Config) -> Sandbox:
+    """Where the config wants generated code to run. ValueError if this machine cannot give that."""
+    from lynx_exp.tasks.run_programs import open_sandbox
+
+    return open_sandbox(config.sandbox, confirm_unsafe_code=config.confirm_unsafe_code)
+
+
+def revisions(tasks: Sequence[EvalTask | MixedTask]) -> dict[str, str | None]:
+    """Of each task whose documents came from the hub, the commit of its data set."""
+    return {member.name: member.revision for task in tasks for member in task.members if member.revision is not None}

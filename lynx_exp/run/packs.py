@@ -1,0 +1,51 @@
+"""Which cells one loaded model runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+
+from lynx_exp.config import Once
+from lynx_exp.run.planned_cell import Cell
+from lynx_exp.store.identity import digest
+
+SHARED = (
+    "model",
+    "task",
+    "batching",
+    "waves",
+    "tail",
+    "choices",
+    "limit",
+    "seed",
+    "plan_seed",
+    "backend",
+    "vllm",
+    "dtype",
+    "device",
+    "kernel",
+    "steps",
+    "threads",
+    "scoring",
+    "truncate",
+)
+"""Fields that the cells of a pack have in common: what the engine is, and which requests come in which order."""
+
+
+def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in packs, in the order of their first cells: those of one pack differ in policy, phases, layers and
+    batch size, and in what is done beside decoding; at most `pack.max_cells` of them."""
+    node: Once[str] = Once(lambda node: digest(asdict(node)))
+
+    def shared(value: object) -> object:
+        return node(value) if is_dataclass(value) else value
+
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        key = tuple(shared(getattr(cell.config, name)) for name in (*SHARED, "pack"))
+        groups.setdefault(key, []).append(cell)
+    return [
+        group[start : start + group[0].config.pack.max_cells]
+        for group in groups.values()
+        for start in range(0, len(group), group[0].config.pack.max_cells)
+    ]

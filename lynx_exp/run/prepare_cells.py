@@ -1,0 +1,164 @@
+"""From configs to cells: everything that can be wrong is found here, for all cells, before a model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_exp.config import AsDict, Config, Once
+from lynx_exp.extensions import policy_source
+from lynx_exp.run.batch_plan import check_documents
+from lynx_exp.run.batching_mode import batching_note, with_batching
+from lynx_exp.run.load_tasks import LoadTask, data_digests, sandbox_of, tasks_of, with_fillers
+from lynx_exp.run.model_facts import ModelFacts, inspect_model
+from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_threads, longest_of
+from lynx_exp.store.done import is_done
+from lynx_exp.store.identity import cell_ids, code_digest, digest
+
+if TYPE_CHECKING:
+    from lynx_exp.routing import Policy
+
+
+from lynx_exp.run.planned_cell import Cell, Task
+
+
+def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = True) -> list[Cell]:
+    """Check every config against policies, tasks and models; load tasks; compute ids. A cell a config, in order.
+
+    `load(name, limit=..., settings=...)` gives an EvalTask. Not `here`: devices and sandboxes are those of other
+    machines, named and not looked for. Raises ValueError naming field, value and what is allowed.
+    """
+    import torch
+
+    from lynx_exp.models import resolve_device, resolve_dtype
+    from lynx_exp.routing import ModelShape, build_policy, layer_range
+
+    if here and any(config.backend == "vllm" for config in configs):
+        from lynx_exp.vllm_backend.startup import check_installed
+
+        check_installed()
+    as_dict, model_key = AsDict(), Once(lambda model: digest(asdict(model)))
+    task_key = Once(lambda task: digest(asdict(task)))
+
+    def asked(config: Config) -> tuple[Any, ...]:
+        """Equal for configs that ask the same."""
+        chat = model_key(config.model) if config.task.apply_chat_template else None
+        return task_key(config.task), config.limit, chat, config.is_filled
+
+    owners = {id(config.policy): config for config in configs}
+
+    @Once
+    def build(node: dict[str, Any]) -> Policy | None:
+        own = owners[id(node)]
+        with _about_the_policy():
+            built = build_policy("vanilla" if own.is_untouched else own.policy_name, **own.policy_params)
+        return None if own.is_untouched else built
+
+    policies = [build(config.policy) for config in configs]
+
+    facts: dict[str, ModelFacts] = {}
+    for config in configs:
+        if (name := model_key(config.model)) not in facts:
+            facts[name] = inspect_model(config.model)
+    notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
+    configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]
+
+    found: dict[tuple[Any, ...], tuple[Task, ...]] = {}
+    checked: set[tuple[Any, ...]] = set()
+    for config in configs:
+        key = asked(config)
+        if key not in found:
+            found[key] = with_fillers(config, tasks_of(config, load, config.limit), load)
+        if (full := (key, config.batch_size, config.choices)) not in checked:
+            checked.add(full)
+            for task in found[key]:
+                check_documents(config, task)
+
+    for config, policy in zip(configs, policies, strict=True):
+        name = model_key(config.model)
+        if policy is not None:
+            shape = ModelShape(
+                num_experts=facts[name].num_experts, top_k=facts[name].top_k, calibration=_calibration(config)
+            )
+            with _about_the_policy():
+                policy.bind(shape)
+            check_layers(policy, config.model)
+            check_match(config.match_active, facts[name])
+        if config.layers is not None:  # vanilla's, too, which leaves it aside
+            layer_range(config.layers, facts[name].num_layers)
+
+    longest = Once(longest_of)
+    content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
+    cells = []
+    for config, policy, note in zip(configs, policies, notes, strict=True):
+        tasks = found[asked(config)]
+        model = facts[model_key(config.model)]
+        check_lengths(config, [longest(task) for task in tasks], model.context)
+        if here:
+            check_threads(config.threads)
+        device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
+        if config.kernel == "triton" and device.type != "cuda":
+            raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
+        if config.steps == "captured" and device.type != "cuda":
+            raise ValueError(f"steps=captured: needs a CUDA device, not device={device.type}; use steps=auto or eager")
+        dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+        ids = cell_ids(
+            as_dict(config)
+            | {"device": device.type, "dtype": dtype}
+            | {"policy": _with_content(config, policy, content)},
+            model_digest=model.digest,
+            data_digests=data_digests(tasks),
+            code=code_digest(),
+        )
+        cell = Cell(
+            config=config,
+            policy=policy,
+            model=model,
+            tasks=tasks,
+            ids=ids,
+            dtype=dtype,
+            device=device.type,
+            note=note,
+        )
+        if here and any(task.runs_code for task in tasks) and not is_done(cell.folder):
+            sandbox_of(config)  # found out now rather than when the model has answered
+        cells.append(cell)
+    return cells
+
+
+def _calibration(config: Config) -> str | None:
+    """The file of `calibration=auto`, if the config's model has one."""
+    from lynx_exp.models import find_calibration
+
+    return None if config.model.kind == "random" else find_calibration(config.model.id)
+
+
+def _with_content(config: Config, policy: Policy | None, content: Callable[[str], str]) -> dict[str, Any]:
+    """The policy node, with what its calibration file holds in place of where it is, and the hash of an extension's
+    source."""
+    from lynx_exp.routing import Calibrated, PerLayer
+    from lynx_exp.routing.calibration import AUTO
+
+    if policy is None:
+        return config.policy
+    source = policy_source(config.policy_name)
+    node = config.policy if source is None else config.policy | {"source": source}
+    parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
+    named = [part.calibration for part in parts if isinstance(part, Calibrated)]
+    held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
+    return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
+
+
+@contextmanager
+def _about_the_policy() -> Iterator[None]:
+    """A ValueError in here says that it is about the policy."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("policy") else f"policy {text}") from error
