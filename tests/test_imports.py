@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.structure import circles, code_and_comments, edges_of, files_of, repeated_blocks
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
@@ -72,47 +73,9 @@ def test_imports_point_one_way(part):
         assert used <= ALLOWED[part], f"{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}"
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def edges_of(paths: Sequence[Path]) -> dict[str, set[str]]:
-    """Module -> the modules among these that it imports, for types and inside functions too. `from package import
-    module` is an arrow to the module."""
-    modules = {module_of(path) for path in paths}
-    found: dict[str, set[str]] = {}
-    for path in paths:
-        module, found[module_of(path)] = module_of(path), set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                below = [f"{node.module}.{alias.name}" for alias in node.names]
-                names = [name if name in modules else str(node.module) for name in below]
-            found[module] |= {name for name in names if name in modules} - {module}
-    return found
-
-
-def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Sets of modules that reach one another."""
-    sorter, found = dict(edges), []
-    while sorter:
-        try:
-            list(TopologicalSorter(sorter).static_order())
-            return found
-        except CycleError as error:
-            ring = set(error.args[1])
-            found.append(sorted(ring))
-            sorter = {name: after - ring for name, after in sorter.items() if name not in ring}
-    return found
-
-
 def test_no_file_imports_itself_by_way_of_others():
-    paths = [*(ROOT / "lynx_exp").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]
-    found = circles(edges_of([path for path in paths if "jail" not in path.parts]))
-    assert not found, found
+    rings = circles(edges_of(files_of()))
+    assert not rings, rings
 
 
 BELOW = {
@@ -132,7 +95,7 @@ def test_rooms_of_a_subpackage_point_one_way(room):
     part, _, own = room.partition(".")
     top = f"lynx_exp.{part}"
     rooms = {name.partition(".")[2] for name in BELOW if name.startswith(f"{part}.")}
-    edges = edges_of([path for path in (ROOT / "lynx_exp").rglob("*.py") if "jail" not in path.parts])
+    edges = edges_of(files_of())
     for module, used in edges.items():
         if not module.startswith(f"{top}.{own}."):
             continue
@@ -146,6 +109,13 @@ def test_rooms_of_a_subpackage_point_one_way(room):
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_code_comments_and_repetitions_are_counted():
+    text = '"""Two\nlines."""\n\nx = 1  # why\n# more\n'
+    assert code_and_comments(text) == (3, 2)
+    block = "\n".join(f"x{at} = {at}" for at in range(9))
+    assert repeated_blocks([block, "y = 0\n" + block]) == 2 and repeated_blocks([block]) == 0
 
 
 def test_every_part_is_listed():
