@@ -151,6 +151,18 @@ HONEST = {
         "import os, shutil\ndef f():\n open('a', 'w').write('x'); shutil.copy('a', 'b'); os.chmod('a', os.stat('a').st_mode & 0o7777)\n return open('b').read()",
         "assert f() == 'x'",
     ),
+    "a kept list comes again": (
+        "K = []\ndef f(x): K.append(x); return len(K), K[0] is x",
+        "l = [1]\nassert f(l) == (1, True)\nl.append(2)\nassert f(l) == (2, True) and K[0] is l",
+    ),
+    "a kept list comes in another": (
+        "K = []\ndef f(x): K.append(x)\ndef g(x): x[0].append(5); return x[0] is K[0]",
+        "l = [1]\nf(l)\nassert g([l]) is True and l == [1, 5]",
+    ),
+    "a kept list is what the test's function returns": (
+        "K = []\ndef f(x): K.append(x)\ndef g(h): return h() is K[0]",
+        "l = [1]\nf(l)\nassert g(lambda: l) is True",
+    ),
     "annotations": ("def f(x: int) -> str: return ''", "assert f.__annotations__ == {'x': int, 'return': str}"),
     "helpers in test": ("def f(x): return x", "def g(x):\n    def h(): return f(x)\n    return [h() for _ in range(2)]\nassert g(3) == [3, 3]"),
 }  # fmt: skip

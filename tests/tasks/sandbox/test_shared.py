@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lynx_exp.tasks.sandbox.jail import wire
+from lynx_exp.tasks.sandbox.jail.candidate import Server
 from lynx_exp.tasks.sandbox.jail.codec import decode, encode
 from lynx_exp.tasks.sandbox.jail.shared_containers import Shared, fill, held, kind_of
 
@@ -126,6 +129,17 @@ def test_filled_in_place(container, content):
     assert container == content
     with pytest.raises(ValueError, match="kind"):
         fill(container, kind_of(container), 5)
+
+
+def test_a_question_that_cannot_be_decoded_has_an_answer_that_can():
+    """Its containers are not finished; none of them is named in the answer."""
+    replies, end = os.pipe()
+    question = encode(("call", [[1, 2], len]), lambda _: (b"k", 77))  # 77: a function that was never told of
+    Server(-1, end).respond(wire.QUESTION + question)
+    kind, why, contents, keep = decode(wire.receive(replies)[1:], noted=[])
+    assert (kind, contents, keep) == ("untransportable", None, False) and why.startswith("malformed")
+    os.close(replies)
+    os.close(end)
 
 
 def test_arrays_are_filled_within_their_memory():

@@ -69,7 +69,7 @@ class Server:
             self.turn.notify_all()
         question: list[Any] = []
         try:
-            question += decode(message, self.describer.resolve, arguments, 1)
+            question += decode(message, self.resolve, arguments, 1)
             kind, result = getattr(self, f"on_{question[0]}")(*question[1:])
             box.append(result)
             del result
@@ -81,6 +81,8 @@ class Server:
         except BaseException as error:  # SystemExit and KeyboardInterrupt are failures like any other
             kind = "untransportable" if isinstance(error, CodecError) else "raised"
             box.append(str(error) if kind != "raised" else error)
+            if not question:
+                arguments.clear()  # some are not finished, and the answer names none
         with self.turn:
             while self.pending[-1][1] is not mine:
                 self.turn.wait()
@@ -89,6 +91,10 @@ class Server:
             wire.send(self.replies, wire.ANSWER + self.answer(kind, box, message, question, arguments, first))
             self.pending.pop()
             self.turn.notify_all()
+
+    def resolve(self, tag: bytes, told: Any) -> Any:
+        """What a reference of the tester's stands for: a container that both hold, else what `describer` knows."""
+        return self.shared.containers[told] if tag == b"w" else self.describer.resolve(tag, told)
 
     def answer(
         self,
@@ -144,7 +150,7 @@ class Server:
     def take_over(self, message: bytes) -> None:
         with self.turn:
             noted: list[Any] = []
-            gone, changed = decode(message, self.describer.resolve, noted, 1)
+            gone, changed = decode(message, self.resolve, noted, 1)
             try:
                 self.shared.take_over(changed)
                 self.shared.settle(gone, changed, noted, self.encode_shared)
@@ -166,7 +172,7 @@ class Server:
             self.respond(message)  # the function itself has a question
         with self.turn:
             noted = []
-            raised, value, keep = decode(message, self.describer.resolve, noted, 1)
+            raised, value, keep = decode(message, self.resolve, noted, 1)
             if keep:
                 self.shared.enter(noted, self.encode_shared)
             self.pending.pop()
