@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lynx_exp.tasks.sandbox import readable_files as files
 from lynx_exp.tasks.sandbox.jail.emptied_folders import PATIENCE_S, remove
@@ -43,6 +43,13 @@ HASH_SEED = "0"
 """Verdicts repeat: sets and dicts have the same order every time."""
 
 
+class Answer(TypedDict, total=False):
+    """Of a supervisor, if it is one of the right kind."""
+
+    token: str
+    verdicts: list[tuple[bool, str]]
+
+
 def run(
     tier: Tier,
     programs: Sequence[Program],
@@ -58,7 +65,7 @@ def run(
     ExecutionError if the machinery itself fails, for instance because the tier cannot be had here.
     """
     own_timeouts_s = own_timeouts_s or {}
-    entries: list[dict[str, Any]] = [asdict(program) for program in programs]
+    entries: list[dict[str, object]] = [asdict(program) for program in programs]
     for index, own in own_timeouts_s.items():
         entries[index]["timeout_s"] = own
     token = secrets.token_hex()
@@ -103,12 +110,12 @@ def work_folder() -> Iterator[str]:
             warnings.warn(f"{folder}: files of programs are left there, delete them by hand ({error})", stacklevel=2)
 
 
-def message(content: dict[str, Any]) -> bytes:
+def message(content: dict[str, object]) -> bytes:
     data = json.dumps(content).encode()
     return struct.pack(">I", len(data)) + data
 
 
-def plan(tier: Tier, memory_mib: int, workers: int) -> dict[str, Any]:
+def plan(tier: Tier, memory_mib: int, workers: int) -> dict[str, object]:
     """What `jail.confine.Plan` is made of."""
     parts = asdict(tier)
     del parts["name"]
@@ -164,7 +171,7 @@ def folders_above(paths: list[str]) -> list[str]:
     return sorted(folder for folder in above if not files.within(folder, files.readable()))
 
 
-def ask(words: list[str], question: bytes, folder: str, patience_s: float) -> dict[str, Any]:
+def ask(words: list[str], question: bytes, folder: str, patience_s: float) -> Answer:
     """Run a supervisor in `folder`, hand it the question, wait for its answer. ExecutionError if it has none."""
     supervisor = subprocess.Popen(
         words,

@@ -16,16 +16,22 @@ import random
 import sys
 import threading
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import modes, wire
-from .codec import MUTABLE, CodecError, decode, encode
+from .codec import MUTABLE, CodecError, Reference, decode, encode
 from .described import Describer, acyclic, library_name, operators
 from .shared_containers import Shared, held
+from .values import Value
+
+if TYPE_CHECKING:
+    import asyncio
 
 MODULE = "program"
 FRAMES_OF_THIS_MODULE = 20
+Result: TypeAlias = tuple[str, object]
+"""Of which kind an answer is, and what it is."""
 
 
 class Absent(Exception):
@@ -61,13 +67,13 @@ class Server:
             self.take_over(message)
             return
         mine = object()
-        arguments: list[Any] = []
-        box: list[Any] = []
+        arguments: list[object] = []
+        box: list[Value] = []
         first = self.describer.first = {}
         with self.turn:
             self.pending.append((True, mine))
             self.turn.notify_all()
-        question: list[Any] = []
+        question: list[object] = []
         try:
             question += decode(message, self.resolve, arguments, 1)
             kind, result = getattr(self, f"on_{question[0]}")(*question[1:])
@@ -92,18 +98,20 @@ class Server:
             self.pending.pop()
             self.turn.notify_all()
 
-    def resolve(self, tag: bytes, told: Any) -> Any:
+    def resolve(self, tag: bytes, told: int | list[object] | None) -> object:
         """What a reference of the tester's stands for: a container that both hold, else what `describer` knows."""
-        return self.shared.containers[told] if tag == b"w" else self.describer.resolve(tag, told)
+        if tag == b"w" and isinstance(told, int):
+            return self.shared.containers[told]
+        return self.describer.resolve(tag, told)
 
     def answer(
         self,
         kind: str,
-        box: list[Any],
+        box: list[Value],
         message: bytes,
-        question: list[Any],
-        arguments: list[Any],
-        first: dict[int, Any],
+        question: list[object],
+        arguments: list[object],
+        first: dict[int, Reference],
     ) -> bytes:
         """Kind and result; the arguments if they are no longer as they came, the tester's are then changed alike;
         whether something is kept here of what crosses, and is shared from now on.
@@ -131,7 +139,7 @@ class Server:
             box[0] = error if kind != "raised" else box[0]
         return encode(("raised", RuntimeError(), None, False), lambda _: (b"E", [0, type(box[0]), (), ()]))
 
-    def encode_shared(self, content: Any, noted: list[Any]) -> bytes:
+    def encode_shared(self, content: object, noted: list[object]) -> bytes:
         return encode(content, self.describer.refer, self.shared.tags(), noted, self.describer.mirror)
 
     def tell_changes(self) -> None:
@@ -141,7 +149,7 @@ class Server:
             return
         try:
             if (told := self.shared.changes(self.encode_shared)) is not None:
-                noted: list[Any] = []
+                noted: list[object] = []
                 wire.send(self.replies, wire.CHANGES + self.encode_shared(told, noted))
                 self.shared.settle(*told, noted, self.encode_shared)
         except CodecError as error:
@@ -149,7 +157,7 @@ class Server:
 
     def take_over(self, message: bytes) -> None:
         with self.turn:
-            noted: list[Any] = []
+            noted: list[object] = []
             gone, changed = decode(message, self.resolve, noted, 1)
             try:
                 self.shared.take_over(changed)
@@ -157,13 +165,13 @@ class Server:
             except (CodecError, ValueError) as error:
                 self.broken = str(error)
 
-    def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_back(self, number: int, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """What the tester's function returns or raises. Waits while no question is on top."""
         with self.turn:
             while not (self.pending and self.pending[-1][0]):
                 self.turn.wait()
             self.tell_changes()
-            noted: list[Any] = []
+            noted: list[object] = []
             asked = self.encode_shared((number, args, tuple(kwargs.items())), noted)
             wire.send(self.replies, wire.CALL + asked)
             self.shared.enter(noted, self.encode_shared)
@@ -181,14 +189,14 @@ class Server:
             raise value
         return value
 
-    def on_run(self, source: str) -> tuple[str, Any]:
+    def on_run(self, source: str) -> Result:
         """The candidate's code, in a module of its own: dataclasses look theirs up by name."""
         sys.modules[MODULE] = self.module
         random.seed(0)
         exec(compile(source, f"<{MODULE}>", "exec", dont_inherit=True), self.module.__dict__)
         return "value", None
 
-    def on_name(self, name: str) -> tuple[str, Any]:
+    def on_name(self, name: str) -> Result:
         if name not in self.module.__dict__:
             raise Absent
         value = self.module.__dict__[name]
@@ -197,7 +205,7 @@ class Server:
         library = library_name(value, name)
         return ("library", library) if library else ("value", value)
 
-    def on_reads(self, names: tuple[str, ...]) -> tuple[str, Any]:
+    def on_reads(self, names: tuple[str, ...]) -> Result:
         """Which of these the candidate's functions look up as global names."""
         todo = [value.__code__ for value in vars(self.module).values() if type(value) is types.FunctionType]
         for value in list(vars(self.module).values()):
@@ -210,28 +218,28 @@ class Server:
             todo += [inner for inner in code.co_consts if type(inner) is types.CodeType]
         return "value", sorted(found)
 
-    def on_call(self, function: Any, args: Any, kwargs: Any) -> tuple[str, Any]:
+    def on_call(self, function: Value, args: tuple[object, ...], kwargs: dict[str, object]) -> Result:
         return "value", function(*args, **kwargs)
 
-    def on_do(self, name: str, target: Any, *args: Any) -> tuple[str, Any]:
+    def on_do(self, name: str, target: object, *args: object) -> Result:
         return "value", OPERATIONS[name](target, *args)
 
 
-def content(value: Any) -> Any:
+def content(value: Value) -> object:
     """The plain data that an object derives from."""
-    base: Any = next(base for base in type(value).__mro__ if base in MUTABLE)
+    base: Value = next(base for base in type(value).__mro__ if base in MUTABLE)
     if base is dict:
         return dict.copy(value)
     return base.__getitem__(value, slice(None)) if base in (list, bytearray) else base(base.__iter__(value))
 
 
-def leave(target: Any, error: Any) -> bool:
+def leave(target: Value, error: BaseException | None) -> bool:
     """Whether a context swallows the exception."""
     kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
     return bool(type(target).__exit__(target, kind, error, trace))
 
 
-def run_coroutine(target: Any) -> Any:
+def run_coroutine(target: Coroutine[object, object, object]) -> object:
     """All of it: its event loop is here."""
     import asyncio
 
@@ -241,10 +249,10 @@ def run_coroutine(target: Any) -> Any:
     return LOOP.run_until_complete(target)
 
 
-LOOP: Any = None
+LOOP: asyncio.AbstractEventLoop | None = None
 
 
-def signature(target: Any) -> tuple[list[Any], list[Any]]:
+def signature(target: Callable[..., object]) -> tuple[list[tuple[object, ...]], list[object]]:
     """Parameters (name, kind, and default and annotation, if any, in lists), and what it returns, if told."""
     told, empty = inspect.signature(target), inspect.Parameter.empty
     parameters = [
@@ -254,20 +262,20 @@ def signature(target: Any) -> tuple[list[Any], list[Any]]:
     return parameters, [] if told.return_annotation is empty else [told.return_annotation]
 
 
-UNARY: dict[str, Callable[..., Any]] = {
+UNARY: dict[str, Callable[..., Value]] = {
     **{name: getattr(operator, name) for name in ("neg", "pos", "abs", "invert", "index")},
     **{"int": int, "float": float, "complex": complex, "round": round},
     **{name: getattr(math, name) for name in ("trunc", "floor", "ceil")},
 }
 
 
-def binary(left: Any, name: str, right: Any) -> Any:
+def binary(left: Value, name: str, right: Value) -> object:
     if name == "divmod":
         return divmod(left, right)
     return getattr(operator, f"{name}_" if name in ("and", "or") else name)(left, right)
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {
+OPERATIONS: dict[str, Callable[..., Value]] = {
     "getattr": getattr,
     "setattr": setattr,
     "getitem": lambda target, key: target[key],

@@ -10,11 +10,12 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Any
+from typing import NoReturn, TypeAlias
 
 from . import values
+from .values import Value
 
 MAX_DEPTH = 200
 """Nesting of containers. Deeper data is refused on both sides, long before Python's own recursion limit."""
@@ -38,25 +39,26 @@ MIRRORED = int, float, complex, str, bytes, bytearray, tuple, frozenset, list, d
 MUTABLE = list, dict, set, bytearray, deque
 MUTABLE_TAGS = b"l", b"m", b"M", b"S", b"B", b"D", b"q", b"f", b"A"
 
-Refer = Callable[[Any], tuple[bytes, Any]]
+Reference: TypeAlias = tuple[bytes, int | list[object]]
 """Tag and number for what is not plain data; or, of `DESCRIBED`, tag and parts."""
-Resolve = Callable[[bytes, Any], Any]
-Mirror = Callable[[Any, type], list[Any]]
+Refer = Callable[[object], Reference]
+Resolve = Callable[[bytes, int | list[object] | None], object]
+Mirror = Callable[[object, type], list[object]]
 
 
 class CodecError(Exception):
     """Not plain data, or not what the encoder would have written."""
 
 
-def no_references(*_: Any) -> Any:
+def no_references(*_: object) -> NoReturn:
     raise CodecError("not plain data")
 
 
 def encode(
-    value: Any,
+    value: object,
     refer: Refer = no_references,
     numbers: dict[int, int] | None = None,
-    noted: list[Any] | None = None,
+    noted: list[object] | None = None,
     mirror: Mirror | None = None,
 ) -> bytes:
     """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
@@ -74,16 +76,16 @@ def encode(
 class Encoder:
     def __init__(
         self,
-        write: Callable[[bytes], Any],
+        write: Callable[[bytes], object],
         refer: Refer,
         numbers: dict[int, int],
-        noted: list[Any] | None,
+        noted: list[object] | None,
         mirror: Mirror | None,
     ) -> None:
         self.write, self.refer, self.numbers, self.noted, self.mirror = write, refer, numbers, noted, mirror
         self.unfinished: set[int] = set()
 
-    def put(self, value: Any, depth: int) -> None:
+    def put(self, value: object, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise CodecError("nested too deeply")
         if (known := self.numbers.get(id(value))) is not None:
@@ -124,21 +126,21 @@ class Encoder:
         method(self, value, depth)
         self.unfinished.discard(number)
 
-    def note(self, value: Any) -> int:
+    def note(self, value: object) -> int:
         if self.noted is None:
             return 0
         number = self.numbers[id(value)] = len(self.noted)
         self.noted.append(value)
         return number
 
-    def reference(self, value: Any, depth: int) -> None:
+    def reference(self, value: object, depth: int) -> None:
         tag, told = self.refer(value)
-        if tag in DESCRIBED:
-            self.items(tag, told, depth)
-        else:
+        if isinstance(told, int):
             self.write(tag + struct.pack(">Q", told))
+        else:
+            self.items(tag, told, depth)
 
-    def constant(self, value: Any, depth: int) -> None:
+    def constant(self, value: object, depth: int) -> None:
         self.write(b"N" if value is None else b"T" if value else b"F")
 
     def integer(self, value: int, depth: int) -> None:
@@ -164,9 +166,12 @@ class Encoder:
     def mutable_binary(self, value: bytearray, depth: int) -> None:
         self.sized(b"B", bytes(bytearray.__getitem__(value, slice(None))))
 
-    def sequence(self, value: list[Any] | tuple[Any, ...], depth: int) -> None:
-        kind: Any = list if isinstance(value, list) else tuple
-        items = list(kind.__iter__(value))
+    def sequence(self, value: list[Value] | tuple[Value, ...], depth: int) -> None:
+        kind: type
+        if isinstance(value, list):
+            kind, items = list, list(list.__iter__(value))
+        else:
+            kind, items = tuple, list(tuple.__iter__(value))
         types = set(map(type, items))
         if len(types) == 1 and (tag := PACKED_TAGS.get((kind, types.pop()))) is not None:
             try:
@@ -178,26 +183,28 @@ class Encoder:
                 return
         self.items(b"l" if kind is list else b"t", items, depth)
 
-    def plain_set(self, value: set[Any] | frozenset[Any], depth: int) -> None:
-        kind: Any = set if isinstance(value, set) else frozenset
-        self.items(b"S" if kind is set else b"Z", list(kind.__iter__(value)), depth)
+    def plain_set(self, value: set[object] | frozenset[object], depth: int) -> None:
+        if isinstance(value, set):
+            self.items(b"S", list(set.__iter__(value)), depth)
+        else:
+            self.items(b"Z", list(frozenset.__iter__(value)), depth)
 
-    def mapping(self, value: dict[Any, Any], depth: int) -> None:
+    def mapping(self, value: dict[object, object], depth: int) -> None:
         self.items(b"m", [part for pair in dict.items(value) for part in pair], depth)
 
     def span(self, value: range, depth: int) -> None:
         self.items(b"r", [value.start, value.stop, value.step], depth)
 
-    def queue(self, value: deque[Any], depth: int) -> None:
+    def queue(self, value: deque[object], depth: int) -> None:
         self.items(b"D", [value.maxlen, *deque.__iter__(value)], depth)
 
-    def kept_mapping(self, value: Any, depth: int) -> None:
+    def kept_mapping(self, value: Value, depth: int) -> None:
         name = next(name for name, kind in values.MAPPINGS.items() if isinstance(value, kind))
         made_by = value.default_factory if name == "defaultdict" else None
         pairs = (OrderedDict if name == "OrderedDict" else dict).items(value)  # in an order of its own
         self.items(b"M", [name, made_by, *(part for pair in pairs for part in pair)], depth)
 
-    def by_name(self, value: Any, depth: int) -> None:
+    def by_name(self, value: object, depth: int) -> None:
         kind = next(base for base in type(value).__mro__ if base in values.TO_PARTS)
         self.items(b"x", values.TO_PARTS[kind](value), depth)
 
@@ -205,13 +212,13 @@ class Encoder:
         self.write(tag + struct.pack(">I", len(content)))
         self.write(content)
 
-    def items(self, tag: bytes, items: list[Any], depth: int) -> None:
+    def items(self, tag: bytes, items: Sequence[object], depth: int) -> None:
         self.write(tag + struct.pack(">I", len(items)))
         for item in items:
             self.put(item, depth + 1)
 
 
-WRITERS: dict[type, Callable[[Encoder, Any, int], None]] = {
+WRITERS: dict[type, Callable[[Encoder, Value, int], None]] = {
     type(None): Encoder.constant,
     bool: Encoder.constant,
     int: Encoder.integer,
@@ -232,7 +239,7 @@ WRITERS: dict[type, Callable[[Encoder, Any, int], None]] = {
 }
 
 
-def named_parts(value: Any) -> list[Any] | None:
+def named_parts(value: object) -> list[object] | None:
     """Name and parts of a class that both sides have, or of what NumPy has made; None for anything else."""
     if isinstance(value, type):
         name = f"{value.__module__}.{value.__name__}"
@@ -241,7 +248,7 @@ def named_parts(value: Any) -> list[Any] | None:
     return values.numpy_parts(value)
 
 
-def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | None = None, start: int = 0) -> Any:
+def decode(data: bytes, resolve: Resolve = no_references, noted: list[object] | None = None, start: int = 0) -> Value:
     """The value that `data` encodes from `start` on; `resolve` finds what a reference stands for. CodecError for
     anything else.
 
@@ -259,7 +266,7 @@ def decode(data: bytes, resolve: Resolve = no_references, noted: list[Any] | Non
 
 
 class Decoder:
-    def __init__(self, data: bytes, resolve: Resolve, noted: list[Any] | None, start: int) -> None:
+    def __init__(self, data: bytes, resolve: Resolve, noted: list[object] | None, start: int) -> None:
         self.data, self.resolve, self.noted, self.at = data, resolve, noted, start
 
     def take(self, count: int) -> bytes:
@@ -268,29 +275,30 @@ class Decoder:
             raise CodecError("malformed: cut off")
         return self.data[start : self.at]
 
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(form, self.take(struct.calcsize(form)))
+    def number(self, form: str) -> int:
+        (number,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return number
 
-    def get(self, depth: int, mirrored: bool = False) -> Any:
+    def get(self, depth: int, mirrored: bool = False) -> object:
         if depth > MAX_DEPTH:
             raise CodecError("nested too deeply")
         tag = self.take(1)
         if tag in CONSTANTS:
             return CONSTANTS[tag]
         if tag == b"i":
-            return self.unpack(">q")[0]
+            return self.number(">q")
         if tag == b"d":
-            return self.unpack(">d")[0]
+            return struct.unpack(">d", self.take(8))[0]
         if tag == b"c":
-            return complex(*self.unpack(">dd"))
+            return complex(*struct.unpack(">dd", self.take(16)))
         if tag in REFERENCES:
-            (number,) = self.unpack(">Q")
+            number = self.number(">Q")
             if tag != b"o" or self.noted is None:
                 return self.resolve(tag, number)
             if self.noted[number] is None:
                 raise CodecError("malformed: a container in itself")
             return self.noted[number]
-        (count,) = self.unpack(">I")
+        count = self.number(">I")
         if self.noted is None or tag not in MUTABLE_TAGS or mirrored:
             return self.sized(tag, count, depth)
         place = len(self.noted)
@@ -298,7 +306,7 @@ class Decoder:
         self.noted[place] = value = self.sized(tag, count, depth)
         return value
 
-    def sized(self, tag: bytes, count: int, depth: int) -> Any:
+    def sized(self, tag: bytes, count: int, depth: int) -> object:
         if tag in b"IsbBqQfG":
             return self.from_content(tag, self.take(count))
         if count > len(self.data) - self.at:
@@ -306,7 +314,7 @@ class Decoder:
         last = count - 1 if tag == b"u" else -1  # what an object derives from is no container of its own
         return self.from_items(tag, [self.get(depth + 1, place == last) for place in range(count)])
 
-    def from_content(self, tag: bytes, content: bytes) -> Any:
+    def from_content(self, tag: bytes, content: bytes) -> object:
         if tag == b"s":
             return content.decode("utf-8", "surrogatepass")
         if tag == b"b":
@@ -325,7 +333,7 @@ class Decoder:
             raise CodecError("malformed: an empty packed sequence")
         return kind(packed)
 
-    def from_items(self, tag: bytes, items: list[Any]) -> Any:
+    def from_items(self, tag: bytes, items: list[object]) -> object:
         if tag in SEQUENCES:
             value = SEQUENCES[tag](items)
             if len(value) != len(items):
@@ -343,26 +351,33 @@ class Decoder:
         if tag == b"M":
             return kept_mapping(items)
         if tag == b"A":
-            return values.numpy_array(items[0], items[2:], items[1])
+            kind, data = values.expect(items[:2], (str, bytes))
+            return values.numpy_array(kind, items[2:], data)
         if tag == b"r":
-            return range(*values.expect(items, [int, int, int]))
+            return range(*values.expect(items, (int, int, int)))
         if tag == b"D":
-            queue = deque(items[1:], items[0])
-            if len(queue) != len(items) - 1:
-                raise CodecError("malformed: a queue longer than it may be")
-            return queue
+            return bounded_queue(items[0], items[1:])
         if tag == b"x" and items and type(items[0]) is str:
             return values.made(items[0], items[1:])
         raise CodecError("malformed: an unknown tag")
 
 
-def kept_mapping(items: list[Any]) -> Any:
+def bounded_queue(maxlen: object, items: list[object]) -> deque[object]:
+    if not (maxlen is None or isinstance(maxlen, int)):
+        raise CodecError("malformed: the length that a queue may have")
+    queue = deque(items, maxlen)
+    if len(queue) != len(items):
+        raise CodecError("malformed: a queue longer than it may be")
+    return queue
+
+
+def kept_mapping(items: list[object]) -> object:
     name, made_by, *rest = items
     pairs = dict(zip(rest[::2], rest[1::2], strict=True))
     if 2 * len(pairs) != len(rest):
         raise CodecError("malformed: a key twice in a dict")
     if name == "defaultdict" and (made_by is None or callable(made_by)):
         return defaultdict(made_by, pairs)
-    if made_by is None and name in ("Counter", "OrderedDict"):
+    if made_by is None and type(name) is str and name in ("Counter", "OrderedDict"):
         return values.MAPPINGS[name](pairs)
     raise CodecError("malformed: an unknown kind of dict")

@@ -7,10 +7,9 @@ import inspect
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
 
-from .codec import MIRRORED, encode
-from .values import EXCEPTIONS
+from .codec import MIRRORED, Refer, Reference, encode
+from .values import EXCEPTIONS, Value
 
 OWN_EQUALITY, AMONG_ITS_KIND = 2, 1  # as in `objects`, which the candidate need not have
 PROTOCOLS = ("call", "iter", "next", "reversed", "len", "bool", "getitem", "setitem", "delitem", "contains")
@@ -29,30 +28,34 @@ ATTRIBUTES = ("filename", "filename2", "name", "path", "obj")
 LIBRARIES = ("math", "cmath", "statistics", "operator", "itertools", "functools", "copy", "numpy")
 """Of functions of these the tester takes its own, where a test uses them by names that the candidate imported."""
 
-CallBack = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
+CallBack = Callable[[int, tuple[object, ...], dict[str, object]], object]
+
+
+Parameter = tuple[str, int, bool]
+"""Of a function of the tester's: name, kind (as `int` gives it), whether there is a default."""
 
 
 class Describer:
     def __init__(self, call_back: CallBack) -> None:
         self.call_back = call_back
-        self.objects: list[Any] = [None]
+        self.objects: list[object] = [None]
         self.numbers: dict[int, int] = {}
-        self.protocols: dict[int, tuple[Any, int]] = {}
-        self.foreign: dict[int, Any] = {}
+        self.protocols: dict[int, tuple[type, int]] = {}
+        self.foreign: dict[int, object] = {}
         """The tester's functions, exceptions and their classes, as they are here."""
         self.foreign_numbers: dict[int, int] = {}
-        self.first: dict[int, tuple[bytes, Any]] = {}
+        self.first: dict[int, Reference] = {}
         """What the question that was decoded last told of the tester's objects."""
         self.chained = False
 
-    def number(self, value: Any) -> int:
+    def number(self, value: object) -> int:
         """A number of its own, from 1 on; the object is kept, so that its number stays."""
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
         return number
 
-    def refer(self, value: Any) -> tuple[bytes, Any]:
+    def refer(self, value: object) -> Reference:
         """What stands for a value that is not plain data."""
         if (foreign := self.foreign_numbers.get(id(value))) is not None:
             return b"k", foreign
@@ -68,12 +71,12 @@ class Describer:
                 hashed = hash(value)
         return b"H", [self.number(value), flags, hashed, self.protocols_of(value), NATURES.get(kind, "")]
 
-    def mirror(self, value: Any, base: type) -> list[Any]:
+    def mirror(self, value: object, base: type) -> list[object]:
         return [self.number(value), equality(value, base)]
 
-    def exception(self, value: BaseException) -> list[Any]:
+    def exception(self, value: BaseException) -> list[object]:
         kind = type(value)
-        more: list[Any] = []
+        more: list[tuple[str, object]] = []
         if isinstance(value, (OSError, ImportError, NameError, AttributeError)):
             for name in ATTRIBUTES:
                 with contextlib.suppress(Exception):
@@ -88,7 +91,7 @@ class Describer:
         args = BaseException.args.__get__(value)  # type: ignore[attr-defined]
         return [0 if kind in EXCEPTIONS else self.number(value), kind, self.plain(args), tuple(more)]
 
-    def plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def plain(self, args: tuple[object, ...]) -> tuple[object, ...]:
         """An exception's arguments, if they can cross."""
         chained, self.chained = self.chained, False
         try:
@@ -99,7 +102,7 @@ class Describer:
             self.chained = chained
         return args
 
-    def protocols_of(self, value: Any) -> int:
+    def protocols_of(self, value: object) -> int:
         """A bit for each of `PROTOCOLS` that the object's class has."""
         kind = type(value)
         known = self.protocols.get(id(kind))
@@ -113,11 +116,9 @@ class Describer:
             bits |= 1 << PROTOCOLS.index("getitem")
         return bits
 
-    def resolve(self, tag: bytes, told: Any) -> Any:
-        if tag == b"h":
-            return self.objects[told]
-        if tag == b"k":
-            return self.foreign[told]
+    def resolve(self, tag: bytes, told: int | list[Value] | None) -> object:
+        if isinstance(told, int):
+            return self.objects[told] if tag == b"h" else self.foreign[told]
         if told is None:  # another order of a set, by which nothing is judged here
             return None
         number, *rest = told
@@ -126,7 +127,7 @@ class Describer:
         self.first[number] = tag, told
         return made
 
-    def made(self, tag: bytes, number: int, *told: Any) -> Any:
+    def made(self, tag: bytes, number: int, *told: Value) -> object:
         if tag == b"K":
             return self.function(number, *told)
         if tag == b"X":
@@ -140,10 +141,12 @@ class Describer:
             made.args = args
             return made
 
-    def function(self, number: int, name: str, qualname: str, doc: str, parameters: Any) -> Any:
+    def function(
+        self, number: int, name: str, qualname: str, doc: str, parameters: tuple[Parameter, ...] | None
+    ) -> Callable[..., object]:
         """A function that stands for the tester's."""
 
-        def function(*args: Any, **kwargs: Any) -> Any:
+        def function(*args: object, **kwargs: object) -> object:
             return self.call_back(number, args, kwargs)
 
         function.__name__, function.__qualname__, function.__doc__ = name, qualname, doc or None
@@ -152,10 +155,10 @@ class Describer:
             function.__signature__ = signature(parameters)  # type: ignore[attr-defined]
         return function
 
-    def as_asked(self, first: dict[int, tuple[bytes, Any]]) -> Callable[[Any], tuple[bytes, Any]]:
+    def as_asked(self, first: dict[int, Reference]) -> Refer:
         """`refer` as the tester had it in a question, with what it told then."""
 
-        def refer(value: Any) -> tuple[bytes, Any]:
+        def refer(value: object) -> Reference:
             if (foreign := self.foreign_numbers.get(id(value))) is None:
                 return b"h", self.numbers.get(id(value), 0)  # 0: an object that the call has made
             return first.pop(foreign, (b"k", foreign))
@@ -163,11 +166,10 @@ class Describer:
         return refer
 
 
-def signature(parameters: tuple[tuple[str, int, bool], ...]) -> Any:
-    kinds: Any = inspect._ParameterKind  # type: ignore[attr-defined]
+def signature(parameters: tuple[Parameter, ...]) -> inspect.Signature:
     return inspect.Signature(
         [
-            inspect.Parameter(name, kinds(kind), default=None if optional else inspect.Parameter.empty)
+            inspect.Parameter(name, inspect._ParameterKind(kind), default=None if optional else inspect.Parameter.empty)
             for name, kind, optional in parameters
         ]
     )
@@ -184,7 +186,7 @@ def acyclic(error: BaseException) -> bool:
     return not todo
 
 
-def equality(value: Any, below: type) -> int:
+def equality(value: object, below: type) -> int:
     """Whether a class before `below` says what is equal to its objects, as `objects` has it."""
     for base in type.__dict__["__mro__"].__get__(type(value)):
         if base is below:
@@ -196,7 +198,7 @@ def equality(value: Any, below: type) -> int:
     return 0
 
 
-def operators(value: Any) -> list[str]:
+def operators(value: object) -> list[str]:
     """Special methods of the object's own classes, before plain data or `object`."""
     names: dict[str, None] = {}
     for base in type.__dict__["__mro__"].__get__(type(value)):
@@ -206,7 +208,7 @@ def operators(value: Any) -> list[str]:
     return list(names)
 
 
-def library_name(value: Any, name: str) -> str:
+def library_name(value: object, name: str) -> str:
     """The one of `LIBRARIES` that has this function under `name`; '' for none."""
     if isinstance(value, type) or not callable(value):
         return ""

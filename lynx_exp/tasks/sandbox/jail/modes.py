@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
+
+Path = int | str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def allow_no_change() -> None:
     """`os.chmod` to the modes that a file has succeeds without a call of the kernel's, which would be refused."""
     change = os.chmod
 
-    def chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
-        told: dict[str, Any] = {"follow_symlinks": False} if not follow_symlinks else {}
-        if dir_fd is not None:
-            told["dir_fd"] = dir_fd
-        if stat.S_IMODE(os.stat(path, **told).st_mode) != stat.S_IMODE(mode):
-            change(path, mode, **told)
+    def chmod(path: Path, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        there = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks).st_mode
+        if stat.S_IMODE(there) != stat.S_IMODE(mode):
+            change(path, mode, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
     chmod.__module__ = change.__module__
     chmod.__doc__ = change.__doc__

@@ -9,11 +9,11 @@ import ast
 import builtins
 import importlib
 import sys
-from typing import Any
 
 from .described import LIBRARIES
 from .objects import is_remote
 from .remote import Link
+from .values import Value
 
 TRUSTED_MODULES = sys.stdlib_module_names | {"numpy"}
 """Modules that a test may use without importing them, if the candidate did: the tester's own are used instead."""
@@ -27,7 +27,7 @@ COMPARISONS = {
 ABSENT = object()
 
 
-class Names(dict[str, Any]):
+class Names(dict[str, Value]):
     """The tests' global names: their own, else builtins, else what the candidate calls so."""
 
     def __init__(self, link: Link, test: str, entry_point: str | None) -> None:
@@ -40,7 +40,7 @@ class Names(dict[str, Any]):
         """`type(x)` of the candidate's object is its class, in tests that ask for it."""
         self["type"] = seen_type(self.link)
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> Value:
         if hasattr(builtins, name):
             raise KeyError(name)  # the interpreter looks there next
         found = self.of_candidate(name)
@@ -48,7 +48,7 @@ class Names(dict[str, Any]):
             raise KeyError(name)
         return found
 
-    def of_candidate(self, name: str, tested: bool = False) -> Any:
+    def of_candidate(self, name: str, tested: bool = False) -> Value:
         """What the candidate calls so; ABSENT; the tester's own of modules, and of functions of a few."""
         kind, told = self.link.ask("name", name)
         if kind == "absent":
@@ -65,11 +65,13 @@ class Names(dict[str, Any]):
                 raise self.link.refused(f"{name} of the program, which is no module, where the test uses one")
         return self.link.value((kind, told))
 
-    def module(self, name: str, called: Any, value: Any) -> Any:
+    def module(self, name: str, called: object, value: object) -> object:
         expected = USUAL_NAMES.get(name, name)
         if expected in TRUSTED_MODULES and called != expected:
             raise self.link.refused(f"{name} of the program, which is another module")
-        return importlib.import_module(called) if called in TRUSTED_MODULES else value
+        if isinstance(called, str) and called in TRUSTED_MODULES:
+            return importlib.import_module(called)
+        return value
 
     def under_test(self) -> None:
         """The candidate's own where it has the name of a builtin and is what is tested: the test asks for nothing else
@@ -85,14 +87,14 @@ class Names(dict[str, Any]):
         self |= {name: self.link.value(answer) for name, answer in found.items()}
 
 
-def seen_type(link: Link) -> Any:
+def seen_type(link: Link) -> type:
     class SeenType(type(type)):  # type: ignore[misc]
-        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        def __call__(cls, *args: Value, **kwargs: Value) -> Value:
             if len(args) == 1 and is_remote(args[0]):
                 return link.do("type", args[0])
             return type(*args, **kwargs)
 
-        def __instancecheck__(cls, instance: Any) -> bool:
+        def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, type)
 
         def __eq__(cls, other: object) -> bool:

@@ -13,7 +13,10 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+from .values import Value
 
 if TYPE_CHECKING:
     from .remote import Link
@@ -36,12 +39,12 @@ class Untransportable(BaseException):
 
 
 class RemoteType(type):
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> NoReturn:
         if name == "__dataclass_fields__":
             raise Untransportable("fields of a data class of the program")
         raise AttributeError(name)
 
-    def __eq__(cls, other: object) -> Any:
+    def __eq__(cls, other: object) -> bool:
         if isinstance(other, Remote):
             raise Untransportable("the type of a program's object")
         return cls is other
@@ -61,7 +64,7 @@ class Remote(metaclass=RemoteType):
         for name, value in known.items():
             object.__setattr__(self, f"_remote_{name}", value)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Value:
         if name.startswith("__") and name.endswith("__") and name not in NAMES_TO_ASK_FOR:
             if name == "__signature__":
                 return signature(self)
@@ -71,28 +74,30 @@ class Remote(metaclass=RemoteType):
             object.__setattr__(found, "_remote_stops", True)
         return found
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self._remote_link.do("setattr", self, name, value)
 
     def __delattr__(self, name: str) -> None:
         self._remote_link.do("delattr", self, name)
 
-    def __instancecheck__(self, instance: Any) -> bool:
+    def __instancecheck__(self, instance: object) -> bool:
         return bool(self._remote_link.do("isinstance", self, instance))
 
-    def __subclasscheck__(self, kind: Any) -> bool:
+    def __subclasscheck__(self, kind: object) -> bool:
         return bool(self._remote_link.do("issubclass", self, kind))
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Value:
         return self._remote_link.do("enter", self)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         swallowed = bool(self._remote_link.do("exit", self, error)) and kind is not None
         if swallowed and not self._remote_link.leaves_nothing_out(trace):
             raise self._remote_link.refused("a context of the program that swallows exceptions")
         return swallowed
 
-    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+    def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
         raise self._remote_link.refused("a class of the test that derives from one of the program")
 
     def __str__(self) -> str:
@@ -104,28 +109,28 @@ class Remote(metaclass=RemoteType):
     def __format__(self, form: str) -> str:
         return str(self._remote_link.do("format", self, form))
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> object:
         return self._remote_link.do("copy", self)
 
-    def __deepcopy__(self, _: Any) -> Any:
+    def __deepcopy__(self, _: object) -> object:
         return self._remote_link.do("deepcopy", self)
 
     def __hash__(self) -> int:
         return hash(self._remote_number) if self._remote_hash is None else self._remote_hash
 
-    def __eq__(self, other: object) -> Any:
+    def __eq__(self, other: object) -> Value:
         return equal(self, other, self is other or NotImplemented)
 
-    def __ne__(self, other: object) -> Any:
+    def __ne__(self, other: object) -> Value:
         same = self == other if is_remote(other) else self.__eq__(other)
         return NotImplemented if same is NotImplemented else not same
 
 
-def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+def call(self: Value, *args: object, **kwargs: object) -> Value:
     return self._remote_link.call(self, args, kwargs, getattr(self, "_remote_stops", False))
 
 
-def contains(self: Any, item: Any) -> bool:
+def contains(self: Value, item: object) -> bool:
     """By what it iterates over, compared here; a class's own answer would be its word alone."""
     own = own_operators(self)
     if "__contains__" in own and not is_remote(item) and not {"__iter__", "__getitem__"} & own:
@@ -135,7 +140,7 @@ def contains(self: Any, item: Any) -> bool:
     return any(item is found or item == found for found in self)
 
 
-METHODS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Callable[..., Value]] = {
     "call": call,
     "iter": lambda self: iter_remote(self._remote_link, self._remote_link.do("iter", self)),
     "next": lambda self: self._remote_link.do("next", self),
@@ -163,7 +168,7 @@ ENDS_BY_STOPPING = {"send", "throw", "next"}
 def remote_class(protocols: int, nature: str) -> type[Remote]:
     """The class of objects with the methods of which `protocols` has a bit. KeyError for an unknown nature."""
     there = [name for place, name in enumerate(METHODS) if protocols >> place & 1]
-    body: dict[str, Any] = {f"__{name}__": METHODS[name] for name in there}
+    body: dict[str, object] = {f"__{name}__": METHODS[name] for name in there}
     if "iter" not in there and "getitem" not in there:
         body["__contains__"] = METHODS["contains"]  # `in` raises what iterating raises
     if nature:
@@ -174,35 +179,35 @@ def remote_class(protocols: int, nature: str) -> type[Remote]:
         body["__await__"] = lambda self: iter_coroutine(self)
     for name in ("__doc__", "__module__", "__annotations__"):
         body[name] = property(partial(ask_for, name=name))
-    made: Any = RemoteType("Remote", (Remote,), body | {"__slots__": ()})
+    made: Value = RemoteType("Remote", (Remote,), body | {"__slots__": ()})
     return made
 
 
-def ask_for(remote: Any, name: str) -> Any:
+def ask_for(remote: Value, name: str) -> object:
     return remote._remote_link.do("getattr", remote, name)
 
 
-def run_coroutine(self: Any, _: Any) -> Any:
+def run_coroutine(self: Value, _: object) -> NoReturn:
     raise StopIteration(self._remote_link.do("run coroutine", self))
 
 
-def iter_coroutine(self: Any) -> Iterator[Any]:
+def iter_coroutine(self: Value) -> Iterator[object]:
     return self._remote_link.do("run coroutine", self)
     yield
 
 
-def signature(remote: Any) -> inspect.Signature:
+def signature(remote: Value) -> inspect.Signature:
     """ValueError and TypeError as from `inspect.signature`."""
-    kinds: Any = inspect._ParameterKind  # type: ignore[attr-defined]
     made = []
     parameters, returned = remote._remote_link.do("signature", remote)
     for name, kind, default, annotation in parameters:
         told = {"default": default, "annotation": annotation}
-        made.append(inspect.Parameter(name, kinds(kind), **{key: value[0] for key, value in told.items() if value}))
+        given = {key: value[0] for key, value in told.items() if value}
+        made.append(inspect.Parameter(name, inspect._ParameterKind(kind), **given))
     return inspect.Signature(made, return_annotation=returned[0] if returned else inspect.Signature.empty)
 
 
-def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:
+def iter_remote(link: Link, iterator: object) -> Iterator[object]:
     while True:
         try:
             item = link.do("next", iterator)
@@ -211,11 +216,11 @@ def iter_remote(link: Link, iterator: Any) -> Iterator[Any]:
         yield item
 
 
-def is_remote(value: Any) -> bool:
+def is_remote(value: object) -> bool:
     return hasattr(type(value), "_remote_number") or isinstance(type(value), ExceptionType)
 
 
-def own_operators(value: Any) -> set[str]:
+def own_operators(value: Value) -> set[str]:
     """The special methods that an object's class defines itself, as the candidate says."""
     if value._remote_operators is None:
         names = value._remote_link.do("operators", value)
@@ -223,7 +228,7 @@ def own_operators(value: Any) -> set[str]:
     return value._remote_operators
 
 
-def equal(value: Any, other: Any, otherwise: Any) -> Any:
+def equal(value: Value, other: Value, otherwise: object) -> object:
     """`value == other`; `otherwise`: what it is without an operator of the class's own."""
     if is_remote(other) and hasattr(type(other), "_remote_flags"):
         if not value._remote_flags and not other._remote_flags:
@@ -234,10 +239,10 @@ def equal(value: Any, other: Any, otherwise: Any) -> Any:
     raise value._remote_link.refused("'==' of a class of the program, with a value of the test")
 
 
-def binary(name: str, base: Callable[..., Any] | None, reflected: bool = False) -> Callable[..., Any]:
+def binary(name: str, base: Callable[..., Value] | None, reflected: bool = False) -> Callable[..., Value]:
     special = f"__{'r' if reflected else ''}{name}__"
 
-    def act(self: Any, other: Any, *more: Any) -> Any:
+    def act(self: Value, other: object, *more: object) -> object:
         if is_remote(other) and not reflected and (base is None or {special, f"__r{name}__"} & own_operators(self)):
             return self._remote_link.do("binary", self, name, other)
         if special in own_operators(self):
@@ -247,7 +252,7 @@ def binary(name: str, base: Callable[..., Any] | None, reflected: bool = False) 
     return act
 
 
-def unary(name: str) -> Callable[..., Any]:
+def unary(name: str) -> Callable[..., Value]:
     return lambda self, *more: self._remote_link.do("unary", self, name, *more)
 
 
@@ -262,26 +267,26 @@ for _name in UNARY:
 
 def mirror_class(base: type) -> type:
     """A class for copies of objects that derive from `base`: data are the copy's, named things the object's."""
-    exact: Any = base
+    exact: Value = base
 
-    def getattribute(self: Any, name: str) -> Any:
+    def getattribute(self: Value, name: str) -> object:
         if name.startswith(("_remote", "__")):
             return exact.__getattribute__(self, name)
         return self._remote_link.do("getattr", self, name)
 
-    def getitem(self: Any, key: Any) -> Any:
+    def getitem(self: Value, key: object) -> object:
         if {"__getitem__", "__missing__"} & own_operators(self):
             return self._remote_link.do("getitem", self, key)
         return exact.__getitem__(self, key)
 
-    def eq(self: Any, other: Any) -> Any:
+    def eq(self: Value, other: object) -> object:
         return equal(self, other, exact.__eq__(self, other))
 
-    def ne(self: Any, other: Any) -> Any:
+    def ne(self: Value, other: object) -> object:
         same = eq(self, other)
         return same if same is NotImplemented else not same
 
-    body: dict[str, Any] = {
+    body: dict[str, object] = {
         "_remote_number": -1,
         "__getattribute__": getattribute,
         "__setattr__": Remote.__setattr__,
@@ -307,12 +312,12 @@ def mirror_class(base: type) -> type:
     return type(base.__name__, (base,), body)
 
 
-def mirrored(kind: Any, content: Any, link: Link, number: int, flags: int) -> Any:
+def mirrored(kind: Value, content: Value, link: Link, number: int, flags: int) -> object:
     """A copy of `content` that knows the candidate's object `number`."""
-    base = type(content)
+    base: Value = type(content)
     value = kind(content, content.maxlen) if base is deque else kind(content)
     for name, known in {"link": link, "number": number, "flags": flags}.items():
-        base.__setattr__(value, f"_remote_{name}", known)  # type: ignore[call-arg]
+        base.__setattr__(value, f"_remote_{name}", known)
     return value
 
 
@@ -325,23 +330,23 @@ class ExceptionType(type):
 
     _remote: Remote
 
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> Value:
         return getattr(cls._remote, name)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: object, **kwargs: object) -> Value:
         return call(cls._remote, *args, **kwargs)
 
 
-def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> Any:
+def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> ExceptionType:
     """A class under the candidate's name for it. TypeError if Python would not have one with these bases."""
 
-    def getattribute(self: Any, name: str) -> Any:
+    def getattribute(self: Value, name: str) -> object:
         found = type(self)._remote._remote_link.exceptions.get(id(self))
         if found is None or name.startswith("__") or name in ("args", "with_traceback", "add_note"):
             return BaseException.__getattribute__(self, name)
         return getattr(found[1], name)
 
-    def text(self: Any) -> str:
+    def text(self: Value) -> str:
         found = type(self)._remote._remote_link.exceptions.get(id(self))
         return BaseException.__str__(self) if found is None else str(found[1])
 
@@ -349,7 +354,7 @@ def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> Any:
     return ExceptionType("exception" if "\0" in name else name.encode(errors="replace").decode(), bases, body)
 
 
-def exception(kind: Any, args: tuple[Any, ...], more: tuple[Any, ...]) -> Any:
+def exception(kind: Value, args: tuple[object, ...], more: tuple[Value, ...]) -> BaseException:
     """An exception with the arguments, and the further attributes, that the candidate's has."""
     made = kind.__new__(kind, *args)
     builtin = next(base for base in kind.__mro__ if not isinstance(base, ExceptionType))

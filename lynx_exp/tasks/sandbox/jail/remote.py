@@ -6,10 +6,11 @@ import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 from . import wire
-from .codec import DESCRIBED, MIRRORED, MUTABLE, CodecError, decode, encode
+from .codec import MIRRORED, MUTABLE, CodecError, Reference, decode, encode
+from .described import Parameter
 from .objects import (
     METHODS,
     ExceptionType,
@@ -23,7 +24,7 @@ from .objects import (
     remote_class,
 )
 from .shared_containers import MAX_WORK, Shared, fill, held, kind_of
-from .values import TYPES, expect
+from .values import TYPES, Value, expect
 
 CHANGING = "getattr", "setattr", "delattr", "setitem", "delitem", "next", "binary", "exit"
 """Questions beside calls after which an object may be another."""
@@ -41,7 +42,11 @@ RESULTS |= {"module": tuple, "library": str}
 """What may follow the first word of an answer."""
 
 
-def well_formed(answer: Any) -> bool:
+Answer: TypeAlias = tuple[str, Value, tuple[object, ...] | None, bool]
+"""Kind, result, what the arguments have become, and whether something is shared from now on."""
+
+
+def well_formed(answer: object) -> TypeGuard[Answer]:
     if type(answer) is not tuple or len(answer) != 4 or type(answer[0]) is not str or answer[0] not in RESULTS:
         return False
     kind, result, contents, keep = answer
@@ -55,12 +60,12 @@ def well_formed(answer: Any) -> bool:
 class Link:
     def __init__(self, requests: int, replies: int) -> None:
         self.requests, self.replies = requests, replies
-        self.remotes: dict[int, Any] = {}
-        self.exceptions: dict[int, tuple[Any, Remote]] = {}
+        self.remotes: dict[int, object] = {}
+        self.exceptions: dict[int, tuple[BaseException, Remote]] = {}
         """By the id of an exception here: itself, so that the id stays its own, and the candidate's."""
         self.mirrors: dict[type, type] = {}
-        self.fresh: list[Any] = []
-        self.callbacks: list[Any] = []
+        self.fresh: list[object] = []
+        self.callbacks: list[object] = []
         """The test's functions, exceptions and their classes, as far as the candidate knows them; by their ids: """
         self.callback_numbers: dict[int, int] = {}
         self.shared = Shared()
@@ -78,7 +83,7 @@ class Link:
         """Whether the test itself deals with StopIteration."""
         self.leaves_nothing_out: Callable[[TracebackType | None], bool] = lambda _: False
 
-    def refer(self, value: Any) -> tuple[bytes, Any]:
+    def refer(self, value: Value) -> Reference:
         if isinstance(value, ExceptionType):
             return b"h", value._remote._remote_number
         if id(value) in self.exceptions:
@@ -103,19 +108,19 @@ class Link:
         self.untransportable = self.untransportable or why
         return Untransportable(why)
 
-    def resolve(self, tag: bytes, told: Any) -> Any:
-        if tag == b"k":
-            return self.callbacks[told]
-        if tag == b"w":
-            return self.shared.containers[told]
+    def resolve(self, tag: bytes, told: int | list[object] | None) -> object:
         if told is None:
             self.disordered = True
             return None
-        if tag not in DESCRIBED:
+        if isinstance(told, int):
+            if tag == b"k":
+                return self.callbacks[told]
+            if tag == b"w":
+                return self.shared.containers[told]
             raise CodecError("a reference that is not a candidate's")
         if tag == b"E" and told[:1] == [0]:
-            kind, args, more = expect(told[1:], [object, tuple, tuple])
-            if kind not in TYPES.values() or not issubclass(kind, BaseException):
+            kind, args, more = expect(told[1:], (object, tuple, tuple))
+            if not isinstance(kind, type) or kind not in TYPES.values() or not issubclass(kind, BaseException):
                 raise CodecError("malformed: a class of exceptions")
             return exception(kind, args, more)
         number = told[0]
@@ -125,28 +130,28 @@ class Link:
             self.remotes[number] = self.described(tag, number, told[1:])
         return self.remotes[number]
 
-    def described(self, tag: bytes, number: int, told: list[Any]) -> Any:
+    def described(self, tag: bytes, number: int, told: list[object]) -> object:
         if tag == b"H":
-            flags, hashed, protocols, nature = expect(told, [int, object, int, str])
+            flags, hashed, protocols, nature = expect(told, (int, object, int, str))
             if not (hashed is None or type(hashed) is int) or not 0 <= protocols < 2 ** len(METHODS):
                 raise CodecError("malformed: a hash, or what an object has")
             return remote_class(protocols, nature)(self, number, flags, hashed)
         if tag == b"u":
-            flags, content = expect(told, [int, object])
+            flags, content = expect(told, (int, object))
             return self.mirror(number, flags, content)
         if tag == b"X":
-            name, bases = expect(told, [str, tuple])
+            name, bases = expect(told, (str, tuple))
             good = [base for base in bases if isinstance(base, type) and issubclass(base, BaseException)]
             good = [Exception if issubclass(base, BaseExceptionGroup) else base for base in good]
             return exception_class(Remote(self, number), name, tuple(dict.fromkeys(good)) or (Exception,))
         if tag != b"E":
             raise CodecError("malformed: an unknown object")
-        kind, args, more = expect(told, [ExceptionType, tuple, tuple])
+        kind, args, more = expect(told, (ExceptionType, tuple, tuple))
         made = exception(kind, args, more)
         self.exceptions[id(made)] = made, Remote(self, number)
         return made
 
-    def mirror(self, number: int, flags: int, content: Any) -> Any:
+    def mirror(self, number: int, flags: int, content: object) -> object:
         base = type(content)
         if base not in MIRRORED:
             raise CodecError("malformed: no plain data to derive from")
@@ -156,10 +161,10 @@ class Link:
             self.fresh.append(value)
         return value
 
-    def ask(self, *question: Any) -> Any:
+    def ask(self, *question: object) -> tuple[str, Value]:
         """Kind and result of the answer. Raises what the candidate raised; BadReply, Untransportable, wire.Closed."""
         with self.turn:
-            arguments: list[Any] = []
+            arguments: list[object] = []
             self.tell_changes()
             wire.send(self.requests, wire.QUESTION + self.encode(question, arguments))
             asked = len(arguments)
@@ -177,7 +182,7 @@ class Link:
                 raise result if isinstance(result, BaseException) else BadReply("malformed reply")
             return kind, result
 
-    def answer(self, arguments: list[Any]) -> Any:
+    def answer(self, arguments: list[object]) -> Answer:
         """The answer to the question with these arguments; `arguments` goes on with the containers that are in it."""
         while True:
             try:
@@ -193,7 +198,7 @@ class Link:
                 if kind == wire.CHANGES:
                     self.take_over(told, noted)
                     continue
-                number, args, pairs = expect(list(told), [int, tuple, tuple])
+                number, args, pairs = expect(told, (int, tuple, tuple))
                 function, kwargs = self.callbacks[number], dict(pairs)
             except (CodecError, ValueError, TypeError, LookupError):
                 raise BadReply("malformed reply") from None
@@ -203,7 +208,7 @@ class Link:
             noted.clear()
             wire.send(self.requests, self.run_callback(function, args, kwargs))
 
-    def encode(self, value: Any, noted: list[Any] | None = None) -> bytes:
+    def encode(self, value: object, noted: list[object] | None = None) -> bytes:
         try:
             return encode(value, self.refer, self.shared.tags(), noted)
         except CodecError as error:
@@ -212,14 +217,14 @@ class Link:
     def tell_changes(self) -> None:
         """Before every message that is not such a one itself."""
         if self.shared.containers and (told := self.shared.changes(self.encode)) is not None:
-            noted: list[Any] = []
+            noted: list[object] = []
             wire.send(self.requests, wire.CHANGES + self.encode(told, noted))
             self.shared.settle(*told, noted, self.encode)
         if self.shared.exhausted:
             self.doubt = self.doubt or TOO_MUCH
 
-    def take_over(self, told: Any, noted: list[Any]) -> None:
-        gone, changed = expect(list(told), [tuple, tuple])
+    def take_over(self, told: object, noted: list[object]) -> None:
+        gone, changed = expect(told, (tuple, tuple))
         if gone and len(gone) == len(self.shared.containers) and self.shared.work > MAX_WORK // 8:
             self.doubt = self.doubt or TOO_MUCH  # the program has given up first, whose encoding is the longer
         self.shared.take_over(changed)
@@ -234,8 +239,10 @@ class Link:
                 raise BadReply("malformed reply")
             fill(value, base, content)
 
-    def run_callback(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        box: list[Any] = []
+    def run_callback(
+        self, function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> bytes:
+        box: list[object] = []
         raised = False
         try:
             box.append(function(*args, **kwargs))
@@ -246,19 +253,19 @@ class Link:
             box.append(error)
         del args, kwargs
         self.tell_changes()
-        noted: list[Any] = []
+        noted: list[object] = []
         keep = not raised and held(self.shared.numbers, box)
         data = self.encode((raised, box[0], keep), noted)
         if keep:
             self.shared.enter(noted, self.encode)
         return wire.RETURN + data
 
-    def value(self, answer: tuple[str, Any]) -> Any:
+    def value(self, answer: tuple[str, Value]) -> Value:
         if answer[0] != "value":
             raise BadReply("malformed reply")
         return answer[1]
 
-    def do(self, name: str, target: Any, *args: Any) -> Any:
+    def do(self, name: str, target: object, *args: object) -> Value:
         try:
             return self.value(self.ask("do", name, target, *args))
         except StopIteration as stop:
@@ -266,7 +273,7 @@ class Link:
                 raise
             raise stopped() from stop
 
-    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stops: bool = False) -> Any:
+    def call(self, target: object, args: tuple[object, ...], kwargs: dict[str, object], stops: bool = False) -> Value:
         try:
             return self.value(self.ask("call", target, args, kwargs))
         except StopIteration as stop:
@@ -275,7 +282,7 @@ class Link:
             raise stopped() from stop
 
 
-def parameters(function: Any) -> tuple[Any, ...] | None:
+def parameters(function: Callable[..., object]) -> tuple[Parameter, ...] | None:
     """Of a function of the test's: name, kind and whether it has a default."""
     try:
         told = inspect.signature(function).parameters.values()
@@ -289,7 +296,7 @@ def stopped() -> RuntimeError:
     return RuntimeError("the program raised StopIteration")
 
 
-def replace(arguments: list[Any], contents: tuple[Any, ...]) -> None:
+def replace(arguments: list[object], contents: tuple[object, ...]) -> None:
     """Change the tester's own containers, in place, to what the candidate made of its copies."""
     if len(arguments) != len(contents):
         raise BadReply("malformed reply")

@@ -11,25 +11,24 @@ from __future__ import annotations
 import copy
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator
 
-from .values import is_array
+from .values import Array, Value, is_array
 
 COPIED = list, dict, set, bytearray, deque
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
 MAX_WORK = 2**25
 """Bytes that a side encodes to find what has changed, before it gives that up: a fraction of a program's time."""
 
-Encode = Callable[[Any, list[Any]], bytes]
+Encode = Callable[[object, list[object]], bytes]
 """Of the content of a container; new containers in it are added to the list."""
 
 
-def is_container(value: Any) -> bool:
+def is_container(value: object) -> bool:
     return isinstance(value, COPIED) or is_array(value)
 
 
-def children(value: Any) -> list[Any]:
+def children(value: Value) -> list[object]:
     """What a container holds and could be changed in its turn, or holds something that could."""
     if isinstance(value, (bytearray, set, frozenset)) or is_array(value):
         return []  # no item of a set is mutable, but for a tuple of objects
@@ -39,12 +38,13 @@ def children(value: Any) -> list[Any]:
     return [item for item in items if isinstance(item, tuple) or is_container(item)]
 
 
-def iter_plain(value: Any) -> Any:
-    kind: Any = next(kind for kind in (list, tuple, deque) if isinstance(value, kind))
-    return kind.__iter__(value)
+def iter_plain(value: list[object] | tuple[object, ...] | deque[object]) -> Iterator[object]:
+    if isinstance(value, list):
+        return list.__iter__(value)
+    return tuple.__iter__(value) if isinstance(value, tuple) else deque.__iter__(value)
 
 
-def counts(values: Iterable[Any]) -> list[int]:
+def counts(values: Iterable[object]) -> list[int]:
     return [sys.getrefcount(value) for value in values]
 
 
@@ -52,12 +52,12 @@ ALONE = counts([[]])[0]
 """What it says of a value that is nowhere but in `values`."""
 
 
-def held(known: Container[int], *roots: Iterable[Any]) -> bool:
+def held(known: Container[int], *roots: Iterable[object]) -> bool:
     """Whether anything but `roots` and what is in them refers to a mutable container in them; those with an id in
     `known` aside."""
-    seen: list[Any] = []
+    seen: list[object] = []
     references: dict[int, int] = {}
-    todo: list[Any] = [item for root in roots for item in root if isinstance(item, tuple) or is_container(item)]
+    todo: list[object] = [item for root in roots for item in root if isinstance(item, tuple) or is_container(item)]
     found = False
     while todo:
         value = todo.pop()
@@ -76,7 +76,7 @@ class Shared:
     """One side's half of the pairs."""
 
     def __init__(self) -> None:
-        self.containers: dict[int, Any] = {}
+        self.containers: dict[int, object] = {}
         self.numbers: dict[int, int] = {}
         """Number of a container by its id."""
         self.known: dict[int, bytes] = {}
@@ -84,7 +84,7 @@ class Shared:
         self.next = 0
         self.work = 0
 
-    def enter(self, containers: list[Any], encode: Encode) -> None:
+    def enter(self, containers: list[object], encode: Encode) -> None:
         """Both sides enter the same containers in the same order."""
         new = []
         for container in containers:
@@ -100,7 +100,7 @@ class Shared:
         """As `codec.encode` takes numbers of containers that are not the message's own."""
         return {key: ~number for key, number in self.numbers.items()}
 
-    def changes(self, encode: Encode) -> tuple[tuple[int, ...], tuple[tuple[int, Any], ...]] | None:
+    def changes(self, encode: Encode) -> tuple[tuple[int, ...], tuple[tuple[int, object], ...]] | None:
         """Numbers to be forgotten, and new contents by number; None if there is nothing to tell."""
         changed = []
         for number, container in self.containers.items():
@@ -122,7 +122,9 @@ class Shared:
         there = counts(self.containers.values())
         return tuple(number for number, count in zip(self.containers, there, strict=True) if count <= ALONE)
 
-    def settle(self, gone: Iterable[int], changed: Iterable[tuple[int, Any]], noted: list[Any], encode: Encode) -> None:
+    def settle(
+        self, gone: Iterable[int], changed: Iterable[tuple[int, object]], noted: list[object], encode: Encode
+    ) -> None:
         """Once changes were told, or taken over: what they brought with them is shared as well."""
         contents = {id(content) for _, content in changed}
         self.enter([container for container in noted if id(container) not in contents], encode)
@@ -130,7 +132,7 @@ class Shared:
             self.known[number] = encode(copy.copy(self.containers[number]), [])
         self.forget(gone)
 
-    def take_over(self, changed: Iterable[tuple[int, Any]]) -> None:
+    def take_over(self, changed: Iterable[tuple[int, object]]) -> None:
         """ValueError for what is not a new content of a known container."""
         for number, content in changed:
             container = self.containers[number]
@@ -142,11 +144,11 @@ class Shared:
             del self.numbers[id(container)], self.known[number]
 
 
-def kind_of(container: Any) -> type:
+def kind_of(container: object) -> type:
     return type(container) if is_array(container) else next(kind for kind in COPIED if isinstance(container, kind))
 
 
-def fill(container: Any, kind: Any, content: Any) -> None:
+def fill(container: Value, kind: Value, content: Value) -> None:
     """Change a container in place. ValueError if `content` is not of its kind, or an array that it cannot become."""
     if not isinstance(content, kind):
         raise ValueError("another kind of container")
@@ -155,12 +157,12 @@ def fill(container: Any, kind: Any, content: Any) -> None:
     elif is_array(container):
         fill_array(container, content)
     else:
-        exact: Any = OrderedDict if isinstance(container, OrderedDict) else kind  # whose order is its own
+        exact: Value = OrderedDict if isinstance(container, OrderedDict) else kind  # whose order is its own
         exact.clear(container)
         (deque.extend if kind is deque else exact.update)(container, content)
 
 
-def fill_array(container: Any, content: Any) -> None:
+def fill_array(container: Array, content: Array) -> None:
     if container.dtype != content.dtype:
         raise ValueError("an array of another type")
     if container.shape != content.shape:

@@ -18,7 +18,6 @@ import struct
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from . import namespaces, tester, wire
 from .confine import Plan
@@ -91,7 +90,7 @@ def start_slot(number: int, plan: Plan, folder: str, inherited: list[socket.sock
 
 
 class Run:
-    def __init__(self, slots: list[Slot], programs: list[dict[str, Any]], timeout_s: float) -> None:
+    def __init__(self, slots: list[Slot], programs: list[tester.ProgramEntry], timeout_s: float) -> None:
         self.slots, self.programs, self.timeout_s = slots, programs, timeout_s
         self.verdicts: list[tuple[bool, str]] = [(False, "not run")] * len(programs)
         self.selector = selectors.DefaultSelector()
@@ -134,7 +133,7 @@ class Run:
         slot.index, slot.nonce, slot.running = index, secrets.token_hex(16), True
         slot.report, slot.timed_out = bytearray(), False
         slot.deadline = time.monotonic() + timeout_s
-        job = json.dumps(program | {"nonce": slot.nonce}).encode()
+        job = json.dumps({**program, "nonce": slot.nonce}).encode()
         with contextlib.suppress(OSError):  # a tester that is gone has nothing to report, which is noticed below
             socket.send_fds(slot.channel, [struct.pack(">I", len(job))], [ask, listen])
             slot.channel.sendall(job)
@@ -192,8 +191,9 @@ def conclude(slot: Slot, program_status: int, tester_status: int, not_started: i
     return False, f"{ended} before the tests ended"
 
 
-def read_message() -> Any:
-    return json.loads(wire.receive(0, limit=2**32))
+def read_message() -> bytes:
+    """JSON from stdin."""
+    return wire.receive(0, limit=2**32)
 
 
 def allowed_modules(plan: Plan) -> frozenset[str]:
@@ -210,7 +210,7 @@ class OnlyAllowed:
         self.allowed = allowed_modules(plan)
         self.refused: set[str] = set()
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if path is None and name not in self.allowed and not name.startswith("_sysconfigdata"):
             self.refused.add(name)
             raise ModuleNotFoundError(name, name=name)
@@ -218,7 +218,7 @@ class OnlyAllowed:
 
 def load(plan: Plan) -> None:
     """What the programs import, before they become a user who may be unable to read it."""
-    finder: Any = OnlyAllowed(plan)
+    finder = OnlyAllowed(plan)
     sys.meta_path.insert(0, finder)
     sys.path.extend(plan.library_path)
     for name in plan.modules:
@@ -246,7 +246,7 @@ def hide(plan: Plan) -> None:
 
 def main() -> None:
     die_with_parent()
-    plan = Plan(**read_message())
+    plan = Plan(**json.loads(read_message()))
     os.environ.clear()
     for name in NUMERIC_THREADS:
         os.putenv(name, "1")  # in the C library's environment only: Python's stays empty
@@ -265,7 +265,7 @@ def main() -> None:
     slots: list[Slot] = []
     for number in range(plan.workers):
         slots.append(start_slot(number, plan, folder, [slot.control for slot in slots]))
-    job = read_message()  # only now: the fork servers know nothing of it
+    job = json.loads(read_message())  # only now: the fork servers know nothing of it
     verdicts = Run(slots, job["programs"], job["timeout_s"]).all()
     for slot in slots:
         slot.control.close()

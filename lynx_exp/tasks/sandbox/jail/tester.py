@@ -14,7 +14,7 @@ import random
 import socket
 import struct
 import sys
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from . import wire
 from .names import ABSENT, Names
@@ -29,12 +29,29 @@ MAX_REASON = 300
 FOR_CERTAIN = "malformed reply", "the entry point is not defined"
 
 
+class ProgramEntry(TypedDict):
+    """A program as the supervisor is told it; `lynx_exp.tasks.sandbox.program.Program` says what the fields mean."""
+
+    source: str
+    test: str
+    entry_point: str | None
+    prelude: str
+    timeout_s: NotRequired[float]
+
+
+class Job(ProgramEntry):
+    """A program to be judged."""
+
+    nonce: str
+    """What only a tester that has passed it may say."""
+
+
 def explain(error: BaseException) -> str:
     """What was raised, without its message; never the word "passed" alone."""
     return f"raised {type(error).__name__}"
 
 
-def is_stub(function: Any) -> bool:
+def is_stub(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a function has no body but a docstring, `...` or `pass`: what a prompt leaves to the candidate."""
     return all(
         isinstance(line, ast.Pass) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
@@ -53,7 +70,7 @@ def run_prelude(prelude: str, entry_point: str | None, names: Names) -> None:
             del names[name]
 
 
-def judge(job: dict[str, Any], link: Link) -> str:
+def judge(job: Job, link: Link) -> str:
     """Run program and tests; '' if every assertion held, else why not. Raises BadReply, wire.Closed."""
     names = Names(link, job["test"], job["entry_point"])
     link.stops = "StopIteration" in job["test"]
@@ -88,7 +105,7 @@ def judge(job: dict[str, Any], link: Link) -> str:
     return ""
 
 
-def verdict(job: dict[str, Any], link: Link) -> str:
+def verdict(job: Job, link: Link) -> str:
     """The report to the supervisor. The nonce goes out only behind the last assertion."""
     try:
         failure = judge(job, link)
@@ -125,7 +142,7 @@ def run(channel: int, library_path: list[str]) -> None:
             os.close(pipe)
 
 
-def judge_one(channel: int, job: dict[str, Any], requests: int, replies: int) -> None:
+def judge_one(channel: int, job: Job, requests: int, replies: int) -> None:
     first = os.read(replies, MAX_REASON)  # before the candidate's process was sent a line to run
     if first != wire.READY:
         report(channel, BROKEN)

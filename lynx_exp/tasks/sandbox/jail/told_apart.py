@@ -14,7 +14,6 @@ import builtins
 import re
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from .remote import Link
 
@@ -100,7 +99,7 @@ def stored_names(tree: ast.Module) -> set[str]:
     return found | {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
 
 
-def harmless_bodies(tree: ast.Module, names: Any) -> Callable[[TracebackType | None], bool]:
+def harmless_bodies(tree: ast.Module, names: dict[str, object]) -> Callable[[TracebackType | None], bool]:
     """Whether an exception comes from a `with` of the test in which nothing was judged: no name in it is one that the
     candidate could have had a hand in. A context of the program may swallow that one, as a plain process would let it.
     """

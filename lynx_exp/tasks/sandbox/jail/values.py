@@ -9,11 +9,19 @@ import builtins
 import importlib
 import sys
 from collections import Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque
-from collections.abc import Callable, ItemsView, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, KeysView, Sequence, ValuesView
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, overload
+
+Value: TypeAlias = Any
+"""An object of a program or a test that is used as what it is: its attributes are looked up, it is called, added ...
+What is only handed on, or asked for its type, is an `object`."""
+First = TypeVar("First")
+Second = TypeVar("Second")
+Third = TypeVar("Third")
+Fourth = TypeVar("Fourth")
 
 DATA_TYPES: tuple[type, ...] = (
     *(bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice, object, type),
@@ -31,10 +39,21 @@ ITEMS: type = type({}.items())
 LISTED: type = type({}.values())
 ORDERED_VIEWS = tuple(map(type, (OrderedDict().keys(), OrderedDict().items(), OrderedDict().values())))
 
-Parts = list[Any] | None
+
+class Array(Protocol):
+    """What is asked of NumPy's arrays of plain elements."""
+
+    dtype: Value
+    shape: tuple[int, ...]
+
+    def tobytes(self) -> bytes: ...
+
+    def __getitem__(self, key: object) -> object: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
 
 
-def zone(value: Any, moment: datetime | None) -> Any:
+def zone(value: datetime | time, moment: datetime | None) -> object:
     """A time zone as a part: None, the key of a zone with rules, else the fixed offset that holds at `moment`."""
     found = value.tzinfo
     if found is None:
@@ -46,22 +65,22 @@ def zone(value: Any, moment: datetime | None) -> Any:
     return offset if offset is None else [offset, str(type(found).tzname(found, moment))]
 
 
-def made_zone(part: Any) -> tzinfo | None:
+def made_zone(part: object) -> tzinfo | None:
     if part is None:
         return None
     if type(part) is str:
         import zoneinfo  # only where a program uses one: it looks for files
 
         return zoneinfo.ZoneInfo(part)
-    offset, name = expect(part, [timedelta, str])
+    offset, name = expect(part, (timedelta, str))
     return timezone(offset) if timezone(offset).tzname(None) == name else timezone(offset, name)
 
 
-def clock(value: Any) -> list[Any]:
+def clock(value: datetime | time) -> list[int]:
     return [value.hour, value.minute, value.second, value.microsecond, value.fold]
 
 
-TO_PARTS: dict[type, Callable[[Any], list[Any]]] = {
+TO_PARTS: dict[type, Callable[[Value], list[object]]] = {
     Decimal: lambda value: ["decimal", Decimal.__str__(value)],
     Fraction: lambda value: ["fraction", int(value.numerator), int(value.denominator)],
     timedelta: lambda value: ["timedelta", value.days, value.seconds, value.microseconds],
@@ -90,7 +109,7 @@ TO_PARTS: dict[type, Callable[[Any], list[Any]]] = {
 }
 """Exact type (or first base with an entry) -> name and parts."""
 
-FROM_PARTS: dict[str, tuple[list[Any], Callable[..., Any]]] = {
+FROM_PARTS: dict[str, tuple[list[type], Callable[..., Value]]] = {
     "decimal": ([str], Decimal),
     "fraction": ([int, int], Fraction),
     "timedelta": ([int] * 3, timedelta),
@@ -116,7 +135,7 @@ FROM_PARTS: dict[str, tuple[list[Any], Callable[..., Any]]] = {
 NUMPY_KINDS = "biufcSUmM"
 
 
-def numpy_parts(value: Any) -> Parts:
+def numpy_parts(value: Value) -> list[object] | None:
     """Name and parts of what NumPy knows; None for anything else, subclasses of arrays included."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "ndarray"):
@@ -133,20 +152,20 @@ def numpy_parts(value: Any) -> Parts:
     return ["objects", list(value.shape), list(value.flat)]
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: Value) -> TypeGuard[Array]:
     """Whether it is one of NumPy's arrays of plain elements, which are containers; not one of a class of its own."""
     numpy = sys.modules.get("numpy")
     return type(value) is getattr(numpy, "ndarray", None) and value.dtype.kind in NUMPY_KINDS
 
 
-def numpy_dtype(name: str) -> Any:
+def numpy_dtype(name: str) -> Value:
     dtype = importlib.import_module("numpy").dtype(name)
     if dtype.kind not in NUMPY_KINDS or dtype.str != name:
         raise ValueError("not a type of plain elements")
     return dtype
 
 
-def numpy_type(name: str) -> Any:
+def numpy_type(name: str) -> type:
     numpy = importlib.import_module("numpy")
     found = getattr(numpy, name)
     if not (isinstance(found, type) and issubclass(found, numpy.generic)):
@@ -154,16 +173,18 @@ def numpy_type(name: str) -> Any:
     return found
 
 
-def numpy_array(kind: str, shape: list[Any], data: bytes) -> Any:
+def numpy_array(kind: str, shape: Sequence[object], data: bytes) -> Array:
     """A copy: what comes from bytes alone could not be written to."""
     numpy = importlib.import_module("numpy")
     dtype = numpy_dtype(kind)
     if dtype.itemsize == 0:
-        return numpy.zeros(shape, dtype) if not data else expect([], [bytes])
+        if data:
+            raise ValueError("bytes of an array of nothing")
+        return numpy.zeros(shape, dtype)
     return numpy.frombuffer(data, dtype).reshape(expect(shape, [int] * len(shape))).copy()
 
 
-def object_array(shape: list[Any], items: list[Any]) -> Any:
+def object_array(shape: list[object], items: list[object]) -> Array:
     numpy = importlib.import_module("numpy")
     made = numpy.empty(len(items), dtype=object)
     for place, item in enumerate(items):
@@ -171,17 +192,29 @@ def object_array(shape: list[Any], items: list[Any]) -> Any:
     return made.reshape(expect(shape, [int] * len(shape)))
 
 
-def made(name: str, parts: list[Any]) -> Any:
+def made(name: str, parts: list[object]) -> object:
     kinds, make = FROM_PARTS[name]
-    if name == "keys":
-        value = make(*expect(parts, kinds))
-        return value if len(value) == len(parts[0]) else expect(parts, [])
-    return make(*expect(parts, kinds))
+    checked = expect(parts, kinds)
+    value = make(*checked)
+    if name == "keys" and len(value) != len(checked[0]):
+        raise ValueError("a key twice")
+    return value
 
 
-def expect(items: list[Any], kinds: list[Any]) -> list[Any]:
-    if len(items) != len(kinds) or any(
-        kind is not object and type(item) is not kind for item, kind in zip(items, kinds, strict=True)
-    ):
+@overload
+def expect(items: object, kinds: tuple[type[First], type[Second]]) -> tuple[First, Second]: ...
+@overload
+def expect(items: object, kinds: tuple[type[First], type[Second], type[Third]]) -> tuple[First, Second, Third]: ...
+@overload
+def expect(
+    items: object, kinds: tuple[type[First], type[Second], type[Third], type[Fourth]]
+) -> tuple[First, Second, Third, Fourth]: ...
+@overload
+def expect(items: object, kinds: list[type]) -> tuple[Value, ...]: ...
+def expect(items: object, kinds: Sequence[type]) -> tuple[object, ...]:
+    """`items` if they are as many as `kinds`, and each of exactly its type (of any for `object`); else ValueError."""
+    if not isinstance(items, (list, tuple)) or len(items) != len(kinds):
+        raise ValueError("not so many parts")
+    if any(kind is not object and type(item) is not kind for item, kind in zip(items, kinds, strict=True)):
         raise ValueError("parts of the wrong type")
-    return items
+    return tuple(items)
