@@ -1,4 +1,8 @@
-"""Tables for papers: LaTeX with booktabs, numbers with their intervals."""
+"""Tables for papers: LaTeX with booktabs, numbers with their intervals.
+
+Not pandas' Styler: it separates groups by \\cline under single columns, not by booktabs' \\midrule, has no comments
+above a table, and would need each cell formatted beforehand all the same.
+"""
 
 from __future__ import annotations
 

@@ -30,14 +30,15 @@ ALLOWED = {
     "config": {"config"},
     "exits": set(),
     "extensions": set(),
+    "cores": set(),
     "own_analysis": set(),
     "explain": {"config"},
     "help": {"config"},
 }
 """A subpackage or module of lynx_exp, and those that it may import. `cli` and `results` may import everything."""
 
-EVERYWHERE = {"extensions"}
-"""Light, and imports nothing: where a user's own files are."""
+EVERYWHERE = {"extensions", "cores"}
+"""Light, and import nothing of the rest: where a user's own files are, how many cores there are."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -134,6 +135,7 @@ def test_the_science_needs_only_torch_and_transformers(part):
             "transformers",
             "safetensors",  # a dependency of transformers
             "numpy",  # the same
+            "psutil",  # wheels for every system, no dependencies
             "triton",
             "__future__",
         }

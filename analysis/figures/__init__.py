@@ -34,7 +34,7 @@ OF_LANES = ("mixing",)
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Passes names of figures on one by one and shows how far it is."""
 
-PAPERS = ("neurips", "icml", "mlsys")
+PAPERS = ("neurips", "icml", "mlsys", "iclr", "colm", "tmlr", "aaai")
 """Keys of `analysis.figures.style.PAPERS`, known without matplotlib."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
+from tueplots import figsizes
 
 from analysis.outputs import write_bytes, write_csv
 
@@ -61,14 +62,20 @@ can be searched and that conferences accept."""
 
 _SERIF = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "font.size": 8, "legend.fontsize": 7.5}
 _SERIF |= {"axes.labelsize": 8.5, "axes.titlesize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8}
-PAPERS: dict[str, dict[str, Any]] = {
-    "neurips": _SERIF | {"figure.figsize": (5.5, 2.2)},
-    "icml": _SERIF | {"figure.figsize": (3.25, 2.2)},
-    "mlsys": _SERIF | {"figure.figsize": (3.25, 2.2)},
+_SIZES: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "neurips": figsizes.neurips2024,
+    "icml": figsizes.icml2024_half,
+    "mlsys": figsizes.icml2024_half,  # mlsys2025.sty is made from icml's: 6.75 inches, 0.25 between two columns
+    "iclr": figsizes.iclr2024,
+    "colm": figsizes.colm2026,
+    "tmlr": figsizes.tmlr2023,
+    "aaai": figsizes.aaai2024_half,
 }
-"""What to change of RC: the width of a column, and letters that go with Times (STIX, which matplotlib brings along).
-Widths as in the conferences' style files: neurips_2025.sty sets one column of 5.5 inches; icml2025.sty and
-mlsys2025.sty two columns in 6.75 inches, 0.25 inches apart."""
+PAPERS: dict[str, dict[str, Any]] = {
+    name: _SERIF | {"figure.figsize": (size()["figure.figsize"][0], 2.2)} for name, size in _SIZES.items()
+}
+"""What to change of RC: the width of a column, from tueplots, and letters that go with Times (STIX, which matplotlib
+brings along). Of tueplots' bundles no more: our heights depend on panels and legends, our fonts are everywhere."""
 
 WARNINGS: ContextVar[tuple[str, ...]] = ContextVar("WARNINGS", default=())
 """What every figure must say (`analysis.soundness`)."""

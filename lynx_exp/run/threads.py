@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from time import monotonic, sleep
 
+from lynx_exp.cores import usable_cores
+
 SPIN = "20000"
 """Rounds that an idle OpenMP thread spins before it sleeps, some tens of microseconds: longer than the gap between two
 operations of a step, and a hundredth of GNU OpenMP's own choice, which on a busy machine is spent at every barrier."""
@@ -36,15 +38,11 @@ def set_spin(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["GOMP_SPINCOUNT"] = SPIN
 
 
-def usable_cores() -> int:
-    """That this process may use."""
-    with suppress(AttributeError):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def busy_cores(proc: Path = Path("/proc")) -> float | None:
-    """Threads of other processes that run or wait for a core just now; None where the kernel does not tell."""
+    """Threads of other processes that run or wait for a core just now; None where the kernel does not tell.
+
+    Read by hand: psutil has averages over a minute and more, and no states of single threads.
+    """
     sleep(SETTLE_S)
     try:
         running = int((proc / "loadavg").read_text().split()[3].partition("/")[0])

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lynx_exp.cores import usable_cores
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.run_progress import Progress
-from lynx_exp.run.threads import Others, usable_cores
+from lynx_exp.run.threads import Others
 from lynx_exp.store.cell_writer import NOT_TIMED
 
 if TYPE_CHECKING:

@@ -11,6 +11,10 @@ used: they do not reach across machines on every shared file system. Everything 
 So a process that slept, and wakes after another has taken over, can change nothing any more: what it would check and
 what it would do are one step of the file system.
 
+This is more than filelock's `SoftFileLease` gives. A lease lets its former holder write on after a takeover, unless the
+resource itself checks who writes, and here that check is the very rename that commits; and a lease waits out its full
+duration, where the host, boot, PID namespace and start of a process let us take over at once what is known to be dead.
+
 A claim is stale if its process is known to be dead, or has let its heart stand still for `STALE_S`, measured by the
 file system's own clock or, whatever clocks say, by watching.
 """

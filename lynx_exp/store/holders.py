@@ -102,7 +102,11 @@ def _pid_namespace() -> str:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """(state, start in the kernel's ticks); empty where they cannot be had, or there is no such process."""
+    """(state, start in the kernel's ticks); empty where they cannot be had, or there is no such process.
+
+    Read by hand: psutil's `create_time` adds the time of boot by the wall clock; whenever somebody sets that clock
+    a living holder would look like another process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], fields[19]

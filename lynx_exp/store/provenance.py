@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lynx_exp.cores import usable_cores
+from lynx_exp.store.gpu_state import gpu_state
+
 PACKAGES = (
     "lynx-exp",
     "torch",
@@ -91,6 +94,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def cpu_model() -> str:
+    """As the kernel names it; psutil counts CPUs and knows none by name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -111,39 +115,6 @@ def _torch_state() -> dict[str, Any] | None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
-
-
-GPU_FACTS = (
-    *("name", "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit"),
-    *("mig.mode.current", "ecc.mode.current"),
-)
-"""What `nvidia-smi` is asked of each GPU when the process first looks."""
-
-
-@cache
-def gpu_state() -> dict[str, Any] | None:
-    """Facts of the GPUs, their clocks now, and how many other processes compute on them; None without `nvidia-smi`."""
-    facts = _smi("--query-gpu=" + ",".join((*GPU_FACTS, "clocks.sm")))
-    if facts is None:
-        return None
-    own = {str(os.getpid()), str(os.getppid())}
-    running = _smi("--query-compute-apps=pid,used_memory") or []
-    others = [row for row in running if row[0] not in own]
-    return {
-        "gpus": [dict(zip(GPU_FACTS, row, strict=False)) for row in facts],
-        "clocks_sm": [row[-1] for row in facts],
-        "other_processes": len(others),
-        "other_memory": [row[-1] for row in others],
-    }
-
-
-def _smi(query: str) -> list[list[str]] | None:
-    try:
-        call = ["nvidia-smi", query, "--format=csv,noheader"]
-        said = subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
 
 
 def numerics(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +146,7 @@ def provenance(
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "torch": _torch_state(),
         "cpu": cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "gpu": gpu_state(),
         "environment": {name: os.environ[name] for name in NUMERIC_VARIABLES if name in os.environ},
     }

@@ -120,7 +120,11 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Yaml(_Loader):
-    """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text."""
+    """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text.
+
+    Not OmegaConf's own loader: that one is private and in Python alone, and thousands of cells are read at a time; nor
+    does it bound depth or refuse aliases, as what may have been damaged needs.
+    """
 
     yaml_implicit_resolvers = {
         first: [each for each in resolvers if not each[0].endswith(":timestamp")]

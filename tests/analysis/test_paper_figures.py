@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import write_figures
-from analysis.figures import NAMES, confidence, style
+from analysis.figures import NAMES, PAPERS, confidence, style
 from analysis.figures.fig9 import layers_of
 from analysis.latex import booktabs, escape, number
 from analysis.study import study as read_study
@@ -272,6 +272,13 @@ def test_papers_have_their_column(paper: Path, tmp_path: Path, name: str, inches
     assert style.width_in() != inches or inches == 6.4, "nothing is left changed"
 
 
+def test_venues_have_the_widths_of_their_style_files() -> None:
+    widths = {name: rc["figure.figsize"][0] for name, rc in style.PAPERS.items()}
+    neurips_like = dict.fromkeys(("neurips", "iclr", "colm"), 5.5)
+    assert widths == {"icml": 3.25, "mlsys": 3.25, "tmlr": 6.5, "aaai": 3.3} | neurips_like
+    assert tuple(widths) == PAPERS, "the command line knows them without matplotlib"
+
+
 def test_the_command_draws_one(paper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["figures", str(paper), "--only", "fig8", "--paper", "mlsys", "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out.split() == [str(tmp_path / "out" / f"fig8.{end}") for end in ("pdf", "png", "csv")]
@@ -281,7 +288,7 @@ def test_the_command_draws_one(paper: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_an_unknown_paper_is_named(paper: Path) -> None:
-    with pytest.raises(ValueError, match="paper 'nature' is unknown; known: neurips, icml, mlsys"):
+    with pytest.raises(ValueError, match="paper 'nature' is unknown; known: neurips, icml, mlsys, iclr"):
         write_figures(paper, paper="nature")
 
 

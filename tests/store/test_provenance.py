@@ -1,59 +1,94 @@
-"""Where a cell came from: hardware as its own tool tells it, what may change numbers, and no names of anybody."""
+"""Where a cell came from: hardware as its own driver tells it, what may change numbers, and no names of anybody."""
 
 from __future__ import annotations
 
 import json
 import os
-import stat
+import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
-from lynx_exp.store import provenance as module
-from lynx_exp.store.provenance import gpu_state, numerics, provenance, scrub
+from lynx_exp.store.gpu_state import gpu_state
+from lynx_exp.store.provenance import numerics, provenance, scrub
 
-SMI = """#!/bin/sh
-case "$1" in
-  --query-gpu=*) echo "NVIDIA H100, 580.1, 1980 MHz, 2619 MHz, 700.00 W, Disabled, Enabled, 345 MHz" ;;
-  --query-compute-apps=*) echo "{own}, 100 MiB"; echo "1, 7000 MiB" ;;
-esac
-"""
+
+class Process:
+    def __init__(self, pid: int, usedGpuMemory: int | None) -> None:
+        self.pid, self.usedGpuMemory = pid, usedGpuMemory
+
+
+def unsupported(*_: object) -> None:
+    raise pynvml.NVMLError_NotSupported()
 
 
 @pytest.fixture
-def smi(tmp_path, monkeypatch):
-    def install(script: str) -> None:
-        path = tmp_path / "nvidia-smi"
-        path.write_text(script)
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def driver(monkeypatch):
+    """Answers in place of the driver's; only functions that the real `pynvml` has can be given one."""
+
+    def install(**answers: object) -> None:
+        for name, answer in answers.items():
+            monkeypatch.setattr(pynvml, f"nvml{name}", answer if callable(answer) else lambda *_, it=answer: it)
         gpu_state.cache_clear()
 
+    clocks = {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}
+    processes = [Process(os.getpid(), 100 * 2**20), Process(1, 7000 * 2**20), Process(2, None)]
+    install(
+        Init=None, Shutdown=None, DeviceGetCount=1, DeviceGetHandleByIndex="gpu", DeviceGetName="NVIDIA H100",
+        SystemGetDriverVersion="580.1", DeviceGetMaxClockInfo=lambda _, clock: clocks[clock],
+        DeviceGetPowerManagementLimit=700_000, DeviceGetMigMode=[0, 0], DeviceGetEccMode=[1, 1],
+        DeviceGetClockInfo=345, DeviceGetComputeRunningProcesses=processes,
+    )  # fmt: skip
     yield install
     gpu_state.cache_clear()
 
 
-def test_gpus_their_clocks_and_who_else_is_there(smi):
-    smi(SMI.format(own=os.getpid()))
+FACTS = {
+    "name": "NVIDIA H100",
+    "driver_version": "580.1",
+    "clocks.max.sm": "1980 MHz",
+    "clocks.max.mem": "2619 MHz",
+    "power.limit": "700.00 W",
+    "mig.mode.current": "Disabled",
+    "ecc.mode.current": "Enabled",
+}
+
+
+def test_gpus_their_clocks_and_who_else_is_there(driver):
     assert gpu_state() == {
-        "gpus": [
-            dict(
-                zip(
-                    module.GPU_FACTS,
-                    ("NVIDIA H100", "580.1", "1980 MHz", "2619 MHz", "700.00 W", "Disabled", "Enabled"),
-                    strict=True,
-                )
-            )
-        ],
+        "gpus": [FACTS],
         "clocks_sm": ["345 MHz"],
-        "other_processes": 1,
-        "other_memory": ["7000 MiB"],
+        "other_processes": 2,
+        "other_memory": ["7000 MiB", "[N/A]"],
     }
 
 
-@pytest.mark.parametrize("script", ["#!/bin/sh\nexit 9\n", "#!/nowhere\n"])
-def test_a_tool_that_fails_is_no_tool(script, smi):
-    smi(script)
+def test_what_a_card_does_not_have_hides_nothing_else(driver):
+    driver(DeviceGetMigMode=unsupported, DeviceGetEccMode=unsupported)
+    state = gpu_state()
+    assert state is not None
+    assert state["gpus"] == [FACTS | {"mig.mode.current": "[N/A]", "ecc.mode.current": "[N/A]"}]
+
+
+def fail(*_: object) -> None:
+    raise pynvml.NVMLError_Unknown()
+
+
+@pytest.mark.parametrize("function", ["Init", "DeviceGetCount", "DeviceGetName"])
+def test_a_driver_that_fails_is_no_driver(function, driver):
+    driver(**{function: fail})
+    assert gpu_state() is None
+
+
+def test_a_driver_that_lists_no_processes_tells_the_rest(driver):
+    driver(DeviceGetComputeRunningProcesses=fail)
+    state = gpu_state()
+    assert state is not None and (state["gpus"], state["other_processes"]) == ([FACTS], 0)
+
+
+def test_without_the_package_nothing_is_known(driver, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu_state() is None
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import psutil
 import torch
 
 GIB = 2**30
@@ -47,9 +46,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def available_memory() -> int:
     """Bytes of host memory that can be had without swapping."""
-    facts = Path("/proc/meminfo")
-    if facts.exists():
-        for line in facts.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 8 * GIB
+    return int(psutil.virtual_memory().available)

@@ -19,8 +19,8 @@ Meter = Callable[[], float]
 
 
 def meter_of(devices: set[torch.device]) -> Meter | None:
-    """Of all of these devices together; None where one has no counter: a CPU, a slice of a card, a driver or a package
-    (`pip install '.[energy]'`) that is not there."""
+    """Of all of these devices together; None where one has no counter: a CPU, a slice of a card, a driver that is not
+    there, or no `nvidia-ml-py` (the engine runs without it)."""
     if not devices or any(device.type != "cuda" for device in devices):
         return None
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from lynx_exp.cores import usable_cores
 from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.program import ExecutionError, Program, Verdict
 from lynx_exp.tasks.sandbox.self_test import HELD, self_test
@@ -69,7 +69,7 @@ def check_limits(timeout_s: float, memory_mib: int, workers: int | None) -> int:
     if memory_mib < LEAST_MEMORY_MIB:
         raise ValueError(f"memory_mib: {memory_mib}, must be at least {LEAST_MEMORY_MIB}: the interpreter needs some")
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     if workers < 1:
         raise ValueError(f"workers: {workers}, must be at least 1")
     return workers
