@@ -23,6 +23,8 @@ KERNELS = ("auto", "torch", "triton")
 STEPS = ("auto", "captured", "eager")
 PARALLEL = ("tp", "ep")
 MODEL_KINDS = ("bundled", "hub", "random")
+MODEL_SIZES = ("experts", "top_k", "layers", "hidden", "expert_hidden", "heads", "kv_heads", "vocab", "positions")
+"""Of a random model: as `lynx_exp.models.family_sizes` takes them."""
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
 THEN = ("table", "figures")

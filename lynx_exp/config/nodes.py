@@ -14,10 +14,13 @@ from lynx_exp.config.choices import (
     LARGEST_SEED,
     MIXINGS,
     MODEL_KINDS,
+    MODEL_SIZES,
     MOST_ROWS,
     PARALLEL,
     TRACKERS,
     WANDB_MODES,
+    at_least,
+    one_of,
 )
 
 
@@ -28,6 +31,21 @@ def _check_device_map(value: object) -> None:
         fits = value is None or (isinstance(value, str) and value != "")
     if not fits:
         raise ValueError(f"model.device_map={value}: must be null, auto, a device, or a map from modules to devices")
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    for name in sizes:
+        one_of("model.sizes", name, MODEL_SIZES)
+    for name in MODEL_SIZES:
+        if name not in sizes:
+            raise ValueError(f"model.sizes: {name} is missing; give all of {', '.join(MODEL_SIZES)}, or none")
+        at_least(f"model.sizes.{name}", sizes[name], 1)
+    for name, whole_of in (("top_k", "experts"), ("kv_heads", "heads")):
+        if sizes[name] > sizes[whole_of]:
+            raise ValueError(f"model.sizes.{name}={sizes[name]}: must be at most {whole_of}={sizes[whole_of]}")
+    for name, part in (("hidden", "heads"), ("heads", "kv_heads")):
+        if sizes[name] % sizes[part]:
+            raise ValueError(f"model.sizes.{name}={sizes[name]}: must be a multiple of {part}={sizes[part]}")
 
 
 @dataclass(kw_only=True)
@@ -52,8 +70,11 @@ class ModelConfig:
     takes it."""
     parallel: str | None = choice(None, PARALLEL)
     """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes of a random model in words that any family understands: experts, top_k, layers, hidden, expert_hidden,
+    heads, kv_heads, vocab, positions. Empty: those of the family's default configuration."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of the architecture's configuration, with kind=random."""
+    """Fields of the architecture's configuration, by the family's own names, with kind=random."""
     seed: int = whole(0, 0, LARGEST_SEED)
     """Seed of the weights, with kind=random."""
 
@@ -70,8 +91,12 @@ class ModelConfig:
                 f"model.{field}={getattr(self, field)}: random weights are made, not loaded, on one device; for more "
                 "save them with save_pretrained and give model=hub model.id=FOLDER"
             )
-        if self.config and self.kind != "random":
-            raise ValueError(f"model.config={self.config}: only model=random takes one, not model.kind={self.kind}")
+        for name in ("sizes", "config"):
+            if getattr(self, name) and self.kind != "random":
+                given = f"model.{name}={getattr(self, name)}"
+                raise ValueError(f"{given}: only model=random takes any, not model.kind={self.kind}")
+        if self.sizes:
+            _check_sizes(self.sizes)
 
 
 @dataclass(kw_only=True)

@@ -124,12 +124,14 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
 
 def _open(config: CalibrateConfig) -> Engine:
     from lynx_exp.engine import Engine
+    from lynx_exp.models.family_sizes import random_fields
 
     model = config.model
     common: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
     common["experts_implementation"] = model.experts_implementation
     if model.kind == "random":
-        return Engine.from_config(model.id, model.config, seed=model.seed, **common)
+        fields = random_fields(model.id, model.sizes, model.config)
+        return Engine.from_config(model.id, fields, seed=model.seed, **common)
     common |= {name: getattr(model, name) for name in ("trust_remote_code", "allow_partial")}
     return Engine.from_pretrained(model.id, revision=model.revision, **common)
 

@@ -161,10 +161,11 @@ def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     from lynx_exp.config import config_folder
+    from lynx_exp.run.sweeper.raw_arguments import with_open_fields
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+        return compose(name, overrides=with_open_fields(overrides))
 
 
 def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:

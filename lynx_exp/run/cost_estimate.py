@@ -16,6 +16,7 @@ from lynx_exp.store.forms import FINISHED_CELL
 from lynx_exp.store.reading import Damaged, read_value
 
 if TYPE_CHECKING:
+    from lynx_exp.config import ModelConfig
     from lynx_exp.run.planned_cell import Cell
 
 GIB = 2**30
@@ -120,9 +121,7 @@ def memory_of(cell: Cell, positions: int) -> Memory | None:
 def _shape(cell: Cell) -> tuple[int | None, int]:
     """(parameters, numbers of keys and values of one position)"""
     model = cell.config.model
-    return _shape_of(
-        model.kind, model.id, model.revision, model.trust_remote_code, json.dumps(model.config, sort_keys=True)
-    )
+    return _shape_of(model.kind, model.id, model.revision, model.trust_remote_code, random_json(model))
 
 
 @cache
@@ -165,6 +164,15 @@ def _numbers_in(path: Path) -> int:
             raise ValueError(f"{path}: cut off")
         header = json.loads(file.read(size))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def random_json(model: ModelConfig) -> str:
+    """The fields that a random model's configuration is given, as `weightless` takes them; `{}` for any other model."""
+    if model.kind != "random":
+        return "{}"
+    from lynx_exp.models.family_sizes import random_fields
+
+    return json.dumps(random_fields(model.id, model.sizes, model.config), sort_keys=True)
 
 
 def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> Any:

@@ -54,7 +54,7 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
     """
     if model.kind == "random":
         return _facts(
-            model, _random_config(model), digest({key: asdict(model)[key] for key in ("id", "config", "seed")})
+            model, _random_config(model), digest({key: asdict(model)[key] for key in ("id", "sizes", "config", "seed")})
         )
     from lynx_exp.models import BUNDLED, locate
 
@@ -126,6 +126,8 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
 def _random_config(model: ModelConfig) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    from lynx_exp.models.family_sizes import random_fields
+
     if model.id not in CONFIG_MAPPING:
         hint = did_you_mean(model.id, list(CONFIG_MAPPING))
         raise ValueError(
@@ -136,7 +138,7 @@ def _random_config(model: ModelConfig) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"model.config.{key}: {model.id} has no such field{did_you_mean(key, known)}")
     try:
-        return AutoConfig.for_model(model.id, **model.config).to_dict()
+        return AutoConfig.for_model(model.id, **random_fields(model.id, model.sizes, model.config)).to_dict()
     except Exception as error:  # each architecture checks its fields in its own way
         raise ValueError(
             f"model.config: {model.id} refuses it: {str(error).strip().splitlines()[-1].strip()}"

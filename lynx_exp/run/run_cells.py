@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from lynx_exp.run.prepare_cells import prepare_cells
 from lynx_exp.run.run_pack import Pack
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.run.skip_rules import Refusals
+from lynx_exp.run.sweep_records import recorded_sweeps
 from lynx_exp.run.threads import ThreadChooser
 from lynx_exp.run.vanilla_references import References
 from lynx_exp.store.cell_writer import record_failure, tidy
@@ -33,9 +33,7 @@ from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.faults import OUT_OF_MEMORY, CannotStore, cannot_store, fault_of
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import digest
-from lynx_exp.store.provenance import scrub
 from lynx_exp.store.read import is_done
-from lynx_exp.store.sweeps import Asked, write_sweep
 from lynx_exp.tasks.load_task import load_task
 
 if TYPE_CHECKING:
@@ -54,6 +52,7 @@ def open_engine(config: Config) -> LaneEngine:
     from transformers.utils.logging import disable_progress_bar
 
     from lynx_exp.engine import Engine
+    from lynx_exp.models.family_sizes import random_fields
 
     disable_progress_bar()  # this run has its own
     model = config.model
@@ -66,7 +65,8 @@ def open_engine(config: Config) -> LaneEngine:
         "steps": config.steps,
     }
     if model.kind == "random":
-        return Engine.from_config(model.id, model.config, seed=model.seed, **common)
+        fields = random_fields(model.id, model.sizes, model.config)
+        return Engine.from_config(model.id, fields, seed=model.seed, **common)
     common |= {name: getattr(model, name) for name in ("device_map", "parallel") if getattr(model, name) is not None}
     for name in ("trust_remote_code", "allow_partial"):
         if getattr(model, name):
@@ -152,8 +152,8 @@ def run_cells(
     if any(cell.config.plan for cell in unique):
         print_plan(unique, console, packed=packed)
         return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
-    write_sweeps(unique)
     with ExitStack() as stack:
+        stack.enter_context(recorded_sweeps(unique))
         stack.enter_context(stoppable())
         claims = claims or Claims()
         stack.callback(claims.close)
@@ -171,20 +171,6 @@ def run_cells(
         run_then(unique, console)
     end_tracking([cell for cell in unique if run.outcomes[cell.folder].state == "done"], run.trackers)
     return report
-
-
-def write_sweeps(cells: Sequence[Cell]) -> None:
-    """What is asked for, in the folder of each study. ValueError if nothing can be written there."""
-    for study in dict.fromkeys(cell.study for cell in cells):
-        asked = [
-            Asked(folder=cell.folder.name, name=cell.name, requests=sum(len(task.requests) for task in cell.tasks))
-            for cell in cells
-            if cell.study == study
-        ]
-        try:
-            write_sweep(study, asked, [Path(sys.argv[0]).name, *map(scrub, sys.argv[1:])])
-        except OSError as error:
-            raise ValueError(f"results={study.parent}: cannot be written to: {error.strerror or error}") from error
 
 
 class _Run:

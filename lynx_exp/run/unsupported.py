@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -73,9 +72,9 @@ def check_layers(policy: Policy, model: ModelConfig) -> None:
 
     if not isinstance(policy, PerLayer):
         return
-    count = _router_layers(
-        model.kind, model.id, model.revision, model.trust_remote_code, json.dumps(model.config, sort_keys=True)
-    )
+    from lynx_exp.run.cost_estimate import random_json
+
+    count = _router_layers(model.kind, model.id, model.revision, model.trust_remote_code, random_json(model))
     given = len(policy.policies)
     if count is not None and count != given:
         lists = f"policy {policy.name}: a list of {given} values" if given else policy.name

@@ -61,7 +61,7 @@ SCIENTIFIC = (
 `measure` lacks that record."""
 
 DIGESTED = (
-    *("model.kind", "model.id", "model.revision", "model.config", "model.seed"),
+    *("model.kind", "model.id", "model.revision", "model.sizes", "model.config", "model.seed"),
     *("task.data", "task.revision", "task.num_fewshot", "task.fewshot_seed", "task.apply_chat_template"),
     *("task.fewshot_as_multiturn", "task.chat_template_args", "task.system_instruction", "task.repeats"),
     *("task.generation.temperature", "task.generation.top_p", "task.generation.top_k"),
@@ -107,7 +107,7 @@ NOT_PAIRED = ("policy", "phases", "layers", "fidelity", "tokens")
 CODE = ("routing", "models", "engine", "vllm_plugin", "vllm_backend", "tasks")
 """Subpackages whose source is part of the hash."""
 
-OPEN = ("policy", "model.config", "model.device_map", "task.chat_template_args", "vllm.engine_args")
+OPEN = ("policy", "model.sizes", "model.config", "model.device_map", "task.chat_template_args", "vllm.engine_args")
 """Nodes whose keys are not fields."""
 
 _WHOLE_FILE = 512 * 2**20

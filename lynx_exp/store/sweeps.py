@@ -41,7 +41,7 @@ class Sweep:
 def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> Path:
     """The same cells, asked again, take the place of the file that they left before."""
     (study / FOLDER).mkdir(parents=True, exist_ok=True)
-    path = study / FOLDER / f"{digest(sorted(cell.folder for cell in cells))[:12]}.json"
+    path = sweep_file(study, cells)
     content: Mapping[str, Any] = {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,6 +51,11 @@ def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> 
     }
     write_json(path, content)
     return path
+
+
+def sweep_file(study: Path, cells: Sequence[Asked]) -> Path:
+    """Where `write_sweep` writes."""
+    return study / FOLDER / f"{digest(sorted(cell.folder for cell in cells))[:12]}.json"
 
 
 def read_sweeps(study: Path) -> list[Sweep]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
 from lynx_exp.engine import Engine
 from lynx_exp.models import BUNDLED, calibration_path, find_calibration, fingerprint
+from lynx_exp.models.family_sizes import random_fields
 from lynx_exp.prepare import command_line as cli
 from lynx_exp.prepare.calibrate import CalibrateConfig
 from lynx_exp.prepare.command_line import read_calibration
@@ -38,11 +39,12 @@ def calibrate(*more: str) -> int:
 
 
 def model_config(seed: int = 0) -> ModelConfig:
-    return ModelConfig(kind="random", id="mixtral", seed=seed, config=read_calibration(MODEL).model.config)
+    return replace(read_calibration(MODEL).model, seed=seed)
 
 
 def engine(seed: int = 0) -> Engine:
-    return Engine.from_config("mixtral", model_config().config, seed=seed, device="cpu")
+    model = model_config()
+    return Engine.from_config("mixtral", random_fields("mixtral", model.sizes, model.config), seed=seed, device="cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ from lynx_exp.run.outcomes import Outcome, Report, print_outcomes, run_then
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.prepare_cells import prepare_cells
-from lynx_exp.run.run_cells import write_sweeps
 from lynx_exp.run.run_progress import work_of
+from lynx_exp.run.sweep_records import recorded_sweeps
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load_task import load_task
 
@@ -63,13 +63,13 @@ def run_on_cluster(
     if any(cell.config.plan for cell in unique):
         print_plan(unique, console, packed=packed)
         return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
-    write_sweeps(unique)
     outcomes = {cell.folder: Outcome(state="skipped", folder=cell.folder) for cell in unique if is_done(cell.folder)}
     todo = [cell for cell in unique if cell.folder not in outcomes]
     chunks = deal(pack_groups(todo) if packed else [[cell] for cell in todo], cluster.jobs)
-    if chunks:
-        works = [_work(chunk, packed) for chunk in chunks]
-        outcomes |= _run(chunks, works, cluster, console, len(unique), poll_s)
+    with recorded_sweeps(unique):
+        if chunks:
+            works = [_work(chunk, packed) for chunk in chunks]
+            outcomes |= _run(chunks, works, cluster, console, len(unique), poll_s)
     report = Report(outcomes=[outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):

@@ -11,6 +11,13 @@ FOLDERS = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")
 """Where Hydra would work and write. A cell's folder is named by its content instead."""
 
 _SEVERAL_LAYERS = re.compile(r"layers=([-\d:\s]+(?:,[-\d:\s]+)+)")
+_OF_ARCHITECTURE = re.compile(r"^model\.config\.")
+"""Fields of an architecture's configuration are its own: there is no telling those that are there from new ones."""
+
+
+def with_open_fields(arguments: Sequence[str]) -> list[str]:
+    """`model.config.FIELD=VALUE` as Hydra takes it whether or not the preset has the field."""
+    return [_OF_ARCHITECTURE.sub("++model.config.", argument) for argument in arguments]
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
@@ -25,6 +32,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
             refuse_folder(argument)
         if key == "hydra":
             raise ValueError(f"{argument}: give the fields of hydra one by one, as in hydra.launcher.FIELD=VALUE")
+    arguments = with_open_fields(arguments)
     if any(argument in ("-m", "--multirun") for argument in arguments):
         return arguments  # a list is one cell for each of its values, as with every field
     return [
