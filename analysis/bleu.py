@@ -15,11 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from analysis import statistics
-from analysis.statistics import Estimate, bca, cluster_sums, lane_draws, wilson
+from analysis.statistics import Array, Estimate, bca, cluster_sums, lane_draws, wilson
 
 ORDER = 4
 RESAMPLES = 2000
-Array = NDArray[np.float64]
 _SENTENCE = BLEU(effective_order=True)
 
 

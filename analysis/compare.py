@@ -14,9 +14,8 @@ import pandas as pd
 from analysis import bleu, guards, latency, latency_model, statistics
 from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share, ratios
 from analysis.labels import policy_order, series_of, settings_of
-from analysis.latency import Array
 from analysis.load import Records
-from analysis.statistics import Estimate
+from analysis.statistics import Array, Estimate
 
 log = logging.getLogger("analysis")
 
@@ -67,7 +66,7 @@ def results(records: Records) -> pd.DataFrame:
     partners = partners_of(records.cells)
     guarded = guards.guards(records, partners)
     integrated = latency_model.integrate(records)
-    counts: dict[tuple[str, str], bleu.Array] = {}
+    counts: dict[tuple[str, str], Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
         own_ms = steps_ms["vanilla" if cell["policy"] == "vanilla" else "policy"].get(cell["cell_id"], np.empty(0))
@@ -220,7 +219,7 @@ def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Inte
 
 
 def _count_sentences(
-    counts: dict[tuple[str, str], bleu.Array], wanted: Mapping[tuple[str, str], _Samples | None]
+    counts: dict[tuple[str, str], Array], wanted: Mapping[tuple[str, str], _Samples | None]
 ) -> None:
     """Fill in the sentence statistics of cells not seen yet, rows in the order of the samples."""
     for key, part in wanted.items():
@@ -244,8 +243,8 @@ def _scores(
     unit: str,
     own: _Samples | None,
     other: _Samples | None,
-    own_counts: bleu.Array | None,
-    other_counts: bleu.Array | None,
+    own_counts: Array | None,
+    other_counts: Array | None,
 ) -> tuple[Estimate, Estimate]:
     """Score and difference to vanilla, in points (or the metric's own unit)."""
     if own is None:

@@ -14,7 +14,7 @@ from analysis.activity import by_lane
 from analysis.compare import NO_ESTIMATE, flat
 from analysis.labels import settings_of
 from analysis.load import Records
-from analysis.statistics import Estimate
+from analysis.statistics import Array, Estimate
 
 MIXED, CONTROL = "shuffled", "separate"
 
@@ -62,11 +62,12 @@ def lanes(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[order.sort_values(kind="stable").index, list(LANE_COLUMNS)].reset_index(drop=True)
 
 
-def effective_number(counts_GS: np.ndarray) -> np.ndarray:
+def effective_number(counts_GS: np.ndarray) -> Array:
     """exp(Shannon entropy) of each row's shares: [G]."""
-    shares = counts_GS / counts_GS.sum(axis=1, keepdims=True)
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.exp(-(shares * logs).sum(axis=1))
+    shares: Array = counts_GS / counts_GS.sum(axis=1, keepdims=True)
+    logs: Array = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy_G: Array = -(shares * logs).sum(axis=1)
+    return np.exp(entropy_G)
 
 
 def summary(lanes: pd.DataFrame) -> pd.DataFrame:

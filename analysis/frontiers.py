@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.compare import flat
 from analysis.resample import Resampler
-from analysis.statistics import LEVEL, Estimate
-from analysis.statistics.bootstrap import Array
+from analysis.statistics import LEVEL, Array, Estimate
 
 REFERENCE_LOSS = 5.0
 """Points: hypervolumes are measured from no saving at this loss. What loses more counts for nothing."""
@@ -61,7 +60,8 @@ def nondominated(benefits_ND: ArrayLike) -> NDArray[np.bool_]:
     points = np.asarray(benefits_ND, dtype=float)
     mine, theirs = points[..., :, None, :], points[..., None, :, :]
     beaten = (theirs >= mine).all(axis=-1) & (theirs > mine).any(axis=-1)
-    return np.logical_not(np.any(beaten, axis=-1))
+    front: NDArray[np.bool_] = np.logical_not(np.any(beaten, axis=-1))
+    return front
 
 
 def hypervolume(benefits_RN2: ArrayLike, reference: tuple[float, float]) -> Array:
@@ -72,7 +72,8 @@ def hypervolume(benefits_RN2: ArrayLike, reference: tuple[float, float]) -> Arra
     x = np.take_along_axis(sides[..., 0], order, axis=-1)
     y = np.take_along_axis(sides[..., 1], order, axis=-1)
     highest = np.maximum.accumulate(y[..., ::-1], axis=-1)[..., ::-1]  # of this point and all that save more
-    return (np.diff(x, axis=-1, prepend=0.0) * highest).sum(axis=-1)
+    area_R: Array = (np.diff(x, axis=-1, prepend=0.0) * highest).sum(axis=-1)
+    return area_R
 
 
 def replicates(parts: Sequence[pd.DataFrame], saving: Saving, resampler: Resampler) -> Array:
@@ -110,9 +111,11 @@ def _point(part: pd.DataFrame, saving: Saving, resampler: Resampler) -> tuple[Ar
 
 def _average(seeds: Sequence[Array]) -> Array:
     """Of seeds of one subtask: as wide as they are on the mean, since they share documents (as in `macro`)."""
-    mean = np.mean(seeds, axis=0)
+    mean: Array = np.mean(seeds, axis=0)
     spread, wanted = float(mean.std()), float(np.mean([seed.std() for seed in seeds]))
-    return mean if spread == 0 else mean.mean() + (mean - mean.mean()) * (wanted / spread)
+    middle = float(mean.mean())
+    widened: Array = middle + (mean - middle) * (wanted / spread) if spread else mean
+    return widened
 
 
 def frontier_probability(benefits_RN2: Array, beats_N: NDArray[np.bool_]) -> Array:

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from analysis.statistics import LEVEL, Estimate, ratio_of_sums, serial_ratio, t_interval
-
-Array = NDArray[np.float64]
+from analysis.statistics import LEVEL, Array, Estimate, ratio_of_sums, serial_ratio, t_interval
 
 
 def step_ms_per_window(timing: pd.DataFrame, name: str) -> Array:

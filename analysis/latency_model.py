@@ -21,10 +21,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import latency
-from analysis.latency import Array
 from analysis.load import Records
 from analysis.run_steps import LaneSums, Run, Runs
-from analysis.statistics import Estimate, t_interval
+from analysis.statistics import Array, Estimate, t_interval
 
 FEATURES = ("live", "active", "context")
 POOLED = ("model", "device", "dtype", "backend", "batch_size")
@@ -226,7 +225,8 @@ def _centred(values: Array, group: np.ndarray, weights: Array) -> Array:
     """Less their weighted mean in each group."""
     total = np.bincount(group, weights)
     means = np.stack([np.bincount(group, weights * column) / total for column in values.T], axis=1)
-    return values - means[group]
+    centred: Array = values - means[group]
+    return centred
 
 
 def _integrated(timed: _Timed, fitted: Fit, run: Run, vanilla: Run | None, policy: str) -> Integrated:
@@ -239,7 +239,8 @@ def _integrated(timed: _Timed, fitted: Fit, run: Run, vanilla: Run | None, polic
         """`[1 + DRAWS]`: the estimate, then its draws."""
         constant = y[draws].mean(1) - (slopes * x[draws].mean(1)).sum(1)
         count, total, tokens = sums.steps[lanes].sum(1), sums.features[lanes].sum(1), sums.tokens[lanes].sum(1)
-        return (constant * count + (slopes * total).sum(1)) / tokens
+        found: Array = (constant * count + (slopes * total).sum(1)) / tokens
+        return found
 
     own_lanes = len(run.sums.steps)
     vanilla_lanes = own_lanes if vanilla is None else len(vanilla.sums.steps)

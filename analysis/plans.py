@@ -14,7 +14,7 @@ from analysis import bleu, guards, statistics
 from analysis.compare import NO_ESTIMATE, flat, partners_of
 from analysis.load import Records
 from analysis.macro import HARDWARE
-from analysis.statistics import Estimate
+from analysis.statistics import Array, Estimate
 
 _POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed"]
 _SUMMED = ("lanes", "repeats", "windows")
@@ -115,5 +115,5 @@ def _stacked(parts: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, np.ndarray, n
     return stack, plans, lanes
 
 
-def _counts(samples: pd.DataFrame) -> bleu.Array:
+def _counts(samples: pd.DataFrame) -> Array:
     return bleu.sentence_counts(list(samples["filtered"]), list(samples["target"]))

@@ -15,8 +15,7 @@ import pandas as pd
 from analysis import bleu, latency
 from analysis.activity import STREAM, by_lane
 from analysis.load import Records
-from analysis.statistics import cluster_sums, lane_draws
-from analysis.statistics.bootstrap import Array
+from analysis.statistics import Array, cluster_sums, lane_draws
 
 RESAMPLES = 1000
 
@@ -64,11 +63,11 @@ class Resampler:
         if self._policy[cell] == "vanilla":
             return np.zeros(self.resamples)
         found = self._changes(cell, subtask, corpus=corpus)
-        spread = float(found.std())
+        middle, spread = float(found.mean()), float(found.std())
         if spread > se > 0:
-            return value + (found - found.mean()) * (se / spread)
+            return value + (found - middle) * (se / spread)
         rng = np.random.default_rng(_number(cell, subtask))
-        return value + (found - found.mean()) + rng.normal(0.0, np.sqrt(max(se**2 - spread**2, 0.0)), len(found))
+        return value + (found - middle) + rng.normal(0.0, np.sqrt(max(se**2 - spread**2, 0.0)), len(found))
 
     def active(self, cell: str, subtask: str) -> Array:
         """Active experts of the stream that the subtask belongs to."""
@@ -77,7 +76,8 @@ class Resampler:
         counts = draws @ lanes["tokens"].to_numpy(dtype=float)
         sums = draws @ lanes["weighted"].to_numpy(dtype=float)
         whole = lanes["weighted"].sum() / lanes["tokens"].sum()
-        return np.divide(sums, counts, out=np.full(len(sums), whole), where=counts > 0)
+        active_R: Array = np.divide(sums, counts, out=np.full(len(sums), whole), where=counts > 0)
+        return active_R
 
     def speedup(self, cell: str) -> Array:
         """Of resampled windows; 1 for vanilla."""
@@ -85,8 +85,8 @@ class Resampler:
             return np.ones(self.resamples)
         pairs = latency.window_pairs(self._timing[cell])
         rng = np.random.default_rng(_number(cell, "speed-up"))
-        vanilla, own = pairs[rng.integers(len(pairs), size=(self.resamples, len(pairs)))].sum(axis=1).T
-        return vanilla / own
+        sums_R2: Array = pairs[rng.integers(len(pairs), size=(self.resamples, len(pairs)))].sum(axis=1)
+        return sums_R2[:, 0] / sums_R2[:, 1]
 
     def _changes(self, cell: str, subtask: str, *, corpus: bool) -> Array:
         own, other = self._samples[cell, subtask], self._samples[self._vanilla[self._pair[cell]], subtask]

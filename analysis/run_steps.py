@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.latency import Array
 from analysis.load import Records
+from analysis.statistics import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +130,5 @@ def _taken(codes: pd.Series, values: Sequence[int]) -> np.ndarray:
 
 def _ranges(lengths: np.ndarray) -> np.ndarray:
     """0, 1, ... of each length, one after the other."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    within: np.ndarray = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return within

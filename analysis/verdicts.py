@@ -65,7 +65,8 @@ _LOOKED_AT = (
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return rows[[name for name in _LOOKED_AT if name in rows]].to_dict("records")
+    records: list[dict[str, Any]] = rows[[name for name in _LOOKED_AT if name in rows]].to_dict("records")
+    return records
 
 
 def _difference(row: dict[str, Any]) -> Estimate:
@@ -79,8 +80,8 @@ def _difference(row: dict[str, Any]) -> Estimate:
 
 def _lanes(row: dict[str, Any]) -> float:
     """Lanes that were filled: of B documents each, or fewer."""
-    plans = float(row.get("plans", 1.0))
-    return max(float(row.get("lanes", 0.0)), plans * row["documents"] / max(float(row.get("batch_size", 1.0)), 1.0))
+    documents = float(row.get("plans", 1.0)) * float(row["documents"])
+    return max(float(row.get("lanes", 0.0)), documents / max(float(row.get("batch_size", 1.0)), 1.0))
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -131,12 +131,13 @@ def meaning(field: Field) -> str:
     return f"{text} ({field.allowed})" if field.allowed else text
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """As a user types it."""
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if isinstance(plain, str):
         return plain
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def entry(left: str, text: str) -> str:

@@ -6,19 +6,22 @@ lm-eval's list of models.
 """
 
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 LIST = "lm_eval.models"
 TARGET = "lynx_exp.lm_eval_model:LynxLM"
 
 
-def find(finder, path):
+def find(finder: MetaPathFinder, path: Sequence[str] | None) -> ModuleSpec | None:
     """Where lm-eval's list is: a spec that adds the model when the list has been made, and then retires `finder`."""
     spec = PathFinder.find_spec(LIST, path)
     if spec is not None and spec.loader is not None:
         execute = spec.loader.exec_module
 
-        def execute_and_add(module):
+        def execute_and_add(module: ModuleType) -> None:
             execute(module)
             register()
             if finder in sys.meta_path:
@@ -28,7 +31,7 @@ def find(finder, path):
     return spec
 
 
-def register():
+def register() -> None:
     """Add `lynx` to lm-eval's models; done twice, it is there once. An lm-eval without such a list goes on without."""
     try:
         from lm_eval.api.registry import model_registry

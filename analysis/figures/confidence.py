@@ -4,6 +4,7 @@ divergence, by task and layer (beside Lynx figure 6)."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from scipy import stats
 from analysis.figures import curves, looks, style
 from analysis.figures.fig4 import reassigned
 from analysis.figures.fig9 import layers_of
-from analysis.statistics import LEVEL, cluster_sums, lane_draws
+from analysis.statistics import LEVEL, Array, cluster_sums, lane_draws
 from analysis.study import Study
 from analysis.token_tables import cells_with_tokens, read_tokens
 
@@ -53,7 +54,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"confidence{suffix}", pd.concat([frame, bins], axis=1))
 
 
-def _of_cell(cell: dict) -> list[dict]:
+def _of_cell(cell: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a subtask, if the cell's policy acts in one layer."""
     acting = layers_of(cell["layers"], int(cell["num_layers"]))
     if len(acting) != 1:
@@ -73,7 +74,7 @@ def _of_cell(cell: dict) -> list[dict]:
     return rows
 
 
-def spearman(x_N: NDArray, y_N: NDArray, lanes_N: NDArray) -> tuple[float, float, float]:
+def spearman(x_N: Array, y_N: Array, lanes_N: NDArray[np.integer]) -> tuple[float, float, float]:
     """Rank correlation with the percentile interval of a bootstrap over lanes (NaN ends with fewer than two); ranks are
     those of the whole sample in every resample."""
     x, y = stats.rankdata(x_N), stats.rankdata(y_N)
@@ -87,6 +88,7 @@ def spearman(x_N: NDArray, y_N: NDArray, lanes_N: NDArray) -> tuple[float, float
     return value, float(low), float(high)
 
 
-def _correlation(sums_R6: NDArray) -> NDArray:
+def _correlation(sums_R6: Array) -> Array:
     n, x, y, xx, yy, xy = sums_R6.T
-    return (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    value_R: Array = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+    return value_R

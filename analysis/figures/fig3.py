@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"fig3{suffix}", numbers)
 
 
-def _usages(cell: dict) -> list[tuple[dict, dict]]:
+def _usages(cell: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Of each subtask that decodes: over all decode steps, and in the first full one."""
     experts = int(cell["num_experts"])
     who, counts = expert_counts(cell["path"], experts)
@@ -67,7 +68,7 @@ def _usages(cell: dict) -> list[tuple[dict, dict]]:
     return found
 
 
-def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, top_k: float) -> dict:
+def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, top_k: float) -> dict[str, Any]:
     """`spread`: mean over the rows of `counts` of standard deviation over mean; `chance`: that of uniform routing,
     where each of `tokens` runs top_k of E experts: sqrt((E - K) / (K T))."""
     experts = counts.shape[1]
@@ -76,6 +77,6 @@ def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, to
     return {"share": shown / shown.sum(), "spread": spread, "chance": chance}
 
 
-def _numbers(part: dict) -> pd.DataFrame:
+def _numbers(part: dict[str, Any]) -> pd.DataFrame:
     fixed = {name: value for name, value in part.items() if name != "share"}
     return pd.DataFrame({"expert": np.arange(part["share"].size), "share": part["share"]}).assign(**fixed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -56,7 +57,7 @@ def reassigned(rows: pd.DataFrame, *, gated: bool) -> pd.DataFrame:
     return cells[(gates != "none") == gated]
 
 
-def _share(row: dict) -> float:
+def _share(row: dict[str, Any]) -> float:
     shares = {"decode": [row["changed"]], "prefill": [row["prompt_changed"]]}
     given = shares.get(row["phases"], [row["changed"], row["prompt_changed"]])
-    return sum(given) / len(given)
+    return float(sum(given) / len(given))

@@ -102,7 +102,8 @@ def _changed(own: pd.DataFrame, other: pd.DataFrame) -> list[int]:
     docs, mine, theirs = np.intersect1d(own["doc_id"].to_numpy(), other["doc_id"].to_numpy(), return_indices=True)
     column = "filtered" if own["score"].isna().all() else "score"
     differ = own[column].to_numpy()[mine] != other[column].to_numpy()[theirs]
-    return docs[differ].tolist()
+    numbers: list[int] = docs[differ].tolist()
+    return numbers
 
 
 def _runs(records: Records, cells: Sequence[CellRecord]) -> dict[Key, list[dict[str, Any]]]:

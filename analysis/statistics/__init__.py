@@ -3,7 +3,7 @@
 Rows that share a lane share the policy's decisions, so they are not independent: the lane is the cluster.
 """
 
-from analysis.statistics.bootstrap import bca, lane_draws
+from analysis.statistics.bootstrap import Array, bca, lane_draws
 from analysis.statistics.changes import gamma_limits, mean_change
 from analysis.statistics.clustered import (
     FLAT,
@@ -25,6 +25,7 @@ __all__ = [
     "FLAT",
     "LEVEL",
     "POWER",
+    "Array",
     "Discordance",
     "Estimate",
     "Spread",

@@ -179,7 +179,7 @@ class Config:
 
     @property
     def policy_name(self) -> str:
-        return self.policy["name"]
+        return str(self.policy["name"])
 
     @property
     def match_active(self) -> float | None:

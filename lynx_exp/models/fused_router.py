@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Product(NamedTuple):
         """`[T, E]`."""
         weight: Tensor = getattr(self.owner, self.weight)
         kind = torch.float32 if self.wide else weight.dtype
-        bias = self.owner.bias.to(kind) if self.biased else None  # type: ignore[operator, union-attr]
+        bias = cast(Tensor, self.owner.bias).to(kind) if self.biased else None
         return linear(hidden.reshape(-1, hidden.shape[-1]).to(kind), weight.to(kind), bias).to(self.dtype)
 
 

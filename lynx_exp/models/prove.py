@@ -36,7 +36,8 @@ class Live:
     name: str
 
     def __call__(self) -> Tensor:
-        return getattr(self.owner, self.name).detach().flatten()
+        tensor: Tensor = getattr(self.owner, self.name)
+        return tensor.detach().flatten()
 
 
 class LiveRule:
@@ -45,7 +46,7 @@ class LiveRule:
     def __init__(self, rule: RouterRule, bias: Live | None, expert_scale: Live | None) -> None:
         named = {"bias": bias, "expert_scale": expert_scale}
         self._rule, self._sources = rule, {field: source for field, source in named.items() if source is not None}
-        self._seen: list[tuple[Any, ...]] = []
+        self._seen: list[tuple[int, torch.device, torch.dtype]] = []
 
     def __call__(self) -> RouterRule:
         if not self._sources:
@@ -53,7 +54,9 @@ class LiveRule:
         now = {field: source() for field, source in self._sources.items()}
         where = [(tensor.data_ptr(), tensor.device, tensor.dtype) for tensor in now.values()]
         if where != self._seen:
-            self._rule, self._seen = replace(self._rule, **now), where
+            rule = self._rule
+            bias, scale = now.get("bias", rule.bias), now.get("expert_scale", rule.expert_scale)
+            self._rule, self._seen = replace(rule, bias=bias, expert_scale=scale), where
         return self._rule
 
 

@@ -142,8 +142,11 @@ def intercepted(
 
 
 def _moved(rule: RouterRule, device: torch.device) -> RouterRule:
-    tensors = {name: value.to(device) for name, value in vars(rule).items() if isinstance(value, Tensor)}
-    return replace(rule, **tensors) if tensors else rule
+    if rule.bias is None and rule.expert_scale is None:
+        return rule
+    bias = None if rule.bias is None else rule.bias.to(device)
+    scale = None if rule.expert_scale is None else rule.expert_scale.to(device)
+    return replace(rule, bias=bias, expert_scale=scale)
 
 
 def _wanted(rule: RouterRule, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
@@ -167,7 +170,7 @@ def _put_back(sorted_TW: Tensor, order_TK: Tensor) -> Tensor:
     return torch.cat([torch.empty_like(first_TK).scatter_(-1, order_TK, first_TK), sorted_TW[:, top_k:]], -1)
 
 
-def find_routers(model: nn.Module) -> list[Router]:
+def find_routers(model: transformers.PreTrainedModel) -> list[Router]:
     """The routers of `model`, first layer first. UnsupportedModel names the model and what is supported."""
     kind, classes = type(model).__name__, router_classes(model)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, classes)]

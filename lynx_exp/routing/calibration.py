@@ -142,7 +142,7 @@ class Calibrated(Policy):
 
     def table(self, tensor: Tensor, device: torch.device) -> Tensor:
         """A tensor of the calibration on `device`, moved there once."""
-        kept = self.__dict__.setdefault("_moved", {})
+        kept: dict[tuple[int, torch.device], Tensor] = self.__dict__.setdefault("_moved", {})
         key = (id(tensor), device)
         if key not in kept:
             kept[key] = tensor.to(device)

@@ -80,7 +80,7 @@ def parse(path: Path, data: bytes, shape: Shape | None = None) -> dict[str, Any]
     is_yaml = path.suffix in (".yaml", ".yml")
     try:
         text = data.decode()
-        value = parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_refuse)
+        value: dict[str, Any] = parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise Damaged(path, "nested too deep") from error
     except ValueError as error:
@@ -116,10 +116,10 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Yaml(_Loader):
+class _Yaml(_Loader):  # type: ignore[misc, valid-type]  # PyYAML has no types, and its fast loader may not be there
     """As OmegaConf reads and writes it: 1e-05 is a number, 2026-01-01 a text.
 
     Not OmegaConf's own loader: that one is private and in Python alone, and thousands of cells are read at a time; nor

@@ -13,7 +13,8 @@ from torch import nn
 from lynx_exp import Engine
 from lynx_exp.engine.decoding.decoder import DIRECT, DirectDecoder, PlainDecoder, choose_decoder
 from lynx_exp.engine.decoding.prompts import prefill
-from lynx_exp.engine.kv_cache.slots import Cursor, Slots
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Slots
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
 

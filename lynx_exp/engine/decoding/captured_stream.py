@@ -25,8 +25,9 @@ from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.seat_draw import SeatDraw
 from lynx_exp.engine.decoding.seating import Open, Seating, seats_that_fit
 from lynx_exp.engine.decoding.stream import MakeDecoder, OnStep
+from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.seats import POSITION, TOKEN, Readback, Seats
-from lynx_exp.engine.kv_cache.slots import Cursor, Slots, round_up
+from lynx_exp.engine.kv_cache.slots import Slots, round_up
 from lynx_exp.engine.requests.argmax import most_likely
 from lynx_exp.engine.requests.results import LaneResult
 from lynx_exp.engine.requests.stopping import Stopper

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.decoder import position_table
 from lynx_exp.engine.decoding.one_buffer import join
-from lynx_exp.engine.kv_cache.slots import Cursor, Slots
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Slots
 
 _Layer = Callable[..., tuple[Tensor, Tensor]]
 

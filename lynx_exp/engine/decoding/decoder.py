@@ -19,8 +19,9 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.prompts import prefill
+from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.masks import mask_maker
-from lynx_exp.engine.kv_cache.slots import Cursor, Prefilled, Slots, attends_fully, slot_cache
+from lynx_exp.engine.kv_cache.slots import Prefilled, Slots, attends_fully, slot_cache
 
 DIRECT = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Model types whose decoder layer is a pre-norm attention and a pre-norm MoE with plain residuals."""

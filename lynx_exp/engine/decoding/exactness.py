@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.captured_stream import LEAST_WIDTH
 from lynx_exp.engine.decoding.prompts import prefill
 from lynx_exp.engine.decoding.stream import MakeDecoder
-from lynx_exp.engine.kv_cache.slots import Cursor, Prefilled, Slots
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Prefilled, Slots
 from lynx_exp.models import Attachment, Router, Rows
 
 _LENGTHS = (5, 40, 17, 33)

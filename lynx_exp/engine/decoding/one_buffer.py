@@ -31,7 +31,7 @@ def join(attention: Any) -> Joined:
     if not all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in every):
         kinds = sorted({type(part).__name__ for part in every})
         raise ValueError(f"its projections are no plain linear layers ({', '.join(kinds)})")
-    biases = [part.bias for part in parts if part.bias is not None]
+    biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
     if biases and len(biases) < len(parts):
         raise ValueError("only some of its projections have a bias")
     whole = _whole([part.weight for part in parts])

@@ -15,7 +15,8 @@ from lynx_exp.engine.decoding.decoder import Decoder
 from lynx_exp.engine.decoding.graph import Graphs
 from lynx_exp.engine.decoding.prompts import pads_left, prefill, prompt_rows_of
 from lynx_exp.engine.kv_cache.batch import POSITIONS, PREFILL_KEY
-from lynx_exp.engine.kv_cache.slots import Cursor, Slots, round_up
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Slots, round_up
 from lynx_exp.models import Rows
 
 

@@ -18,8 +18,9 @@ from lynx_exp.engine.decoding.entering import entering
 from lynx_exp.engine.decoding.lane import Job, Lane, Row, lanes_of
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.sections import Sections
+from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.memory import slots_that_fit
-from lynx_exp.engine.kv_cache.slots import Cursor, Prefilled, Slots, round_up
+from lynx_exp.engine.kv_cache.slots import Prefilled, Slots, round_up
 from lynx_exp.engine.requests.argmax import most_likely
 from lynx_exp.engine.requests.processing import processed
 from lynx_exp.engine.requests.results import LaneResult

@@ -22,7 +22,8 @@ from lynx_exp.engine.decoding.decoder import Decoder, DirectDecoder
 from lynx_exp.engine.decoding.prompts import Prompt
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
 from lynx_exp.engine.decoding.stream import MakeDecoder
-from lynx_exp.engine.kv_cache.slots import Cursor, Slots
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Slots
 from lynx_exp.models import Attachment, Router
 from lynx_exp.routing import Phases, Policy, Routing
 

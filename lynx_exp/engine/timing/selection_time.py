@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -44,7 +45,7 @@ def selection_time(
         batch.step(token_R)
     times = []
     for _ in range(_PASSES):
-        shared: dict = {}
+        shared: dict[str, Any] = {}
         fresh = [
             (Routing(logits=r.logits, experts=r.experts, weights=r.weights), replace(step, shared=shared), rule)
             for r, step, rule in listener.seen

@@ -19,7 +19,8 @@ from lynx_exp.engine.decoding.graph import Graphs
 from lynx_exp.engine.decoding.prompts import PromptStore, pads_left
 from lynx_exp.engine.decoding.stream import MakeDecoder
 from lynx_exp.engine.kv_cache.batch import POSITIONS
-from lynx_exp.engine.kv_cache.slots import Cursor, Prefilled, Slots, round_up
+from lynx_exp.engine.kv_cache.cursor import Cursor
+from lynx_exp.engine.kv_cache.slots import Prefilled, Slots, round_up
 from lynx_exp.engine.timing.windows import Window
 from lynx_exp.models import Rows
 

@@ -30,9 +30,9 @@ INTERPRETED = not isinstance(up_kernel, JITFunction)
 @cache
 def shared_memory(device: torch.device) -> int:
     """Bytes that a block may have."""
-    return (
-        torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else MOST_SHARED
-    )
+    if device.type != "cuda":
+        return MOST_SHARED
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]  # it is
 
 
 def tiles_of(rows: int, top_k: int, experts: int, hidden: int, inner: int, like: Tensor, gated: bool) -> Tiles:

@@ -32,7 +32,8 @@ def lane_size(step: StepContext) -> Tensor:
     if "lane_size" not in step.shared:
         ones_G = step.lane.new_zeros(step.num_lanes)
         step.shared["lane_size"] = ones_G.index_add_(0, step.lane, step.live.long())
-    return step.shared["lane_size"]
+    size_G: Tensor = step.shared["lane_size"]
+    return size_G
 
 
 def lane_votes(experts_TK: Tensor, voting_T: Tensor, step: StepContext, num_experts: int) -> Tensor:

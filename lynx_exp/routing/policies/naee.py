@@ -40,7 +40,7 @@ class Naee(Calibrated):
 
     def ratios(self, device: torch.device) -> Tensor:
         """`[L, K]` below which a rank is dropped."""
-        kept = self.__dict__.setdefault("_ratios", {})
+        kept: dict[torch.device, Tensor] = self.__dict__.setdefault("_ratios", {})
         if device not in kept:
             kept[device] = self.table(self.facts.ratio, device) * self.strength
         return kept[device]

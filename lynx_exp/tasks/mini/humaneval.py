@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from lynx_exp.tasks.mini.item import Item
 
@@ -180,7 +181,7 @@ def sample(rng: Random) -> Item:
 
 def with_test(item: Item, rng: Random) -> Item:
     """The item with HumanEval's `test` field: assertions on random arguments, results of the gold solution."""
-    namespace: dict = {}
+    namespace: dict[str, Any] = {}
     exec(item.prompt + item.answer, namespace)  # our own generated gold solution, never a model's
     function = namespace[item.doc["entry_point"]]
     arity = function.__code__.co_argcount

@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lynx_exp.routing.types import StepContext
+
 try:
-    from numba import carray, njit, types
+    from numba import carray, types
+    from numba import njit as njit
     from numba.extending import intrinsic
 except ImportError:
     AVAILABLE = False
@@ -43,11 +49,12 @@ FIXED_POINT = 2.0**32
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-def arrays(step: Any) -> tuple[Any, Any]:
+def arrays(step: StepContext) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """(live, lane) of a StepContext as numpy arrays, made once a forward pass."""
     if "arrays" not in step.shared:
         step.shared["arrays"] = step.live.numpy(), step.lane.numpy()
-    return step.shared["arrays"]
+    live_T, lane_T = step.shared["arrays"]
+    return live_T, lane_T
 
 
 def stamp(*files: str) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.backends.numba.fused import loops
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from lynx_exp.routing.rule import RouterRule
     from lynx_exp.routing.types import StepContext
 
-_UNFIT: tuple = (None, None, -1, 0, 0, set())
+_Rows = tuple[Tensor | None, Tensor | None, int, int, int, set[int]]
+_UNFIT: _Rows = (None, None, -1, 0, 0, set())
 
 
 class Plan(NamedTuple):
@@ -101,11 +103,12 @@ def select(plan: Plan, routing: Routing, step: StepContext, rule: RouterRule) ->
     return Routing(routing.logits, new_experts, new_weights)
 
 
-def _rows(step: StepContext) -> tuple:
+def _rows(step: StepContext) -> _Rows:
     """(live, lane, T, their addresses, the `min_batch` that no lane reaches), found once a forward pass; `_UNFIT` where
     the loops cannot read them. The tensors stay in it, so that the addresses hold."""
     live, lane = step.live.contiguous(), step.lane.contiguous()
     fits = live.is_cpu and lane.is_cpu and live.dtype is torch.bool and lane.dtype is torch.int64
     fits = fits and live.shape == lane.shape
-    step.shared["fused"] = (live, lane, len(lane), live.data_ptr(), lane.data_ptr(), set()) if fits else _UNFIT
-    return step.shared["fused"]
+    rows: _Rows = (live, lane, len(lane), live.data_ptr(), lane.data_ptr(), set()) if fits else _UNFIT
+    step.shared["fused"] = rows
+    return rows
