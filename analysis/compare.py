@@ -218,9 +218,7 @@ def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Inte
     return found | {"speedup_disagrees": latency_model.disagrees(speedup, run_speedup)}
 
 
-def _count_sentences(
-    counts: dict[tuple[str, str], Array], wanted: Mapping[tuple[str, str], _Samples | None]
-) -> None:
+def _count_sentences(counts: dict[tuple[str, str], Array], wanted: Mapping[tuple[str, str], _Samples | None]) -> None:
     """Fill in the sentence statistics of cells not seen yet, rows in the order of the samples."""
     for key, part in wanted.items():
         if part is not None and key not in counts:

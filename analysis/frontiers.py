@@ -112,21 +112,19 @@ def _point(part: pd.DataFrame, saving: Saving, resampler: Resampler) -> tuple[Ar
 def _average(seeds: Sequence[Array]) -> Array:
     """Of seeds of one subtask: as wide as they are on the mean, since they share documents (as in `macro`)."""
     mean: Array = np.mean(seeds, axis=0)
-    spread, wanted = float(mean.std()), float(np.mean([seed.std() for seed in seeds]))
-    middle = float(mean.mean())
-    widened: Array = middle + (mean - middle) * (wanted / spread) if spread else mean
-    return widened
+    middle, spread, wanted = float(mean.mean()), float(mean.std()), float(np.mean([seed.std() for seed in seeds]))
+    return mean if spread == 0 else middle + (mean - middle) * (wanted / spread)
 
 
 def frontier_probability(benefits_RN2: Array, beats_N: NDArray[np.bool_]) -> Array:
     """[N]: share of the worlds in which no point that counts (`beats_N`) beats it; 0 for those that do not count."""
-    worlds, points = benefits_RN2.shape[:2]
-    found = np.zeros(points)
+    worlds = len(benefits_RN2)
+    found = np.zeros(benefits_RN2.shape[1])
     counted = np.flatnonzero(beats_N)
     step = max(1, _AT_ONCE // max(len(counted) ** 2, 1))
     for start in range(0, worlds, step):
         found[counted] += nondominated(benefits_RN2[start : start + step][:, counted]).sum(axis=0)
-    return found / worlds
+    return found / float(worlds)
 
 
 def families(points: pd.DataFrame, benefits_RN2: Array, saving: Saving, origin: float) -> pd.DataFrame:
