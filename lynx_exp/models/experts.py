@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from lynx_exp.models.module_types import Experts
 
 PER_EXPERT = "per_expert"
 PER_EXPERT_EXACT = "per_expert_exact"
@@ -31,17 +32,17 @@ _FEW_ROWS = 1024
 """Up to here all experts' activations are computed in one call."""
 
 
-def per_expert(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def per_expert(self: Experts, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """`[T, D]`: the weighted sum of each token's experts."""
     return _run(self, hidden_TD, experts_TK, weights_TK, least=1)
 
 
-def per_expert_exact(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def per_expert_exact(self: Experts, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """As `per_expert`, and a row's bits do not depend on the other rows."""
     return _run(self, hidden_TD, experts_TK, weights_TK, least=EXACT_ROWS)
 
 
-def _run(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, least: int) -> Tensor:
+def _run(self: Experts, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, least: int) -> Tensor:
     top_k, dimension = experts_TK.shape[1], hidden_TD.shape[1]
     weights_S = weights_TK.reshape(-1)
     expert_S = torch.where(weights_S == 0, self.num_experts, experts_TK.reshape(-1))
@@ -78,14 +79,14 @@ def _spans(counts: list[int], least: int) -> tuple[Spans, int]:
     return spans, start
 
 
-def _at_once(self: Any, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
+def _at_once(self: Experts, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
     """`[S, D]`, unweighted: all first products, all activations, all second products."""
     inner = _products(self, "gate_up_proj" if self.has_gate else "up_proj", given_SD, spans, turned)
     made_SD = _products(self, "down_proj", _activate(self, inner), spans, turned)
     return self.post_expert_norm(made_SD) if getattr(self, "has_post_expert_norm", False) else made_SD
 
 
-def _one_by_one(self: Any, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
+def _one_by_one(self: Experts, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
     """The same, an expert after the other: with many rows what lies between the products would leave the caches."""
     made_SD = torch.empty_like(given_SD)
     for expert, start, stop in spans:
@@ -93,15 +94,15 @@ def _one_by_one(self: Any, given_SD: Tensor, spans: Spans, turned: int | None) -
     return made_SD
 
 
-def _activate(self: Any, inner: Tensor) -> Tensor:
+def _activate(self: Experts, inner: Tensor) -> Tensor:
     return self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
 
 
-def _products(self: Any, name: str, given: Tensor, spans: Spans, turned: int | None) -> Tensor:
+def _products(self: Experts, name: str, given: Tensor, spans: Spans, turned: int | None) -> Tensor:
     """Each expert's rows times its weights; from `turned` rows on as (weights times rows, transposed)."""
-    weights = getattr(self, name)
+    weights: Tensor = getattr(self, name)
     weights = weights if self.is_transposed else weights.transpose(1, 2)  # [E, in, out]
-    biases = getattr(self, f"{name}_bias") if self.has_bias else None
+    biases: Tensor | None = getattr(self, f"{name}_bias") if self.has_bias else None
     made = given.new_empty(given.shape[0], weights.shape[2])
     for expert, start, stop in spans:
         if biases is None and turned is not None and stop - start >= turned:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.decoder import position_table
+from lynx_exp.engine.decoding.layer_types import DecoderLayer, DirectModel
 from lynx_exp.engine.decoding.one_buffer import join
 from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.slots import Slots
@@ -43,14 +44,14 @@ class Form(NamedTuple):
 class LayerCode:
     """A compiled layer of one model."""
 
-    def __init__(self, form: Form, backend: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, form: Form, backend: str | Callable[..., object], say: Callable[[str], None]) -> None:
         """`backend`: torch.compile's; `say`: told before it compiles."""
         self._run: _Layer = torch.compile(_layer_of(form), fullgraph=True, backend=backend)
         self._say, self._ready = say, set[bool]()
         self.seconds = 0.0
         """What compiling has taken."""
 
-    def __call__(self, hidden_RM: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden_RM: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor]:
         many = hidden_RM.shape[0] > 1
         if many in self._ready:
             return self._run(hidden_RM, *given)
@@ -110,7 +111,7 @@ def _norm(given: Tensor, weight: Tensor, eps: float) -> Tensor:
 class CompiledDecoder:
     """`DirectDecoder`, compiled."""
 
-    def __init__(self, model: Any, slots: Slots, cursor: Cursor, code: LayerCode) -> None:
+    def __init__(self, model: DirectModel, slots: Slots, cursor: Cursor, code: LayerCode) -> None:
         self._model, self.slots, self.cursor, self._code = model, slots, cursor, code
         body = model.model
         self._cos_CD, self._sin_CD = position_table(model, slots.capacity)
@@ -132,7 +133,7 @@ class CompiledDecoder:
         hidden = rms_norm(hidden + added, hidden.shape[-1:], body.norm.weight, body.norm.variance_epsilon)
         return self._model.lm_head(hidden)
 
-    def layer(self, number: int) -> Any:
+    def layer(self, number: int) -> DecoderLayer:
         return self._model.model.layers[number]
 
 
@@ -199,7 +200,7 @@ def form_of(model: PreTrainedModel) -> Form:
     return found.pop()
 
 
-def _weights_of(layer: Any) -> tuple[Tensor | None, ...]:
+def _weights_of(layer: DecoderLayer) -> tuple[Tensor | None, ...]:
     """In the order in which a compiled layer takes them."""
     attention = layer.self_attn
     norms = [getattr(getattr(attention, f"{name}_norm", None), "weight", None) for name in "qk"]

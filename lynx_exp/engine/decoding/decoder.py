@@ -10,14 +10,15 @@ R rows, H heads, D head size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
+from lynx_exp.engine.decoding.layer_types import Attention, DirectModel, Norm
 from lynx_exp.engine.decoding.prompts import prefill
 from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.masks import mask_maker
@@ -56,7 +57,7 @@ class PlainDecoder:
 class DirectDecoder:
     """The same operations without what surrounds them."""
 
-    def __init__(self, model: Any, slots: Slots, cursor: Cursor) -> None:
+    def __init__(self, model: DirectModel, slots: Slots, cursor: Cursor) -> None:
         self._model, self._slots, self._cursor = model, slots, cursor
         self._cos_CD, self._sin_CD = position_table(model, slots.capacity)
         self._joined = _joined_projections(model)
@@ -72,7 +73,9 @@ class DirectDecoder:
             hidden = hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden)[:, None])[:, 0]
         return self._model.lm_head(_norm(body.norm, hidden))
 
-    def _attend(self, number: int, attention: Any, given: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def _attend(
+        self, number: int, attention: Attention, given: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+    ) -> Tensor:
         cursor, rows, size = self._cursor, given.shape[0], attention.head_dim
         if self._joined is None:
             value = attention.v_proj(given).view(rows, -1, size)
@@ -97,7 +100,7 @@ class DirectDecoder:
         return attention.o_proj(out.view(rows, -1))
 
 
-def position_table(model: Any, positions: int) -> tuple[Tensor, Tensor]:
+def position_table(model: DirectModel, positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding, `[C, D]` each; the sines of the first half negative, so that rotating
     halves is a roll."""
     body = model.model
@@ -107,17 +110,17 @@ def position_table(model: Any, positions: int) -> tuple[Tensor, Tensor]:
     return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
 
 
-_JOINED: WeakKeyDictionary[PreTrainedModel, tuple[object, list[Tensor]]] = WeakKeyDictionary()
+_JOINED: WeakKeyDictionary[DirectModel, tuple[object, list[Tensor]]] = WeakKeyDictionary()
 _JOINED_BYTES = 2**26
 
 
-def _joined_projections(model: Any) -> list[Tensor] | None:
+def _joined_projections(model: DirectModel) -> list[Tensor] | None:
     """A layer: the weights of query, key and value in one matrix, for one product instead of three, where these are
     plain and small, so that the copy costs little; None elsewhere. Made once, as long as the weights stay as they
     are."""
     attentions = [layer.self_attn for layer in model.model.layers]
-    parts = [getattr(attention, f"{name}_proj") for attention in attentions for name in "qkv"]
-    plain = all(type(part) is torch.nn.Linear and part.bias is None for part in parts)
+    parts: list[nn.Linear] = [getattr(attention, f"{name}_proj") for attention in attentions for name in "qkv"]
+    plain = all(type(part) is nn.Linear and part.bias is None for part in parts)
     if not plain or hasattr(attentions[0], "q_norm") or sum(part.weight.nbytes for part in parts) > _JOINED_BYTES:
         return None
     state = tuple((part.weight.data_ptr(), part.weight._version) for part in parts)
@@ -127,17 +130,17 @@ def _joined_projections(model: Any) -> list[Tensor] | None:
     return _JOINED[model][1]
 
 
-def _heads(attention: Any, which: str, given: Tensor) -> Tensor:
+def _heads(attention: Attention, which: str, given: Tensor) -> Tensor:
     """`[R, H, D]`: queries or keys, normalised as the model does."""
-    made = getattr(attention, f"{which}_proj")(given)
-    norm = getattr(attention, f"{which}_norm", None)
+    made: Tensor = getattr(attention, f"{which}_proj")(given)
+    norm: Norm | None = getattr(attention, f"{which}_norm", None)
     if norm is not None and norm.weight.shape[0] == made.shape[-1]:
         made = _norm(norm, made)
     made = made.view(given.shape[0], -1, attention.head_dim)
     return _norm(norm, made) if norm is not None and norm.weight.shape[0] == attention.head_dim else made
 
 
-def _norm(norm: Any, hidden: Tensor) -> Tensor:
+def _norm(norm: Norm, hidden: Tensor) -> Tensor:
     return rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 

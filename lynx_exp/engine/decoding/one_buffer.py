@@ -7,10 +7,12 @@ Q, D sizes of all projections together and of their input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from lynx_exp.engine.decoding.layer_types import Attention
 
 
 class Joined(NamedTuple):
@@ -24,7 +26,7 @@ class Joined(NamedTuple):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def join(attention: Any) -> Joined:
+def join(attention: Attention) -> Joined:
     """The projections of an attention module. ValueError, with the reason, if they are no plain linear layers."""
     parts: list[nn.Linear] = [getattr(attention, f"{name}_proj") for name in "qkv"]
     every = [*parts, attention.o_proj]

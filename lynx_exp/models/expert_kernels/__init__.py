@@ -7,20 +7,19 @@ when it first runs.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from lynx_exp.models.expert_kernels.modules import FEW_ROWS, Served, device_refusal, refusal, require, served
+from lynx_exp.models.module_types import Experts
 
 __all__ = ["FEW_ROWS", "MOST_ROWS", "device_refusal", "few_rows", "refusal", "require"]
 
 MOST_ROWS = 512
 
 
-def few_rows(self: Any, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+def few_rows(self: Experts, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
     """`[T, D]`: the weighted sum of each token's experts. ValueError, with the reason, for a module that the kernels do
     not serve."""
     if hidden_TD.shape[0] > MOST_ROWS or (torch.is_grad_enabled() and hidden_TD.requires_grad):

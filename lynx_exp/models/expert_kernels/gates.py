@@ -8,11 +8,13 @@ know. What equals none of them is not served: nothing is guessed from a name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lynx_exp.models.module_types import Experts
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -74,7 +76,7 @@ class Form(NamedTuple):
         return list(ACTIVATIONS.values())[self.act](x)
 
 
-def form_of(experts: Any) -> Form | None:
+def form_of(experts: Experts) -> Form | None:
     """Of an experts module of transformers; None if it is none that the kernels know."""
     limits, alphas = _numbers(experts, "limit"), _numbers(experts, "alpha")
     reach = max([_REACH, *(2 * limit for limit in limits if limit < 1e4)])
@@ -105,7 +107,7 @@ def _forms(gated: bool, limits: list[float], alphas: list[float]) -> Iterator[Fo
                         yield Form(layout, act, alpha, clamp, limit, shift)
 
 
-def _numbers(experts: Any, kind: str) -> list[float]:
+def _numbers(experts: Experts, kind: str) -> list[float]:
     """Its attributes that hold a number and are called so: limit, swiglu_limit ..."""
     found = {name: value for name, value in vars(experts).items() if name == kind or name.endswith(f"_{kind}")}
     return [float(value) for value in found.values() if isinstance(value, int | float) and value > 0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from lynx_exp.models.expert_kernels.gates import Form, form_of
+from lynx_exp.models.module_types import Experts
 
 FEW_ROWS = "few_rows"
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -26,7 +27,7 @@ class Served(NamedTuple):
     biased: bool
     transposed: bool
 
-    def parameters(self, experts: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    def parameters(self, experts: Experts) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """(up, its bias, down, its bias)."""
         up, down = getattr(experts, self.first), experts.down_proj
         if not self.biased:
@@ -34,7 +35,7 @@ class Served(NamedTuple):
         return up, getattr(experts, f"{self.first}_bias"), down, experts.down_proj_bias
 
 
-def served(experts: Any) -> Served:
+def served(experts: Experts) -> Served:
     """ValueError, with the reason, if the kernels do not serve this module."""
     why = device_refusal(experts.down_proj.device) or _type_refusal(experts)
     form = None if why else form_of(experts)
@@ -58,7 +59,7 @@ def device_refusal(device: torch.device) -> str | None:
     return None if INTERPRETED and device.type == "cpu" else f"its kernels need a CUDA device, this is {device}"
 
 
-def _type_refusal(experts: Any) -> str | None:
+def _type_refusal(experts: Experts) -> str | None:
     weights = dict(experts.named_parameters(recurse=False)) | dict(experts.named_buffers(recurse=False))
     kinds = {weight.dtype for name, weight in weights.items() if "proj" in name}
     if len(kinds) != 1 or not kinds <= set(_TYPES):
@@ -71,21 +72,21 @@ def _type_refusal(experts: Any) -> str | None:
     return None
 
 
-def _unknown_form(experts: Any) -> str:
+def _unknown_form(experts: Experts) -> str:
     return f"what {type(experts).__name__} does between its two products is none of the forms that the kernels know"
 
 
-def expert_modules(model: nn.Module) -> Iterator[Any]:
+def expert_modules(model: nn.Module) -> Iterator[Experts]:
     """Those whose way of computing transformers lets one choose."""
     for module in model.modules():
         if hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "down_proj"):
-            yield module
+            yield cast(Experts, module)
 
 
 def refusal(model: nn.Module, rows: int, top_k: int) -> str | None:
     """Why `few_rows` cannot compute this model's experts; None: it can. The kernels are compiled and run for a step of
     `rows` rows on the way, on made-up hidden states, once for each shape of experts."""
-    tried: set[tuple[Any, ...]] = set()
+    tried: set[tuple[Served, torch.Size, torch.Size, torch.dtype, torch.device]] = set()
     for experts in expert_modules(model):
         try:
             found = served(experts)
@@ -110,7 +111,7 @@ def require(model: nn.Module, rows: int, top_k: int) -> None:
         raise ValueError(f"experts_implementation={FEW_ROWS}: {why}")
 
 
-def _try(experts: Any, found: Served, rows: int, top_k: int) -> None:
+def _try(experts: Experts, found: Served, rows: int, top_k: int) -> None:
     from lynx_exp.models.expert_kernels.launch_experts import run_experts
 
     up, _, down, _ = parameters = found.parameters(experts)
