@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.nn.functional import pad
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
+from lynx_exp.routing.types import StepRows
 
 Record = list[tuple[Tensor, Tensor, Tensor]]
 """A layer: the experts that run `[T, W]`, their weights `[T, W]`, the experts that the router chose `[T, K]` (the same
@@ -62,7 +62,7 @@ class Attachment:
             self._policy = bind(policy, routers)
         self._layers = None if layers is None else layer_range(layers, len(routers))
         self._rows: Rows | None = None
-        self._step: dict[str, Any] | None = None
+        self._step: StepRows | None = None
         self.record: Record | None = None
         self.confidence: list[Tensor] | None = None
         self.idle_dead = False

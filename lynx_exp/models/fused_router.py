@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lynx_exp.models.odd_routers import Form
+from lynx_exp.models.odd_routers import Form, Output
 from lynx_exp.routing import RouterRule, Routing
 from lynx_exp.routing.backends.triton import kernels
 
@@ -46,7 +46,7 @@ class FusedRouter:
 
     def __init__(
         self,
-        own: Callable[..., Any],
+        own: Callable[..., Output],
         form: Form,
         rule: Callable[[], RouterRule],
         product: Product,
@@ -61,7 +61,7 @@ class FusedRouter:
         self._made: Routing | None = None
         self.__signature__ = signature(own)  # which `probe` reads
 
-    def __call__(self, hidden: Tensor, *more: Any, **named: Any) -> Any:
+    def __call__(self, hidden: Tensor, *more: object, **named: object) -> Output:
         self._made = None
         differentiated = torch.is_grad_enabled() and hidden.requires_grad
         if differentiated or torch.compiler.is_compiling() or not kernels.chosen(hidden):

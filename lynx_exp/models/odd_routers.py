@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+Output = tuple[Tensor, ...]
+"""What a router of a known form returns."""
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -19,44 +22,53 @@ _TINY = torch.finfo(torch.float32).tiny
 class Form:
     """How a routing is read from what a router returns, and written back."""
 
-    read: Callable[[Any], tuple[Tensor, Tensor, Tensor]]
+    read: Callable[[Output], tuple[Tensor, Tensor, Tensor]]
     """Output -> logits `[T, E]`, weights `[T, K]`, experts `[T, K]`."""
-    write: Callable[[Any, Tensor, Tensor], Any]
+    write: Callable[[Output, Tensor, Tensor], Output]
     """Output, new weights, new experts -> what the experts are given instead."""
 
-    def make(self, logits: Tensor, weights: Tensor, experts: Tensor) -> Any:
+    def make(self, logits: Tensor, weights: Tensor, experts: Tensor) -> Output:
         """The output of a router that makes these; for the forms that hold all three."""
         return self.write((logits, weights, logits), weights, experts)
 
 
-TRIPLE = Form(read=lambda out: out, write=lambda out, weights, experts: (out[0], weights, experts))
+TRIPLE = Form(read=lambda out: (out[0], out[1], out[2]), write=lambda out, weights, experts: (out[0], weights, experts))
 """(logits, weights, experts), as nearly all routers return them."""
 
-REVERSED = Form(read=lambda out: out[::-1], write=lambda out, weights, experts: (experts, weights, out[2]))
+REVERSED = Form(
+    read=lambda out: (out[2], out[1], out[0]), write=lambda out, weights, experts: (experts, weights, out[2])
+)
 """(experts, weights, logits): Granite before transformers 5.21."""
 
-PROBABILITIES = Form(read=lambda out: (out[0].float().clamp_min(_TINY).log(), *out[1:]), write=TRIPLE.write)
+PROBABILITIES = Form(read=lambda out: (out[0].float().clamp_min(_TINY).log(), out[1], out[2]), write=TRIPLE.write)
 """(softmax of the logits, weights, experts): Gemma 4. The logarithm of a softmax is the logits up to an offset."""
 
-PARENT = Form(read=lambda out: out, write=lambda out, weights, experts: (weights, experts))
+PARENT = Form(read=TRIPLE.read, write=lambda out, weights, experts: (weights, experts))
 """The router returns logits only; its parent turns them into (weights, experts) in `route_tokens_to_experts`: DBRX."""
+
+
+class ChoosesExperts(Protocol):
+    """The parent of such a router."""
+
+    route_tokens_to_experts: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Logits `[T, E]` -> weights and experts, `[T, K]` each."""
 
 
 def scattered(top_k: int) -> Form:
     """(weights `[T, E]` with zeros outside the top-k, logits): Llama 4, whose experts read their weight from there."""
 
-    def read(out: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def read(out: Output) -> tuple[Tensor, Tensor, Tensor]:
         weights_TE, logits_TE = out
         experts_TK = logits_TE.topk(top_k, -1).indices
         return logits_TE, weights_TE.gather(-1, experts_TK), experts_TK
 
-    def write(out: Any, weights: Tensor, experts: Tensor) -> Any:
+    def write(out: Output, weights: Tensor, experts: Tensor) -> Output:
         return torch.zeros_like(out[0]).scatter_add_(-1, experts, weights), out[1]
 
     return Form(read=read, write=write)
 
 
-def form_of(module: nn.Module, out: Any) -> Form | None:
+def form_of(module: nn.Module, out: object) -> Form | None:
     """The form of what a router returned; None if it is not known."""
     if not isinstance(out, tuple) or not all(isinstance(part, Tensor) and part.dim() == 2 for part in out):
         return None

@@ -11,12 +11,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from lynx_exp.models.odd_routers import PARENT, Form, form_of
+from lynx_exp.models.odd_routers import PARENT, ChoosesExperts, Form, Output, form_of
 
 _ROWS = 64
 _HALVINGS = 12
@@ -105,10 +105,10 @@ def _hidden(module: nn.Module) -> Tensor:
 def _runner(module: nn.Module, parent: nn.Module, hidden: Tensor) -> tuple[Form, Run]:
     more = _further_arguments(module, parent)
 
-    def flat(rows: Tensor) -> Any:
+    def flat(rows: Tensor) -> Tensor | Output:
         return module(rows, **more)
 
-    def batched(rows: Tensor) -> Any:
+    def batched(rows: Tensor) -> Tensor | Output:
         return module(rows[None], **more)
 
     try:
@@ -119,15 +119,15 @@ def _runner(module: nn.Module, parent: nn.Module, hidden: Tensor) -> tuple[Form,
         except _FAILURES:
             raise error from None
     if isinstance(out, Tensor) and hasattr(parent, "route_tokens_to_experts"):
-        return PARENT, lambda rows: _by_parent(parent, call(rows))
+        return PARENT, lambda rows: _by_parent(parent, cast(Tensor, call(rows)))
     form = form_of(module, out)
     if form is None:
         raise UnknownRouter("not a router of a known form: it does not return (logits, weights, experts)")
-    return form, lambda rows: form.read(call(rows))
+    return form, lambda rows: form.read(cast(Output, call(rows)))
 
 
-def _by_parent(parent: Any, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    weights, experts = parent.route_tokens_to_experts(logits)
+def _by_parent(parent: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weights, experts = cast(ChoosesExperts, parent).route_tokens_to_experts(logits)
     return logits, weights, experts
 
 

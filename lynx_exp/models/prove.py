@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -130,14 +130,14 @@ def _candidates(
     vectors: Sequence[Live], groups: int, top_groups: int, num_experts: int
 ) -> Iterator[tuple[RouterRule, Live | None]]:
     """Rules that differ in what they choose, simplest first."""
-    groupings: list[dict[str, Any]] = [{}]
+    rules = [RouterRule()]
     if 0 < top_groups < groups and num_experts % groups == 0:
-        limited = {"groups": groups, "top_groups": top_groups}
-        groupings.append(limited | {"group_score": "max"})
+        rules.append(RouterRule(groups=groups, top_groups=top_groups, group_score="max"))
         if num_experts >= 2 * groups:
-            groupings.append(limited | {"group_score": "top2"})
-    for (bias, place), grouping, score in product([(None, "scores"), *product(vectors, _PLACES)], groupings, _SCORES):
-        yield RouterRule(score=score, bias=None if bias is None else bias(), bias_on=place, **grouping), bias
+            rules.append(RouterRule(groups=groups, top_groups=top_groups, group_score="top2"))
+    biases: list[tuple[Live | None, Literal["scores", "logits"]]] = [(None, "scores"), *product(vectors, _PLACES)]
+    for (bias, place), rule, score in product(biases, rules, _SCORES):
+        yield replace(rule, score=score, bias=None if bias is None else bias(), bias_on=place), bias
 
 
 def _attribute(module: nn.Module, parent: nn.Module, names: tuple[str, ...]) -> int:

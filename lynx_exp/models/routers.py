@@ -13,14 +13,14 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
 
 from lynx_exp.models.fused_router import fused_of
-from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, Form
+from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, ChoosesExperts, Form, Output
 from lynx_exp.models.probe import UnknownRouter
 from lynx_exp.models.prove import LiveRule, prove
 from lynx_exp.routing import RouterRule, Routing
@@ -82,7 +82,7 @@ class Router:
             return self._intercept_parent(function)
         fused = fused_of(self.module)
 
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: Output) -> Output | None:
             made = None if fused is None else fused.take()
             if made is None:
                 new = self._apply(function, *self.form.read(output))
@@ -102,7 +102,7 @@ class Router:
         return remove
 
     def _intercept_parent(self, function: Intercept) -> Callable[[], None]:
-        parent: Any = self.parent
+        parent = cast(ChoosesExperts, self.parent)
         original = parent.route_tokens_to_experts
 
         def route(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -114,6 +114,23 @@ class StepContext:
         vars(self).update(
             layer=layer, decode=decode, lane=lane, live=live, num_lanes=num_lanes, key=key, row=row, shared=given
         )
+
+
+class LastingRows(TypedDict):
+    """The fields of `StepContext` that stay as they are while nobody joins or leaves."""
+
+    decode: Tensor
+    lane: Tensor
+    live: Tensor
+    num_lanes: int
+    row: Tensor
+
+
+class StepRows(LastingRows):
+    """All of its fields but the layer."""
+
+    key: Tensor
+    shared: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

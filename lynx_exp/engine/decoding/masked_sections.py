@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from lynx_exp.engine.decoding.sections import Act, more_slots, more_weights
 from lynx_exp.engine.kv_cache.seats import ACT, LIVE, NUMBER, PLACE, Seats
 from lynx_exp.models import Record, Router, count_active, count_changed
 from lynx_exp.routing import Policy, Routing, StepContext, layer_range
+from lynx_exp.routing.types import StepRows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,8 +30,7 @@ class _Part:
     """Where it decides; None: in all."""
     mine_S: Tensor
     """Bool: the live rows of its lanes."""
-    step: dict[str, Any]
-    """The fields of `StepContext`, without the layer."""
+    step: StepRows
 
 
 class MaskedSections:
@@ -54,7 +53,7 @@ class MaskedSections:
                 continue
             assert act.policy is not None
             mine_S = self._live_S if len(self._acts) == 1 else self._live_S & (seats.table[ACT] == number)
-            step = {
+            step: StepRows = {
                 "decode": self._ones_S,
                 "live": mine_S,
                 "lane": self._lane_S,

@@ -32,7 +32,7 @@ class Matched:
     active: float
     """Mean active experts with it, on the calibration continuations."""
     target: float
-    also: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, object] = field(default_factory=dict)
     """What else was set: values of `Policy.beside` other than those asked for."""
 
     def summary(self) -> dict[str, Any]:

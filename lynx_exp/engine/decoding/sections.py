@@ -7,10 +7,9 @@ R rows in use, T rows of the step (R, and dead ones after them), K top-k, G lane
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from lynx_exp.engine.kv_cache.batch import POSITIONS
 from lynx_exp.models import Record, Router, count_active, count_changed
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.routing import Phases, Policy, Routing, StepContext, layer_range
+from lynx_exp.routing.types import LastingRows, StepRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class _Part:
     stop: int
     lane_places: np.ndarray
     """Lane places, one a lane of this part."""
-    fixed: dict[str, Any]
-    """What `StepContext` holds while nobody joins or leaves."""
-    step: dict[str, Any] = field(default_factory=dict)
+    fixed: LastingRows
+    step: StepRows | None = None
+    """Of the step at hand, where the act decides."""
 
 
 class Sections:
@@ -84,7 +84,7 @@ class Sections:
             start = int(np.searchsorted(acts[order], number))
             places, local = np.unique(lanes[mine], return_inverse=True)
             ones = torch.ones(len(mine), dtype=torch.bool, device=self._device)
-            fixed = {
+            fixed: LastingRows = {
                 "decode": ones,
                 "live": ones,
                 "lane": torch.from_numpy(local.astype(np.int64)).to(self._device),
@@ -105,7 +105,7 @@ class Sections:
         for part in self._parts:
             if part.act.decodes:
                 key = torch.from_numpy(key_G[part.lane_places]).to(self._device)
-                part.step = part.fixed | {"key": key, "shared": {}}
+                part.step = {**part.fixed, "key": key, "shared": {}}
 
     def counts(self) -> Tensor:
         """`[2, G, L]` of the last step: distinct experts that the live rows of each lane place ran, and assignments of
@@ -137,7 +137,7 @@ class Sections:
             mine = Routing(logits=logits[own], experts=experts[own], weights=weights[own])
             layers = self._layers[self._acts.index(part.act)]
             if part.act.decodes and (layers is None or router.layer in layers):
-                assert part.act.policy is not None
+                assert part.act.policy is not None and part.step is not None
                 mine = part.act.policy(mine, StepContext(layer=router.layer, **part.step), router.rule)
             made.append((mine.experts, mine.weights.to(weights.dtype)))
         width = max(e.shape[1] for e, _ in made)

@@ -40,7 +40,7 @@ class Steps:
         """The same of the jobs at hand."""
         self.capture: Capture | None = CudaGraphs() if self.reason is None else None
         """What records them."""
-        self.backend: Any = "inductor" if self.on_gpu else None
+        self.backend: str | Callable[..., object] | None = "inductor" if self.on_gpu else None
         """What compiles a layer of them; None: nothing does."""
         self.not_compiled: str | None = None
         """Why none is, though it was tried."""
@@ -106,16 +106,16 @@ class Steps:
         if self.capture is None or self.backend is None:
             return plain
         if self._code is None and self.not_compiled is None:
-            self.not_compiled = self._compile(plain)
+            self.not_compiled = self._compile(plain, self.backend)
         return plain if self._code is None else partial(CompiledDecoder, code=self._code)
 
-    def _compile(self, plain: type[Decoder]) -> str | None:
+    def _compile(self, plain: type[Decoder], backend: str | Callable[..., object]) -> str | None:
         """Why it cannot be; None: it is."""
         if plain is not DirectDecoder:
             kind = self._model.config.get_text_config().model_type
             return f"the layers of {kind} run as the model's own modules; compiled are those of {', '.join(DIRECT)}"
         try:
-            code = LayerCode(form_of(self._model), self.backend, self.say)
+            code = LayerCode(form_of(self._model), backend, self.say)
             if not correlate(self._model, plain, partial(CompiledDecoder, code=code)):
                 return "its compiled layers give other logits"
         except Exception as error:  # a compiler fails in many ways

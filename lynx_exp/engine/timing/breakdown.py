@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.decoder import Decoder, DirectDecoder
+from lynx_exp.engine.decoding.layer_types import Attention
 from lynx_exp.engine.decoding.prompts import Prompt
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
 from lynx_exp.engine.decoding.stream import MakeDecoder
@@ -43,6 +44,18 @@ class Breakdown:
     new_tokens: int
 
 
+_Instant: TypeAlias = "float | torch.cuda.Event"
+"""Seconds of the host's clock, or what the device records when it gets there."""
+
+
+def _milliseconds(start: _Instant, stop: _Instant) -> float:
+    if isinstance(start, torch.cuda.Event):
+        assert isinstance(stop, torch.cuda.Event), "both of one kind"
+        return start.elapsed_time(stop)
+    assert not isinstance(stop, torch.cuda.Event), "both of one kind"
+    return (stop - start) * 1e3
+
+
 class Stopwatch:
     """Time by section. One that begins inside another takes its time out of it."""
 
@@ -51,10 +64,10 @@ class Stopwatch:
         self._clock = clock
         self._open: list[int] = []
         """Spans that have begun and not ended, the innermost last."""
-        self._spans: list[tuple[str, str | None, Any, Any]] = []
+        self._spans: list[tuple[str, str | None, _Instant, _Instant | None]] = []
         """(section, the one around it, begin, end)"""
 
-    def _now(self) -> Any:
+    def _now(self) -> _Instant:
         if not self._events:
             return self._clock()
         event = torch.cuda.Event(enable_timing=True)
@@ -87,7 +100,8 @@ class Stopwatch:
             torch.cuda.synchronize()
         found: dict[str, float] = {}
         for name, outer, start, stop in self._spans:
-            spent = start.elapsed_time(stop) if self._events else (stop - start) * 1e3
+            assert stop is not None, name
+            spent = _milliseconds(start, stop)
             found[name] = found.get(name, 0.0) + spent
             if outer is not None:
                 found[outer] = found.get(outer, 0.0) - spent
@@ -182,11 +196,11 @@ def _watched(watch: Stopwatch, make: MakeDecoder, model: PreTrainedModel, slots:
     if isinstance(decoder, DirectDecoder):
         attend = decoder._attend
 
-        def timed(*given: Any) -> Tensor:
+        def timed(number: int, attention: Attention, given: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
             with watch.section("attention"):
-                return attend(*given)
+                return attend(number, attention, given, cos, sin, mask)
 
-        decoder._attend = timed  # type: ignore[assignment, method-assign]
+        decoder._attend = timed  # type: ignore[method-assign]  # of this decoder alone
     return decoder
 
 
