@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from lynx_exp.engine.decoding.fidelity import Fidelity
 from lynx_exp.engine.decoding.lane import Job
@@ -24,7 +26,7 @@ class LaneEngine(Protocol):
     """A loaded model that decodes, scores and is timed in lanes. The methods are `Engine`'s, and documented there."""
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase | None: ...
 
     @property
     def vocabulary(self) -> int: ...
@@ -36,7 +38,7 @@ class LaneEngine(Protocol):
     def processing(self) -> tuple[Setting, ...]: ...
 
     @property
-    def drawing(self) -> dict[str, Any]: ...
+    def drawing(self) -> dict[str, object]: ...
 
     @property
     def feeds_last(self) -> bool: ...

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 SHOWN = 3
 """Names of weights in a message."""
@@ -18,7 +18,17 @@ REASON_LENGTH = 300
 """Characters of a library's message at most."""
 
 
-def differences(info: Mapping[str, Iterable[Any]]) -> str | None:
+class LoadingInfo(TypedDict, total=False):
+    """What transformers says of a load (`output_loading_info`)."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+    """Name, shape in the checkpoint, shape in the model."""
+    error_msgs: Collection[str]
+
+
+def differences(info: LoadingInfo) -> str | None:
     """What the loading info of transformers says of weights that the checkpoint and the model do not share; None if
     they share all. Tied weights, buffers that are not stored and keys that the model's class ignores are not in it.
     """
@@ -113,7 +123,7 @@ def _safetensors_damage(path: Path) -> str | None:
     return _header_damage(header, size - 8 - length)
 
 
-def _header_damage(header: Any, room: int) -> str | None:
+def _header_damage(header: object, room: int) -> str | None:
     """`room`: bytes after the header."""
     if not isinstance(header, dict):
         return "its header is not an object"

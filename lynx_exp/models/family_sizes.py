@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -35,7 +34,7 @@ _FIELDS = {
 }
 """Field of a configuration: which of `SIZES` it holds, or which of the numbers that follow from them (`_numbers`)."""
 
-_MORE: dict[str, dict[str, Any]] = {
+_MORE: dict[str, dict[str, object]] = {
     "dbrx": {"attn_config": {"kv_n_heads": "kv_heads", "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"n_group": "groups", "topk_group": "top_groups", "topk_method": "group_limited_greedy"},
     "doge": {"is_moe": True, "num_experts": 64},
@@ -66,7 +65,9 @@ _FIRST_BLOCK = {"deepseek_v4": "hash_moe"}
 """Model type: what the block of its first layer is, where that is of a kind of its own."""
 
 
-def sized_fields(model_type: str, sizes: Mapping[str, int], fixed: Mapping[str, int] | None = None) -> dict[str, Any]:
+def sized_fields(
+    model_type: str, sizes: Mapping[str, int], fixed: Mapping[str, int] | None = None
+) -> dict[str, object]:
     """Fields of a `model_type` configuration that give every layer that can have experts these sizes.
 
     `sizes` holds all of `SIZES`. `fixed`: pattern of a field -> its number, for fields that are no size. There are at
@@ -75,7 +76,7 @@ def sized_fields(model_type: str, sizes: Mapping[str, int], fixed: Mapping[str, 
     return _sized(AutoConfig.for_model(model_type), _numbers(sizes), fixed or {})
 
 
-def random_fields(model_type: str, sizes: Mapping[str, int], fields: Mapping[str, Any]) -> dict[str, Any]:
+def random_fields(model_type: str, sizes: Mapping[str, int], fields: Mapping[str, object]) -> dict[str, object]:
     """Fields of the configuration of a random model: those that `sizes` asks for, where it asks, and `fields` over
     them."""
     return {**(sized_fields(model_type, sizes) if sizes else {}), **fields}
@@ -99,13 +100,13 @@ def _numbers(sizes: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _sized(config: PreTrainedConfig, numbers: Mapping[str, int], fixed: Mapping[str, int]) -> dict[str, Any]:
+def _sized(config: PreTrainedConfig, numbers: Mapping[str, int], fixed: Mapping[str, int]) -> dict[str, object]:
     fields = config.to_dict()
     listed = [name for name in ("layer_types", "layers_block_type") if fields.get(name)] or ["layer_types"]
     kinds = _KINDS.get(config.model_type) or list(dict.fromkeys(fields.get(listed[0]) or []))
     layers = max(numbers["layers"], len(kinds))
     numbers = {**numbers, "layers": layers}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for field, value in fields.items():
         number = _number_of(field, numbers, fixed)
         if field in config.sub_configs and not re.search("vision|audio", field):
@@ -134,7 +135,7 @@ def _number_of(field: str, numbers: Mapping[str, int], fixed: Mapping[str, int])
     return next((numbers[size] for pattern, size in _FIELDS.items() if re.fullmatch(pattern, field)), None)
 
 
-def _named(more: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+def _named(more: Mapping[str, object], numbers: Mapping[str, int]) -> dict[str, object]:
     """`more`, with numbers in place of the names of numbers."""
     return {
         field: _named(value, numbers)

@@ -107,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 def random_model(
     model_type: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     *,
     seed: int,
     dtype: torch.dtype,

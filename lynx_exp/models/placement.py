@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import transformers
@@ -23,7 +22,7 @@ or cannot be asked (5.19)."""
 
 def placement(
     config: PreTrainedConfig, *, device: torch.device, device_map: DeviceMap | None, parallel: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `from_pretrained` is given; empty for a model on one device.
 
     tp gives each rank a slice of every matrix of the plan; ep the same, but whole experts.
@@ -64,7 +63,7 @@ def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
-def refuse_offloading(device_map: DeviceMap | None, places: Mapping[str, Any]) -> None:
+def refuse_offloading(device_map: DeviceMap | None, places: Mapping[str, object]) -> None:
     """ValueError if some of the model is kept off the devices that run it: every step would fetch it again."""
     kept = sorted({str(place) for place in places.values()} & {"cpu", "disk"})
     if kept and len(set(places.values())) > 1:

@@ -5,7 +5,6 @@ imports neither torch nor transformers. `engine.kv_cache.slots` judges the loade
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 _INDEXED = "attends to positions that an index of its own chooses"
 
@@ -28,7 +27,7 @@ UNBATCHED = frozenset({"deepseek_v4"})
 """Model types for which a prompt gives other tokens beside a longer one than alone: not decoded, and not scored."""
 
 
-def refuse_unbatched(config: Mapping[str, Any]) -> None:
+def refuse_unbatched(config: Mapping[str, object]) -> None:
     """ValueError for a model that would answer wrongly in a batch."""
     kind = str(config.get("model_type"))
     if kind in UNBATCHED:
@@ -38,6 +37,6 @@ def refuse_unbatched(config: Mapping[str, Any]) -> None:
         )
 
 
-def why_no_slots(config: Mapping[str, Any]) -> str | None:
+def why_no_slots(config: Mapping[str, object]) -> str | None:
     """Why a model of this configuration (config.json) has no slots, in a few words; None: it has, as far as known."""
     return _REASONS.get(str(config.get("model_type")))

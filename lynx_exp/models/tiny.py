@@ -5,8 +5,6 @@ E experts.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -33,13 +31,13 @@ _FIXED = {r"sliding_window(_size)?|attention_chunk_size": 8}
 """Short, so that a test's prompts reach beyond."""
 
 
-def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
+def tiny_config(model_type: str, **changes: object) -> PreTrainedConfig:
     """A configuration of `model_type` with 8 experts and top-3 in every layer that can have them, other fields by
     `changes`."""
     return AutoConfig.for_model(model_type, **sized_fields(model_type, _SIZES, _FIXED) | changes)
 
 
-def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(model_type: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A random model of `tiny_config`, whose routers choose clearly and by biases that matter."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -123,7 +122,7 @@ class LoadedModel:
         return of_model(self.model.generation_config)
 
     @property
-    def drawing(self) -> dict[str, Any]:
+    def drawing(self) -> dict[str, object]:
         """What it says of how tokens are drawn, for requests that do not say it themselves."""
         return drawing_of(self.model.generation_config)
 

@@ -35,7 +35,7 @@ class Matched:
     also: Mapping[str, object] = field(default_factory=dict)
     """What else was set: values of `Policy.beside` other than those asked for."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         found = {"parameter": self.parameter, "value": self.value, "active": self.active, "target": self.target}
         return found | ({"also": dict(self.also)} if self.also else {})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 
@@ -71,7 +71,7 @@ class OpenedModel(LoadedModel):
     def from_config(
         cls,
         model_type: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         *,
         seed: int = 0,
         dtype: str = "auto",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from transformers import PreTrainedModel
 
@@ -133,7 +133,7 @@ class Steps:
         """For a reader of the run."""
         return f"steps are launched from Python: {self.reason}"
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> dict[str, object] | None:
         """For the status of a cell; None where there is nothing to tell: on a CPU, or before a first step."""
         reason = self.reason or self._held_back
         if not self._tells or (reason is None and self.rows is None):

@@ -5,7 +5,6 @@ not finished starts again with half the rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -47,17 +46,24 @@ def run_stream(
         stream: Stream | CapturedStream | None = None  # the slots of one that failed go before others are made
         widths = [width for job in jobs for width in job.widths]
         rows = min(max(max_rows, *widths), sum(widths)) if widths else 0
-        given: tuple[Any, ...] = (model, routers, make_decoder(), stopper, jobs, stores)
-        limits: dict[str, Any] = {"max_rows": max_rows, "budget": budget, "on_step": on_step}
+        given = model, routers, make_decoder(), stopper, jobs, stores
         try:
             capture = steps.capture_for(jobs)
             if capture is not None and widths:  # it has all its seats, whoever is there
                 rows = max(max_rows, *widths)
             if capture is None:
-                stream = Stream(*given, least_rows=least_rows, **limits)
+                stream = Stream(*given, max_rows=max_rows, budget=budget, least_rows=least_rows, on_step=on_step)
             else:
                 lead = Lead(steps.always_leads)
-                stream = CapturedStream(*given, capture=capture, lead=lead, experts=experts, **limits)
+                stream = CapturedStream(
+                    *given,
+                    max_rows=max_rows,
+                    budget=budget,
+                    on_step=on_step,
+                    capture=capture,
+                    lead=lead,
+                    experts=experts,
+                )
                 if stream.seats:
                     steps.began(given[2], stream.seats, stream.experts)
             for number, lane in stream.run():

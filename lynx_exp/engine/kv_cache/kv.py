@@ -6,8 +6,6 @@ R rows of the physical batch, H key-value heads, C capacity in positions, D head
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -29,7 +27,9 @@ class SlotLayer(DynamicLayer):
         self.value_buffer = value_states.new_zeros(rows, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[-2]

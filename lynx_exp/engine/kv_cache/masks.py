@@ -9,12 +9,12 @@ R rows in use, W columns that attention reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from lynx_exp.engine.kv_cache.cursor import Cursor
 
@@ -23,7 +23,7 @@ Mask: TypeAlias = "Tensor | dict[str, Tensor | None]"
 _CHUNKED = "chunked_attention"
 
 
-def _kinds(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
+def _kinds(config: PretrainedConfig) -> Iterator[tuple[str, CacheLayerMixin]]:
     """(type, cache) of each layer. Where a configuration names no types, all its layers are of one."""
     types = getattr(config, "layer_types", None)
     only = _CHUNKED if getattr(config, "sliding_window", None) is None else "sliding_attention"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.masks import has_masks
@@ -110,7 +109,9 @@ class SlotLayer(DynamicLayer):
         self.key_buffer, self.value_buffer, self.cursor = slots.keys[layer], slots.values[layer], cursor
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         cursor = self.cursor
         rows = cursor.rows.shape[0]
         where = cursor.rows.to(key_states.device), slice(None), cursor.position.to(key_states.device)
@@ -124,7 +125,7 @@ class SlotLayer(DynamicLayer):
 
 def slot_cache(config: PretrainedConfig, slots: Slots, cursor: Cursor) -> DynamicCache:
     """A cache whose layers read and write the slots."""
-    layers: list[Any] = []
+    layers: list[CacheLayerMixin] = []
     cache, attention = DynamicCache(config=config), 0
     for number, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionLayer):

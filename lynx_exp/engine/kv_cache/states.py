@@ -5,8 +5,6 @@ S slots, R rows in use (the first R slots), n rows of a prefill.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -58,14 +56,14 @@ class StateLayer(LinearAttentionLayer):
         return self._rows("recurrent")
 
     def update_conv_state(
-        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
+        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: object
     ) -> Tensor:
         held = self.conv_states[state_idx]
         whole = torch.cat([held, conv_states], -1)
         held.copy_(whole[..., -held.shape[-1] :])
         return whole
 
-    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: object) -> Tensor:
         return self.recurrent_states[state_idx].copy_(recurrent_states)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from random import Random
-from typing import Any
 
 from lynx_exp.engine.requests.sampling import Sampling
 
-Setting = tuple[str, Any]
+Setting = tuple[str, Hashable]
 """Name and value, lists as tuples."""
 
 

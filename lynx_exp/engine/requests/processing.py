@@ -7,17 +7,17 @@ R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
     from lynx_exp.engine.requests.plan import Request, Setting
 
-NEUTRAL: Mapping[str, Any] = {
+NEUTRAL: Mapping[str, object] = {
     "sequence_bias": None,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -33,10 +33,16 @@ NEUTRAL: Mapping[str, Any] = {
 }
 """What is applied, in transformers' order: the value that changes nothing."""
 
-SAMPLED: Mapping[str, Any] = {"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None}
+SAMPLED: Mapping[str, object] = {
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+}
 """What only sampling knows: greedy decoding leaves it aside, as transformers does; sampling refuses it."""
 
-REFUSED: Mapping[str, Any] = {
+REFUSED: Mapping[str, object] = {
     "num_beams": 1,
     "num_beam_groups": 1,
     "num_return_sequences": 1,
@@ -59,7 +65,7 @@ _SILENT = ("use_cache", "early_stopping", "length_penalty", "diversity_penalty",
 """Of a task: without effect on what is decoded here."""
 
 
-def settings_of(given: Mapping[str, Any], where: str, *, sampled: bool = False) -> tuple[Setting, ...]:
+def settings_of(given: Mapping[str, object], where: str, *, sampled: bool = False) -> tuple[Setting, ...]:
     """Of generation settings those that change something, as a request has them. ValueError, beginning with `where`,
     for one that is not followed here. Names in no list above are the caller's to judge."""
     for name, neutral in REFUSED.items() | (SAMPLED.items() if sampled else set()):
@@ -79,7 +85,7 @@ def settings_of(given: Mapping[str, Any], where: str, *, sampled: bool = False) 
     return found
 
 
-def of_task(given: Mapping[str, Any], where: str, *, sampled: bool) -> tuple[Setting, ...]:
+def of_task(given: Mapping[str, object], where: str, *, sampled: bool) -> tuple[Setting, ...]:
     """`settings_of` what a task asks for besides lengths, stops and sampling; an unknown name is refused, as
     transformers refuses it."""
     known = {*NEUTRAL, *SAMPLED, *REFUSED, *_SILENT}
@@ -94,14 +100,14 @@ def of_model(config: GenerationConfig | None) -> tuple[Setting, ...]:
     return () if config is None else settings_of(config.to_diff_dict(), "generation_config.json: ")
 
 
-def drawing_of(config: GenerationConfig | None) -> dict[str, Any]:
+def drawing_of(config: GenerationConfig | None) -> dict[str, object]:
     """What a model's generation_config.json says of how tokens are drawn, but the temperature, which lm-eval always
     gives."""
     stated = {} if config is None else config.to_diff_dict()
     return {name: stated[name] for name in ("top_p", "top_k", *SAMPLED) if stated.get(name) is not None}
 
 
-def refuse_drawing(stated: Mapping[str, Any]) -> None:
+def refuse_drawing(stated: Mapping[str, object]) -> None:
     """ValueError for what `drawing_of` found and sampling here does not follow."""
     settings_of({name: stated[name] for name in SAMPLED if name in stated}, "generation_config.json: ", sampled=True)
 
@@ -141,7 +147,9 @@ def _processors(
     return LogitsProcessorList([processor for processor in made if processor is not None])
 
 
-def _processor(name: str, value: Any, *, eos: tuple[int, ...], prompt: int, longest: int, device: str) -> Any:
+def _processor(
+    name: str, value: object, *, eos: tuple[int, ...], prompt: int, longest: int, device: str
+) -> LogitsProcessor | None:
     """transformers' own, as `generate` makes it; None for a length that needs an EOS where the model has none.
     `prompt`, `longest`: tokens of the prompt, and of the response at most."""
     import torch
@@ -177,12 +185,12 @@ def _processor(name: str, value: Any, *, eos: tuple[int, ...], prompt: int, long
     raise AssertionError(name)
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> Hashable:
     """Lists and maps as tuples, so that a request can be compared and hashed."""
     if isinstance(value, Mapping):
         return tuple((_frozen(key), _frozen(inner)) for key, inner in value.items())
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def _thawed(value: Any) -> Any:
+def _thawed(value: object) -> Any:
     return [_thawed(inner) for inner in value] if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -293,7 +293,16 @@ def check_asked(policies: Collection[str], new_tokens: int, repeats: int, max_re
         raise ValueError(f"precision={precision}: must be above 0 and below 1")
 
 
-def timed(turns: Mapping[str, Turn], *, repeats: int, max_repeats: int, precision: float) -> dict[str, Any]:
+class Repeated(TypedDict):
+    """Fields of `Timing`."""
+
+    step_ms: Times
+    warmup_ms: Times
+    stable: bool
+    precision_reached: bool
+
+
+def timed(turns: Mapping[str, Turn], *, repeats: int, max_repeats: int, precision: float) -> Repeated:
     """Fields of `Timing`: warm-up, then repeats, undisturbed by the garbage collector."""
     enabled = gc.isenabled()
     gc.collect()
