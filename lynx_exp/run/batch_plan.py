@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lynx_exp.config import Config
     from lynx_exp.engine import BatchPlan
     from lynx_exp.run.planned_cell import Cell, Task
+    from lynx_exp.store.plan_types import PlanEntry
     from lynx_exp.tasks import TaskRequest
 
 
@@ -107,7 +108,7 @@ def _document(request: TaskRequest) -> tuple[str, int]:
     return request.subtask, request.doc_id
 
 
-def plan_json(cell: Cell, plan: BatchPlan) -> dict[str, Any]:
+def plan_json(cell: Cell, plan: BatchPlan) -> PlanEntry:
     """plan.json's entry of one subtask."""
     config = cell.config
     return {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from lynx_exp.run.batch_plan import asked_of
+from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow
 from lynx_exp.store.tables import TOKENS, LaneRecord
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
-    rows, everything = [], asked_of(task)
+    rows, everything = list[ResponseRow](), asked_of(task)
     for at, number in enumerate(result.requests):
         asked = everything[number]
         scored = result.logprobs is not None
@@ -56,11 +57,16 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
     )
 
 
-def token_table(request: dict[str, Any], rows: TokenRows) -> pa.Table:
+_OF_REQUEST = ("subtask", "request", "doc_id", "lane")
+
+
+def token_table(request: FidelityRow, rows: TokenRows) -> pa.Table:
     """Rows of tokens.parquet of one response; `request`: its row of fidelity.parquet."""
     tokens, layers, _ = rows.experts_NLW.shape
     each = [[int(e) for e in slots if e >= 0] for slots in rows.experts_NLW.flatten(0, 1).tolist()]
-    columns = {name: [request[name]] * (tokens * layers) for name in ("subtask", "request", "doc_id", "lane")}
+    columns: dict[str, Sequence[object]] = {
+        name: [value] * (tokens * layers) for name, value in request.items() if name in _OF_REQUEST
+    }
     columns |= {
         "step": [step for step in rows.steps for _ in range(layers)],
         "layer": list(range(layers)) * tokens,
@@ -71,23 +77,26 @@ def token_table(request: dict[str, Any], rows: TokenRows) -> pa.Table:
     return pa.Table.from_pydict(columns, schema=TOKENS)
 
 
-def answers(task: Task, rows: Sequence[dict[str, Any]]) -> list[Any]:
+def answers(task: Task, rows: Sequence[ResponseRow]) -> list[str] | list[tuple[float, bool]]:
     if task.kind == "generate":
-        return [row["response"] for row in rows]
-    return [(row["logprob"], row["greedy"]) for row in rows]
+        return cast("list[str]", [row["response"] for row in rows])
+    return cast("list[tuple[float, bool]]", [(row["logprob"], row["greedy"]) for row in rows])
 
 
-def sample_rows(task: Task, scores: Scores, responses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def sample_rows(task: Task, scores: Scores, responses: Sequence[ResponseRow]) -> list[SampleRow]:
     """`responses`: rows of the responses table, in the order of the requests."""
-    rows = []
+    rows: list[SampleRow] = []
     for sample in scores.samples:
         of = responses[sample.request]
         rows.append(
             {
-                name: of[name]
-                for name in ("request", "lane", "slot", "prompt_hash", "new_tokens", "finish_reason", "response")
-            }
-            | {
+                "request": of["request"],
+                "lane": of["lane"],
+                "slot": of["slot"],
+                "prompt_hash": of["prompt_hash"],
+                "new_tokens": of["new_tokens"],
+                "finish_reason": of["finish_reason"],
+                "response": of["response"],
                 "subtask": sample.subtask or task.name,
                 "doc_id": sample.doc_id,
                 "score": sample.score,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from lynx_exp.store.row_types import FidelityRow, ResponseRow, StepRow
     from lynx_exp.tasks import Metric
 
 
@@ -21,7 +22,7 @@ FULL = 0.8
 
 
 def batch_summary(
-    responses: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], batch_size: int
+    responses: Sequence[ResponseRow], steps: Sequence[StepRow], batch_size: int
 ) -> dict[str, float | None]:
     """Means over rows of the responses (those scored) and steps tables; None where there is nothing to take a mean of.
 
@@ -45,7 +46,7 @@ def batch_summary(
     }
 
 
-def _weighted(steps: Collection[Mapping[str, Any]], name: str) -> float | None:
+def _weighted(steps: Collection[StepRow], name: Literal["active_experts", "live_rows"]) -> float | None:
     """Mean of a column, each step counting as often as it has scored rows."""
     weight = sum(step["scored_rows"] for step in steps)
     return sum(step[name] * step["scored_rows"] for step in steps) / weight if weight else None
@@ -61,10 +62,10 @@ def drained_note(summary: Mapping[str, float | None], batch_size: int) -> str | 
 
 def cell_metrics(
     metrics: Sequence[Metric],
-    responses: Mapping[str, Sequence[Mapping[str, Any]]],
-    steps: Sequence[Mapping[str, Any]],
+    responses: Mapping[str, Sequence[ResponseRow]],
+    steps: Sequence[StepRow],
     batch_size: int,
-    fidelity: Sequence[Mapping[str, Any]] | None = None,
+    fidelity: Sequence[FidelityRow] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json. `responses` by task. A metric that is not a finite number becomes null.
 
@@ -90,7 +91,7 @@ def cell_metrics(
     return {"metrics": rows, **whole, "by_subtask": by_subtask}
 
 
-def fidelity_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def fidelity_summary(rows: Sequence[FidelityRow]) -> dict[str, float | None]:
     """Means over tokens: the KL divergence from vanilla (nats), and how often the most likely token is vanilla's."""
     tokens = sum(row["tokens"] for row in rows)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import pyarrow as pa
 
@@ -34,6 +34,7 @@ from lynx_exp.store.tables import BREAKDOWN, TOKENS
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Job, LaneEngine, Request, Scoring
     from lynx_exp.routing import Phases, Policy
+    from lynx_exp.store.row_types import FidelityRow
     from lynx_exp.tasks import Scores
 
 _NEAR = 0.1
@@ -41,6 +42,13 @@ _NEAR = 0.1
 
 Encoded = dict[str, "list[Request]"]
 """Requests of a subtask. The cells of a pack have the same ones, once."""
+
+
+class _Acts(TypedDict):
+    """Where a policy acts."""
+
+    phases: Phases
+    layers: str | None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,9 +61,9 @@ class Attempt:
     writer: CellWriter
     policy: Policy | None
     """With its knob set, where `match_active` asks for that."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
     """More metrics."""
-    fidelity: list[dict[str, Any]] | None = None
+    fidelity: list[FidelityRow] | None = None
     tokens: list[pa.Table] | None = None
 
     @property
@@ -63,7 +71,7 @@ class Attempt:
         return cast("Phases", self.cell.config.phases)  # one of PHASES: Config has checked it
 
     @property
-    def acts(self) -> dict[str, Any]:
+    def acts(self) -> _Acts:
         return {"phases": self.phases, "layers": self.cell.config.layers}
 
     @property

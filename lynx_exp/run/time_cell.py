@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from lynx_exp.cores import usable_cores
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.run.threads import Others
 from lynx_exp.store.cell_writer import NOT_TIMED
+from lynx_exp.store.row_types import BreakdownRow, TimingRow
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine, LaneRun, Request, Window, WindowTiming
-    from lynx_exp.routing import Policy
+    from lynx_exp.routing import Phases, Policy
     from lynx_exp.store.tables import LaneRecord
 
-Measured = tuple[list[dict[str, Any]] | None, dict[str, Any] | None, list[dict[str, Any]]]
+Measured = tuple[list[TimingRow] | None, dict[str, object] | None, list[BreakdownRow]]
 """Rows of timing.parquet, timing.json, rows of breakdown.parquet."""
+
+
+class _Common(TypedDict):
+    """What all that is timed is given."""
+
+    policies: dict[str, Policy]
+    phases: Phases
+    layers: str | None
+
+
+class _Until(TypedDict):
+    """When a measurement of prefills ends."""
+
+    repeats: int
+    max_repeats: int
+    precision: float
 
 
 def measure_cell(
@@ -53,9 +70,9 @@ def measure_cell(
             )
         windows = [at_context(window, measure.context) for window in windows]
         prompts = [of_length(prompt, measure.context) for prompt in prompts]
-    common: dict[str, Any] = {
+    common: _Common = {
         "policies": {} if policy is None else {"policy": policy},
-        "phases": cell.config.phases,
+        "phases": cast("Phases", cell.config.phases),  # one of PHASES: Config has checked it
         "layers": cell.config.layers,
     }
     others = Others()
@@ -82,23 +99,30 @@ def measure_cell(
     rows = timing_rows(timing)
     info = _info(cell, timing) | {"other_threads": others.median(), "cpus": usable_cores()}
     if measure.prefill:
-        until: dict[str, Any] = {
+        until: _Until = {
             "repeats": measure.windows,
             "max_repeats": measure.max_windows,
             "precision": measure.precision,
         }
         prefills = engine.measure_prefill(prompts, batch_size=len(prompts), **until, **common)
-        place = _place(0, timing.windows[0]) | {"step": 0, "live_rows": len(prompts)}
-        place["context"] = sum(map(len, prompts)) / len(prompts)
+        context = sum(map(len, prompts)) / len(prompts)
         rows += [
-            place
-            | {"name": f"{name} prefill", "repeat": repeat, "active_experts": prefills.active_experts[name], "ms": ms}
+            {
+                **_place(0, timing.windows[0]),
+                "step": 0,
+                "live_rows": len(prompts),
+                "context": context,
+                "name": f"{name} prefill",
+                "repeat": repeat,
+                "active_experts": prefills.active_experts[name],
+                "ms": ms,
+            }
             for name, times in prefills.ms.items()
             for repeat, (ms,) in enumerate(times)
         ]
         info |= {f"{name}_prefill_active_experts": active for name, active in prefills.active_experts.items()}
         info |= {"prefill_tokens": prefills.prompt_tokens, "prefill_stable": prefills.stable}
-    sections: list[dict[str, Any]] = []
+    sections: list[BreakdownRow] = []
     if measure.breakdown:
         found = engine.breakdown(
             prompts, batch_size=len(prompts), new_tokens=measure.new_tokens, repeats=measure.windows, **common
@@ -138,21 +162,45 @@ def _prompts(window: Window, runs: Iterable[LaneRun], batch_size: int) -> list[t
     return [tuple(prompt) for prompt in run.prompts[:batch_size]]
 
 
-def _place(number: int, window: Window) -> dict[str, Any]:
+class _Place(TypedDict):
+    """Of a window: columns that all its rows share."""
+
+    window: int
+    subtask: str
+    lane: int
+    start_step: int
+
+
+def _place(number: int, window: Window) -> _Place:
     return {"window": number, "subtask": window.subtask, "lane": window.lane, "start_step": window.start}
 
 
-def timing_rows(timing: WindowTiming) -> list[dict[str, Any]]:
+def timing_rows(timing: WindowTiming) -> list[TimingRow]:
     """Rows of timing.parquet."""
     places = [_place(number, window) for number, window in enumerate(timing.windows)]
     steps = [
-        [{"live_rows": len(seats), "context": window.mean_context(step)} for step, seats in enumerate(window.steps)]
+        [(len(seats), window.mean_context(step)) for step, seats in enumerate(window.steps)]
         for window in timing.windows
     ]
-    return [row._asdict() | places[row.window] | steps[row.window][row.step] for row in timing.rows]
+    rows: list[TimingRow] = []
+    for row in timing.rows:
+        live, context = steps[row.window][row.step]
+        rows.append(
+            {
+                **places[row.window],
+                "name": row.name,
+                "repeat": row.repeat,
+                "step": row.step,
+                "ms": row.ms,
+                "active_experts": row.active_experts,
+                "live_rows": live,
+                "context": context,
+            }
+        )
+    return rows
 
 
-def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
+def _info(cell: Cell, timing: WindowTiming) -> dict[str, object]:
     import torch
 
     measure = cell.config.measure
@@ -182,9 +230,9 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, Any]:
     }
 
 
-def _hardware(timing: WindowTiming) -> dict[str, Any]:
+def _hardware(timing: WindowTiming) -> dict[str, object]:
     """What it gave, as far as it is known: a field that is not there was not measured."""
-    found: dict[str, Any] = {f"{name}_j_per_token": joules for name, joules in timing.joules_per_token.items()}
+    found: dict[str, object] = {f"{name}_j_per_token": joules for name, joules in timing.joules_per_token.items()}
     if timing.hardware is not None:
         found |= {"bytes": asdict(timing.hardware.bytes)}
         found |= {"copy_gb_s": timing.hardware.copy_gb_s, "devices": timing.hardware.devices}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from lynx_exp.run.planned_cell import Cell, Task
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, LaneEngine, Matched, Request
     from lynx_exp.routing import Phases, Policy
+    from lynx_exp.store.row_types import FidelityRow
 
 CALIBRATION_REQUESTS = 32
 """Documents, at least, on which a knob is set; one lane's queue where that is more."""
@@ -90,12 +91,12 @@ def fidelity_rows(
     continued: Sequence[Request],
     plan: BatchPlan,
     tokens: Collection[int] = (),
-) -> Iterator[tuple[int, dict[str, Any], pa.Table | None]]:
+) -> Iterator[tuple[int, FidelityRow, pa.Table | None]]:
     """(number of the policy, row of its fidelity.parquet, rows of its tokens.parquet) for each request; the last of
     those whose numbers are in `tokens`."""
     acts = [engine.act(policy, phases, layers) for policy, phases, layers in policies]
     for each in engine.fidelity_of(continued, plan, acts, tokens=tuple(tokens)):
-        row = {
+        row: FidelityRow = {
             "subtask": task.requests[each.request].subtask or task.name,
             "request": each.request,
             "doc_id": task.requests[each.request].doc_id,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -18,7 +18,9 @@ from lynx_exp.store.done import is_done, seal
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import file_name
 from lynx_exp.store.hold import ClaimLost, Hold
+from lynx_exp.store.plan_types import PlanEntry
 from lynx_exp.store.reading import value_or_empty
+from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow, StepRow, TimingRow
 from lynx_exp.store.tables import (
     FIDELITY,
     PREFILL,
@@ -55,7 +57,7 @@ class CellWriter:
     `commit`, raise ClaimLost once another process has taken the cell over."""
 
     hold: Hold
-    plan: Mapping[str, Mapping[str, Any]]
+    plan: Mapping[str, PlanEntry]
     """A subtask: batch_size, seed, digest, lanes."""
     attempt: int
     started: str
@@ -63,9 +65,9 @@ class CellWriter:
     """Committed lanes of a subtask."""
     notes: list[str] = field(default_factory=list)
     """What its reader should know of how it ran, for the status."""
-    steps_ran: dict[str, Any] | None = None
+    steps_ran: Mapping[str, object] | None = None
     """How its decode steps ran, for the status; None: nothing to tell."""
-    attempts: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[object] = field(default_factory=list)
     """Earlier ones, the latest last."""
     failures: int = 0
     """In a row, none of which committed a lane more."""
@@ -80,10 +82,10 @@ class CellWriter:
         cls,
         hold: Hold,
         *,
-        info: Mapping[str, Any],
+        info: Mapping[str, object],
         config_yaml: str,
-        provenance: Mapping[str, Any],
-        plan: Mapping[str, Mapping[str, Any]],
+        provenance: Mapping[str, object],
+        plan: Mapping[str, PlanEntry],
     ) -> CellWriter:
         """Begin, or continue with the lanes that an earlier attempt committed; damaged ones become `*.corrupt`. The
         cell is claimed by now: an attempt that still counts as running was lost."""
@@ -106,7 +108,7 @@ class CellWriter:
     def folder(self) -> Path:
         return self.hold.folder
 
-    def _take_over(self, before: Mapping[str, Any]) -> None:
+    def _take_over(self, before: Mapping[str, object]) -> None:
         """Count the attempt before this one, and its failure if it was one."""
         self.found = self._count()
         if not before:
@@ -150,16 +152,16 @@ class CellWriter:
         self.hold.write(self._lane_path(lane.subtask, lane.lane), lambda file: file.write(content))
         self.lanes[lane.subtask][lane.lane] = lane
 
-    def responses(self, subtask: str) -> list[dict[str, Any]]:
+    def responses(self, subtask: str) -> list[ResponseRow]:
         """Rows of all committed lanes, in request order, without fillers."""
         return [row for row in self._rows(subtask) if not row["filler"]]
 
-    def _rows(self, subtask: str) -> list[dict[str, Any]]:
+    def _rows(self, subtask: str) -> list[ResponseRow]:
         """Fillers last, by lane."""
         rows = [row for lane in self.lanes[subtask].values() for row in lane.rows]
         return sorted(rows, key=lambda row: (row["filler"], row["lane"] if row["filler"] else 0, row["request"]))
 
-    def steps(self) -> Iterable[dict[str, Any]]:
+    def steps(self) -> Iterable[StepRow]:
         for lanes in self.lanes.values():
             for _, lane in sorted(lanes.items()):
                 yield from lane.step_rows()
@@ -167,11 +169,11 @@ class CellWriter:
     def finish(
         self,
         *,
-        samples: Sequence[Mapping[str, Any]],
-        metrics: Mapping[str, Any],
-        timing_rows: Sequence[Mapping[str, Any]] | None = None,
-        timing_info: Mapping[str, Any] | None = None,
-        fidelity_rows: Sequence[Mapping[str, Any]] | None = None,
+        samples: Sequence[SampleRow],
+        metrics: Mapping[str, object],
+        timing_rows: Sequence[TimingRow] | None = None,
+        timing_info: Mapping[str, object] | None = None,
+        fidelity_rows: Sequence[FidelityRow] | None = None,
         invalid: Sequence[str] = (),
         more: Mapping[str, pa.Table] | None = None,
     ) -> None:
@@ -223,7 +225,7 @@ class CellWriter:
         """What comes right behind DONE, a signal for one, changes no finished cell."""
         return (self.folder / "DONE").exists()
 
-    def _status(self, state: str, error: Mapping[str, Any] | None = None, invalid: Sequence[str] = ()) -> None:
+    def _status(self, state: str, error: Mapping[str, object] | None = None, invalid: Sequence[str] = ()) -> None:
         over = state != "running"
         status = {
             "state": state,
@@ -272,7 +274,7 @@ def _clean(hold: Hold) -> None:
 
 
 def record_failure(
-    hold: Hold, info: Mapping[str, Any], config_yaml: str, error: Mapping[str, Any], state: str = "failed"
+    hold: Hold, info: Mapping[str, object], config_yaml: str, error: Mapping[str, object], state: str = "failed"
 ) -> None:
     """The status of a cell that could not even begin, or was not tried (`skipped`), on top of what earlier attempts
     left. Nothing to a cell that is done."""

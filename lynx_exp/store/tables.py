@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pyarrow as pa
 
 from lynx_exp.store.identity import SCHEMA
+from lynx_exp.store.row_types import PrefillRow, ResponseRow, StepRow
 
 RESPONSES = pa.schema(
     [
@@ -152,7 +153,7 @@ class LaneRecord:
 
     subtask: str
     lane: int
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[ResponseRow]
     """One a request, columns of RESPONSES."""
     live_rows: Sequence[int]
     """A decode step."""
@@ -166,12 +167,17 @@ class LaneRecord:
     prompt_changed: Sequence[int] = field(default_factory=list)
     """A layer; empty: no policy acted on prompts."""
 
-    def prefill_rows(self) -> Iterable[dict[str, Any]]:
+    def prefill_rows(self) -> Iterable[PrefillRow]:
         for layer, changed in enumerate(self.prompt_changed):
-            place = {"subtask": self.subtask, "lane": self.lane, "layer": layer}
-            yield place | {"tokens": self.prompt_tokens, "changed": changed}
+            yield {
+                "subtask": self.subtask,
+                "lane": self.lane,
+                "layer": layer,
+                "tokens": self.prompt_tokens,
+                "changed": changed,
+            }
 
-    def step_rows(self) -> Iterable[dict[str, Any]]:
+    def step_rows(self) -> Iterable[StepRow]:
         rows = zip(self.live_rows, self.scored_rows or self.live_rows, self.active_experts, strict=True)
         for step, (live, scored, layers) in enumerate(rows):
             for layer, active in enumerate(layers):
@@ -193,7 +199,7 @@ def lane_bytes(lane: LaneRecord, plan_digest: str) -> bytes:
     content = {
         "schema": SCHEMA,
         "plan": plan_digest,
-        "rows": [[row[name] for name in RESPONSES.names] for row in lane.rows],
+        "rows": [[values[name] for name in RESPONSES.names] for values in map(dict, lane.rows)],
         "live_rows": list(lane.live_rows),
         "scored_rows": list(lane.scored_rows),
         "active_experts": [list(layers) for layers in lane.active_experts],
@@ -220,7 +226,7 @@ def read_lane(path: Path, subtask: str, lane: int, requests: Sequence[int], plan
     content = json.loads(text)
     if content.get("plan") != plan_digest or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: belongs to another batch plan or version")
-    rows = [dict(zip(RESPONSES.names, row, strict=True)) for row in content["rows"]]
+    rows = [cast(ResponseRow, dict(zip(RESPONSES.names, row, strict=True))) for row in content["rows"]]
     if [row["request"] for row in rows if not row["filler"]] != list(requests):
         raise ValueError(f"{path}: its rows are not those of the plan")
     counted = ("live_rows", "scored_rows", "active_experts", "changed", "prompt_tokens", "prompt_changed")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +22,7 @@ from lynx_exp.tasks.load_task import load_task
 
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Task
+    from lynx_exp.store.row_types import ResponseRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class StoredCell:
     record: CellRecord
     config: Config
     tasks: tuple[Task, ...]
-    responses: dict[str, list[dict[str, Any]]]
+    responses: dict[str, list[ResponseRow]]
     """Of each task, rows of the responses table in the order of its requests, without fillers."""
 
 
@@ -51,7 +52,7 @@ def open_stored(
         config = replace(config, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code)
     tasks = tasks_of(config, load, config.limit)
     _check_file(record.path, "responses.parquet")
-    rows = [row for row in record.responses().to_pylist() if not row["filler"]]
+    rows: list[ResponseRow] = [row for row in record.responses().to_pylist() if not row["filler"]]
     responses = {}
     for task in tasks:
         names = {task.name, *(member.name for member in task.members)}
@@ -79,7 +80,7 @@ def _check_file(folder: Path, name: str) -> None:
         raise ValueError(f"{name}: is not the file that the cell wrote; run the cell again (remove its DONE)")
 
 
-def _check_task(task: Task, digest: str | None, rows: Sequence[dict[str, Any]]) -> None:
+def _check_task(task: Task, digest: str | None, rows: Sequence[ResponseRow]) -> None:
     """ValueError unless the task asks what the rows answer."""
     if digest == task.data_digest and len(rows) == len(task.requests):
         return
