@@ -153,7 +153,7 @@ def bind(policy: Policy, routers: Sequence[Described], calibration: str | None =
         for router in routers
     ]
     for shape in shapes[1:]:
-        policy.check(shape)
+        policy.accept(shape)
     return policy.bind(shapes[0])
 
 

@@ -106,7 +106,7 @@ class Calibrated(Policy):
         return bound
 
     def bind(self, shape: ModelShape) -> Policy:
-        self.check(shape)
+        self.accept(shape)
         if self._facts is not None:
             return self
         facts = self._loaded(shape)

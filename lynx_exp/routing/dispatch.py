@@ -8,6 +8,7 @@ from __future__ import annotations
 from lynx_exp.routing.backends.numba import fused
 from lynx_exp.routing.backends.numba.fused.fused_plan import plan_of
 from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.ops.weigh import weigh
 from lynx_exp.routing.policy import Policy, acting_step, run_policies_by
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext
@@ -27,6 +28,11 @@ def fused_plan(policy: Policy) -> fused.Plan | None:
 
 def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
     """The policy's new routing, by the fastest code that serves this policy, rule and device."""
+    new = _route(policy, routing, step, rule)
+    return new if policy.weights == "renormalize" or new is routing else _weigh(policy, routing, new, rule)
+
+
+def _route(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
     plan = policy.__dict__[_PLAN] if _PLAN in policy.__dict__ else fused_plan(policy)  # a call less a layer
     if plan is not None:
         done = fused.select(plan, routing, step, rule)
@@ -37,6 +43,12 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
         return routing
     done = kernels.select(policy, routing, acting, rule) if kernels.chosen(routing.logits) else None
     return policy.route(routing, acting, rule) if done is None else done
+
+
+def _weigh(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> Routing:
+    """The same experts with the weights that the policy asks for."""
+    done = kernels.weigh(policy, before, after, rule) if kernels.chosen(before.logits) else None
+    return weigh(before, after, rule, policy.weights, policy.k2) if done is None else done
 
 
 run_policies_by(select)

@@ -38,7 +38,7 @@ class PerLayer(Policy):
                 "layers with a router"
             )
         for policy in self.policies:
-            policy.check(shape)
+            policy.accept(shape)
 
     def bind(self, shape: ModelShape) -> Policy:
         self.check(shape)

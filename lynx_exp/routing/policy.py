@@ -16,6 +16,7 @@ from torch import Tensor
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.ops.lanes import best_mask, lane_size, lane_sum, lane_votes
 from lynx_exp.routing.ops.remap import restrict
+from lynx_exp.routing.ops.weigh import Weights, weigh
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Phases, Routing, StepContext
 
@@ -43,6 +44,10 @@ class Knob:
         return low, high
 
 
+COMMON = ("min_batch", "weights", "k2")
+"""Parameters of every policy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
     """A function from the routing of a step to a new routing. Its fields are its parameters, checked when it is
@@ -50,6 +55,12 @@ class Policy(ABC):
 
     min_batch: int = 1
     """Lanes with fewer live rows run vanilla."""
+    weights: Weights = "renormalize"
+    """What the experts that run weigh, where they are not the router's own choice. renormalize: as the policy is
+    published, over those that run; mass: their sum is the token's own top-K mass; original: each its weight in the
+    router's top-K; reference: over the k2 best of all."""
+    k2: int | None = None
+    """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
 
     knob: ClassVar[Knob | None] = None
     beside: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -57,6 +68,8 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         at_least(self, "min_batch", 1)
+        if self.k2 is not None and self.weights != "reference":
+            raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """The new routing. Rows that are not live, or whose lane is too small, come back as they were."""
@@ -69,9 +82,18 @@ class Policy(ABC):
     def check(self, shape: ModelShape) -> None:  # noqa: B027  # most policies run anywhere
         """Raise ValueError, naming the parameter, if a model of this shape cannot run this policy."""
 
+    def accept(self, shape: ModelShape) -> None:
+        """`check`, and what all policies have in common."""
+        self.check(shape)
+        if self.k2 is not None:
+            rule, most = shape.rule, shape.num_experts
+            if rule is not None and rule.grouped:
+                most = most // rule.groups * rule.top_groups
+            between(self, "k2", shape.top_k, most)
+
     def bind(self, shape: ModelShape) -> Policy:
         """The policy as this model runs it, checked; ValueError if it cannot."""
-        self.check(shape)
+        self.accept(shape)
         return self
 
     @property
@@ -80,10 +102,12 @@ class Policy(ABC):
 
     @property
     def label(self) -> str:
-        """The policy with its parameters, such as `lynx(alpha=3.0, beta=2)`; a default `min_batch` stays out."""
+        """The policy with its parameters, such as `lynx(alpha=3.0, beta=2)`; what all policies have in common stays
+        out at its default."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
-        if self.min_batch == type(self).min_batch:
-            del own["min_batch"]
+        for name in COMMON:
+            if own[name] == getattr(type(self), name):
+                del own[name]
         shown = ", ".join(f"{name}={value}" for name, value in own.items())
         return f"{self.name}({shown})" if shown else self.name
 
@@ -122,9 +146,11 @@ class Select(Protocol):
 
 
 def select_in_torch(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-    """The definition: `policy.route` for the lanes that are large enough."""
+    """The definition: `policy.route` for the lanes that are large enough, then `weigh`."""
     acting, somewhere = acting_step(step, policy.min_batch)
-    return policy.route(routing, acting, rule) if somewhere else routing
+    if not somewhere:
+        return routing
+    return weigh(routing, policy.route(routing, acting, rule), rule, policy.weights, policy.k2)
 
 
 _select: Select = select_in_torch

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lynx_exp.config import Config
 from lynx_exp.run.model_facts import ModelFacts
-from lynx_exp.store.identity import SCHEMA, Ids
+from lynx_exp.store.identity import SCHEMA, USUAL, Ids
 from lynx_exp.store.provenance import scrub
 
 if TYPE_CHECKING:
@@ -116,7 +116,11 @@ class Cell:
         config, knob = self.config, self.policy.knob
         turned = knob.parameter if knob is not None and config.match_active is not None else None
         params = config.policy_params | {"match_active": config.match_active}
-        return {key: value for key, value in params.items() if value is not None and key != turned}
+        return {
+            key: value
+            for key, value in params.items()
+            if value is not None and key != turned and (key, value) not in USUAL
+        }
 
     def config_yaml(self) -> str:
         return scrub(OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))

@@ -101,6 +101,9 @@ NOISE_FLOOR = "noise_floor"
 UNTOUCHED = ("vanilla", NOISE_FLOOR)
 """Where no policy is attached."""
 
+USUAL = (("weights", "renormalize"), ("k2", None))
+"""Parameters of every policy that came later, at the values with which it does what it did: not in the hash."""
+
 NOT_PAIRED = ("policy", "phases", "layers", "fidelity", "tokens")
 """What may differ between a cell and its baseline."""
 
@@ -139,6 +142,8 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     name = fields["policy"]["name"]
     if name in UNTOUCHED:
         fields |= {"policy": {"name": name}, "phases": "none", "layers": None, "fidelity": False}
+    else:
+        fields["policy"] = {key: value for key, value in fields["policy"].items() if (key, value) not in USUAL}
     if fields["task.weights"] is None:
         fields["task.mixing"] = None
     if fields["device"] == "cpu":

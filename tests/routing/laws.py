@@ -53,7 +53,11 @@ PARAMETERS: dict[str, list[dict]] = {
     "lexi": [{"mean_k": 1.5}],
     "top_p": [{"p": 0.4}, {"p": 0.9}],
     "min_p": [{"ratio": 0.5}],
-    "reassign": [{"fraction": 0.5}, {"first_rank": 1, "gate": "high"}, {"gate": "low", "weights": "slot", "seed": 3}],
+    "reassign": [
+        {"fraction": 0.5},
+        {"first_rank": 1, "gate": "high"},
+        {"gate": "low", "new_weight": "slot", "seed": 3},
+    ],
 }
 """Settings that any router with E >= 4 and K = 2 can run; other policies run with their defaults."""
 
@@ -61,8 +65,20 @@ POLICIES: list[Policy] = [
     build_policy(name, **parameters) for name in policy_names() for parameters in PARAMETERS.get(name, [{}])
 ] + [build_policy("top_k", k=[1, 2, 2, 1]), build_policy("top_p", min_batch=3)]
 
+WEIGHED: list[Policy] = [
+    build_policy("xshare", budget=3, weights="original"),
+    build_policy("oea", k0=1, k_max=3, weights="reference", k2=3),
+    build_policy("sere", weights="original"),
+    build_policy("top_k", k=1, weights="mass"),
+    build_policy("reassign", fraction=0.5, weights="reference", k2=3),
+]
+"""Policies with weights that are not their own."""
+POLICIES += WEIGHED
 
-REPRESENTATIVES: list[Policy] = list({policy.name: policy for policy in reversed(POLICIES[:-2])}.values())[::-1]
+
+REPRESENTATIVES: list[Policy] = list(
+    {policy.name: policy for policy in reversed(POLICIES[: -2 - len(WEIGHED)])}.values()
+)[::-1]
 """One setting of each policy, for tests that take longer."""
 
 
@@ -84,7 +100,7 @@ class Case:
     def fits(self, policy: Policy) -> bool:
         """Whether the policy accepts this router."""
         try:
-            policy.check(self.shape)
+            policy.accept(self.shape)
         except ValueError:
             return False
         return True

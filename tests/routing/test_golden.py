@@ -195,7 +195,7 @@ GOLDEN = {
         [[5, 2], [0, 2], [1, 3], [3, 4]],
         {0: [0.0759, 0.9241], 3: [0.2689, 0.7311]},
     ),
-    ("reassign", ("fraction", 1.0), ("gate", "low"), ("threshold", 0.03), ("weights", "slot")): (
+    ("reassign", ("fraction", 1.0), ("gate", "low"), ("threshold", 0.03), ("new_weight", "slot")): (
         [[0, 1], [1, 3], [2, 4], [5, 0]],
         {},
     ),

@@ -129,7 +129,9 @@ def test_mass(policy: Policy, case: Case) -> None:
     out = run(policy, case)
     before, after = mass(case.routing), mass(out)
     assert torch.all(out.weights >= 0)
-    if policy.name in ("top_k", "lexi") and not case.rule.renormalize:
+    if policy.weights in ("original", "reference"):
+        return  # `test_weights` has their sums
+    if policy.name in ("top_k", "lexi") and policy.weights == "renormalize" and not case.rule.renormalize:
         assert torch.all(after <= before * (1 + 1e-6))
     else:
         assert (

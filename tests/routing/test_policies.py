@@ -224,7 +224,7 @@ def test_reassign_gates_by_confidence() -> None:
 def test_reassign_gives_a_new_expert_its_own_weight_or_the_slots() -> None:
     routing = route(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)), RULE)
     own = build_policy("reassign", fraction=1.0)(routing, one_lane(5), RULE)
-    slot = build_policy("reassign", fraction=1.0, weights="slot")(routing, one_lane(5), RULE)
+    slot = build_policy("reassign", fraction=1.0, new_weight="slot")(routing, one_lane(5), RULE)
     assert torch.equal(own.experts, slot.experts) and torch.equal(slot.weights, routing.weights)
     score = routing.scores(RULE).gather(-1, own.experts)
     assert torch.allclose(own.weights, score / score.sum(-1, keepdim=True))

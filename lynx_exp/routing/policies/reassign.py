@@ -4,8 +4,8 @@ figures 4 and 6).
 Each slot of a token is replaced with probability `fraction` by an expert drawn uniformly from those that the token did
 not choose. With `gate`, only tokens on one side of a confidence threshold are touched; confidence is the variance of
 the router's normalised probabilities over all experts, as in figure 6. What weight a new expert gets there is unknown:
-here the router's own for it, so that it is as if the router had chosen it (`weights=own`), or that of the expert
-replaced (`weights=slot`), a much stronger disturbance.
+here the router's own for it, so that it is as if the router had chosen it (`new_weight=own`), or that of the expert
+replaced (`new_weight=slot`), a much stronger disturbance.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reassign(Policy):
     """Which tokens are touched: all, those with confidence above the threshold, those with at most that."""
     threshold: float = 0.01
     """Confidence at which `gate` parts tokens: 0..(E-1)/E^2, the variance of the normalised probabilities."""
-    weights: Literal["own", "slot"] = "own"
+    new_weight: Literal["own", "slot"] = "own"
     """Weight of a new expert: the router's own for it, or that of the expert replaced."""
     seed: int = 0
     """Seed of the draw."""
@@ -45,6 +45,8 @@ class Reassign(Policy):
         at_least(self, "first_rank", 0)
         at_least(self, "threshold", 0.0)
         between(self, "seed", 0, 2**31 - 1)
+        if self.new_weight == "slot" and self.weights != "renormalize":
+            raise ValueError(f"{self.name}: new_weight=slot: weights={self.weights} says what a new expert weighs")
 
     def check(self, shape: ModelShape) -> None:
         between(self, "first_rank", 0, shape.top_k - 1)
@@ -67,7 +69,7 @@ class Reassign(Policy):
         order_TE = order_TE.masked_fill(mask_of(routing.experts, routing.num_experts), -1)
         others_TK = order_TE.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_k]
         experts_TK = torch.where(replaced_TK, others_TK, routing.experts)
-        weights_TK = reweigh(routing, experts_TK, rule) if self.weights == "own" else routing.weights
+        weights_TK = reweigh(routing, experts_TK, rule) if self.new_weight == "own" else routing.weights
         changed_T1 = replaced_TK.any(-1, keepdim=True)
         return Routing(
             logits=routing.logits,

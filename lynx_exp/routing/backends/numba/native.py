@@ -322,3 +322,39 @@ def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshol
             for k in range(first, new_TK.shape[1]):
                 new_TK[t, k] = instead_GE[lane_T[t], experts_TK[t, k]]
     return new_TK
+
+
+@njit(cache=True)
+def weigh(choice_TE, scores_TE, own_TK, experts_TW, weights_TW, scale_E, count, renormalize, scaling):  # type: ignore[no-untyped-def]
+    """`[T, W]`: `lynx_exp.routing.ops.weigh.weigh`, `count` as `denominator_of` gives it; `scale_E` empty for a router
+    without a scale."""
+    rows, top_k = own_TK.shape
+    width = experts_TW.shape[1]
+    new_TW = weights_TW.copy()
+    runs_W = np.empty(width, np.bool_)
+    for t in range(rows):
+        changed = False
+        for w in range(width):
+            runs_W[w] = True
+            for earlier in range(w):
+                runs_W[w] = runs_W[w] and experts_TW[t, earlier] != experts_TW[t, w]
+            changed = changed or (experts_TW[t, w] != own_TK[t, w] if w < top_k else runs_W[w])
+        if not changed:
+            continue
+        own, total = np.float32(0.0), np.float32(0.0)
+        for k in range(top_k):
+            own += scores_TE[t, own_TK[t, k]]
+        if count < 0:
+            for w in range(width):
+                total += scores_TE[t, experts_TW[t, w]] if runs_W[w] else np.float32(0.0)
+        elif count == 0:
+            total = own
+        else:
+            for e in np.argsort(-choice_TE[t], kind="mergesort")[:count]:
+                total += scores_TE[t, e] if choice_TE[t, e] > -np.inf else np.float32(0.0)
+        mass = np.float32(scaling) if renormalize else np.float32(scaling) * own
+        factor = mass / max(total, np.float32(1.1754943508222875e-38))
+        for w in range(width):
+            weight = scores_TE[t, experts_TW[t, w]] * factor if runs_W[w] else np.float32(0.0)
+            new_TW[t, w] = weight * scale_E[experts_TW[t, w]] if len(scale_E) else weight
+    return new_TW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,25 +10,49 @@ import torch
 from lynx_exp.routing.backends.triton.kernels import fallback
 from lynx_exp.routing.backends.triton.kernels.choose import Kernel, chosen, current_kernel, kernel, set_kernel
 from lynx_exp.routing.backends.triton.kernels.fallback import fallback_notes
+from lynx_exp.routing.ops.weigh import denominator_of
 
 if TYPE_CHECKING:
     from lynx_exp.routing.policy import Policy
     from lynx_exp.routing.rule import RouterRule
     from lynx_exp.routing.types import Routing, StepContext
 
-__all__ = ["Kernel", "chosen", "current_kernel", "fallback_notes", "kernel", "select", "set_kernel"]
+__all__ = ["Kernel", "chosen", "current_kernel", "fallback_notes", "kernel", "select", "set_kernel", "weigh"]
+
+MOST_ROWS, MOST_EXPERTS = 1024, 1024
+"""Beyond these torch runs: more rows are prefill, where torch's own kernels are well fed."""
 
 
 def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing | None:
     """What `policy.route` returns, by the fused kernels; None if they do not serve this policy or this shape, or have
     failed here (`fallback_notes` says why). RuntimeError, with the reason, if they fail under `kernel=triton`."""
-    form = fallback.form_of(policy, routing)
-    if fallback.failed(form) and current_kernel() != "triton":
-        return None
-    try:
+
+    def fused() -> Routing | None:
         from lynx_exp.routing.backends.triton.kernels.selection import select as fused
 
         return fused(policy, routing, step, rule)
+
+    return _unless_failed(policy, fallback.form_of(policy, routing), fused)
+
+
+def weigh(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> Routing | None:
+    """What `ops.weigh.weigh` returns for the policy, by a kernel; None as `select` has it."""
+    if not 0 < len(before.logits) <= MOST_ROWS or before.num_experts > MOST_EXPERTS:
+        return None
+
+    def fused() -> Routing:
+        from lynx_exp.routing.backends.triton.kernels.weighing import weigh
+
+        return weigh(before, after, rule, denominator_of(policy.weights, policy.k2, before.top_k))
+
+    return _unless_failed(policy, fallback.form_of(policy, before, "weighs"), fused)
+
+
+def _unless_failed(policy: Policy, form: fallback.Form, run: Callable[[], Routing | None]) -> Routing | None:
+    if fallback.failed(form) and current_kernel() != "triton":
+        return None
+    try:
+        return run()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler fails in many ways

@@ -126,7 +126,7 @@ def run(
         )
     else:
         assert isinstance(policy, Reassign)
-        own = policy.weights == "own"
+        own = policy.new_weight == "own"
         reassign_kernel[grid](
             **shared,
             scores_ptr=routing.scores(rule).contiguous() if own else numbers,

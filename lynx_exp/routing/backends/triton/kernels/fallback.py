@@ -21,14 +21,16 @@ class Form(NamedTuple):
     top_k: int
     dtype: torch.dtype
     device: torch.device
+    work: str
+    """What it does of the policy: selects, or weighs."""
 
 
 _failed: dict[Form, str] = {}
 
 
-def form_of(policy: Policy, routing: Routing) -> Form:
+def form_of(policy: Policy, routing: Routing, work: str = "selects") -> Form:
     logits = routing.logits
-    return Form(policy.name, routing.num_experts, routing.top_k, logits.dtype, logits.device)
+    return Form(policy.name, routing.num_experts, routing.top_k, logits.dtype, logits.device, work)
 
 
 def failed(form: Form) -> bool:
@@ -50,8 +52,8 @@ def fallback_notes(policy: Policy) -> list[str]:
     parts = (policy, *getattr(policy, "policies", ()))
     names = {part.name for part in parts}
     return [
-        f"{form.policy} selects in torch ({form.num_experts} experts, top-{form.top_k}): its kernel does not run here: "
-        f"{reason}"
+        f"{form.policy} {form.work} in torch ({form.num_experts} experts, top-{form.top_k}): its kernel does not run "
+        f"here: {reason}"
         for form, reason in _failed.items()
         if form.policy in names
     ]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels import by_row, in_rounds
+from lynx_exp.routing.backends.triton.kernels import MOST_EXPERTS, MOST_ROWS, by_row, in_rounds
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
@@ -41,7 +41,6 @@ from lynx_exp.routing.policy import Policy
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext
 
-MOST_ROWS, MOST_EXPERTS = 1024, 1024
 ROWS_A_LAUNCH = 16
 """Rows of a lane, on average, up to which one program serves the whole lane. Not measured yet."""
 TILE = 2048
