@@ -28,16 +28,14 @@ def fused_plan(policy: Policy) -> fused.Plan | None:
 
 def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
     """The policy's new routing, by the fastest code that serves this policy, rule and device."""
-    new = _route(policy, routing, step, rule)
+    plan = policy.__dict__[_PLAN] if _PLAN in policy.__dict__ else fused_plan(policy)  # a call less a layer
+    new = None if plan is None else fused.select(plan, routing, step, rule)
+    if new is None:
+        new = _unfused(policy, routing, step, rule)
     return new if policy.weights == "renormalize" or new is routing else _weigh(policy, routing, new, rule)
 
 
-def _route(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-    plan = policy.__dict__[_PLAN] if _PLAN in policy.__dict__ else fused_plan(policy)  # a call less a layer
-    if plan is not None:
-        done = fused.select(plan, routing, step, rule)
-        if done is not None:
-            return done
+def _unfused(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
     acting, somewhere = acting_step(step, policy.min_batch)
     if not somewhere:
         return routing

@@ -120,6 +120,15 @@ def test_settings_without_effect_have_one_form():
         assert cell_ids(unmeasured, **AROUND) == cell_ids(base(), **AROUND)
 
 
+def test_what_came_later_to_every_policy_is_nothing_at_its_default():
+    policy, own = base()["policy"], cell_ids(base(), **AROUND)
+    usual = policy | {"weights": "renormalize", "k2": None}
+    assert cell_ids(base() | {"policy": usual}, **AROUND) == own
+    for more in ({"weights": "original"}, {"weights": "reference", "k2": 4}):
+        other = cell_ids(base() | {"policy": usual | more}, **AROUND)
+        assert other.cell != own.cell and other.pair == own.pair
+
+
 def test_how_steps_run_has_an_effect_on_a_gpu_alone():
     for device, same in (("cpu", True), ("cuda", False)):
         here = base() | {"device": device}

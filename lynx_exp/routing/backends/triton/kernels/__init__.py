@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from lynx_exp.routing.backends.triton.kernels import fallback
-from lynx_exp.routing.backends.triton.kernels.choose import Kernel, chosen, current_kernel, kernel, set_kernel
+from lynx_exp.routing.backends.triton.kernels.choose import (
+    MOST_EXPERTS,
+    MOST_ROWS,
+    Kernel,
+    chosen,
+    current_kernel,
+    kernel,
+    set_kernel,
+)
 from lynx_exp.routing.backends.triton.kernels.fallback import fallback_notes
 from lynx_exp.routing.ops.weigh import denominator_of
 
@@ -18,9 +26,6 @@ if TYPE_CHECKING:
     from lynx_exp.routing.types import Routing, StepContext
 
 __all__ = ["Kernel", "chosen", "current_kernel", "fallback_notes", "kernel", "select", "set_kernel", "weigh"]
-
-MOST_ROWS, MOST_EXPERTS = 1024, 1024
-"""Beyond these torch runs: more rows are prefill, where torch's own kernels are well fed."""
 
 
 def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing | None:

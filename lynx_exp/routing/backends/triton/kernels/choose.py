@@ -12,6 +12,9 @@ from torch import Tensor
 
 Kernel = Literal["auto", "torch", "triton"]
 
+MOST_ROWS, MOST_EXPERTS = 1024, 1024
+"""Beyond these torch runs: more rows are prefill, where torch's own kernels are well fed."""
+
 _kernel: Kernel = "auto"
 
 

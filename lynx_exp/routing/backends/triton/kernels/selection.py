@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels import MOST_EXPERTS, MOST_ROWS, by_row, in_rounds
+from lynx_exp.routing.backends.triton.kernels import by_row, in_rounds
+from lynx_exp.routing.backends.triton.kernels.choose import MOST_EXPERTS, MOST_ROWS
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
