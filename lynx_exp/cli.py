@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
 from lynx_exp.run.interrupt import Preempted, stoppable
@@ -104,7 +105,7 @@ def _hydra(arguments: list[str]) -> int:
     def one_cell(composed: DictConfig) -> None:
         nonlocal code, problem
         try:
-            plugin.check_hydra(HydraConfig.get())
+            plugin.check_hydra(cast(DictConfig, HydraConfig.get()))
             from lynx_exp.run.run_cells import run_cells
 
             config = to_config(composed)

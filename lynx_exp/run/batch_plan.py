@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lynx_exp.config import Config
     from lynx_exp.engine import BatchPlan
     from lynx_exp.run.planned_cell import Cell, Task
-    from lynx_exp.store.plan_types import PlanEntry
+    from lynx_exp.store.file_types import PlanEntry
     from lynx_exp.tasks import TaskRequest
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from lynx_exp.store.done import is_done
+from lynx_exp.store.file_types import CellInfo
 from lynx_exp.store.forms import FINISHED_CELL
 from lynx_exp.store.reading import Damaged, read_value
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lynx_exp.config import ModelConfig
     from lynx_exp.run.planned_cell import Cell
 
@@ -49,7 +52,7 @@ class Throughput:
             return
         self.cells += 1
         timed = str((folder / "timing.json").exists())
-        for key in _keys(info, timed):
+        for key in _keys(cast(CellInfo, info), timed):
             self._seconds[key] += seconds
             self._requests[key] += requests
 
@@ -74,7 +77,7 @@ def _asked(cell: Cell) -> int:
     return sum(len(task.requests) for task in cell.tasks)
 
 
-def _keys(info: Mapping[str, Any], timed: str) -> list[tuple[str, ...]]:
+def _keys(info: CellInfo, timed: str) -> list[tuple[str, ...]]:
     """What is alike, most alike first."""
     base = (str(info["model"]), str(info.get("device")), str(info.get("dtype")), timed)
     return [(*base, str(info["task"]), str(info["batch_size"])), (*base, str(info["task"])), base]
@@ -175,7 +178,7 @@ def random_json(model: ModelConfig) -> str:
     return json.dumps(random_fields(model.id, model.sizes, model.config), sort_keys=True)
 
 
-def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> Any:
+def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> PreTrainedModel | None:
     """The model on the meta device; None if its class cannot be built from its configuration alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

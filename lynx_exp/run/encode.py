@@ -10,6 +10,8 @@ from lynx_exp.run.batch_plan import asked_of
 from lynx_exp.run.planned_cell import Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lynx_exp.engine import LaneEngine, Request, Sampling
     from lynx_exp.tasks import TaskRequest
 
@@ -144,11 +146,11 @@ def _encode(engine: LaneEngine, texts: list[str]) -> list[list[int]]:
     return [next(whole) if has else next(plain) for has in begun]
 
 
-def _ids(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=special).input_ids if texts else []
 
 
-def _text_of_eos(tokenizer: Any) -> tuple[str, ...]:
+def _text_of_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """lm-eval ends a response at the text of EOS, too, however it is spelt."""
     eos = getattr(tokenizer, "eos_token", None)
     return (eos,) if isinstance(eos, str) and eos else ()

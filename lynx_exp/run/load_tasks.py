@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from lynx_exp.config import Config
 
 if TYPE_CHECKING:
+    from lynx_exp.run.planned_cell import Task
     from lynx_exp.tasks import EvalTask, TaskRequest, TaskSettings
     from lynx_exp.tasks.chat import ChatTemplate
     from lynx_exp.tasks.mix import MixedTask
@@ -63,7 +64,7 @@ MOST_FILLERS = 256
 batch sizes, whose lanes then share prefilled prompts."""
 
 
-def with_fillers(config: Config, tasks: Sequence[EvalTask | MixedTask], load: LoadTask) -> tuple[Any, ...]:
+def with_fillers(config: Config, tasks: Sequence[EvalTask | MixedTask], load: LoadTask) -> tuple[Task, ...]:
     """The tasks, each with the requests of its documents beyond `limit`, in an order of their own, to fill lanes with.
     Where all documents are scored, or lanes are to drain, there are none."""
     if not config.is_filled or config.limit is None:
@@ -72,7 +73,10 @@ def with_fillers(config: Config, tasks: Sequence[EvalTask | MixedTask], load: Lo
     return tuple(filled(task, more.requests, more.data_digest) for task, more in zip(tasks, longer, strict=True))
 
 
-def filled(task: Any, requests: Sequence[TaskRequest], digest: str) -> Any:
+AnyTask = TypeVar("AnyTask", bound="EvalTask | MixedTask")
+
+
+def filled(task: AnyTask, requests: Sequence[TaskRequest], digest: str) -> AnyTask:
     """A copy of the task whose fillers are those of `requests` that ask of documents that it does not score."""
     scored = {(request.subtask, request.doc_id) for request in task.requests}
     others = [request for request in requests if (request.subtask, request.doc_id) not in scored]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
+    from lynx_exp.store.file_types import MetricEntry
     from lynx_exp.store.row_types import FidelityRow, ResponseRow, StepRow
     from lynx_exp.tasks import Metric
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return sum(values) / len(values) if values else None
+
+
+def metric_entry(metric: Metric) -> MetricEntry:
+    """As metrics.json has it: what is not a finite number becomes null."""
+    return cast("MetricEntry", asdict(metric) | {"value": metric.value if isfinite(metric.value) else None})
 
 
 FULL = 0.8
@@ -70,9 +76,7 @@ def cell_metrics(
     """The content of metrics.json. `responses` by task. A metric that is not a finite number becomes null.
 
     A mix has an entry of its own in `by_subtask`, with the active experts that its subtasks share."""
-    rows = [asdict(metric) for metric in metrics]
-    for row in rows:
-        row["value"] = row["value"] if isfinite(row["value"]) else None
+    rows = [metric_entry(metric) for metric in metrics]
     everything = [row for of_subtask in responses.values() for row in of_subtask]
     names = dict.fromkeys([*responses, *(row["subtask"] for row in everything)])
     by_subtask = {

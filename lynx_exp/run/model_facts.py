@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.config import ModelConfig, did_you_mean
 from lynx_exp.store.identity import digest, folder_digest
@@ -80,7 +79,7 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
     return _facts(model, _read(model, path), name)
 
 
-def _read(model: ModelConfig, path: Path) -> Mapping[str, Any]:
+def _read(model: ModelConfig, path: Path) -> Mapping[str, object]:
     """A configuration, as far as it can be judged without transformers."""
     try:
         config = json.loads(path.read_bytes())
@@ -123,7 +122,7 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
     return path, f"{model.id}@{path.parent.name}"
 
 
-def _random_config(model: ModelConfig) -> dict[str, Any]:
+def _random_config(model: ModelConfig) -> dict[str, object]:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     from lynx_exp.models.family_sizes import random_fields
@@ -145,7 +144,7 @@ def _random_config(model: ModelConfig) -> dict[str, Any]:
         ) from error
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def _first(config: Mapping[str, object], names: tuple[str, ...]) -> int | None:
     for part in (config, *(config.get(key) for key in NESTED)):
         if isinstance(part, Mapping):
             found = next((part[name] for name in names if isinstance(part.get(name), int)), None)
@@ -154,7 +153,7 @@ def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _facts(model: ModelConfig, config: Mapping[str, Any], name: str) -> ModelFacts:
+def _facts(model: ModelConfig, config: Mapping[str, object], name: str) -> ModelFacts:
     experts, top_k = _first(config, EXPERTS), _first(config, TOP_K)
     if not experts or experts < 2 or not top_k:
         named = config.get("architectures")

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.progress_bar import bar
 from lynx_exp.store.done import is_done
+from lynx_exp.store.file_types import MetricEntry
 from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.survey import requests_kept
 
@@ -58,7 +59,7 @@ def found_by(folder: Path) -> str:
     return ", ".join([*parts, *([] if active is None else [f"{active:.1f} experts"])])
 
 
-def _shown(metric: Mapping[str, Any]) -> str:
+def _shown(metric: MetricEntry) -> str:
     """Percent where it is a share; a corpus metric (BLEU) as it is."""
     value = metric["value"]
     if value is None:

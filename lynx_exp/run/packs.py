@@ -32,14 +32,15 @@ SHARED = (
 """Fields that the cells of a pack have in common: what the engine is, and which requests come in which order."""
 
 
+def _of_node(value: object) -> object:
+    """Equal for nodes that hold the same; what is no node stands for itself."""
+    return digest(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells in packs, in the order of their first cells: those of one pack differ in policy, phases, layers and
     batch size, and in what is done beside decoding; at most `pack.max_cells` of them."""
-    node: Once[str] = Once(lambda node: digest(asdict(node)))
-
-    def shared(value: object) -> object:
-        return node(value) if is_dataclass(value) else value
-
+    shared: Once[object, object] = Once(_of_node)
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
         key = tuple(shared(getattr(cell.config, name)) for name in (*SHARED, "pack"))

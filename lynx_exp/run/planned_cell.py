@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from omegaconf import OmegaConf
 
@@ -17,6 +17,7 @@ from lynx_exp.store.provenance import scrub
 
 if TYPE_CHECKING:
     from lynx_exp.routing import Policy
+    from lynx_exp.store.file_types import CellInfo
     from lynx_exp.tasks import EvalTask
     from lynx_exp.tasks.mix import MixedTask
 
@@ -74,7 +75,7 @@ class Cell:
         slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in parts)
         return self.study / f"{slug[:100]}-{self.cell_id[:10]}"
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> CellInfo:
         """cell.json"""
         config = self.config
         return {
@@ -109,7 +110,7 @@ class Cell:
             "device": self.device,
         }
 
-    def _shown_params(self) -> dict[str, Any]:
+    def _shown_params(self) -> dict[str, object]:
         """Parameters that were given a value; for `match_active` without the one that it sets."""
         if self.policy is None:
             return {}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lynx_exp.config import AsDict, Config, Once
+from lynx_exp.config import AsDict, Config, ModelConfig, Once, TaskConfig
 from lynx_exp.extensions import policy_source
 from lynx_exp.run.batch_plan import check_documents
 from lynx_exp.run.batching_mode import batching_note, with_batching
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 
 from lynx_exp.run.planned_cell import Cell, Task
+
+_Question = tuple[str, int | None, str | None, bool]
+"""What configs ask: task, limit, model where its chat template counts, whether lanes are filled."""
 
 
 def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = True) -> list[Cell]:
@@ -42,10 +45,11 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         from lynx_exp.vllm_backend.startup import check_installed
 
         check_installed()
-    as_dict, model_key = AsDict(), Once(lambda model: digest(asdict(model)))
-    task_key = Once(lambda task: digest(asdict(task)))
+    as_dict = AsDict()
+    model_key: Once[ModelConfig, str] = Once(lambda model: digest(asdict(model)))
+    task_key: Once[TaskConfig, str] = Once(lambda task: digest(asdict(task)))
 
-    def asked(config: Config) -> tuple[Any, ...]:
+    def asked(config: Config) -> _Question:
         """Equal for configs that ask the same."""
         chat = model_key(config.model) if config.task.apply_chat_template else None
         return task_key(config.task), config.limit, chat, config.is_filled
@@ -53,7 +57,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     owners = {id(config.policy): config for config in configs}
 
     @Once
-    def build(node: dict[str, Any]) -> Policy | None:
+    def build(node: Mapping[str, object]) -> Policy | None:
         own = owners[id(node)]
         with _about_the_policy():
             built = build_policy("vanilla" if own.is_untouched else own.policy_name, **own.policy_params)
@@ -68,8 +72,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
     configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]
 
-    found: dict[tuple[Any, ...], tuple[Task, ...]] = {}
-    checked: set[tuple[Any, ...]] = set()
+    found: dict[_Question, tuple[Task, ...]] = {}
+    checked: set[tuple[_Question, int, str]] = set()
     for config in configs:
         key = asked(config)
         if key not in found:
@@ -138,7 +142,7 @@ def _calibration(config: Config) -> str | None:
     return None if config.model.kind == "random" else find_calibration(config.model.id)
 
 
-def _with_content(config: Config, policy: Policy | None, content: Callable[[str], str]) -> dict[str, Any]:
+def _with_content(config: Config, policy: Policy | None, content: Callable[[str], str]) -> Mapping[str, object]:
     """The policy node, with what its calibration file holds in place of where it is, and the hash of an extension's
     source."""
     from lynx_exp.routing import Calibrated, PerLayer

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.store.cell_writer import record_failure
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import OUT_OF_MEMORY
+from lynx_exp.store.file_types import CellInfo
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.reading import value_or_empty
 
@@ -44,7 +45,7 @@ class Refusals:
         if error.get("kind") in OUT_OF_MEMORY:
             self._note(cell.info(), error)
 
-    def _note(self, info: Mapping[str, Any], error: Mapping[str, Any]) -> None:
+    def _note(self, info: CellInfo, error: Mapping[str, object]) -> None:
         key, size = _key(info), int(info["batch_size"])
         known = self._memory.get(key)
         if known is None or size < known.batch_size:
@@ -82,17 +83,17 @@ class Refusals:
         return None
 
 
-def _failed(study: Path) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _failed(study: Path) -> Iterable[tuple[CellInfo, Mapping[str, Any]]]:
     """(cell.json, status.json) of the cells of a study that are not done."""
     for path in study.glob("*/cell.json") if study.is_dir() else ():
         if (path.parent / "DONE").exists():
             continue
         info, status = value_or_empty(path), value_or_empty(path.with_name("status.json"))
         if status and {"sizes_id", "device", "batch_size"} <= set(info):
-            yield info, status
+            yield cast(CellInfo, info), status
 
 
-def _key(info: Mapping[str, Any]) -> str:
+def _key(info: CellInfo) -> str:
     """Equal for cells that differ in batch size only, on devices of one kind."""
     return f"{info['sizes_id']} {info['device']}"
 

@@ -15,6 +15,8 @@ from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from lynx_exp.config import Config
     from lynx_exp.engine import LaneEngine
     from lynx_exp.run.vanilla_references import References
@@ -28,7 +30,11 @@ SCREEN = ("on_step", "on_note")
 WAIT = timedelta(days=7)
 """For the next call: the first rank may be scoring."""
 
-_group: Any = None
+_group: ProcessGroup | None = None
+
+
+Message = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""A method of the engine, or `get` of the engines, and its arguments."""
 
 
 class Engines(Protocol):
@@ -105,12 +111,12 @@ class _LeadEngine:
     def __init__(self, engine: LaneEngine) -> None:
         self._engine = engine
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         value = getattr(self._engine, name)
         if not ismethod(value) or name in LOCAL:
             return value
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: object, **kwargs: object) -> object:
             kwargs = {key: list(given) if isinstance(given, Iterator) else given for key, given in kwargs.items()}
             self.announce(name, args, {key: given for key, given in kwargs.items() if key not in SCREEN})
             _LeadEngine.running = name
@@ -124,14 +130,14 @@ class _LeadEngine:
         return call
 
     @staticmethod
-    def announce(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def announce(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """RuntimeError if an earlier call was left half done: the other ranks are still in it."""
         if _LeadEngine.running is not None:
             raise RuntimeError(f"the other ranks are still in {_LeadEngine.running}; run the same command to continue")
         _tell((name, args, kwargs))
 
     @staticmethod
-    def _each(made: Iterator[Any]) -> Iterator[Any]:
+    def _each(made: Iterator[object]) -> Iterator[object]:
         with _a_check_ends_it():
             yield from made
         _LeadEngine.running = None
@@ -147,7 +153,7 @@ def _a_check_ends_it() -> Iterator[None]:
         raise
 
 
-def _tell(message: Any) -> Any:
+def _tell(message: Message | None) -> Message | None:
     """The first rank's message, on every rank."""
     import torch.distributed as dist
 
@@ -156,7 +162,7 @@ def _tell(message: Any) -> Any:
     return box[0]
 
 
-def _meet() -> Any:
+def _meet() -> ProcessGroup:
     """A group of all ranks for messages, apart from the model's own."""
     global _group
     if _group is None:

@@ -16,9 +16,9 @@ import pyarrow as pa
 from lynx_exp.store.claims import CLAIM, Claims, is_held, sweep_drafts
 from lynx_exp.store.done import is_done, seal
 from lynx_exp.store.faults import Fault
+from lynx_exp.store.file_types import PlanEntry
 from lynx_exp.store.files import file_name
 from lynx_exp.store.hold import ClaimLost, Hold
-from lynx_exp.store.plan_types import PlanEntry
 from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow, StepRow, TimingRow
 from lynx_exp.store.tables import (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 
@@ -15,6 +15,9 @@ from lynx_exp.config import Config
 from lynx_exp.run.outcomes import Outcome
 from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store.identity import digest
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 
 class Lost(Exception):
@@ -91,7 +94,7 @@ class Work:
             found |= zip(numbers, outcomes, strict=True)
         return [found[number] for number in range(len(self.configs))]
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """submitit, when it requeues a preempted job: the same work again."""
         from submitit.helpers import DelayedSubmission
 

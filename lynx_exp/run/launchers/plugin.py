@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +34,7 @@ PLUGIN_MODULE = "hydra_plugins.lynx"
 """Hydra takes launchers and sweepers only by an importable name below `hydra_plugins`: `register` makes this one."""
 
 
-def check_hydra(hydra: Any) -> None:
+def check_hydra(hydra: DictConfig) -> None:
     """ValueError for a field of the `hydra` node that is unknown, or that would have no effect."""
     refuse_unknown(hydra, "hydra.")
     usual = {"run.dir": ".", "sweep.dir": ".", "sweep.subdir": ".", "output_subdir": None, "job.chdir": False}
@@ -72,7 +72,7 @@ class LynxSweeper(Sweeper):
         controls: Sequence[str] | None = None,
         studies: Sequence[str] | None = None,
         max_cells: int = MAX_CELLS,
-        **unknown: Any,  # refused in `setup`, in the words of `check_hydra`
+        **unknown: object,  # refused in `setup`, in the words of `check_hydra`
     ) -> None:
         self.params = [f"{key}={value}" for key, value in (params or {}).items()]
         self.max_cells = max_cells
@@ -88,7 +88,7 @@ class LynxSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> object:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs: list[list[str]] = []
         for sweeper, given, number in self._sweepers(arguments):

@@ -17,6 +17,8 @@ from lynx_exp.config import Config, at_least
 from lynx_exp.run.launchers.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
 
 if TYPE_CHECKING:
+    import ray
+
     from lynx_exp.run.launchers.jobs import Work
     from lynx_exp.run.outcomes import Outcome, Report
 
@@ -127,7 +129,7 @@ class Ray:
 class RayJob:
     """A Ray task as a `Job`."""
 
-    def __init__(self, ref: Any, log: Path) -> None:
+    def __init__(self, ref: ray.ObjectRef[list[Outcome]], log: Path) -> None:
         self._ref = ref
         self.log = log
         self.name = log.stem

@@ -13,6 +13,8 @@ from lynx_exp.config import Config, at_least, one_of
 from lynx_exp.run.launchers.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
 
 if TYPE_CHECKING:
+    import submitit
+
     from lynx_exp.run.launchers.jobs import Work
     from lynx_exp.run.outcomes import Outcome, Report
 
@@ -104,7 +106,7 @@ class Slurm:
     def close(self) -> None:
         """Jobs were cancelled or have ended."""
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self) -> dict[str, object]:
         """In submitit's words: with `slurm_` what only Slurm knows. It drops what is None."""
         fields = asdict(self.conf)
         shared = {key: fields[key] for key in ("timeout_min", "gpus_per_node", "cpus_per_task", "mem_gb")}
@@ -116,7 +118,7 @@ class Slurm:
 class SlurmJob:
     """A submitit job as a `Job`."""
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: submitit.Job[list[Outcome]]) -> None:
         self._job = job
 
     @property

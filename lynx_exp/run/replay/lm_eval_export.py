@@ -29,6 +29,7 @@ from lynx_exp.tasks.code import code_run
 from lynx_exp.tasks.load_task import load_task
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
     from lynx_exp.tasks import EvalTask
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _DRAFTS = ".new-"
 """Begins the name of the folder that an export makes; a killed one leaves it."""
 
-Given = dict[tuple[str, int, int], deque[Any]]
+Given = dict[tuple[str, int, int], deque[object]]
 """(task, document, number of the request in it) -> responses, one a repeat."""
 
 
@@ -84,8 +85,8 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate
 
     given: Given = defaultdict(deque)
-    shown: dict[str, Any] = {}
-    values: dict[str, dict[tuple[str, str], list[Any]]] = {}
+    shown: dict[str, ConfigurableTask] = {}
+    values: dict[str, dict[tuple[str, str], list[object]]] = {}
     for task in cell.tasks:
         rows = iter(answers(task, cell.responses[task.name]))
         for member in task.members:
@@ -99,12 +100,12 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     class Replay(LM):
         """Answers as the cell did."""
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[Any]:
+        def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[object]:
             return [given[request.task_name, request.doc_id, request.idx].popleft() for request in requests]
 
         loglikelihood = generate_until
 
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
             raise AssertionError("no cell asks for it")
 
     results = evaluate(
@@ -118,14 +119,14 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     return results
 
 
-def _shown(member: EvalTask, values: dict[tuple[str, str], list[Any]], sandbox: Sandbox | None) -> ConfigurableTask:
+def _shown(member: EvalTask, values: dict[tuple[str, str], list[object]], sandbox: Sandbox | None) -> ConfigurableTask:
     """The task as `evaluate` is to see it: with the requests that it has, and the documents' metrics computed all at
     once, which are kept in `values`, too."""
-    task: Any = copy.copy(member.lm_eval_task)
+    task = copy.copy(member.lm_eval_task)
     instances = [replace(instance, resps=[], filtered_resps={}) for instance in task.instances]
     by_doc = [list(of_doc) for _, of_doc in groupby(instances, key=lambda instance: instance.doc_id)]
     docs = [of_doc[0].doc for of_doc in by_doc]
-    made: deque[dict[str, Any]] = deque()
+    made: deque[Mapping[str, object]] = deque()
     apply = type(task).apply_filters
 
     def apply_filters() -> None:
@@ -146,7 +147,7 @@ def _shown(member: EvalTask, values: dict[tuple[str, str], list[Any]], sandbox: 
     return task
 
 
-def _standard_errors(task: Any, values: Mapping[tuple[str, str], Sequence[Any]]) -> dict[str, float]:
+def _standard_errors(task: ConfigurableTask, values: Mapping[tuple[str, str], Sequence[object]]) -> dict[str, float]:
     """lm-eval's own of means."""
     from lm_eval.api.metrics import mean, mean_stderr
 
@@ -158,7 +159,7 @@ def _standard_errors(task: Any, values: Mapping[tuple[str, str], Sequence[Any]])
     }
 
 
-def _check_scores(record: CellRecord, found: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_scores(record: CellRecord, found: Mapping[str, Mapping[str, object]]) -> None:
     for row in record.metrics["metrics"]:
         now = found[row["subtask"]].get(f"{row['metric']},{row['filter']}")
         if row["value"] is not None and now != row["value"]:
@@ -168,7 +169,7 @@ def _check_scores(record: CellRecord, found: Mapping[str, Mapping[str, Any]]) ->
             )
 
 
-def _about(cell: StoredCell) -> dict[str, Any]:
+def _about(cell: StoredCell) -> dict[str, object]:
     """What `simple_evaluate` adds, of the run that gave the responses, and what only this package knows."""
     config, record = cell.config, cell.record
     info, packages = record.info, record.provenance.get("packages", {})
@@ -200,10 +201,10 @@ def _about(cell: StoredCell) -> dict[str, Any]:
     }
 
 
-def _model_args(cell: StoredCell) -> dict[str, Any]:
+def _model_args(cell: StoredCell) -> dict[str, object]:
     """With which `lm_eval --model lynx` asks the same of the same model."""
     config = cell.config
-    args: dict[str, Any] = {"pretrained": cell.record.info["model"], "policy": config.policy_name}
+    args: dict[str, object] = {"pretrained": cell.record.info["model"], "policy": config.policy_name}
     args |= config.policy_params
     if "matched" in cell.record.metrics:  # the knob as match_active has set it
         matched = cell.record.metrics["matched"]
@@ -214,7 +215,7 @@ def _model_args(cell: StoredCell) -> dict[str, Any]:
     return {key: value for key, value in args.items() if value is not None}
 
 
-def _save(cell: StoredCell, results: dict[str, Any], samples: Mapping[str, Any], folder: Path) -> str:
+def _save(cell: StoredCell, results: dict[str, Any], samples: Mapping[str, Sequence[object]], folder: Path) -> str:
     """lm-eval's files into `folder`; the date in their names."""
     from lm_eval.loggers import EvaluationTracker
 

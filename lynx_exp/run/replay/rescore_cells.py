@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from lynx_exp.run.cell_rows import answers, sample_rows
 from lynx_exp.run.load_tasks import LoadTask, sandbox_of
+from lynx_exp.run.metrics import metric_entry
 from lynx_exp.run.replay.finished_cells import StoredCell, open_stored
 from lynx_exp.store.claims import Claims, holder_of
 from lynx_exp.store.done import DONE, is_done, read_done, seal
+from lynx_exp.store.file_types import MetricEntry
 from lynx_exp.store.files import sha256_of
 from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.row_types import SampleRow
 from lynx_exp.store.tables import SAMPLES
 from lynx_exp.tasks.load_task import load_task
 
@@ -74,7 +75,7 @@ def rescore(
 
 def score_anew(
     record: CellRecord, *, sandbox: str | None = None, confirm_unsafe_code: bool = False, load: LoadTask = load_task
-) -> tuple[Rescored, pa.Table, list[dict[str, Any]]]:
+) -> tuple[Rescored, pa.Table, list[MetricEntry]]:
     """What has changed, the samples and the metrics, as `rescore` would write them."""
     cell = open_stored(record, sandbox=sandbox, confirm_unsafe_code=confirm_unsafe_code, load=load)
     samples, metrics = _scored(cell)
@@ -82,20 +83,18 @@ def score_anew(
     return Rescored(changes=_changes(record.metrics["metrics"], metrics), samples=differing), samples, metrics
 
 
-def _scored(cell: StoredCell) -> tuple[pa.Table, list[dict[str, Any]]]:
+def _scored(cell: StoredCell) -> tuple[pa.Table, list[MetricEntry]]:
     """(samples table, metrics as in metrics.json)"""
-    samples, metrics = [], []
+    samples, metrics = list[SampleRow](), list[MetricEntry]()
     for task in cell.tasks:
         rows = cell.responses[task.name]
         scores = task.score(answers(task, rows), sandbox=sandbox_of(cell.config) if task.runs_code else None)
         samples += sample_rows(task, scores, rows)
-        metrics += [asdict(metric) for metric in scores.metrics]
-    for metric in metrics:
-        metric["value"] = metric["value"] if math.isfinite(metric["value"]) else None
+        metrics += map(metric_entry, scores.metrics)
     return pa.Table.from_pylist(samples, schema=SAMPLES), metrics
 
 
-def _write(record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool) -> None:
+def _write(record: CellRecord, samples: pa.Table, metrics: list[MetricEntry], *, note: bool) -> None:
     """Under a claim, each file in one step, DONE last and never away: without it the launcher would run the cell again.
     A kill in between leaves a DONE with hashes of the files before, which the next `rescore` sees and puts right."""
     folder, claims = record.path, Claims()
@@ -110,7 +109,7 @@ def _write(record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]],
 
 
 def _write_claimed(
-    hold: Hold, record: CellRecord, samples: pa.Table, metrics: list[dict[str, Any]], *, note: bool
+    hold: Hold, record: CellRecord, samples: pa.Table, metrics: list[MetricEntry], *, note: bool
 ) -> None:
     folder = hold.folder
     if not is_done(folder):
@@ -131,7 +130,7 @@ def _intact(folder: Path) -> bool:
     return all(files[name] == sha256_of(folder / name) for name in WRITTEN if name in files)  # older ones lack the last
 
 
-def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Change]:
+def _changes(before: Sequence[MetricEntry], after: Sequence[MetricEntry]) -> list[Change]:
     old, new = (
         {(row["subtask"], row["metric"], row["filter"]): row["value"] for row in rows} for rows in (before, after)
     )
@@ -142,7 +141,7 @@ def _changes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, A
     ]
 
 
-def _differing(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> int:
+def _differing(before: Sequence[Mapping[str, object]], after: Sequence[Mapping[str, object]]) -> int:
     """Rows with a column that is another; NaN is NaN, and a column that older cells lack counts as empty."""
     names = SAMPLES.names
     paired = zip(before, after, strict=False)

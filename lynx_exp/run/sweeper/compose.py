@@ -44,10 +44,10 @@ class _Word:
     key: str
     plain: bool = False
     """It sets a number, a truth value, a text or null."""
-    value: Any = None
+    value: object = None
     choice: bool = False
     """It chooses an option of a group."""
-    option: Any = None
+    option: object = None
     """What that option's file holds, where it stands alone."""
 
     @property
@@ -64,11 +64,11 @@ class Composer:
         self._load, self._loader, self._parser = load, loader, parser
         self._groups = frozenset(loader.list_groups(""))
         self._words: dict[str, _Word] = {}
-        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._bases: dict[tuple[str, ...], dict[str, object]] = {}
         """By the overrides of no field: the fields that are what those make them."""
-        self._sources: dict[tuple[Any, ...], DictConfig] = {}
+        self._sources: dict[tuple[object, ...], DictConfig] = {}
         """By those, a field and the shapes of its overrides: a composed job to take the field from."""
-        self._values: dict[tuple[Any, ...], Any] = {}
+        self._values: dict[tuple[object, ...], object] = {}
         """By those, a field and its overrides: the field."""
         self._bare: dict[tuple[str, ...], DictConfig | None] = {}
         """By those: what Hydra composes without any option; None if it is of no use."""
@@ -192,7 +192,7 @@ def _apart(words: Sequence[_Word]) -> bool:
     return not any(a.startswith(b) or b.startswith(a) for a in plain for b in others)
 
 
-def _taken(source: DictConfig, name: str, words: Sequence[_Word]) -> Any:
+def _taken(source: DictConfig, name: str, words: Sequence[_Word]) -> object:
     """The field of a composed job, with plain values in place of the job's own."""
     for word in words:
         if word.plain:
