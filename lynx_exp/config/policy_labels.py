@@ -15,7 +15,7 @@ from lynx_exp.extensions import extension_file
 
 UNSHOWN = (
     *("min_batch", "seed", "calibration", "bins", "score", "warm_up", "warm_up_for", "utility", "power", "guarantee"),
-    *("metric", "first_rank", "weights", "new_weight", "oea.p"),
+    *("metric", "first_rank", "weights", "new_weight", "substitute", "oea.p"),
 )
 """Policy parameters that a label leaves out where they have the value in conf/policy; one without a value (null) is
 always left out."""

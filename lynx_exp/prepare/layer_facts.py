@@ -32,8 +32,8 @@ class LayerFacts:
 
     def add_routing(self, routing: Routing, real_T: Tensor) -> None:
         """The routing of a forward pass, of which the rows `real_T` count. Keeps 4 bytes for a token and rank."""
-        mass_TK = routing.mass(self._router.rule).gather(-1, routing.experts)[real_T]
-        self._ratios.append((mass_TK / mass_TK[:, :1]).float().cpu())
+        score_TK = routing.scores(self._router.rule).gather(-1, routing.experts)[real_T]
+        self._ratios.append((score_TK / score_TK[:, :1]).float().cpu())
 
     def add_hidden(self, hidden_TD: Tensor) -> None:
         """Hidden states that entered the experts; every expert runs on all of them."""

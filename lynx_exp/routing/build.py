@@ -55,6 +55,10 @@ def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
         if value not in get_args(kind):
             raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(kind)))}")
         return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{where}: must be true or false")
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise ValueError(f"{where}: must be {'a number' if kind is float else f'of type {kind.__name__}'}")
     if isinstance(value, int | float) and abs(value) > LARGEST:

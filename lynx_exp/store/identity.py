@@ -101,8 +101,8 @@ NOISE_FLOOR = "noise_floor"
 UNTOUCHED = ("vanilla", NOISE_FLOOR)
 """Where no policy is attached."""
 
-USUAL = (("weights", "renormalize"), ("k2", None))
-"""Parameters of every policy that came later, at the values with which it does what it did: not in the hash."""
+USUAL = (("weights", "renormalize"), ("k2", None), ("substitute", True))
+"""Parameters of policies that came later, at the values with which it does what it did: not in the hash."""
 
 NOT_PAIRED = ("policy", "phases", "layers", "fidelity", "tokens")
 """What may differ between a cell and its baseline."""

@@ -38,6 +38,7 @@ PARAMETERS: dict[str, list[dict]] = {
         {"budget": 2, "score": "logit", "warm_up": 0},
         {"budget": 2, "warm_up_for": "token"},
         {"budget": 3, "max_batch": 4},
+        {"budget": 2, "warm_up": 0, "substitute": False},
     ],
     "coverage": [
         {"tolerance": 0.3},
@@ -53,6 +54,7 @@ PARAMETERS: dict[str, list[dict]] = {
     "lexi": [{"mean_k": 1.5}],
     "top_p": [{"p": 0.4}, {"p": 0.9}],
     "min_p": [{"ratio": 0.5}],
+    "elbow": [{"extra": 0}, {"extra": 1}],
     "reassign": [
         {"fraction": 0.5},
         {"first_rank": 1, "gate": "high"},

@@ -104,6 +104,15 @@ GOLDEN = {
         [[0, 1], [0, 1], [1, 5], [5, 0]],
         {1: [0.8699, 0.1301], 2: [0.8176, 0.1824]},
     ),
+    # below the line from first to last: .0713 at rank 1 and .2832 at rank 2 of token 0; -.0423 and .1639; .0313 and
+    # .1798; .3766 and .2773 of token 3, whose knee is rank 1: it runs its first alone
+    ("elbow",): ([[0, 1], [0, 2], [1, 3], [5, 5]], {3: ONLY_FIRST}),
+    ("elbow", ("extra", 1)): (VANILLA_IDS, {}),
+    # summed 1.1163 .9725 .4788 .4894 .2105 .7326: 0 and 1 are kept. Tokens 1 and 2 lose their second, token 3 its first
+    ("xshare", ("budget", 2), ("warm_up", 0), ("substitute", False)): (
+        [[0, 1], [0, 0], [1, 1], [0, 0]],
+        {1: ONLY_FIRST, 2: ONLY_FIRST, 3: ONLY_FIRST},
+    ),
     ("top_k", ("k", 2)): (VANILLA_IDS, {}),
     ("top_k", ("k", 1)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
     ("deny_rank", ("rank", 0)): (

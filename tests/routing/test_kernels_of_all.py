@@ -130,9 +130,14 @@ def run_in_torch(policy: Policy) -> bool:
         return kernels.select(each, case.routing, case.step, case.rule) is None
 
 
-def test_all_policies_have_a_kernel() -> None:
-    """vanilla decides nothing."""
-    assert {policy.name for policy in POLICIES if run_in_torch(policy)} == {"vanilla"}
+def test_who_has_no_kernel() -> None:
+    """vanilla decides nothing; the others say so."""
+    torch_alone = [policy for policy in POLICIES if run_in_torch(policy)]
+    assert {policy.name for policy in torch_alone} == {"vanilla", "elbow", "xshare"}
+    assert not any(getattr(policy, "substitute", False) for policy in torch_alone)
+    (note,) = kernels.fallback_notes(build_policy("elbow"))
+    assert note == "elbow selects in torch (16 experts, top-2): it has no kernel"
+    assert kernels.fallback_notes(build_policy("xshare")) == []
     assert {policy.name for policy in POLICIES} == set(policy_names())
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from lynx_exp.routing import ModelShape, RouterRule, StepContext, build_policy, layer_range, policy_names
 from lynx_exp.routing.policies.coverage import FLOOR, Coverage
-from tests.routing.laws import route
+from tests.routing.laws import bound, calibration, route
 
 RULE = RouterRule(score="softmax", renormalize=True)
 
@@ -338,3 +340,38 @@ def test_coverage_stops_by_tolerance() -> None:
         routing = route(logits, RULE, top_k=1)
         policy = build_policy("coverage", tolerance=tolerance, power=power)
         assert policy.keep(routing, one_lane(2), RULE).sum() == kept, (power, tolerance)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["min_p", "naee", "top_p", "oea", "elbow"])
+def test_weights_and_probabilities_hold_no_bias(name: str, score: Literal["softmax", "sigmoid"]) -> None:
+    """By the router's score, one row at a time; by score + bias - mean hundreds of 1,800 rows would differ."""
+    rows, size, top_k = 1800, 16, 4
+    generator = torch.Generator().manual_seed(0)
+    rule = RouterRule(score=score, bias=torch.randn(size, generator=generator) * 0.1)
+    before = route(torch.randn(rows, size, generator=generator), rule, top_k)
+    policy = build_policy(name, **{"min_p": {"ratio": 0.6}, "oea": {"k0": 3, "p": 0.3, "k_max": 3}}.get(name, {}))
+    shape = ModelShape(num_experts=size, top_k=top_k, num_layers=4, rule=rule)
+    alone = replace(one_lane(rows), lane=torch.arange(rows), num_lanes=rows, key=torch.arange(rows))
+    made = bound(replace(policy, min_batch=1), shape)(before, alone, rule)
+    scores, ratio = rule.scores(before.logits).double().tolist(), calibration(size, top_k).ratio[0].tolist()
+    for t, own in enumerate(before.experts.tolist()):
+        row = [scores[t][e] for e in own]
+        shares = [value / sum(scores[t]) for value in row]
+        if name in ("min_p", "naee"):
+            limits = [0.6] * top_k if name == "min_p" else ratio
+            kept = [
+                e for e, value, limit in zip(own, row, limits, strict=True) if e == own[0] or value >= limit * row[0]
+            ]
+        elif name == "elbow":
+            curve = sorted(scores[t], reverse=True)
+            below = [curve[0] + (curve[-1] - curve[0]) / (size - 1) * rank - curve[rank] for rank in range(size)]
+            kept = own[: max(1, below.index(max(below)))]
+        else:
+            needed = next((n for n in range(top_k) if sum(shares[: n + 1]) >= policy_p(name)), top_k - 1) + 1
+            kept = own[: min(needed, 3 if name == "oea" else top_k)]
+        assert list(dict.fromkeys(made.experts[t].tolist())) == kept
+
+
+def policy_p(name: str) -> float:
+    return 0.3 if name == "oea" else 0.4

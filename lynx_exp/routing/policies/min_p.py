@@ -1,7 +1,9 @@
 """min_p: each token drops the experts whose weight is below `ratio` times that of its first (gate threshold, as in
 llama.cpp issue 4470; NAEE's skipping with one ratio for all layers and ranks).
 
-Blind to the batch. The first expert is never dropped.
+Blind to the batch. The first expert is never dropped. "First" is by the router's choice, the weight is its score: where
+a bias takes part in the choice, it has none in the weight, so a later expert may weigh more than the first. A scale for
+each expert (`RouterRule.expert_scale`) is left aside.
 """
 
 from __future__ import annotations
@@ -27,6 +29,6 @@ class MinP(Policy):
         between(self, "ratio", 0.0, 1.0)
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        mass_TK = routing.mass(rule).gather(-1, routing.experts)
-        weak_TK = mass_TK < self.ratio * mass_TK[:, :1]
+        score_TK = routing.scores(rule).gather(-1, routing.experts)
+        weak_TK = score_TK < self.ratio * score_TK[:, :1]
         return drop_slots(routing, weak_TK & step.live[:, None], rule, keep_mass=True)

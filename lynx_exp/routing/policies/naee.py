@@ -5,6 +5,9 @@ first alone. By construction about half of the tokens do. For K > 2 the rank-wis
 (arXiv 2512.21911, read as a summary only; that a rank is compared with the first, not with the one before, is
 inferred).
 
+Weights are the router's scores: a bias that takes part in the choice of experts has no part in them, nor has a scale
+for each expert.
+
 Blind to the batch: an expert is saved only where every token of the lane skips it. The paper skips in prefill too
 (`phases=both`). Ratios come from `lynx-prepare calibrate`.
 """
@@ -47,7 +50,7 @@ class Naee(Calibrated):
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         ratio_K = self.ratios(routing.experts.device)[step.layer]
-        mass_TK = routing.mass(rule).gather(-1, routing.experts)
-        skipped_TK = mass_TK < ratio_K * mass_TK[:, :1]
+        score_TK = routing.scores(rule).gather(-1, routing.experts)
+        skipped_TK = score_TK < ratio_K * score_TK[:, :1]
         skipped_TK[:, 0] = False
         return drop_slots(routing, skipped_TK & step.live[:, None], rule, keep_mass=True)

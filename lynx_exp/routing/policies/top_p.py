@@ -3,7 +3,7 @@ Tasks Need More Experts", arXiv 2403.07652).
 
 There the model is trained that way, with p = 0.4; on a model trained for a fixed top-K this is a heuristic, capped at
 K. Blind to the batch. The probabilities are the router's over all experts, for sigmoid routers its scores over their
-sum.
+sum; a bias orders the experts and has no part in them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TopP(Policy):
         between(self, "p", 0.0, 1.0)
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        mass_TE = routing.mass(rule).double()
-        share_TK = mass_TE.gather(-1, routing.experts) / mass_TE.sum(-1, keepdim=True)
+        score_TE = routing.scores(rule).double()
+        share_TK = score_TE.gather(-1, routing.experts) / score_TE.sum(-1, keepdim=True)
         before_TK = share_TK.cumsum(-1) - share_TK
         return drop_slots(routing, (before_TK >= self.p) & step.live[:, None], rule, keep_mass=True)

@@ -8,6 +8,11 @@ The pull request differs (its source was read): it sums raw logits (`score=logit
 where it does, keeps a token's first experts for that token alone (`warm_up_for=token`), skips batches larger than
 `max_batch` = 48, a stand-in for prefill, and smaller than `min_batch`. Not here: its group budget, for speculative
 decoding.
+
+MoE-Spec (arXiv 2602.16052; its abstract and summaries were read) has the same set for the tokens of a draft tree: the
+`budget` experts of largest summed probability, so `score=prob warm_up=0`; what falls outside is substituted, as here,
+or truncated: `substitute=false`. Then a token runs those of its own top-K that are kept, and no others. What becomes of
+a token none of whose experts are kept could not be read: here it runs the best of the kept ones.
 """
 
 from __future__ import annotations
@@ -38,6 +43,9 @@ class XShare(LanePolicy):
     max_batch: int | None = None
     """Lanes with more live rows run vanilla."""
 
+    substitute: bool = True
+    """Whether the best of the kept experts take the place of those that a token loses."""
+
     knob = Knob(parameter="budget", low="K", high="E")
 
     def __post_init__(self) -> None:
@@ -65,8 +73,19 @@ class XShare(LanePolicy):
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         keep_GE = self.keep(routing, step, rule)
+        if not self.substitute:
+            return self._truncated(keep_GE, routing, step, rule)
         if self.warm_up_for == "lane" or self.warm_up == 0:
             return restrict(routing, keep_GE, step.lane, step.live, rule)
         own_TE = mask_of(routing.experts[:, : self.warm_up], routing.num_experts)
         own_T = torch.arange(len(own_TE), device=own_TE.device)
         return restrict(routing, keep_GE[step.lane] | own_TE, own_T, step.live, rule)
+
+    def _truncated(self, keep_GE: Tensor, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
+        kept_TE = keep_GE[step.lane]
+        if self.warm_up_for == "token":
+            kept_TE = kept_TE | mask_of(routing.experts[:, : self.warm_up], routing.num_experts)
+        own_TE = kept_TE & mask_of(routing.experts, routing.num_experts)
+        best_T1 = routing.choice(rule).masked_fill(~kept_TE, -torch.inf).argmax(-1, keepdim=True)
+        allowed_TE = torch.where(own_TE.any(-1, keepdim=True), own_TE, mask_of(best_T1, routing.num_experts))
+        return restrict(routing, allowed_TE, torch.arange(len(own_TE), device=own_TE.device), step.live, rule)

@@ -32,7 +32,7 @@ def plan_of(policy: Policy) -> Plan | None:
             return Plan(loops.LYNX, least, variant=policy.bins == "ceil", a=float(policy.alpha), b=lowest)
         case Oea() if policy.p == 1.0 and policy.max_rank is None:
             return Plan(loops.OEA, least, slots=policy.k_max or 0, first=policy.k0)
-        case XShare() if policy.warm_up_for == "lane" or policy.warm_up == 0:
+        case XShare() if policy.substitute and (policy.warm_up_for == "lane" or policy.warm_up == 0):
             most = 2**31 if policy.max_batch is None else policy.max_batch
             return Plan(
                 loops.XSHARE,

@@ -106,7 +106,7 @@ def run(
             ratio = policy.ratios(own_experts.device)[step.layer]
         drop_kernel[grid](
             **shared,
-            mass_ptr=routing.mass(rule).contiguous() if plan.drop in (WEAK.value, COVERED.value) else numbers,
+            mass_ptr=routing.scores(rule).contiguous() if plan.drop in (WEAK.value, COVERED.value) else numbers,
             ratio_ptr=ratio,
             numbers_ptr=numbers,
             live_ptr=step.live.contiguous(),

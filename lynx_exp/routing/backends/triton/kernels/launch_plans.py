@@ -30,7 +30,7 @@ class Plan:
 
     keep: int
     """One of `sums`, or COVERAGE."""
-    view: Literal["affinity", "mass", "none"] = "mass"
+    view: Literal["affinity", "mass", "scores", "none"] = "mass"
     """Of the routing: what is summed or binned."""
     variant: int = 0
     """lynx: 1 for whole bins. oea: 1 for p below 1. coverage: 0 for log utility, n for mass with power n, -1 for mass
@@ -87,10 +87,12 @@ def plan_of(policy: Policy, num_experts: int, top_k: int) -> Plan | None:
                 first=policy.k0,
                 limit=policy.max_rank,
                 ranked=policy.max_rank is not None,
-                view="mass" if policy.p < 1.0 else "none",
+                view="scores" if policy.p < 1.0 else "none",
                 slots=policy.k_max,
                 numbers=(policy.p, 0.0, 0.0),
             )
+        case XShare() if not policy.substitute:
+            return None
         case XShare():
             return Plan(
                 keep=TOTAL.value,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels import by_row, in_rounds
+from lynx_exp.routing.backends.triton.kernels import by_row, fallback, in_rounds
 from lynx_exp.routing.backends.triton.kernels.choose import MOST_EXPERTS, MOST_ROWS
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
@@ -61,6 +61,7 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
     plan = plan_of(policy, experts, top_k)
     row_plan = by_row.plan_of(policy) if plan is None else None
     if plan is None and row_plan is None:
+        fallback.without_kernel(policy, routing)
         return None
     if isinstance(lane_kernel, JITFunction) and not routing.logits.is_cuda:
         raise RuntimeError("on a CPU the kernels run only where TRITON_INTERPRET=1 was set beforehand")
@@ -204,4 +205,5 @@ def _blocks(
 def _view(plan: Plan, routing: Routing, rule: RouterRule, unused: Tensor) -> Tensor:
     if plan.view == "none":
         return unused
-    return (routing.mass(rule) if plan.view == "mass" else routing.affinity(rule)).contiguous()
+    view = {"mass": routing.mass, "scores": routing.scores, "affinity": routing.affinity}[plan.view]
+    return view(rule).contiguous()
