@@ -135,8 +135,9 @@ def test_who_has_no_kernel() -> None:
     torch_alone = [policy for policy in POLICIES if run_in_torch(policy)]
     assert {policy.name for policy in torch_alone} == {"vanilla", "elbow", "xshare"}
     assert not any(getattr(policy, "substitute", False) for policy in torch_alone)
-    (note,) = kernels.fallback_notes(build_policy("elbow"))
-    assert note == "elbow selects in torch (16 experts, top-2): it has no kernel"
+    assert "elbow selects in torch (16 experts, top-2): it has no kernel" in kernels.fallback_notes(
+        build_policy("elbow")
+    )
     assert kernels.fallback_notes(build_policy("xshare")) == []
     assert {policy.name for policy in POLICIES} == set(policy_names())
 
