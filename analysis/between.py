@@ -53,7 +53,7 @@ class ResponseChanges:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Between:
+class CellComparison:
     metrics: list[MetricChange]
     responses: ResponseChanges
     same_plan: bool
@@ -83,7 +83,7 @@ def _scored(responses: pd.DataFrame) -> pd.DataFrame:
     return responses[~responses["filler"].astype(bool)] if "filler" in responses else responses
 
 
-def between(before: CellRecord, after: CellRecord) -> Between:
+def compare_cells(before: CellRecord, after: CellRecord) -> CellComparison:
     """Compare two finished cells, row by row where both have the row."""
     responses = [_scored(record.responses().to_pandas()) for record in (before, after)]
     steps = [record.steps().to_pandas() for record in (before, after)]
@@ -91,7 +91,7 @@ def between(before: CellRecord, after: CellRecord) -> Between:
     orders = ["subtask", "lane", "step", "layer"]
     sorted_steps = [frame.sort_values(orders, ignore_index=True) for frame in steps]
     kl = (before.metrics.get("kl"), after.metrics.get("kl"))
-    return Between(
+    return CellComparison(
         metrics=_metrics(before, after),
         responses=_responses(*responses),
         same_plan=places[0]["lane"].equals(places[1]["lane"]),

@@ -52,12 +52,12 @@ def bleu_of_many(counts_R10: Array) -> Array:
     """`bleu_of_counts` of every row at once: [R]."""
     correct, total = counts_R10[:, :ORDER], counts_R10[:, ORDER : 2 * ORDER]
     length, reference = counts_R10[:, -2], counts_R10[:, -1]
-    possible = (correct.sum(axis=1) > 0) & (total > 0).all(axis=1)
+    clip_to_unit_scores = (correct.sum(axis=1) > 0) & (total > 0).all(axis=1)
     zeros_so_far = np.cumsum(correct == 0, axis=1)
     smoothed = np.where(correct > 0, correct, 0.5**zeros_so_far)
     log_precision = np.log(100.0 * smoothed / np.maximum(total, 1.0)).mean(axis=1)
     log_brevity = np.minimum(0.0, 1.0 - reference / np.maximum(length, 1.0))
-    return np.where(possible, np.exp(log_precision + log_brevity), 0.0)
+    return np.where(clip_to_unit_scores, np.exp(log_precision + log_brevity), 0.0)
 
 
 def corpus_bleu(counts_N10: Array, lanes_N: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

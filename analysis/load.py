@@ -60,7 +60,7 @@ class Records:
     """One row per (cell, subtask, request); empty when no cell compared distributions with vanilla's."""
     unfinished: tuple[str, ...] = ()
     """Cells that were left out: folder and state."""
-    aside: tuple[str, ...] = ()
+    set_aside: tuple[str, ...] = ()
     """Cells that were set aside since a file of theirs is damaged, or of another form: folder, file and reason."""
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
@@ -76,8 +76,8 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     """Read all finished cells at or below `root` (a study's folder or any folder above).
 
     Cells that are running, interrupted or failed are left out, and named in `Records.unfinished`; those with a file
-    that is damaged, or of another form, in `Records.aside`; both, unless `warn` is false, in one logged warning line
-    each. A cell that lies in two studies counts once. Raises ValueError if the folder does not exist or holds no
+    that is damaged, or of another form, in `Records.set_aside`; both, unless `warn` is false, in one logged warning
+    line each. A cell that lies in two studies counts once. Raises ValueError if the folder does not exist or holds no
     finished cell.
     """
     root = Path(root)
@@ -87,9 +87,11 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     done = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
     tables = {name: _tables_of(name, done) for name in _STACKED}
     damaged = {code: str(part) for of in tables.values() for code, part in of.items() if isinstance(part, Damaged)}
-    unfinished = tuple(f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done and cell.aside is None)
+    unfinished = tuple(
+        f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done and cell.set_aside is None
+    )
     aside = (
-        *(f"{cell.path.name}: {cell.aside}" for cell in found if cell.aside is not None),
+        *(f"{cell.path.name}: {cell.set_aside}" for cell in found if cell.set_aside is not None),
         *(f"{done[code].path.name}: {reason}" for code, reason in damaged.items()),
     )
     cells = [cell for code, cell in enumerate(done) if code not in damaged]
@@ -111,7 +113,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
         ),
         **{name: _stack(name, ids, _kept(tables.pop(name), damaged)) for name in _STACKED},
         unfinished=unfinished,
-        aside=aside,
+        set_aside=aside,
     )
 
 

@@ -26,23 +26,23 @@ RECOMMENDED = "recommended"
 ALONE = "within, but not as one of so many (Holm)"
 
 
-def recommendations(found: Study) -> pd.DataFrame:
+def recommendations(study: Study) -> pd.DataFrame:
     """One row a candidate, per setting, batch size and scope (a subtask, or all of them together), those ahead first.
 
     `saving` names what is ranked by: `speedup`, or `active_experts` where no candidate of the scope was timed; `value`,
     `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope that could be
     chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by
-    luck would be. `why` is "recommended" for the first shown to be within `found.margin` points that saves something
+    luck would be. `why` is "recommended" for the first shown to be within `study.margin` points that saves something
     and draws no flag; of each other what is against it.
     """
-    frames = [found.rows.assign(scope=found.rows["subtask"])]
-    if len(found.summary) and found.summary["all_subtasks"].max() > 1:
-        frames.append(found.summary.assign(scope=ALL))
+    frames = [study.rows.assign(scope=study.rows["subtask"])]
+    if len(study.summary) and study.summary["all_subtasks"].max() > 1:
+        frames.append(study.summary.assign(scope=ALL))
     rows = []
     for frame in frames:
         candidates = frame[~frame["policy"].isin(NOT_FOR_USE) & (frame.get("unit", "%") != "own")]
         for _, group in candidates.groupby(["setting", "batch_size", "scope"], sort=True):
-            rows += _ranked(group, found.margin)
+            rows += _ranked(group, study.margin)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -119,19 +119,19 @@ def _not_within(row: dict[str, Any], margin: float) -> str:
     return "no interval: a single lane"
 
 
-def print_recommendations(found: Study, console: Console | None = None, csv: str | Path | None = None) -> None:
+def print_recommendations(study: Study, console: Console | None = None, csv: str | Path | None = None) -> None:
     """One block per setting, batch size and scope, the scope of all subtasks first."""
     console = console or Console(emoji=False, width=WIDTH)
-    print_warnings(found.warnings, console)
-    frame = recommendations(found)
+    print_warnings(study.warnings, console)
+    frame = recommendations(study)
     if frame.empty:
         console.print("no candidate: only vanilla, controls and probes are on record", highlight=False)
     for setting, of_setting in frame.groupby("setting", sort=True):
         for batch, of_batch in of_setting.groupby("batch_size", sort=True):
             for scope in sorted(of_batch["scope"].unique(), key=lambda name: (name != ALL, name)):
                 heading = " · ".join(str(part) for part in (scope, f"batch size {batch}", setting) if part)
-                _print_block(of_batch[of_batch["scope"] == scope], heading, found.margin, console)
-    console.print(Text(_LEGEND.format(margin=f"{found.margin:g}"), style="dim"))
+                _print_block(of_batch[of_batch["scope"] == scope], heading, study.margin, console)
+    console.print(Text(_LEGEND.format(margin=f"{study.margin:g}"), style="dim"))
     if csv is not None:
         file = Path(csv)
         file.parent.mkdir(parents=True, exist_ok=True)

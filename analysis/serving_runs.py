@@ -43,7 +43,7 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
         raise ValueError(f"{study}: keeps no run of a load generator; give FILES")
     runs = pd.DataFrame(records)
     # all requests at once where nothing bounds them: their number is what the server was asked to do at once
-    runs["at_once"] = [_at_once(record) for record in records]
+    runs["at_once"] = [_concurrency(record) for record in records]
     runs["load"] = [_load(record) for record in records]
     for side in ("before", "after"):
         runs[f"experts_{side}"] = [(record["experts"] or {}).get(side, np.nan) for record in records]
@@ -67,7 +67,7 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     return made.drop(columns="order").reset_index(drop=True)
 
 
-def _at_once(record: dict[str, Any]) -> float:
+def _concurrency(record: dict[str, Any]) -> float:
     """NaN where arrivals have a rate and nothing bounds them."""
     bound = record["max_concurrency"]
     if bound is None and record["request_rate"] is None:

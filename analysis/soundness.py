@@ -24,7 +24,7 @@ def warnings(records: Records) -> tuple[str, ...]:
     cells = records.cells
     return (
         *_unfinished(records.unfinished),
-        *_aside(records.aside),
+        *_aside(records.set_aside),
         *_no_number(records),
         *_invalid(cells),
         *_unlike(cells),
@@ -83,7 +83,7 @@ def _unfinished(cells: Sequence[str]) -> list[str]:
 
 
 def _aside(cells: Sequence[str]) -> list[str]:
-    """A line for each of the first, as in `Records.aside`: "FOLDER: FILE: REASON"."""
+    """A line for each of the first, as in `Records.set_aside`: "FOLDER: FILE: REASON"."""
     lines = [f"set aside: {cell}" for cell in cells[:_NAMED]]
     if len(cells) > _NAMED:
         lines.append(f"set aside: {_cells(len(cells) - _NAMED)} more (lynx-results validate names them)")

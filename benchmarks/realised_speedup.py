@@ -56,7 +56,7 @@ def main() -> None:
     )
     print(f"{'policy':>8} {'active':>7} {'step ms':>8} {'speed-up':>20} {'ideal':>6} {'realised':>9} {'of a copy':>9}")
     cases = []
-    used = {name: timing.used(name) for name in timing.names}
+    used = {name: timing.bandwidth(name) for name in timing.names}
     whole = used["vanilla"]
     assert whole is not None
     for name in timing.names:

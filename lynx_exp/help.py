@@ -78,7 +78,7 @@ def _entries(config: DictConfig) -> Iterator[str]:
         if last is not None and node != last:
             yield ""
         last = node
-        yield entry(f"{field.name}={shown(value)}", meaning(field))
+        yield entry(f"{field.name}={as_typed(value)}", meaning(field))
 
 
 def group_options() -> dict[str, list[str]]:
@@ -93,10 +93,10 @@ def group_options() -> dict[str, list[str]]:
 
 def field_values(config: DictConfig) -> Iterator[tuple[Field, Any]]:
     """Every field below the cell, by its full name, and its value; of the policy node those of its class."""
-    yield from _of_node(config, Config, "")
+    yield from _fields_of_node(config, Config, "")
 
 
-def _of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple[Field, Any]]:
+def _fields_of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple[Field, Any]]:
     declared = dataclass_fields(kind)
     limits = allowed(kind)
     for each in fields(kind):
@@ -104,14 +104,14 @@ def _of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple[Field,
         inner = OmegaConf.get_type(value) if isinstance(value, DictConfig) else None
         name = f"{prefix}{each.name}"
         if inner is not None and is_dataclass(inner):
-            yield from _of_node(value, inner, f"{name}.")
+            yield from _fields_of_node(value, inner, f"{name}.")
         elif name == "policy":
-            yield from _of_policy(value)
+            yield from _fields_of_policy(value)
         else:
             yield declared[each.name].named(name, str(limits.get(each.name, ""))), value
 
 
-def _of_policy(node: DictConfig) -> Iterator[tuple[Field, Any]]:
+def _fields_of_policy(node: DictConfig) -> Iterator[tuple[Field, Any]]:
     name = str(node["name"])
     declared = policy_parameters(name)
     yield Field(name="policy", kind="str", docstring=policy_summary(name)), name
@@ -131,7 +131,7 @@ def meaning(field: Field) -> str:
     return f"{text} ({field.allowed})" if field.allowed else text
 
 
-def shown(value: object) -> str:
+def as_typed(value: object) -> str:
     """As a user types it."""
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if isinstance(plain, str):

@@ -49,7 +49,7 @@ DECODE_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodableTask:
     """Requests of one lm-eval task, as far as encoding needs to know them."""
 
     name: str
@@ -246,7 +246,7 @@ class LynxLM(LM):
             raise ValueError(
                 f"max_gen_toks={longest}: must leave room in {self.max_length} positions; --gen_kwargs max_gen_toks=N"
             )
-        return self._answered("generate", asked, disable_tqdm)
+        return self._respond("generate", asked, disable_tqdm)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         asked: list[TaskRequest] = []
@@ -258,7 +258,7 @@ class LynxLM(LM):
                 document = (asked[-1].doc_id + (not same)) if asked else 0
             task = request.task_name or ""
             asked.append(TaskRequest(doc_id=document, prompt=prompt, continuation=continuation, subtask=task))
-        return self._answered("choice", asked, disable_tqdm)
+        return self._respond("choice", asked, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError(
@@ -266,7 +266,7 @@ class LynxLM(LM):
             "whole texts) use --model hf"
         )
 
-    def _answered(self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest], quiet: bool) -> list[Any]:
+    def _respond(self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest], quiet: bool) -> list[Any]:
         """Responses in the order of the requests."""
         what = "generate_until" if kind == "generate" else "loglikelihood"
         found: list[Any] = [None] * len(asked)
@@ -292,7 +292,7 @@ class LynxLM(LM):
             parts.setdefault(request.subtask if self._mixing == "separate" else "", []).append(number)
         work: list[tuple[list[int], list[Request], BatchPlan]] = []
         for name, numbers in parts.items():
-            task = Asked(name or "requests", kind, tuple(asked[number] for number in numbers))
+            task = EncodableTask(name or "requests", kind, tuple(asked[number] for number in numbers))
             encoded = encode_requests(cast("Any", task), self._engine, self._truncate, self._seed)
             work.append((numbers, encoded, self._plan(task)))
         if kind == "generate":
@@ -307,7 +307,7 @@ class LynxLM(LM):
             for lane in self._engine.score_lanes(encoded, plan, self._policy, scoring=scoring, **self._act):
                 yield numbers, lane
 
-    def _plan(self, task: Asked) -> BatchPlan:
+    def _plan(self, task: EncodableTask) -> BatchPlan:
         """As of a cell without a limit: fillers are requests of other lanes, since these are all that there are."""
         from lynx_exp.run.batch_plan import lanes_over
 
@@ -349,17 +349,19 @@ def _policy(name: str, parameters: Mapping[str, Any]) -> Policy | None:
     from lynx_exp.routing.build import policy_class
 
     own = [part.name for part in fields(policy_class(name)) if part.init]
-    of_model = [part for part in inspect.signature(LynxLM.__init__).parameters if part not in ("self", "parameters")]
+    settings_of_model = [
+        part for part in inspect.signature(LynxLM.__init__).parameters if part not in ("self", "parameters")
+    ]
     given = {}
     for key, value in parameters.items():
         plain = key.removeprefix("policy.")
         if plain == "match_active":
             raise ValueError("match_active: needs vanilla's responses to the same requests; lynx-exp has it")
         if plain not in own:
-            hint = did_you_mean(plain, [*own, *of_model])
+            hint = did_you_mean(plain, [*own, *settings_of_model])
             raise ValueError(
                 f"{key}={value}: unknown{hint}; policy={name} takes {', '.join(own)}; "
-                f"the model takes {', '.join(of_model)}"
+                f"the model takes {', '.join(settings_of_model)}"
             )
         given[plain] = value
     policy = build_policy(name, **given)

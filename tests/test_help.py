@@ -25,7 +25,7 @@ from lynx_exp.config import (
     policy_summary,
 )
 from lynx_exp.config.docstrings import class_fields
-from lynx_exp.help import COLUMN, WIDTH, entry, shown
+from lynx_exp.help import COLUMN, WIDTH, as_typed, entry
 from lynx_exp.routing import build_policy, policy_names
 
 NODES = (Config, ModelConfig, TaskConfig, GenerationConfig, MeasureConfig, PackConfig, VllmConfig, TrackerConfig)
@@ -128,7 +128,7 @@ def test_what_a_field_may_hold_is_what_its_check_takes():
     [(None, "null"), (True, "true"), (1.0, "1.0"), ("auto", "auto"), ([], "[]"), (["a", "b"], "[a, b]"), ({}, "{}")],
 )
 def test_values_are_shown_as_they_are_typed(value, typed):
-    assert shown(value) == typed
+    assert as_typed(value) == typed
 
 
 def test_a_long_value_stands_above_its_meaning():

@@ -39,7 +39,7 @@ PAPERS = ("neurips", "icml", "mlsys", "iclr", "colm", "tmlr", "aaai")
 
 
 def draw(
-    found: Study, folder: Path, *, only: str | None = None, paper: str | None = None, track: Track = iter
+    study: Study, folder: Path, *, only: str | None = None, paper: str | None = None, track: Track = iter
 ) -> list[Path]:
     """Draw all figures, or the one named `only`, into `folder`; returns the files written.
 
@@ -53,14 +53,14 @@ def draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    told, asked = style.WARNINGS.set(found.warnings), style.ASKED.set(only is not None)
+    told, asked = style.WARNINGS.set(study.warnings), style.ASKED.set(only is not None)
     try:
         with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
             for name in track(names() if only is None else (only,)):
                 module = importlib.import_module(f"analysis.figures.{name}")
-                settings = set(found.lanes["setting"] if name in OF_LANES else found.rows["setting"])
+                settings = set(study.lanes["setting"] if name in OF_LANES else study.rows["setting"])
                 for setting in sorted(settings) or [""]:
-                    written += module.draw(found.of(setting), folder, _suffix(setting))
+                    written += module.draw(study.of(setting), folder, _suffix(setting))
     finally:
         style.WARNINGS.reset(told)
         style.ASKED.reset(asked)

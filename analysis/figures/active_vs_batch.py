@@ -23,10 +23,10 @@ def expected_active(batch_sizes: ArrayLike, num_experts: int, top_k: int) -> NDA
     return num_experts * (1.0 - (1.0 - top_k / num_experts) ** np.asarray(batch_sizes, dtype=float))
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One line per policy setting, means over the subtasks that all settings share at that batch size; of subtasks that
     are not there at every batch size, those that are at most of them."""
-    name, summary = f"{NAME}{suffix}", _comparable(found)
+    name, summary = f"{NAME}{suffix}", _comparable(study)
     known = summary[summary["active_experts"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell recorded active experts in decode")
@@ -68,12 +68,12 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, name, numbers, left_out)
 
 
-def _comparable(found: Study) -> pd.DataFrame:
+def _comparable(study: Study) -> pd.DataFrame:
     """Macro means over subtasks that do not change with the batch size, for a line through them to mean anything."""
-    rows = found.rows[~found.rows["policy"].isin(PROBES)]
+    rows = study.rows[~study.rows["policy"].isin(PROBES)]
     if rows.empty:
         return rows
     batches = rows.groupby("subtask")["batch_size"].nunique()
     kept = rows[rows["subtask"].isin(batches.index[batches == batches.max()])]
-    unchanged = len(kept) == len(found.rows)
-    return found.summary if unchanged else macro.summary(found.records, kept)
+    unchanged = len(kept) == len(study.rows)
+    return study.summary if unchanged else macro.summary(study.records, kept)

@@ -24,13 +24,13 @@ BINS = 5
 _PANELS = ("correlation by layer", "divergence by confidence")
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """Above, Spearman's correlation between a token's confidence in a layer and the KL divergence after it, the token's
     experts being changed at random in that layer alone; one line a subtask, 95 % intervals over lanes. Below, that
     divergence by fifths of the tokens, least confident first, mean over layers."""
-    probes = reassigned(found.records.cells, gated=False)
+    probes = reassigned(study.records.cells, gated=False)
     cells = cells_with_tokens(probes[probes["layers"].notna()])
-    rows = [row for cell in cells.to_dict("records") for row in _of_cell(cell)]
+    rows = [row for cell in cells.to_dict("records") for row in _rows_of_cell(cell)]
     if not rows:
         return style.absent(f"confidence{suffix}", "disturbs one layer and wrote its tokens (+paper=fig6)")
     frame = pd.DataFrame(rows)
@@ -54,7 +54,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"confidence{suffix}", pd.concat([frame, bins], axis=1))
 
 
-def _of_cell(cell: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows_of_cell(cell: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a subtask, if the cell's policy acts in one layer."""
     acting = layers_of(cell["layers"], int(cell["num_layers"]))
     if len(acting) != 1:

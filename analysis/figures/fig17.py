@@ -11,9 +11,9 @@ from analysis.labels import PROBES
 from analysis.study import Study
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a task, one line for each policy setting that was timed at two batch sizes or more."""
-    rows = found.rows
+    rows = study.rows
     known = rows[rows["speedup"].notna() & ~rows["policy"].isin((*PROBES, "vanilla")) & (rows["phases"] == "decode")]
     points = known.drop_duplicates(["task", "series", "batch_size"])
     points = points[points.groupby(["task", "series"])["batch_size"].transform("nunique") > 1]

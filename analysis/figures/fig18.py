@@ -17,12 +17,12 @@ SECTIONS = ("attention", "router", "policy", "experts", "rest")
 _HATCHES = ("", "//", "xx", "", "..")
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a batch size and context, one bar a policy setting: medians over repeats of each section's time, with
     the share of the policy's own code."""
-    cells = found.records.cells
-    labels = {row["policy_label"]: row["series"] for row in found.rows.to_dict("records")}
-    parts = found.records.breakdown
+    cells = study.records.cells
+    labels = {row["policy_label"]: row["series"] for row in study.rows.to_dict("records")}
+    parts = study.records.breakdown
     if parts.empty:
         return style.absent(f"fig18{suffix}", "timed the sections of a step (measure.breakdown=true; +paper=fig18)")
     points = pd.DataFrame(

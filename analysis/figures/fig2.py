@@ -24,12 +24,12 @@ STEPS = {
 }
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a phase, one colour a batch size, a point for each cell whose prefill was timed, with a fitted line."""
-    cells = found.records.cells[found.records.cells["prefill_active_experts"].notna()]
+    cells = study.records.cells[study.records.cells["prefill_active_experts"].notna()]
     if cells.empty:
         return style.absent(f"fig2{suffix}", "timed its prefill (measure.prefill=true; +paper=fig2)")
-    points = pd.DataFrame([point for row in cells.to_dict("records") for point in _points(row, found.records.timing)])
+    points = pd.DataFrame([point for row in cells.to_dict("records") for point in _points(row, study.records.timing)])
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[at % len(style.PALETTE)] for at, batch in enumerate(batches)}
     fig = style.figure(3.6 + style.LEGEND_ROW_IN * 2 * len(batches))

@@ -14,11 +14,11 @@ from analysis.study import Study
 from analysis.token_tables import cells_with_tokens, expert_counts
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """A row a subtask: share of assignments by expert, of a layer in the middle; on the left over all decode steps, on
     the right in the first full one. Above each, the spread (standard deviation over mean) of all layers, and what
     uniform routing of as many tokens would show by chance alone."""
-    vanilla = found.records.cells[found.records.cells["policy"] == "vanilla"]
+    vanilla = study.records.cells[study.records.cells["policy"] == "vanilla"]
     cells = cells_with_tokens(vanilla)
     usages = [usage for cell in cells.to_dict("records") for usage in _usages(cell)]
     if not usages:

@@ -16,10 +16,10 @@ from analysis.study import Study
 PHASES = ("prefill", "decode", "both")
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a subtask, one line for each phase in which assignments change. The share is of the assignments in that
     phase; of both, the mean of the two shares."""
-    cells = reassigned(found.rows, gated=False)
+    cells = reassigned(study.rows, gated=False)
     cells = cells[cells["layers"].isna()]
     if cells["phases"].nunique() < 2:
         return style.absent(f"fig4{suffix}", "reassigns in several phases (policy=reassign phases=...; +paper=fig4)")

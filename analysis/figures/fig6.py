@@ -12,10 +12,10 @@ from analysis.study import Study
 SIDES = {"high": "confident tokens (above the threshold)", "low": "unconfident tokens (at most the threshold)"}
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """A row a subtask: against the threshold that parts tokens, and against the share of assignments that changed,
     which is what compares the two sides at equal strength."""
-    cells = reassigned(found.rows, gated=True)
+    cells = reassigned(study.rows, gated=True)
     if cells.empty:
         return style.absent(f"fig6{suffix}", "reassigns by confidence (policy.gate=high,low; +paper=fig6)")
     points, left_out = curves.left_out(cells)

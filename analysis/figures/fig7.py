@@ -11,9 +11,9 @@ from analysis.figures import curves, looks, style
 from analysis.study import Study
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One line a subtask, one panel a way of denying: the next expert enters (replace), or none does (drop)."""
-    cells = found.rows[(found.rows["policy"] == "deny_rank") & found.rows["layers"].isna()]
+    cells = study.rows[(study.rows["policy"] == "deny_rank") & study.rows["layers"].isna()]
     if cells.empty:
         return style.absent(f"fig7{suffix}", "denies a rank (policy=deny_rank; +paper=fig7)")
     points, left_out = curves.left_out(cells)

@@ -11,9 +11,9 @@ from analysis.figures import curves, looks, style
 from analysis.study import Study
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One line a subtask, through the number of ranks kept."""
-    cells = found.rows[(found.rows["policy"] == "keep_ranks") & found.rows["layers"].isna()]
+    cells = study.rows[(study.rows["policy"] == "keep_ranks") & study.rows["layers"].isna()]
     if cells.empty:
         return style.absent(f"fig8{suffix}", "keeps only some ranks (policy=keep_ranks; +paper=fig8)")
     points, left_out = curves.left_out(cells)

@@ -13,9 +13,9 @@ from analysis.study import Study
 PRESERVED, ONLY = "all layers but these disturbed", "these layers alone disturbed"
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a subtask; a group of layers along x. The dashed line is the loss with all layers disturbed."""
-    cells = reassigned(found.rows, gated=False)
+    cells = reassigned(study.rows, gated=False)
     cells = cells[(cells["phases"] == "decode") & cells["num_layers"].notna()]
     groups = cells[cells["layers"].notna()].copy()
     named = [_group(row["layers"], int(row["num_layers"])) for row in groups.to_dict("records")]

@@ -17,12 +17,12 @@ from analysis.study import Study
 NAME = "matched_active"
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One line per policy through its settings, means over the subtasks; one figure per batch size.
 
     Needs cells with `fidelity`.
     """
-    name, summary = f"{NAME}{suffix}", found.summary
+    name, summary = f"{NAME}{suffix}", study.summary
     summary = summary[~summary["policy"].isin(PROBES)] if len(summary) else summary
     known = summary[summary["kl"].notna()] if len(summary) else summary
     if known.empty:

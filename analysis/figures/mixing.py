@@ -24,13 +24,13 @@ _SPREAD, _SPREAD_OF_ALL = 0.04, 0.15
 that their intervals stand side by side."""
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """Active experts against the effective number of tasks in a lane, from `composition.lanes`.
 
     Small points are lanes, large ones their means with 95 % intervals; a line joins separate and shuffled lanes of the
     same requests. One colour per policy setting; one file per mix.
     """
-    lanes = found.lanes
+    lanes = study.lanes
     known = lanes[lanes["active_experts"].notna()] if len(lanes) else lanes
     if known.empty:
         return style.skip(f"{NAME}{suffix}", "no cell of a mix (task.weights) recorded active experts")

@@ -26,31 +26,31 @@ _LINEAR = 5.0
 _BAND = "#eef3ee"
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """Per saving two figures: macro means with one panel per batch size, and small multiples, one row per subtask.
 
     More batch sizes than one column holds are spread over several files, named after their batch sizes. Beside the
     figures of macro means stands what each policy's settings dominate together (`NAME_families.csv`). Probes of a
     model's tolerance have figures of their own.
     """
-    means, rows = (frame[~frame["policy"].isin(PROBES)] for frame in (found.summary, found.rows))
+    means, rows = (frame[~frame["policy"].isin(PROBES)] for frame in (study.summary, study.rows))
     means = means.assign(subtask=MACRO)
-    resampler = Resampler(found.records)
+    resampler = Resampler(study.records)
     written = []
     for saving in SAVINGS:
         for name, frame, layout, most in (
             (f"pareto_{saving.name}", means, _stacked, 4),
             (f"pareto_{saving.name}_tasks", rows, _grid, 2),
         ):
-            points, left_out = points_of(frame, found.rows, saving, resampler)
+            points, left_out = points_of(frame, study.rows, saving, resampler)
             if points.empty or set(points["policy"]) <= {"vanilla"}:
                 style.skip(f"{name}{suffix}", saving.missing)
                 continue
             for part, ending in _split(points, most):
-                written += _draw(part, left_out, found.margin, saving, folder, f"{name}{ending}{suffix}", layout)
+                written += _draw(part, left_out, study.margin, saving, folder, f"{name}{ending}{suffix}", layout)
             if frame is means:
                 file = folder / f"{name}_families{suffix}.csv"
-                write_csv(file, families_of(points, found.rows, saving, resampler))
+                write_csv(file, families_of(points, study.rows, saving, resampler))
                 written.append(file)
     return written
 

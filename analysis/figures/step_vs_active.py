@@ -36,10 +36,10 @@ def least_squares(active: pd.Series, step_ms: pd.Series) -> Fit | None:
     return Fit(intercept=float(line.intercept), slope=float(line.slope), r_squared=float(line.rvalue**2))
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per measured cell, one line per batch size; colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
+    points = _points(study.rows[~study.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
     marker = looks.markers(points)

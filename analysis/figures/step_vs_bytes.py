@@ -19,11 +19,11 @@ _IDEAL: dict[str, Any] = {"color": "#000000", "linestyle": "--", "linewidth": 0.
 _HALF: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 0.7}
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per timed cell: across, what its bytes take at the rate of a plain copy on its device; up, what its
     step took. Colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(found.rows[~found.rows["policy"].isin(PROBES)])
+    points = _points(study.rows[~study.rows["policy"].isin(PROBES)])
     if points.empty:
         return style.absent(name, "has the bytes of a timed step on record (measure.latency=true records them)")
     marker = looks.markers(points)

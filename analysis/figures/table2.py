@@ -22,10 +22,10 @@ _COLUMNS = (
 )
 
 
-def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
+def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One file a batch size: rows of vanilla and of the settings timed in decode, by subtask. Steps: median and mean of
     those timed, means over windows; the speed-up is paired step by step."""
-    rows = found.rows[found.rows["step_ms"].notna() & ~found.rows["policy"].isin(PROBES)]
+    rows = study.rows[study.rows["step_ms"].notna() & ~study.rows["policy"].isin(PROBES)]
     rows = rows[(rows["phases"] == "decode") | (rows["policy"] == "vanilla")]
     policies = rows.groupby("batch_size")["policy"].transform(lambda names: len(set(names) - {"vanilla"}))
     rows = rows[policies > 0] if len(rows) else rows
@@ -38,7 +38,7 @@ def draw(found: Study, folder: Path, suffix: str) -> list[Path]:
     for batch in batches:
         part = rows[rows["batch_size"] == batch]
         name = f"table2{suffix}" if len(batches) == 1 else f"table2_b{batch}{suffix}"
-        part = part.assign(**_steps(part, found.records.timing))
+        part = part.assign(**_steps(part, study.records.timing))
         tex, csv = folder / f"{name}.tex", folder / f"{name}.csv"
         groups = [[_row(row) for row in group.to_dict("records")] for _, group in part.groupby("subtask", sort=False)]
         notes = [

@@ -43,16 +43,16 @@ def page(
     `figures.draw`. Raises ValueError if the margin is not above 0, or if there is no finished cell. What the analysis
     warns of is said on the page, and not on stderr.
     """
-    with _heard() as warnings:
+    with _collected_warnings() as warnings:
         compared = found or study(root, margin)
     cells = read_cells(root)
     paths = set(compared.records.cells["path"])
     done = [cell for cell in cells if str(cell.path) in paths]
     prompts, missing = find_prompts(done)
-    with _heard() as undrawn:
+    with _collected_warnings() as undrawn:
         drawn = pictures(compared, track)
     material = Material(
-        root=Path(root), study=compared, done=done, found=cells, warnings=warnings, pictures=drawn, undrawn=undrawn,
+        root=Path(root), study=compared, done=done, all_cells=cells, warnings=warnings, pictures=drawn, undrawn=undrawn,
         missing_prompts=missing,
     )  # fmt: skip
     data = {"chart": chart(compared), "browser": browser(compared.records, done, prompts)}
@@ -80,18 +80,18 @@ def _filled(**slots: str) -> str:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def _collected_warnings() -> Iterator[list[str]]:
     """What the analysis warns of meanwhile, each once."""
     lines: list[str] = []
 
-    class Ear(logging.Handler):
+    class WarningCollector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.getMessage() not in lines:
                 lines.append(record.getMessage())
 
-    logger, ear = logging.getLogger("analysis"), Ear(logging.WARNING)
-    logger.addHandler(ear)
+    logger, collector = logging.getLogger("analysis"), WarningCollector(logging.WARNING)
+    logger.addHandler(collector)
     try:
         yield lines
     finally:
-        logger.removeHandler(ear)
+        logger.removeHandler(collector)

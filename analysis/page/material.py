@@ -19,7 +19,7 @@ class Material:
     study: Study
     done: Sequence[CellRecord]
     """The cells of the study."""
-    found: Sequence[CellRecord]
+    all_cells: Sequence[CellRecord]
     """All cells, finished or not."""
     warnings: Sequence[str]
     """What the analysis logged, besides the study's own warnings."""

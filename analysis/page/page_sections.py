@@ -43,7 +43,7 @@ def navigation(made: Iterable[str]) -> str:
 
 def _overview(material: Material) -> str:
     cells, done = material.study.records.cells, material.done
-    tiles = [(f"{len(done)} of {len(material.found)}", "cells done")]
+    tiles = [(f"{len(done)} of {len(material.all_cells)}", "cells done")]
     tiles += [
         (str(cells["policy_label"].nunique()), "policy settings"),
         (str(material.study.rows["subtask"].nunique()), "subtasks"),

@@ -81,8 +81,8 @@ def unfinished(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
         if cell.done:
             continue
         state, error = str(cell.status.get("state", "not started")), cell.status.get("error") or {}
-        if cell.aside is not None:
-            state, error = "set aside", {"message": cell.aside}
+        if cell.set_aside is not None:
+            state, error = "set aside", {"message": cell.set_aside}
         plan = value_or_empty(cell.path / "plan.json")
         lanes = sum(len(part["lanes"]) for part in plan.values())
         kept = len(list((cell.path / "lanes").glob("*.json")))

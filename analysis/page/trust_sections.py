@@ -64,7 +64,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def unfinished(material: Material) -> str:
-    rows = facts.unfinished(material.found)
+    rows = facts.unfinished(material.all_cells)
     if not rows:
         return ""
     lead = "<p>Left out of every number above. The command that ran them goes on where they stopped.</p>"

@@ -79,7 +79,7 @@ def paired_difference(
     found = spread(changes - value, documents, clusters_N, *_plans(changes, plans_N))
     averaged = changes if documents_N is None else per_document(changes, documents)
     estimate = mean_change(value, averaged, found)
-    return possible(estimate, policy_N, vanilla_N, clusters_N, documents_N, plans_N)
+    return clip_to_unit_scores(estimate, policy_N, vanilla_N, clusters_N, documents_N, plans_N)
 
 
 def per_document(values_M: ArrayLike, documents_M: ArrayLike) -> NDArray[np.float64]:
@@ -88,7 +88,9 @@ def per_document(values_M: ArrayLike, documents_M: ArrayLike) -> NDArray[np.floa
     return sums / counts
 
 
-def possible(estimate: Estimate, policy_N: ArrayLike, vanilla_N: ArrayLike, *names: ArrayLike | None) -> Estimate:
+def clip_to_unit_scores(
+    estimate: Estimate, policy_N: ArrayLike, vanilla_N: ArrayLike, *names: ArrayLike | None
+) -> Estimate:
     """Cut to what scores in 0..1 allow: vanilla, whose score lies in its own interval, cannot lose more than it has."""
     if estimate.low is None:
         return estimate

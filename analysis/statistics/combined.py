@@ -31,7 +31,7 @@ def dependent_mean(estimates: Sequence[Estimate]) -> Estimate:
     df = min(df for _, df in parts)
     arms = [_arms(estimate, df) for estimate in estimates]
     down, up = (float(np.mean(side)) for side in zip(*arms, strict=True))
-    return _of_arms(value, down, up, df, float(np.mean([estimate.pad for estimate in estimates])))
+    return _from_arms(value, down, up, df, float(np.mean([estimate.pad for estimate in estimates])))
 
 
 def difference_of_means(first: Estimate, second: Estimate) -> Estimate:
@@ -57,7 +57,7 @@ def _sum(terms: Sequence[tuple[Estimate, float]]) -> Estimate:
         pads.append(abs(weight) * estimate.pad)
     down, up = math.hypot(*downs), math.hypot(*ups)
     straight = math.hypot(*(max(max(d, u) - p, 0.0) for d, u, p in zip(downs, ups, pads, strict=True)))
-    return _of_arms(value, down, up, df, max(max(down, up) - straight, 0.0))
+    return _from_arms(value, down, up, df, max(max(down, up) - straight, 0.0))
 
 
 def _arms(estimate: Estimate, df: float) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def _arms(estimate: Estimate, df: float) -> tuple[float, float]:
     return factor * (estimate.value - estimate.low), factor * (estimate.high - estimate.value)
 
 
-def _of_arms(value: float, down: float, up: float, df: float, pad: float) -> Estimate:
+def _from_arms(value: float, down: float, up: float, df: float, pad: float) -> Estimate:
     se = (down + up) / 2 / t_quantile((1 + LEVEL) / 2, df)
     return Estimate(value=value, low=value - down, high=value + up, se=se, df=df, pad=pad)
 

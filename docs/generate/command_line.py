@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from docs.generate.markdown import code, table
 from lynx_exp.config import Config, allowed, config_folder, dataclass_fields, policy_summary
-from lynx_exp.help import shown
+from lynx_exp.help import as_typed
 from lynx_exp.prepare.calibrate import CalibrateConfig
 from lynx_exp.prepare.command_line import _parser as prepare_parser
 from lynx_exp.prepare.train import TrainConfig
@@ -111,7 +111,7 @@ def _fields(kind: type, prefix: str) -> Iterator[tuple[str, ...]]:
 def _default(field: DataclassField[Any]) -> str:
     """Empty: a group's option gives it."""
     value = field.default_factory() if field.default_factory is not NO_DEFAULT else field.default
-    return "" if value is NO_DEFAULT or value == "???" else shown(value)
+    return "" if value is NO_DEFAULT or value == "???" else as_typed(value)
 
 
 def _verbs(parser: argparse.ArgumentParser) -> Iterator[str]:

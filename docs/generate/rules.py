@@ -7,7 +7,7 @@ from lynx_exp.checks.findings import RULES
 
 
 def page() -> str:
-    rows = [(code(name), rule.severity, rule.says) for name, rule in RULES.items()]
+    rows = [(code(name), rule.severity, rule.statement) for name, rule in RULES.items()]
     return (
         f"# Rules of validate\n\n`lynx-results validate FOLDER` derives every number of every finished cell from its "
         f"rows again and names each breach of these {len(RULES)} rules: rule, cell, file, expected, found. An error "

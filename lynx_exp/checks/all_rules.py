@@ -51,7 +51,7 @@ class Validation:
                 findings, unlike = check_pair(whole)
                 yield from findings
                 for content in whole:
-                    studies[content.folder.parent].unlike |= unlike
+                    studies[content.folder.parent].differing |= unlike
         for study in studies.values():
             yield from study.check()
 
@@ -96,7 +96,7 @@ class _Study:
     provenances: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     requests: dict[str, int | None] = field(default_factory=dict)
     """In the plan of each cell; None: it has not come so far as to have one."""
-    unlike: set[str] = field(default_factory=set)
+    differing: set[str] = field(default_factory=set)
     """Fields in which the cells of one pair differ."""
 
     def note(self, content: Content, whole: bool) -> None:
@@ -113,7 +113,7 @@ class _Study:
 
     def check(self) -> Iterator[Finding]:
         yield from check_duplicates(self.ids)
-        yield from check_machines(self.path, self.provenances, self.unlike)
+        yield from check_machines(self.path, self.provenances, self.differing)
         yield from check_sweeps(self.path, self.requests)
 
 

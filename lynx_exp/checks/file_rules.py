@@ -63,7 +63,7 @@ def check_files(content: Content) -> None:
     named = content.values.get("DONE", {}).get("files")
     if not isinstance(named, dict):
         return
-    lacking = [name for name in wanted_files(content) if name not in named]
+    lacking = [name for name in expected_files(content) if name not in named]
     if lacking:
         content.add("hash", "DONE", f"the hash of {some(lacking)}", "none")
     if sizes_and_times(content.values["DONE"]) is None:
@@ -103,7 +103,7 @@ def _check_journal(content: Content, *, finished: bool) -> None:
             content.add("leftovers", f"lanes/{name}", "committed lanes", what)
 
 
-def wanted_files(content: Content) -> list[str]:
+def expected_files(content: Content) -> list[str]:
     """What DONE must name. Older cells do not name status.json."""
     files = [name for name in FINISHED_FILES if name != "status.json"]
     notes = content.status.get("notes") or ()

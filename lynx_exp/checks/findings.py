@@ -12,16 +12,16 @@ Severity = Literal["error", "warning"]
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     severity: Severity
-    says: str
+    statement: str
     """What holds where nothing is wrong."""
 
 
-def _errors(**says: str) -> dict[str, Rule]:
-    return {name: Rule(severity="error", says=text) for name, text in says.items()}
+def _errors(**statement: str) -> dict[str, Rule]:
+    return {name: Rule(severity="error", statement=text) for name, text in statement.items()}
 
 
-def _warnings(**says: str) -> dict[str, Rule]:
-    return {name.replace("_", "-"): Rule(severity="warning", says=text) for name, text in says.items()}
+def _warnings(**statement: str) -> dict[str, Rule]:
+    return {name.replace("_", "-"): Rule(severity="warning", statement=text) for name, text in statement.items()}
 
 
 RULES: dict[str, Rule] = _errors(
@@ -67,11 +67,11 @@ class Finding:
 
     rule: str
     """One of `RULES`."""
-    where: str
+    folder: str
     """A cell's folder, or a study's."""
     file: str | None = None
     expected: str
-    found: str
+    observed: str
 
     @property
     def severity(self) -> Severity:
@@ -79,7 +79,7 @@ class Finding:
 
     def __str__(self) -> str:
         file = f"{self.file}: " if self.file else ""
-        return f"{self.severity}: {self.rule}: {self.where}: {file}expected {self.expected}; found {self.found}"
+        return f"{self.severity}: {self.rule}: {self.folder}: {file}expected {self.expected}; found {self.observed}"
 
 
 def some(items: Sequence[object], most: int = 3) -> str:
@@ -91,4 +91,4 @@ def some(items: Sequence[object], most: int = 3) -> str:
 def describe_rules() -> str:
     """A line each, for `--help`."""
     width = max(map(len, RULES))
-    return "\n".join(f"  {name:<{width}}  {rule.severity:<7}  {rule.says}" for name, rule in RULES.items())
+    return "\n".join(f"  {name:<{width}}  {rule.severity:<7}  {rule.statement}" for name, rule in RULES.items())

@@ -95,7 +95,7 @@ class Content:
 
     def add(self, rule: str, file: str | None, expected: object, found: object) -> None:
         self.findings.append(
-            Finding(rule=rule, where=self.where, file=file, expected=str(expected), found=str(found)),
+            Finding(rule=rule, folder=self.where, file=file, expected=str(expected), observed=str(found)),
         )
 
     def apply(self, check: Callable[[Content], T]) -> T | None:
@@ -192,14 +192,14 @@ def _read_table(content: Content, name: str, data: bytes, schema: pa.Schema) -> 
             if values.null_count and column not in MAY_BE_NULL:
                 content.add("readable", name, f"a value of {column} in every row", f"{values.null_count} without")
                 return
-            if values.null_count < len(values) and not _alike(values.type, schema.field(column).type):
+            if values.null_count < len(values) and not _same_kind(values.type, schema.field(column).type):
                 content.add("readable", name, f"{column} as {schema.field(column).type}", values.type)
                 return
             columns[column] = values.to_numpy()
     content.tables[name] = columns
 
 
-def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     of_text = [pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (found, wanted)]
     return of_text[0] == of_text[1] and all(kind(found) == kind(wanted) for kind in kinds)

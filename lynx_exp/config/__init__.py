@@ -36,12 +36,11 @@ from lynx_exp.config.nodes import (
     VllmConfig,
 )
 from lynx_exp.config.policy_labels import default_parameters, label_policy
-from lynx_exp.config.shared_nodes import AsDict, Once
+from lynx_exp.config.shared_nodes import AsDict, PerNode
 from lynx_exp.config.strict import refuse_unknown
 
 __all__ = [
     "AsDict",
-    "Once",
     "BATCHINGS",
     "CHOICES",
     "Config",
@@ -54,6 +53,7 @@ __all__ = [
     "ModelConfig",
     "PHASES",
     "PackConfig",
+    "PerNode",
     "SANDBOXES",
     "SCORINGS",
     "TAILS",

@@ -12,7 +12,7 @@ Node = TypeVar("Node")
 Made = TypeVar("Made")
 
 
-class Once(Generic[Node, Made]):
+class PerNode(Generic[Node, Made]):
     """`make(node)`, called once for each node object, which is kept alive: a sweep's configs share most of theirs."""
 
     def __init__(self, make: Callable[[Node], Made]) -> None:
@@ -30,7 +30,7 @@ class AsDict:
     """`asdict(config)` for many configs; what it gives is shared, and not to be changed."""
 
     def __init__(self) -> None:
-        self._node: Once[Any, dict[str, object]] = Once(asdict)
+        self._node: PerNode[Any, dict[str, object]] = PerNode(asdict)
         self._names = [field.name for field in fields(Config)]
 
     def __call__(self, config: Config) -> dict[str, object]:

@@ -39,7 +39,7 @@ class Abilities(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class Attempt:
     """A family, and what came of it."""
 
     verdict: Verdict
@@ -49,10 +49,10 @@ class Tried:
 
 
 @torch.inference_mode()
-def attempt(verdict: Verdict) -> Tried:
+def attempt(verdict: Verdict) -> Attempt:
     """Try everything on the family's tiny model."""
     if not verdict.routers:
-        return Tried(verdict=verdict, abilities=Abilities(False, False, False, False), reason=verdict.reason)
+        return Attempt(verdict=verdict, abilities=Abilities(False, False, False, False), reason=verdict.reason)
     engine, reasons = Engine(verdict.model), []
     plans = BatchPlan.in_order(len(_PROMPTS), 2), BatchPlan.continuous(len(_PROMPTS), 2, seed=0)
 
@@ -71,7 +71,7 @@ def attempt(verdict: Verdict) -> Tried:
         score=works(lambda: _scores(engine, plans[0])),
     )
     known = why_no_slots({"model_type": verdict.model.config.get_text_config().model_type})
-    return Tried(verdict=verdict, abilities=abilities, reason="" if all(abilities) else known or "; ".join(reasons))
+    return Attempt(verdict=verdict, abilities=abilities, reason="" if all(abilities) else known or "; ".join(reasons))
 
 
 def _requests() -> list[Request]:
@@ -120,7 +120,7 @@ def _scores(engine: Engine, plan: BatchPlan) -> bool:
     return True
 
 
-def markdown(tried: Iterable[Tried]) -> str:
+def markdown(tried: Iterable[Attempt]) -> str:
     """The tables of docs/models.md: families by what routers do, what can be done with them, and those refused."""
     served: dict[str, list[Family]] = defaultdict(list)
     refused: dict[str, list[Family]] = defaultdict(list)

@@ -22,7 +22,7 @@ from lynx_exp.engine.decoding.pretrained import OpenedModel
 from lynx_exp.engine.decoding.prompts import Prompt, PromptStore, plan_order
 from lynx_exp.engine.decoding.score import Scoring, passes, score_pack
 from lynx_exp.engine.decoding.sections import Act
-from lynx_exp.engine.decoding.steps import Asked
+from lynx_exp.engine.decoding.steps import StepsMode
 from lynx_exp.engine.decoding.streams import run_stream
 from lynx_exp.engine.kv_cache.slots import attends_fully
 from lynx_exp.engine.requests.plan import BatchPlan, Request, check_lengths
@@ -55,7 +55,7 @@ class Engine(OpenedModel):
         *,
         max_rows: int = 256,
         memory_gib: float | None = None,
-        steps: Asked = "auto",
+        steps: StepsMode = "auto",
     ) -> None:
         """As `LoadedModel`; for most, `Engine.from_pretrained` is the way in."""
         super().__init__(model, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
@@ -84,7 +84,7 @@ class Engine(OpenedModel):
         on_step: OnStep = _silent,
     ) -> Run:
         """Decode in lanes of `batch_size`, in the order given (or shuffled, with a `seed`): greedily, or prompt i with
-        `sampling.of_request(i)`.
+        `sampling.with_request_seed(i)`.
 
         The policy acts in `phases` and `layers`: numbers and ranges such as "1:" or "0,4:8"; None is all.
         """
@@ -95,7 +95,7 @@ class Engine(OpenedModel):
                 max_new_tokens=max_new_tokens,
                 stop=tuple(stop),
                 ignore_eos=ignore_eos,
-                sampling=sampling and sampling.of_request(number),
+                sampling=sampling and sampling.with_request_seed(number),
                 processing=processing,
             )
             for number, ids in enumerate(encoded)

@@ -116,7 +116,7 @@ class Attachment:
         if self.confidence is not None:
             self.confidence.append(routing.confidence(router.rule))
         rows = self._rows
-        if self._agreement.sought and rows is not None and (self.record is not None or rows.phase == "prefill"):
+        if self._agreement.required and rows is not None and (self.record is not None or rows.phase == "prefill"):
             self._agreement.check(router.layer, used.experts, rows.live, rows.phase)
         return new
 

@@ -54,7 +54,7 @@ def _run(self: Experts, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tenso
     if rows != order_S.shape[0]:
         place_S = torch.cat([torch.arange(start, start + counts[e]) for e, start, _ in spans]).to(given_SD.device)
         given_SD = given_SD.new_zeros(rows, dimension).index_copy_(0, place_S, given_SD)
-    run = _at_once if rows <= _FEW_ROWS else _one_by_one
+    run = _batched if rows <= _FEW_ROWS else _one_by_one
     made_SD = run(self, given_SD, spans, _TURNED_ROWS if least == 1 else None)
     if rows != order_S.shape[0]:
         made_SD = made_SD[place_S]
@@ -79,7 +79,7 @@ def _spans(counts: list[int], least: int) -> tuple[Spans, int]:
     return spans, start
 
 
-def _at_once(self: Experts, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
+def _batched(self: Experts, given_SD: Tensor, spans: Spans, turned: int | None) -> Tensor:
     """`[S, D]`, unweighted: all first products, all activations, all second products."""
     inner = _products(self, "gate_up_proj" if self.has_gate else "up_proj", given_SD, spans, turned)
     made_SD = _products(self, "down_proj", _activate(self, inner), spans, turned)
@@ -90,7 +90,7 @@ def _one_by_one(self: Experts, given_SD: Tensor, spans: Spans, turned: int | Non
     """The same, an expert after the other: with many rows what lies between the products would leave the caches."""
     made_SD = torch.empty_like(given_SD)
     for expert, start, stop in spans:
-        made_SD[start:stop] = _at_once(self, given_SD[start:stop], [(expert, 0, stop - start)], turned)
+        made_SD[start:stop] = _batched(self, given_SD[start:stop], [(expert, 0, stop - start)], turned)
     return made_SD
 
 

@@ -104,7 +104,7 @@ def prove_answers(
         for renormalize, scale in [(True, None), (False, None), *product([True], vectors)]:
             factor = _factor(replace(rule, renormalize=renormalize), scale, answers)
             if factor is not None:
-                scaling = _stated(factor, stated, answers)
+                scaling = _nearest_stated(factor, stated, answers)
                 wanted_TK = choice_TE.gather(-1, answers.experts_TK)
                 live = LiveRule(replace(rule, renormalize=renormalize, scaling=scaling), bias, scale)
                 return live, bool((wanted_TK.diff(dim=-1) <= 0).all())
@@ -168,7 +168,7 @@ def _factor(rule: RouterRule, scale: Live | None, answers: Answers) -> float | N
     return factor if fits else None
 
 
-def _stated(factor: float, stated: Sequence[float], answers: Answers) -> float:
+def _nearest_stated(factor: float, stated: Sequence[float], answers: Answers) -> float:
     """The measured factor as the router states it: 1, or one of `stated`."""
     best = min([1.0, *stated], key=lambda value: abs(value - factor))
     return best if abs(best - factor) <= answers.tolerance * factor else float(f"{factor:.6g}")

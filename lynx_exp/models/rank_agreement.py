@@ -58,7 +58,7 @@ class Agreement:
         self._done: set[tuple[int, object]] = set()
 
     @property
-    def sought(self) -> bool:
+    def required(self) -> bool:
         """Whether there is more than one rank: else `check` need not be called."""
         return self._group is not None
 

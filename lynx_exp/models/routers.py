@@ -133,7 +133,7 @@ def intercepted(
     if ordered:
         new = function(Routing(logits=logits.float(), experts=experts, weights=weights))
         return None if new is None else (new.weights, new.experts)
-    order_TK = _wanted(rule, logits.float(), experts).argsort(dim=-1, descending=True, stable=True)
+    order_TK = _ranking_values(rule, logits.float(), experts).argsort(dim=-1, descending=True, stable=True)
     routing = Routing(logits=logits.float(), experts=experts.gather(-1, order_TK), weights=weights.gather(-1, order_TK))
     new = function(routing)
     if new is None or new is routing:
@@ -149,7 +149,7 @@ def _moved(rule: RouterRule, device: torch.device) -> RouterRule:
     return replace(rule, bias=bias, expert_scale=scale)
 
 
-def _wanted(rule: RouterRule, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
+def _ranking_values(rule: RouterRule, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
     """`[T, K]` by which the router ranked the experts that it chose; their groups are open, so they do not matter."""
     logits_TK = logits_TE.gather(-1, experts_TK)
     if rule.bias is None:

@@ -41,12 +41,12 @@ def tiny_model(model_type: str, seed: int = 0, **changes: object) -> PreTrainedM
     """A random model of `tiny_config`, whose routers choose clearly and by biases that matter."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
-    _stir(model)
+    _randomize_routers(model)
     return model
 
 
 @torch.no_grad()
-def _stir(model: nn.Module) -> None:
+def _randomize_routers(model: nn.Module) -> None:
     """Widen the routers' weights, so that tokens differ, and set what holds one number for each expert to random
     numbers."""
     classes = router_classes(model)

@@ -277,10 +277,10 @@ def _calibrate(asked: argparse.Namespace) -> None:
         measured = calibrate(config, calibrate_callback(console, update))
     out = config.file()
     measured.save(out)
-    console.print(f"{out}: {_what(measured)}; {_use(config, out)}", highlight=False, markup=False)
+    console.print(f"{out}: {_summary(measured)}; {_use(config, out)}", highlight=False, markup=False)
 
 
-def _what(measured: Calibration) -> str:
+def _summary(measured: Calibration) -> str:
     layers, experts = measured.similarity["cosine"].shape[:2]
     return f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens"
 

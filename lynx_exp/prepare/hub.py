@@ -86,7 +86,7 @@ class HubModel:
     def entry(self) -> Entry:
         return Entry(kind="model", name=self.id, revision=self.revision or "main")
 
-    def look(self) -> Entry:
+    def query(self) -> Entry:
         """Ask the hub. Raises what huggingface_hub raises."""
         from huggingface_hub import HfApi, try_to_load_from_cache
         from huggingface_hub.hf_api import RepoFile
@@ -198,7 +198,7 @@ class HubTask:
         name = " ".join(part for part in (self.repo, self.definition.get("dataset_name")) if part)
         return Entry(kind="data set", name=name, revision=self.config.task.revision or "main", task=self.name)
 
-    def look(self) -> Entry:
+    def query(self) -> Entry:
         from huggingface_hub import HfApi
 
         commit = HfApi().dataset_info(str(self.repo), revision=self.config.task.revision).sha

@@ -22,7 +22,7 @@ SHORT = 12
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Needs:
     """What a sweep's jobs take from the hub, and what they have already."""
 
     models: list[HubModel]
@@ -42,7 +42,7 @@ def prefetch(arguments: Sequence[str], *, multirun: bool = False, dry_run: bool 
     wanted = needs(configs)
     _show_bars(sys.stderr.isatty())
     sources: list[HubModel | HubTask] = [*wanted.models, *wanted.tasks]  # a chat template needs its model's tokenizer
-    plan = [_tried(source.look, source) for source in sources]
+    plan = [_tried(source.query, source) for source in sources]
     _print_plan(plan, wanted.here)
     if dry_run:
         return _raise_failed(plan)
@@ -80,7 +80,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             # a policy needs nothing of the hub, and most of a sweep's time goes into composing
-            distinct = dict.fromkeys(tuple(word for word in words if not _of_policy(word)) for words in job_overrides)
+            distinct = dict.fromkeys(tuple(word for word in words if not _sets_policy(word)) for words in job_overrides)
             self.configs = [to_config(self._compose(list(words))) for words in distinct]
             return []
 
@@ -112,7 +112,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
         return collect.configs
 
 
-def _of_policy(word: str) -> bool:
+def _sets_policy(word: str) -> bool:
     key = word.lstrip("+~").partition("=")[0]
     return key == "policy" or key.startswith("policy.")
 
@@ -123,7 +123,7 @@ def _no_callbacks() -> Any:
     return Callbacks()
 
 
-def needs(configs: Sequence[Config]) -> Wanted:
+def needs(configs: Sequence[Config]) -> Needs:
     """Each model, and each task at each revision, once. ValueError for an unknown task or a missing folder."""
     from lynx_exp.prepare.hub import HubModel, HubTask
     from lynx_exp.tasks import mini_tasks
@@ -147,7 +147,7 @@ def needs(configs: Sequence[Config]) -> Wanted:
                 task = tasks[key] = HubTask(name, config)
                 if task.repo is None:
                     here[name] = None
-    return Wanted(list(models), [task for task in tasks.values() if task.repo is not None], list(here))
+    return Needs(list(models), [task for task in tasks.values() if task.repo is not None], list(here))
 
 
 def _tried(act: Any, source: HubModel | HubTask, seen: Entry | None = None) -> Entry:

@@ -7,8 +7,8 @@ import json
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.main import print_stderr
 from lynx_exp.results.selected_cells import finished
-from lynx_exp.results.main import say
 
 HELP = "make a Weights & Biases workspace (or report) of the cells"
 DESCRIPTION = """\
@@ -25,24 +25,24 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print what would be saved; needs no server")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.results.sync import place_of
-    from lynx_exp.tracking.wandb_dashboard import Kind, Shown, build
+    from lynx_exp.tracking.wandb_dashboard import Kind, PanelData, build
     from lynx_exp.tracking.wandb_runs import one_line
 
-    found = finished(asked.folder)
+    found = finished(args.folder)
     records = found.cells
-    place = place_of(records[0], asked, mode="online")
-    entity = place.entity or ("" if asked.json else _own_entity())
-    kind: Kind = "report" if asked.report else "workspace"
-    made = build(kind, Shown.of(records), entity=entity, project=place.project, printed=asked.json)
-    if asked.json:
+    place = place_of(records[0], args, mode="online")
+    entity = place.entity or ("" if args.json else _own_entity())
+    kind: Kind = "report" if args.report else "workspace"
+    made = build(kind, PanelData.of(records), entity=entity, project=place.project, printed=args.json)
+    if args.json:
         print(json.dumps(made._to_model().model_dump(by_alias=True, exclude_none=True, mode="json"), indent=1))
         return found.code
     try:
         made.save()
     except Exception as error:  # of wandb, wandb-workspaces or the network: they have no common class
-        say(f"error: wandb: {one_line(error)}")
+        print_stderr(f"error: wandb: {one_line(error)}")
         return FAILED
     print(made.url)
     return found.code

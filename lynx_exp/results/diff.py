@@ -13,7 +13,7 @@ from lynx_exp.results.arguments import WHERE
 from lynx_exp.results.selected_cells import finished
 
 if TYPE_CHECKING:
-    from analysis.between import Between, MetricChange
+    from analysis.between import CellComparison, MetricChange
     from analysis.statistics import Estimate
     from lynx_exp.results.matching import Matched, Pair
     from lynx_exp.store.read import CellRecord
@@ -41,13 +41,13 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("after", type=Path, metavar="B", help="the same")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.results.matching import match
 
-    before, after = finished(asked.before), finished(asked.after)
+    before, after = finished(args.before), finished(args.after)
     matched = match(before.cells, after.cells)
     if not matched.pairs:
-        raise ValueError(f"{asked.before} and {asked.after}: no cell of one asks what a cell of the other does")
+        raise ValueError(f"{args.before} and {args.after}: no cell of one asks what a cell of the other does")
     for line in _around(matched.pairs):
         print(line)
     differing, ratios = 0, []
@@ -58,21 +58,23 @@ def run(asked: argparse.Namespace) -> int:
             ratios.append(found.step_ms[1].value / found.step_ms[0].value)
         for line in _pair(pair, found):
             print(line, flush=True)
-    for cells, side in ((matched.only_before, asked.before), (matched.only_after, asked.after)):
+    for cells, side in ((matched.only_before, args.before), (matched.only_after, args.after)):
         for cell in cells:
             print(f"only in {side}: {name_of(cell)} ({cell.path.name})")
-    print(_closing(matched, differing, asked))
+    print(_closing(matched, differing, args))
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(f"time a token: {mean:.3g} times before, geometric mean of {_pairs(len(ratios))}")
-    return FAILED if before.aside or after.aside or differing or matched.only_before or matched.only_after else 0
+    return (
+        FAILED if before.set_aside or after.set_aside or differing or matched.only_before or matched.only_after else 0
+    )
 
 
-def _between(pair: Pair) -> Between:
-    from analysis.between import between
+def _between(pair: Pair) -> CellComparison:
+    from analysis.between import compare_cells
 
     try:
-        return between(pair.before, pair.after)
+        return compare_cells(pair.before, pair.after)
     except (OSError, ValueError, KeyError, TypeError) as error:
         where = f"{pair.before.path} or {pair.after.path}"
         raise ValueError(f"{where}: damaged ({error}); lynx-results validate says more") from error
@@ -118,7 +120,7 @@ def _surroundings(pair: Pair) -> Iterator[tuple[str, str, str]]:
             continue
         sides = {name: value for value, names in values.items() for name in names}
         yield field, sides["before"], sides["after"]
-    for field, (was, now) in pair.asked.items():
+    for field, (was, now) in pair.changed_fields.items():
         yield f"asked: {field}", _or_dash(was), _or_dash(now)
 
 
@@ -136,9 +138,9 @@ def _or_dash(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _pair(pair: Pair, found: Between) -> Iterator[str]:
+def _pair(pair: Pair, found: CellComparison) -> Iterator[str]:
     """Nothing of what is equal, unless its time differs by more than chance."""
-    if found.is_equal and not _apart(*found.step_ms):
+    if found.is_equal and not _disjoint(*found.step_ms):
         return
     yield f"{name_of(pair.before)} ({pair.before.path.name} -> {pair.after.path.name})"
     if not found.is_equal:
@@ -147,7 +149,7 @@ def _pair(pair: Pair, found: Between) -> Iterator[str]:
         yield f"  decode step, ms: {_estimate(found.step_ms[0], '.3g')} -> {_estimate(found.step_ms[1], '.3g')}"
 
 
-def _apart(before: Estimate | None, after: Estimate | None) -> bool:
+def _disjoint(before: Estimate | None, after: Estimate | None) -> bool:
     """Whether the intervals do not meet."""
     ends = [end for side in (before, after) if side is not None for end in (side.low, side.high)]
     if len(ends) < 4 or None in ends:
@@ -156,7 +158,7 @@ def _apart(before: Estimate | None, after: Estimate | None) -> bool:
     return other_low > high or low > other_high  # type: ignore[operator]
 
 
-def _science(found: Between) -> Iterator[str]:
+def _science(found: CellComparison) -> Iterator[str]:
     if not found.same_plan:
         yield "plan: other requests share a lane"
     for metric in found.metrics:
@@ -176,7 +178,7 @@ def _metric(metric: MetricChange) -> str:
     return values if metric.difference is None else f"{values}, {_estimate(metric.difference, f'+{form}')}"
 
 
-def _responses(found: Between) -> Iterator[str]:
+def _responses(found: CellComparison) -> Iterator[str]:
     changes = found.responses
     if changes.one_sided:
         yield f"responses: {changes.one_sided} to requests that only one side has"
@@ -211,10 +213,10 @@ def _estimate(estimate: Estimate | None, form: str) -> str:
     return f"{format(estimate.value, form)} [{format(estimate.low, form)}, {format(estimate.high, form)}]"
 
 
-def _closing(matched: Matched, differing: int, asked: argparse.Namespace) -> str:
+def _closing(matched: Matched, differing: int, args: argparse.Namespace) -> str:
     equal = len(matched.pairs) - differing
     parts = [f"{_pairs(len(matched.pairs))}: {equal} equal in science, {differing} not"]
-    for cells, side in ((matched.only_before, asked.before), (matched.only_after, asked.after)):
+    for cells, side in ((matched.only_before, args.before), (matched.only_after, args.after)):
         if cells:
             parts.append(f"{len(cells)} only in {side}")
     return "; ".join(parts)

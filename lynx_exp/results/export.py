@@ -25,11 +25,11 @@ def add(verb: argparse.ArgumentParser) -> None:
     add_sandbox(verb)
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.run.replay.lm_eval_export import export_lm_eval
 
-    out = asked.out or asked.folder / "lm-eval"
-    given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
+    out = args.out or args.folder / "lm-eval"
+    given = {"sandbox": args.sandbox, "confirm_unsafe_code": args.confirm_unsafe_code}
 
     names: dict[str, Path] = {}
 
@@ -40,4 +40,4 @@ def run(asked: argparse.Namespace) -> int:
         written = export_lm_eval(record, out, **given)
         return f"{written[0].parent} ({len(written)} files)"
 
-    return for_every_cell(asked, act)
+    return for_every_cell(args, act)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from lynx_exp.exits import FAILED
-from lynx_exp.run.progress_bar import bar
 from lynx_exp.results.arguments import add_folder, add_margin
-from lynx_exp.results.main import say
+from lynx_exp.results.main import print_stderr
+from lynx_exp.run.progress_bar import bar
 
 HELP = "draw every figure that the records can give"
 
@@ -30,19 +30,19 @@ def add_drawing(verb: argparse.ArgumentParser) -> None:
     add_margin(verb)
 
 
-def run(asked: argparse.Namespace) -> int:
-    return draw(asked, asked.only)
+def run(args: argparse.Namespace) -> int:
+    return draw(args, args.only)
 
 
-def draw(asked: argparse.Namespace, only: str | None) -> int:
+def draw(args: argparse.Namespace, only: str | None) -> int:
     import analysis
     from analysis.study import study
 
-    found = study(asked.folder, asked.margin)
+    found = study(args.folder, args.margin)
     paths = analysis.write_figures(
-        asked.folder, asked.out, only, paper=asked.paper, found=found, track=bar if only is None else iter
+        args.folder, args.out, only, paper=args.paper, found=found, track=bar if only is None else iter
     )
     print(*paths, sep="\n")
-    for line in found.records.aside:
-        say(f"set aside: {line}")
-    return FAILED if found.records.aside else 0
+    for line in found.records.set_aside:
+        print_stderr(f"set aside: {line}")
+    return FAILED if found.records.set_aside else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
-from lynx_exp.results.main import say
+from lynx_exp.results.main import print_stderr
 
 if TYPE_CHECKING:
     from lynx_exp.store.leftovers import Item
@@ -26,25 +26,26 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--superseded",
         action="store_true",
-        help="also finished cells of other code for which a newer cell of the same config, weights and documents is done",
+        help="also finished cells of other code for which a newer cell of the same config, weights and documents "
+        "is done",
     )
     verb.add_argument("--all", action="store_true", help="also stack traces (error.txt) of failed cells")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.store.leftovers import KINDS, find_leftovers
 
-    found = find_leftovers(asked.folder)
-    left_out = {"superseded": not asked.superseded, "trace": not asked.all}
+    found = find_leftovers(args.folder)
+    left_out = {"superseded": not args.superseded, "trace": not args.all}
     chosen = [item for item in found if not left_out.get(item.kind, False)]
     whole = {item.path for item in chosen if item.path == item.cell}
     chosen = [item for item in chosen if item.path in whole or item.cell not in whole]  # what goes with its cell
     sizes = {item.path: item.size for item in found}
     for item in chosen:
         print(f"{_bytes(sizes[item.path]):>10}  {item.path}: {KINDS[item.kind]}")
-    deleted = _delete(chosen) if asked.delete else []
+    deleted = _delete(chosen) if args.delete else []
     total = f"{_count(chosen)}, {_bytes(sum(sizes[item.path] for item in chosen))}"
-    if asked.delete:
+    if args.delete:
         print(f"deleted {len(deleted)} of {total}")
     else:
         print(f"{total}; nothing is deleted without --delete" if chosen else "nothing to delete")
@@ -53,7 +54,7 @@ def run(asked: argparse.Namespace) -> int:
         if more:
             size = _bytes(sum(sizes[item.path] for item in more))
             print(f"with {option} {_count(more)} more, {size}: {KINDS[more[0].kind]}")
-    return FAILED if asked.delete and len(deleted) < len(chosen) else 0
+    return FAILED if args.delete and len(deleted) < len(chosen) else 0
 
 
 def _delete(items: Sequence[Item]) -> list[Item]:
@@ -67,9 +68,9 @@ def _delete(items: Sequence[Item]) -> list[Item]:
                 if delete(item, claims):
                     deleted.append(item)
                 else:
-                    say(f"{item.path}: left alone: somebody works on its cell by now")
+                    print_stderr(f"{item.path}: left alone: somebody works on its cell by now")
             except OSError as error:
-                say(f"error: {item.path}: cannot be deleted: {error.strerror or error}")
+                print_stderr(f"error: {item.path}: cannot be deleted: {error.strerror or error}")
     finally:
         claims.close()
     return deleted

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lynx_exp.exits import FAILED
-from lynx_exp.results.main import say
+from lynx_exp.results.main import print_stderr
 
 HELP = "results of vLLM's own load generator, beside a study's cells: quality and speed in one table and figure"
 DESCRIPTION = """\
@@ -23,19 +23,19 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("files", nargs="*", type=Path, metavar="FILES", help="none: only show what is there already")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from analysis.serving_runs import show
     from lynx_exp.store.files import write_json
     from lynx_exp.store.read_serving import bench_files, damaged_serving, file_of, read_runs
 
-    records = [record for path in bench_files(asked.files) for record in read_runs(path)]
+    records = [record for path in bench_files(args.files) for record in read_runs(path)]
     for record in records:
-        path = file_of(asked.to, record)
+        path = file_of(args.to, record)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    for path in show(asked.to):
+    for path in show(args.to):
         print(path)
-    damaged = damaged_serving(asked.to)
+    damaged = damaged_serving(args.to)
     for line in damaged:
-        say(f"set aside: {line}")
+        print_stderr(f"set aside: {line}")
     return FAILED if damaged else 0

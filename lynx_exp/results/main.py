@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from lynx_exp.own_analysis import protect
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+from lynx_exp.own_analysis import protect
 
 COMMAND = "lynx-results"
 VERBS = (
@@ -79,31 +79,31 @@ class _Verb(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 0, 1 (something failed, or was found wrong), 2 (bad input) or 130 (interrupted)."""
     protect()
-    asked = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
-        code = asked.run(asked)
+        code = args.run(args)
     except ValueError as error:
-        say(f"error: {first_line(error)}")
+        print_stderr(f"error: {first_line(error)}")
         code = BAD_INPUT
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
             code = 0
         else:
-            say(f"error: {of_system(error)}")
+            print_stderr(f"error: {describe_os_error(error)}")
             code = BAD_INPUT
     except KeyboardInterrupt:
-        say("interrupted; what is printed is done, the same command does it all")
+        print_stderr("interrupted; what is printed is done, the same command does it all")
         code = INTERRUPTED
     if code:
         sys.exit(code)
 
 
-def say(line: str) -> None:
+def print_stderr(line: str) -> None:
     print(f"{COMMAND}: {line}", file=sys.stderr)
 
 
-def of_system(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What could not be read or written, and why, in one line."""
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
     what = " -> ".join(re.sub(r"(^|/)\.([^/]+)\.[^./]+\.tmp$", r"\1\2", name) for name in named)  # of a write half done

@@ -17,7 +17,7 @@ class Pair:
     after: CellRecord
 
     @property
-    def asked(self) -> dict[str, tuple[object, object]]:
+    def changed_fields(self) -> dict[str, tuple[object, object]]:
         """Fields of what was asked, and how, that are not the same: before and after."""
         old, new = (
             question(config) | means(config)
@@ -68,8 +68,8 @@ def _latest(cells: Sequence[CellRecord]) -> list[CellRecord]:
 
 def _exactly(cell: CellRecord) -> Hashable:
     config = read_config_yaml(cell.path)
-    asked = [question(config), means(config)] if config else [cell.info["cell_id"]]
-    return digest([asked, cell.info.get("dtype"), cell.info.get("device")])
+    key = [question(config), means(config)] if config else [cell.info["cell_id"]]
+    return digest([key, cell.info.get("dtype"), cell.info.get("device")])
 
 
 def _the_same(cell: CellRecord) -> Hashable:

@@ -14,5 +14,5 @@ each policy's settings dominate (from vanilla's saving, at 5 points lost)."""
 add = add_drawing
 
 
-def run(asked: argparse.Namespace) -> int:
-    return draw(asked, "pareto")
+def run(args: argparse.Namespace) -> int:
+    return draw(args, "pareto")

@@ -21,10 +21,10 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--csv", type=Path, metavar="FILE", help="also write every candidate and the reason")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from analysis.recommendation import print_recommendations
     from analysis.study import study
 
-    found = study(asked.folder, asked.margin)
-    print_recommendations(found, csv=asked.csv)
-    return FAILED if found.records.aside else 0
+    found = study(args.folder, args.margin)
+    print_recommendations(found, csv=args.csv)
+    return FAILED if found.records.set_aside else 0

@@ -19,8 +19,8 @@ def add(verb: argparse.ArgumentParser) -> None:
     add_sandbox(verb)
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.run.replay.rescore_cells import WRITTEN, rescore
 
-    given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
-    return for_every_cell(asked, lambda record: rescore(record, **given), besides=WRITTEN)
+    given = {"sandbox": args.sandbox, "confirm_unsafe_code": args.confirm_unsafe_code}
+    return for_every_cell(args, lambda record: rescore(record, **given), allow_changed=WRITTEN)

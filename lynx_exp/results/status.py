@@ -39,18 +39,18 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON object, once")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lynx_exp.store.survey import Survey
 
-    survey = Survey(root=asked.folder)
+    survey = Survey(root=args.folder)
     console = Console(emoji=False, soft_wrap=False)
-    if asked.json:
-        studies = survey.look()
+    if args.json:
+        studies = survey.read_states()
         print(json.dumps({"studies": [_json(study) for study in studies]}, indent=1))
-    elif asked.once or not console.is_terminal:
-        studies = survey.look()
+    elif args.once or not console.is_terminal:
+        studies = survey.read_states()
         plain = console if console.is_terminal else Console(emoji=False, width=100)
         plain.print(draw(studies, None), soft_wrap=True)
     else:
@@ -62,7 +62,7 @@ def watch(survey: Survey, console: Console, wait: Callable[[float], Any] = sleep
     """Draw until all cells are over, or Ctrl-C; what was seen last."""
     from rich.live import Live
 
-    studies = survey.look()
+    studies = survey.read_states()
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         try:
             while True:
@@ -70,7 +70,7 @@ def watch(survey: Survey, console: Console, wait: Callable[[float], Any] = sleep
                 if all(study.is_over for study in studies):
                     break
                 wait(EVERY_S)
-                studies = survey.look()
+                studies = survey.read_states()
         except KeyboardInterrupt:
             pass
     return studies

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
+from lynx_exp.results.main import first_line, print_stderr
 from lynx_exp.results.selected_cells import finished
-from lynx_exp.results.main import first_line, say
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HELP = "log finished cells to Weights & Biases from disk"
 DESCRIPTION = """\
-Logs every finished cell, and the tables and figures of each study, from the cells' own files: it needs nothing that wandb
-may have left. A cell is one run whose id follows from its content, so logging it again updates it; a cell that was
-uploaded from here and has not changed since is passed over."""
+Logs every finished cell, and the tables and figures of each study, from the cells' own files: it needs nothing that
+wandb may have left. A cell is one run whose id follows from its content, so logging it again updates it; a cell that
+was uploaded from here and has not changed since is passed over."""
 
 
 def add(verb: argparse.ArgumentParser) -> None:
@@ -31,44 +31,46 @@ def add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--again", action="store_true", help="also what was uploaded and has not changed")
 
 
-def run(asked: argparse.Namespace) -> int:
-    from lynx_exp.tracking.wandb_runs import Unreachable, is_logged, log_cell, log_study
+def run(args: argparse.Namespace) -> int:
     from lynx_exp.tracking.study_content import figures_of, tables_of
+    from lynx_exp.tracking.wandb_runs import Unreachable, is_logged, log_cell, log_study
 
-    found = finished(asked.folder)
+    found = finished(args.folder)
     records = found.cells
     # what a later `wandb sync` needs lies with the study, not in the home folder
     os.environ.setdefault("WANDB_DATA_DIR", str(records[0].path.parent / "wandb" / "data"))
-    mode, started, failed, logged = "offline" if asked.offline else "online", monotonic(), found.aside, 0
+    mode, started, failed, logged = "offline" if args.offline else "online", monotonic(), found.set_aside, 0
     try:
         for number, record in enumerate(records, 1):
-            place, head = place_of(record, asked, mode), f"{number}/{len(records)} {record.path.name}"
-            if mode == "online" and not asked.again and is_logged(record, place):
+            place, head = place_of(record, args, mode), f"{number}/{len(records)} {record.path.name}"
+            if mode == "online" and not args.again and is_logged(record, place):
                 print(f"{head}: is there", flush=True)
                 continue
             try:
-                print(f"{head}: run {log_cell(record, place)}{_left(started, logged, len(records) - number)}", flush=True)
+                print(
+                    f"{head}: run {log_cell(record, place)}{_left(started, logged, len(records) - number)}", flush=True
+                )
                 logged += 1
             except (ValueError, OSError) as error:
                 failed += 1
-                say(f"{head}: error: {first_line(error)}")
+                print_stderr(f"{head}: error: {first_line(error)}")
         for study in dict.fromkeys(record.path.parent for record in records):
-            place = place_of(next(record for record in records if record.path.parent == study), asked, mode)
+            place = place_of(next(record for record in records if record.path.parent == study), args, mode)
             name = next(record.info["study"] for record in records if record.path.parent == study)
             run_id = log_study(study, place, name=name, tables=tables_of(study), figures=figures_of(study))
             print(f"{name} (tables and figures): run {run_id}", flush=True)
     except Unreachable as error:
-        say(f"error: wandb: {first_line(error)}; {logged} cells are logged, the same command logs the others")
+        print_stderr(f"error: wandb: {first_line(error)}; {logged} cells are logged, the same command logs the others")
         return FAILED
     return FAILED if failed else 0
 
 
-def place_of(record: CellRecord, asked: argparse.Namespace, mode: str) -> Place:
+def place_of(record: CellRecord, args: argparse.Namespace, mode: str) -> Place:
     """Where the cell's config says, but for what the command says."""
     from lynx_exp.tracking.run_content import config
     from lynx_exp.tracking.wandb_runs import Place
 
-    return Place.of(config(record).get("tracker") or {}, project=asked.project, entity=asked.entity, mode=mode)
+    return Place.of(config(record).get("tracker") or {}, project=args.project, entity=args.entity, mode=mode)
 
 
 def _left(started: float, done: int, left: int) -> str:

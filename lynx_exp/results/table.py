@@ -25,7 +25,9 @@ def add(verb: argparse.ArgumentParser) -> None:
         "--by", choices=("mean", "task", "all"), default="mean", help="means over subtasks (default), each, or both"
     )
     verb.add_argument("--policy", action="append", default=[], metavar="NAME", help="only this policy; may be repeated")
-    verb.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task or subtask; repeatable")
+    verb.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="only this task or subtask; repeatable"
+    )
     verb.add_argument("--sort", choices=SORTS, default="policy", help=SORT_HELP)
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print every number as JSON")
@@ -35,25 +37,25 @@ def add(verb: argparse.ArgumentParser) -> None:
     add_margin(verb)
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from analysis.commands import print_table
 
-    if asked.json or asked.markdown:
+    if args.json or args.markdown:
         from analysis.study import study
         from analysis.table_formats import as_json, as_markdown
 
-        found = study(asked.folder, asked.margin).only(asked.policy, asked.task)
-        write = as_json if asked.json else as_markdown
-        print(write(found, by="all" if asked.json else asked.by, sort=asked.sort))
-        return FAILED if found.records.aside else 0
+        found = study(args.folder, args.margin).only(args.policy, args.task)
+        write = as_json if args.json else as_markdown
+        print(write(found, by="all" if args.json else args.by, sort=args.sort))
+        return FAILED if found.records.set_aside else 0
     found = print_table(
-        asked.folder,
-        csv=asked.csv,
-        margin=asked.margin,
-        by=asked.by,
-        policies=asked.policy,
-        tasks=asked.task,
-        sort=asked.sort,
-        legend=asked.legend,
+        args.folder,
+        csv=args.csv,
+        margin=args.margin,
+        by=args.by,
+        policies=args.policy,
+        tasks=args.task,
+        sort=args.sort,
+        legend=args.legend,
     )
-    return FAILED if found.records.aside else 0
+    return FAILED if found.records.set_aside else 0

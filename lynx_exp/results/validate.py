@@ -14,8 +14,8 @@ from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder, add_sandbox
 
 if TYPE_CHECKING:
-    from lynx_exp.checks.findings import Finding
     from lynx_exp.checks.all_rules import Rescore, Validation
+    from lynx_exp.checks.findings import Finding
 
 HELP = "check that all holds together: files, plans, rows, numbers, partners; exit 1 on a breach"
 DESCRIPTION = f"""\
@@ -40,29 +40,29 @@ def add(verb: argparse.ArgumentParser) -> None:
     add_sandbox(verb)
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
     from lynx_exp.checks.all_rules import Validation
 
-    validation = Validation(root=asked.folder, rescore=_rescorer(asked) if asked.rescore else None)
+    validation = Validation(root=args.folder, rescore=_rescorer(args) if args.rescore else None)
     findings: list[Finding] = []
     console = Console(emoji=False, stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("validate", total=None)
         for finding in validation.run():
             progress.update(task, completed=validation.cells, total=validation.total)
-            if finding.rule not in asked.ignore:
+            if finding.rule not in args.ignore:
                 findings.append(finding)
-                if not asked.json:
+                if not args.json:
                     print(finding, flush=True)
     counts = Counter[str](finding.severity for finding in findings)
-    if asked.json:
+    if args.json:
         print(json.dumps(_summary(validation, findings), indent=1))
     else:
         print(_closing(validation, counts))
-    return FAILED if counts["error"] or (asked.strict and counts["warning"]) else 0
+    return FAILED if counts["error"] or (args.strict and counts["warning"]) else 0
 
 
 def _summary(validation: Validation, findings: list[Finding]) -> dict[str, object]:
@@ -85,16 +85,16 @@ def _closing(validation: Validation, counts: Counter[str]) -> str:
     return text
 
 
-def _rescorer(asked: argparse.Namespace) -> Rescore:
+def _rescorer(args: argparse.Namespace) -> Rescore:
     from lynx_exp.run.replay.rescore_cells import score_anew
     from lynx_exp.store.read import read_cell
     from lynx_exp.tasks.run_programs import ExecutionError
 
-    if asked.sandbox == "unsafe" and not asked.confirm_unsafe_code:
+    if args.sandbox == "unsafe" and not args.confirm_unsafe_code:
         raise ValueError("--sandbox unsafe runs what a model wrote with your rights; add --confirm-unsafe-code")
 
     def changed(folder: Path) -> str | None:
-        given = {"sandbox": asked.sandbox, "confirm_unsafe_code": asked.confirm_unsafe_code}
+        given = {"sandbox": args.sandbox, "confirm_unsafe_code": args.confirm_unsafe_code}
         try:
             found, _, _ = score_anew(read_cell(folder), **given)
         except ExecutionError as error:

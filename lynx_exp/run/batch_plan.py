@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lynx_exp.tasks import TaskRequest
 
 
-def asked_of(task: Task) -> tuple[TaskRequest, ...]:
+def numbered_requests(task: Task) -> tuple[TaskRequest, ...]:
     """What the engine's requests are numbered by: those that are scored, then those that may fill lanes."""
     return (*task.requests, *task.fillers)
 
@@ -23,7 +23,7 @@ def plan_of(cell: Cell, task: Task) -> BatchPlan:
     `choices=together` side by side; of a mix that is not shuffled each task's requests have lanes of their own."""
     from lynx_exp.engine import BatchPlan
 
-    config, asked = cell.config, asked_of(task)
+    config, asked = cell.config, numbered_requests(task)
     if config.task.weights is None or config.task.mixing != "separate":
         return _plan(config, asked, range(len(asked)), len(task.requests))
     plans = []
@@ -72,7 +72,7 @@ def lanes_over(
 ) -> BatchPlan:
     """Lanes over the first `scored` of `asked`, by numbers in it; the others fill them. The words are `Config`'s."""
     from lynx_exp.engine import BatchPlan
-    from lynx_exp.engine.requests.plan import apart, together
+    from lynx_exp.engine.requests.plan import spread_groups, together
 
     documents = {document: number for number, document in enumerate(dict.fromkeys(map(_document, asked)))}
     groups = [documents[_document(request)] for request in asked]
@@ -80,7 +80,7 @@ def lanes_over(
     if batching == "static":
         make = BatchPlan.static if side_by_side else BatchPlan.spread
         return make(scored, batch_size, seed, groups)
-    order = (together if side_by_side else apart)(scored, seed, groups)
+    order = (together if side_by_side else spread_groups)(scored, seed, groups)
     plan = BatchPlan.queues(order, batch_size, waves if batch_size > 1 else 1)  # rows alone share nothing: a lane each
     return plan.filled(range(scored, len(asked)), groups, seed) if tail == "filler" else plan
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
-from lynx_exp.run.batch_plan import asked_of
+from lynx_exp.run.batch_plan import numbered_requests
 from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow
 from lynx_exp.store.tables import TOKENS, LaneRecord
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
-    rows, everything = list[ResponseRow](), asked_of(task)
+    rows, everything = list[ResponseRow](), numbered_requests(task)
     for at, number in enumerate(result.requests):
         asked = everything[number]
         scored = result.logprobs is not None
@@ -77,7 +77,7 @@ def token_table(request: FidelityRow, rows: TokenRows) -> pa.Table:
     return pa.Table.from_pydict(columns, schema=TOKENS)
 
 
-def answers(task: Task, rows: Sequence[ResponseRow]) -> list[str] | list[tuple[float, bool]]:
+def responses_of(task: Task, rows: Sequence[ResponseRow]) -> list[str] | list[tuple[float, bool]]:
     if task.kind == "generate":
         return cast("list[str]", [row["response"] for row in rows])
     return cast("list[tuple[float, bool]]", [(row["logprob"], row["greedy"]) for row in rows])

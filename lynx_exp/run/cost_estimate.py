@@ -61,19 +61,19 @@ class Throughput:
         if not self.cells:
             return None
         key = self._key(cell)
-        return None if key is None else self._seconds[key] / self._requests[key] * _asked(cell)
+        return None if key is None else self._seconds[key] / self._requests[key] * _num_requests(cell)
 
     def stretch(self, cell: Cell) -> float:
         """Requests of the cell for each one that its estimate comes from; 0 where there is none."""
         key = self._key(cell)
-        return 0.0 if key is None else _asked(cell) / self._requests[key]
+        return 0.0 if key is None else _num_requests(cell) / self._requests[key]
 
     def _key(self, cell: Cell) -> tuple[str, ...] | None:
         keys = _keys(cell.info(), str(cell.config.measure.latency))
         return next((key for key in keys if self._requests.get(key)), None)
 
 
-def _asked(cell: Cell) -> int:
+def _num_requests(cell: Cell) -> int:
     return sum(len(task.requests) for task in cell.tasks)
 
 
@@ -131,7 +131,7 @@ def _shape(cell: Cell) -> tuple[int | None, int]:
 def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[int | None, int]:
     from lynx_exp.models import locate
 
-    if kind != "random" and (found := _of_files(Path(locate(name)))) is not None:
+    if kind != "random" and (found := _size_from_files(Path(locate(name)))) is not None:
         return found
     model = weightless(kind, name, revision, trust, fields)
     if model is None:
@@ -142,7 +142,7 @@ def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: s
     return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
 
 
-def _of_files(folder: Path) -> tuple[int, int] | None:
+def _size_from_files(folder: Path) -> tuple[int, int] | None:
     """(parameters, numbers of keys and values of one position) from the heads of a folder's safetensors files and its
     config.json; None where those do not tell."""
     try:

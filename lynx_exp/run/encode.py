@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.run.batch_plan import asked_of
+from lynx_exp.run.batch_plan import numbered_requests
 from lynx_exp.run.planned_cell import Task
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     end = _text_of_eos(engine.tokenizer)
     made: list[Request] = []
     repeats: dict[tuple[str, int], int] = {}
-    for number, (asked, ids, more) in enumerate(zip(asked_of(task), prompts, continuations, strict=True)):
+    for number, (asked, ids, more) in enumerate(zip(numbered_requests(task), prompts, continuations, strict=True)):
         room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last else 1)
         truncate = "left" if number >= len(task.requests) else truncate  # of fillers nobody reads the answer
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
@@ -100,20 +100,20 @@ def _check_known(task: Task, engine: LaneEngine, encoded: Sequence[Sequence[int]
     for number, ids in enumerate(encoded):
         if ids and max(ids) >= engine.vocabulary:
             raise ValueError(
-                f"{task.name}: request {number % len(asked_of(task))}: its text has token {max(ids)}, and the model's "
-                f"embedding {engine.vocabulary} rows: the tokenizer beside the weights is that of another model"
+                f"{task.name}: request {number % len(numbered_requests(task))}: its text has token {max(ids)}, and the "
+                f"model's embedding {engine.vocabulary} rows: the tokenizer beside the weights is that of another model"
             )
 
 
 def _prompts(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
-    texts = [request.prompt for request in asked_of(task)]
+    texts = [request.prompt for request in numbered_requests(task)]
     return _encode(engine, texts), [[]] * len(texts)
 
 
 def _choices(task: Task, engine: LaneEngine) -> tuple[list[list[int]], list[list[int]]]:
     """White space at the end of a prompt belongs to the continuation, whose first token it is part of."""
     contexts, wholes = [], []
-    for request in asked_of(task):
+    for request in numbered_requests(task):
         context = request.prompt.rstrip()
         contexts.append(context)
         wholes.append(request.prompt + (request.continuation or ""))

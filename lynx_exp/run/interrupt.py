@@ -15,13 +15,13 @@ class Preempted(KeyboardInterrupt):
     """SIGTERM: the machine is wanted by somebody else. `str()` is the line to show."""
 
 
-_asked: list[int] = []
+_signals: list[int] = []
 """Signals that came. Their exception may fall into code that swallows all exceptions, an import hook for one."""
 
 
 def check() -> None:
     """Raise again what was swallowed."""
-    if _asked:
+    if _signals:
         raise Preempted
 
 
@@ -35,7 +35,7 @@ def stoppable() -> Iterator[None]:
         return
 
     def stop(number: int, _frame: object) -> None:
-        _asked.append(number)
+        _signals.append(number)
         raise Preempted
 
     try:
@@ -47,10 +47,10 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        _asked.clear()
+        _signals.clear()
 
 
-def told(stop: KeyboardInterrupt, kept: str) -> KeyboardInterrupt:
+def with_message(stop: KeyboardInterrupt, kept: str) -> KeyboardInterrupt:
     """What to raise in place of `stop`; `kept` says what is not lost."""
     if isinstance(stop, Preempted):
         return Preempted(f"terminated: {kept}; queue the same command again to continue")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lynx_exp.store.cell_writer import CellWriter
 
 
-def hear_of_steps(engine: LaneEngine, progress: Progress) -> None:
+def show_slow_steps(engine: LaneEngine, progress: Progress) -> None:
     """Show what its steps take long for, once a run; what a pack before made of them is not this one's."""
     steps = getattr(engine, "steps", None)
     if steps is not None:
@@ -20,7 +20,7 @@ def hear_of_steps(engine: LaneEngine, progress: Progress) -> None:
         steps.forget()
 
 
-def note_how(engine: LaneEngine, policy: Policy | None, writer: CellWriter, progress: Progress) -> None:
+def record_execution(engine: LaneEngine, policy: Policy | None, writer: CellWriter, progress: Progress) -> None:
     """How the engine ran the cell: into its status."""
     steps = getattr(engine, "steps", None)
     writer.steps_ran = None if steps is None else steps.record()

@@ -51,7 +51,7 @@ def kept(cells: Sequence[Cell]) -> str:
     return f"{done} of {len(cells)} cells are done, {found} of {total} requests are kept"
 
 
-def found_by(folder: Path) -> str:
+def headline_of(folder: Path) -> str:
     """What a finished cell found, for its line: the headline metric of each subtask, and active experts."""
     metrics = value_or_empty(folder / "metrics.json")
     parts = [f"{each['metric']} {_shown(each)}" for each in metrics.get("metrics", ()) if each["headline"]]

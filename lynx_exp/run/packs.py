@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 
-from lynx_exp.config import Once
+from lynx_exp.config import PerNode
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.store.identity import digest
 
@@ -40,7 +40,7 @@ def _of_node(value: object) -> object:
 def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells in packs, in the order of their first cells: those of one pack differ in policy, phases, layers and
     batch size, and in what is done beside decoding; at most `pack.max_cells` of them."""
-    shared: Once[object, object] = Once(_of_node)
+    shared: PerNode[object, object] = PerNode(_of_node)
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
         key = tuple(shared(getattr(cell.config, name)) for name in (*SHARED, "pack"))

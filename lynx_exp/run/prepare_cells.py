@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lynx_exp.config import AsDict, Config, ModelConfig, Once, TaskConfig
+from lynx_exp.config import AsDict, Config, ModelConfig, PerNode, TaskConfig
 from lynx_exp.extensions import policy_source
 from lynx_exp.run.batch_plan import check_documents
 from lynx_exp.run.batching_mode import batching_note, with_batching
@@ -46,8 +46,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
         check_installed()
     as_dict = AsDict()
-    model_key: Once[ModelConfig, str] = Once(lambda model: digest(asdict(model)))
-    task_key: Once[TaskConfig, str] = Once(lambda task: digest(asdict(task)))
+    model_key: PerNode[ModelConfig, str] = PerNode(lambda model: digest(asdict(model)))
+    task_key: PerNode[TaskConfig, str] = PerNode(lambda task: digest(asdict(task)))
 
     def asked(config: Config) -> _Question:
         """Equal for configs that ask the same."""
@@ -56,7 +56,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     owners = {id(config.policy): config for config in configs}
 
-    @Once
+    @PerNode
     def build(node: Mapping[str, object]) -> Policy | None:
         own = owners[id(node)]
         with _about_the_policy():
@@ -96,7 +96,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         if config.layers is not None:  # vanilla's, too, which leaves it aside
             layer_range(config.layers, facts[name].num_layers)
 
-    longest = Once(longest_of)
+    longest = PerNode(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
     for config, policy, note in zip(configs, policies, notes, strict=True):

@@ -16,9 +16,9 @@ from lynx_exp.config import Config
 from lynx_exp.run import torchrun as ranks
 from lynx_exp.run.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.run.dry_run import print_plan
-from lynx_exp.run.interrupt import check, stoppable, told
+from lynx_exp.run.interrupt import check, stoppable, with_message
 from lynx_exp.run.load_tasks import LoadTask
-from lynx_exp.run.outcomes import Outcome, Report, found_by, kept, print_outcomes, run_then
+from lynx_exp.run.outcomes import Outcome, Report, headline_of, kept, print_outcomes, run_then
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.prepare_cells import prepare_cells
@@ -164,7 +164,7 @@ def run_cells(
         except CannotStore as over:
             run.give_up(f"not run: {over}")
         except KeyboardInterrupt as stop:
-            raise told(stop, kept(unique)) from None
+            raise with_message(stop, kept(unique)) from None
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):
@@ -199,7 +199,7 @@ class _Run:
         self.progress = Progress(self._todo, console)
         self._threads: ThreadChooser | None = None
         engines.default_threads = lambda: self._threads.threads if self._threads is not None else _most_threads()
-        self._engines = ranks.lead(engines)
+        self._engines = ranks.announce_calls(engines)
 
     def all(self, poll_s: float) -> None:
         """Until nothing is left to do, here or elsewhere."""
@@ -273,7 +273,7 @@ class _Run:
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         self.outcomes[cell.folder] = outcome
         self.claims.give_back(cell.folder)
-        self.progress.end(cell, outcome.state, found_by(cell.folder) if outcome.state == "done" else "")
+        self.progress.end(cell, outcome.state, headline_of(cell.folder) if outcome.state == "done" else "")
 
     def _failed(self, cell: Cell, error: Exception) -> None:
         self._refusals.note(cell)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import pyarrow as pa
 
 from lynx_exp.run.batch_plan import drained, plan_json, plan_of
-from lynx_exp.run.cell_rows import answers, lane_record, sample_rows
+from lynx_exp.run.cell_rows import lane_record, responses_of, sample_rows
 from lynx_exp.run.encode import encode_requests
 from lynx_exp.run.interrupt import Preempted
 from lynx_exp.run.invalid_results import invalid_reasons
-from lynx_exp.run.kernel_notes import hear_of_steps, note_how
+from lynx_exp.run.kernel_notes import record_execution, show_slow_steps
 from lynx_exp.run.load_tasks import data_digests, revisions, sandbox_of
 from lynx_exp.run.metrics import cell_metrics, drained_note
 from lynx_exp.run.planned_cell import Cell, Task
@@ -105,7 +105,7 @@ class Pack:
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
         self._hold_of = hold_of
         self._open: list[Attempt] = []
-        hear_of_steps(engine, progress)
+        show_slow_steps(engine, progress)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
         """What is missing of `cells`, which are claimed. KeyboardInterrupt leaves what is committed, and is raised
@@ -386,7 +386,7 @@ class Pack:
         note = drained_note(metrics, cell.config.batch_size)
         if note is not None:
             self._noted([attempt])(f"{cell.name}: {note}")
-        note_how(self._engine, attempt.policy, writer, self._progress)
+        record_execution(self._engine, attempt.policy, writer, self._progress)
         writer.finish(
             samples=[
                 row for task in cell.tasks for row in sample_rows(task, scores[task.name], writer.responses(task.name))
@@ -400,7 +400,7 @@ class Pack:
         )
 
     def _scores(self, attempt: Attempt, task: Task) -> Scores:
-        given = answers(task, attempt.writer.responses(task.name))
+        given = responses_of(task, attempt.writer.responses(task.name))
         return task.score(given, sandbox=sandbox_of(attempt.cell.config) if task.runs_code else None)
 
 

@@ -79,7 +79,7 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class _What(TextColumn):
+class _Description(TextColumn):
     """What runs: of a line that is too long, all that is cut."""
 
     def render(self, task: Task) -> Text:
@@ -123,7 +123,7 @@ class Progress:
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("cells"),
             BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
-            _What("{task.fields[what]}", markup=False, table_column=Column(no_wrap=False)),
+            _Description("{task.fields[what]}", markup=False, table_column=Column(no_wrap=False)),
             TextColumn("{task.fields[rows]}"),
             TextColumn("{task.fields[rate]}"),
             TextColumn("ETA {task.fields[eta]}"),
@@ -221,7 +221,7 @@ class Progress:
             self.note(f"{self._what}: {self._lanes.finished} lanes, {self._tokens} tokens in {seconds:.1f} s{speed}")
         self._lanes = None
 
-    def end(self, cell: Cell, state: str, found: str = "") -> None:
+    def end(self, cell: Cell, state: str, headline: str = "") -> None:
         """A cell is over; says so, and what it found, in one line."""
         self._pending.pop(cell.folder, None)
         self._done += 1
@@ -230,6 +230,6 @@ class Progress:
         if self._pack == {cell.folder}:
             speed = f", {self._speed()}" if self._speed() else ""
             alone = f" in {monotonic() - self._started:.1f} s{speed}"
-        width = len(str(self._total))
-        self.note(f"{self._done:>{width}}/{self._total} {cell.name}: {state}{alone}{found and f', {found}'}{left}")
+        width, outcome = len(str(self._total)), f", {headline}" if headline else ""
+        self.note(f"{self._done:>{width}}/{self._total} {cell.name}: {state}{alone}{outcome}{left}")
         self._draw()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.store.provenance import scrub
-from lynx_exp.store.sweeps import Asked, sweep_file, write_sweep
+from lynx_exp.store.sweeps import SweepCell, sweep_file, write_sweep
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def recorded_sweeps(cells: Sequence[Cell]) -> Iterator[None]:
     new: list[Path] = []
     for study in dict.fromkeys(cell.study for cell in cells):
         asked = [
-            Asked(folder=cell.folder.name, name=cell.name, requests=sum(len(task.requests) for task in cell.tasks))
+            SweepCell(folder=cell.folder.name, name=cell.name, requests=sum(len(task.requests) for task in cell.tasks))
             for cell in cells
             if cell.study == study
         ]

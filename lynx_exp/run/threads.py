@@ -55,7 +55,7 @@ def busy_cores(proc: Path = Path("/proc")) -> float | None:
     return max(0.0, running - own)
 
 
-class Others:
+class OtherLoad:
     """What else wanted to run while something was timed: a look now and then, of which the median counts."""
 
     def __init__(

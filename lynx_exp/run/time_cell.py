@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from lynx_exp.cores import usable_cores
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.run_progress import Progress
-from lynx_exp.run.threads import Others
+from lynx_exp.run.threads import OtherLoad
 from lynx_exp.store.cell_writer import NOT_TIMED
 from lynx_exp.store.row_types import BreakdownRow, TimingRow
 
@@ -50,7 +50,7 @@ def measure_cell(
     """Time windows of the lanes that the cell has run. A run without a place for one is not timed, and `note`
     told why."""
     from lynx_exp.engine import draw_windows
-    from lynx_exp.engine.timing.windows import at_context, of_length
+    from lynx_exp.engine.timing.windows import at_context, cut_or_repeat
 
     measure, batch_size = cell.config.measure, cell.config.batch_size
     runs = list(_runs(cell, requests, lanes))
@@ -69,13 +69,13 @@ def measure_cell(
                 f"{most} positions"
             )
         windows = [at_context(window, measure.context) for window in windows]
-        prompts = [of_length(prompt, measure.context) for prompt in prompts]
+        prompts = [cut_or_repeat(prompt, measure.context) for prompt in prompts]
     common: _Common = {
         "policies": {} if policy is None else {"policy": policy},
         "phases": cast("Phases", cell.config.phases),  # one of PHASES: Config has checked it
         "layers": cell.config.layers,
     }
-    others = Others()
+    others = OtherLoad()
 
     def on_step(tokens: int) -> None:
         others.look()
@@ -237,7 +237,7 @@ def _hardware(timing: WindowTiming) -> dict[str, object]:
         found |= {"bytes": asdict(timing.hardware.bytes)}
         found |= {"copy_gb_s": timing.hardware.copy_gb_s, "devices": timing.hardware.devices}
     for name in timing.names:
-        used = timing.used(name)
+        used = timing.bandwidth(name)
         if used is not None:
             found |= {f"{name}_{what}": value for what, value in asdict(used).items()}
     return found

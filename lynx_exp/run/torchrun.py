@@ -54,16 +54,16 @@ def is_first_rank() -> bool:
     return world_size() == 1 or os.environ["RANK"] == "0"
 
 
-def lead(engines: Engines) -> Engines:
+def announce_calls(engines: Engines) -> Engines:
     """`engines`, whose use every rank now follows."""
-    return cast(Engines, _LeadEngines(engines)) if world_size() > 1 else engines
+    return cast(Engines, _AnnouncingEngines(engines)) if world_size() > 1 else engines
 
 
 def follow(engines: Engines) -> None:
     """What all but the first rank do until it dismisses them. A ValueError is the first rank's to report; any other
     exception ends this process, and with it torchrun ends them all."""
     engine: LaneEngine | None = None
-    while (message := _tell(None)) is not None:
+    while (message := _broadcast(None)) is not None:
         name, args, kwargs = message
         try:
             if name == "get":
@@ -80,11 +80,11 @@ def follow(engines: Engines) -> None:
 
 def dismiss() -> None:
     """Let the other ranks end. Nothing without torchrun, and where a call was left half done: they cannot hear it."""
-    if world_size() > 1 and is_first_rank() and _LeadEngine.running is None:
-        _tell(None)
+    if world_size() > 1 and is_first_rank() and _AnnouncingEngine.running is None:
+        _broadcast(None)
 
 
-class _LeadEngines:
+class _AnnouncingEngines:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
 
@@ -98,11 +98,11 @@ class _LeadEngines:
                 f"model.parallel=null: torchrun started {world_size()} processes; give model.parallel=tp or ep, "
                 "or start lynx-exp without it"
             )
-        _LeadEngine.announce("get", (config,), {})
-        return cast("LaneEngine", _LeadEngine(self._engines.get(config)))
+        _AnnouncingEngine.announce("get", (config,), {})
+        return cast("LaneEngine", _AnnouncingEngine(self._engines.get(config)))
 
 
-class _LeadEngine:
+class _AnnouncingEngine:
     """The first rank's engine: each call of a method that runs the model is announced."""
 
     running: str | None = None
@@ -119,12 +119,12 @@ class _LeadEngine:
         def call(*args: object, **kwargs: object) -> object:
             kwargs = {key: list(given) if isinstance(given, Iterator) else given for key, given in kwargs.items()}
             self.announce(name, args, {key: given for key, given in kwargs.items() if key not in SCREEN})
-            _LeadEngine.running = name
+            _AnnouncingEngine.running = name
             with _a_check_ends_it():
                 made = value(*args, **kwargs)
             if isinstance(made, Iterator):
                 return self._each(made)
-            _LeadEngine.running = None
+            _AnnouncingEngine.running = None
             return made
 
         return call
@@ -132,15 +132,17 @@ class _LeadEngine:
     @staticmethod
     def announce(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """RuntimeError if an earlier call was left half done: the other ranks are still in it."""
-        if _LeadEngine.running is not None:
-            raise RuntimeError(f"the other ranks are still in {_LeadEngine.running}; run the same command to continue")
-        _tell((name, args, kwargs))
+        if _AnnouncingEngine.running is not None:
+            raise RuntimeError(
+                f"the other ranks are still in {_AnnouncingEngine.running}; run the same command to continue"
+            )
+        _broadcast((name, args, kwargs))
 
     @staticmethod
     def _each(made: Iterator[object]) -> Iterator[object]:
         with _a_check_ends_it():
             yield from made
-        _LeadEngine.running = None
+        _AnnouncingEngine.running = None
 
 
 @contextmanager
@@ -149,11 +151,11 @@ def _a_check_ends_it() -> Iterator[None]:
     try:
         yield
     except ValueError:
-        _LeadEngine.running = None
+        _AnnouncingEngine.running = None
         raise
 
 
-def _tell(message: Message | None) -> Message | None:
+def _broadcast(message: Message | None) -> Message | None:
     """The first rank's message, on every rank."""
     import torch.distributed as dist
 

@@ -49,7 +49,7 @@ _TRIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class ClaimOnDisk:
     """A claim as it is found on disk."""
 
     path: Path
@@ -60,7 +60,7 @@ class Standing:
     """The last heartbeat, nanoseconds of the file system's clock."""
 
 
-def standing(folder: Path) -> Standing | None:
+def read_claim(folder: Path) -> ClaimOnDisk | None:
     """The claim on the cell in `folder`, alive or not; None if there is none."""
     path = folder / CLAIM
     try:
@@ -74,19 +74,19 @@ def standing(folder: Path) -> Standing | None:
         with suppress(OSError):
             beat = (said if said.exists() else entry).stat().st_mtime_ns
             holder = holder_from(read_json(said))
-            return Standing(path=entry, holder=holder, beat=beat)
+            return ClaimOnDisk(path=entry, holder=holder, beat=beat)
     return None
 
 
 def holder_of(folder: Path) -> Holder | None:
     """Who claims the cell in `folder`, alive or not; None if nobody does, or nobody can tell."""
-    found = standing(folder)
+    found = read_claim(folder)
     return found.holder if found is not None else None
 
 
 def is_held(folder: Path, *, stale_s: float = STALE_S) -> bool:
     """Whether somebody works on the cell, as far as one look can tell."""
-    found = standing(folder)
+    found = read_claim(folder)
     if found is None:
         return False
     alive = None if found.holder is None else is_alive(found.holder)
@@ -117,8 +117,8 @@ class Claims:
         if not self._clear(folder):
             return False
         mine = self._me()
-        hold = Hold(folder=folder, room=folder / CLAIM / mine.token)
-        draft = _aside(folder)
+        hold = Hold(folder=folder, claim=folder / CLAIM / mine.token)
+        draft = _temporary_name(folder)
         try:
             _prepare(draft / mine.token, mine)
             if not self._move_in(draft, hold):
@@ -141,7 +141,7 @@ class Claims:
 
     def is_mine(self, folder: Path) -> bool:
         """Whether the claim still stands: a process that slept too long may have lost it."""
-        return folder in self._held and self._held[folder].stands()
+        return folder in self._held and self._held[folder].is_valid()
 
     def give_back(self, folder: Path) -> None:
         """Nothing if it is not this process's. A claim that cannot be moved, as on a disk that became read-only, is
@@ -150,7 +150,7 @@ class Claims:
             hold = self._held.pop(folder, None)
         if hold is not None:
             with suppress(OSError):
-                _set_aside(hold.room)
+                _set_aside(hold.claim)
                 (folder / CLAIM).rmdir()  # fails if it is the next one's by now
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Claims:
             holds = list(self._held.values())
         for hold in holds:
             with suppress(OSError):
-                os.utime(hold.room / HOLDER)
+                os.utime(hold.claim / HOLDER)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
@@ -178,7 +178,7 @@ class Claims:
                 os.rename(draft, hold.folder / CLAIM)
                 return True
             except FileNotFoundError:
-                if hold.stands():  # a file server did it, and was asked again because its answer was lost
+                if hold.is_valid():  # a file server did it, and was asked again because its answer was lost
                     return True
                 raise
             except OSError as error:
@@ -190,7 +190,7 @@ class Claims:
 
     def _clear(self, folder: Path) -> bool:
         """Put a stale claim out of the way. False if one stands that is not stale."""
-        found = standing(folder)
+        found = read_claim(folder)
         if found is None:
             return True
         if not self._is_stale(folder, found):
@@ -202,7 +202,7 @@ class Claims:
                 _set_aside(found.path)
         return True
 
-    def _is_stale(self, folder: Path, found: Standing) -> bool:
+    def _is_stale(self, folder: Path, found: ClaimOnDisk) -> bool:
         alive = None if found.holder is None else is_alive(found.holder)
         if alive is not None:
             return not alive
@@ -225,28 +225,28 @@ def sweep_drafts(folder: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _prepare(room: Path, holder: Holder) -> None:
-    room.mkdir(parents=True)
-    with (room / HOLDER).open("w") as file:
+def _prepare(claim: Path, holder: Holder) -> None:
+    claim.mkdir(parents=True)
+    with (claim / HOLDER).open("w") as file:
         json.dump(holder.json(), file)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _set_aside(room: Path) -> None:
+def _set_aside(claim: Path) -> None:
     """End a claim in one step; FileNotFoundError if it is ended already."""
-    aside = _aside(room.parent.parent)
-    os.rename(room, aside)
+    aside = _temporary_name(claim.parent.parent)
+    os.rename(claim, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(folder: Path) -> Path:
+def _temporary_name(folder: Path) -> Path:
     return folder / f".{CLAIM}.{secrets.token_hex(8)}.tmp"
 
 
 def _age(folder: Path, beat: int) -> float:
     """Seconds since the heartbeat, by the clock that stamped it: a file made now is stamped by the same one."""
-    probe = _aside(folder)
+    probe = _temporary_name(folder)
     try:
         probe.touch()
         return (probe.stat().st_mtime_ns - beat) / 1e9

@@ -62,8 +62,8 @@ def is_done(folder: Path) -> bool:
         return False
 
 
-def check_sealed(folder: Path, done: dict[str, Any], besides: Collection[str] = ()) -> None:
-    """Damaged if a file is not the one that DONE names, but for those in `besides`."""
+def check_sealed(folder: Path, done: dict[str, Any], allow_changed: Collection[str] = ()) -> None:
+    """Damaged if a file is not the one that DONE names, but for those in `allow_changed`."""
     seen = sizes_and_times(done) or {}
     for name, digest in done["files"].items():
         path = folder / name
@@ -75,7 +75,7 @@ def check_sealed(folder: Path, done: dict[str, Any], besides: Collection[str] = 
             raise Damaged(path, f"cannot be read ({error.strerror or error})") from error
         if not stat.S_ISREG(held.st_mode):
             raise Damaged(path, "is not a file")
-        if name in besides or [held.st_size, held.st_mtime_ns] == seen.get(name):
+        if name in allow_changed or [held.st_size, held.st_mtime_ns] == seen.get(name):
             continue
         try:
             same = sha256_of(path) == digest

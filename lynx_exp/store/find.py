@@ -17,13 +17,13 @@ def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
 
     ValueError if `root` is no folder, or holds neither a cell nor what a sweep asked for.
     """
-    cells, studies = look_for_cells(root)
+    cells, studies = find_any_cells(root)
     if not studies:
         raise ValueError(f"{root}: holds no cell; give a cell, a study (results/STUDY) or a folder above")
     return cells, studies
 
 
-def look_for_cells(root: Path, *, follow: bool = True) -> tuple[list[Path], list[Path]]:
+def find_any_cells(root: Path, *, follow: bool = True) -> tuple[list[Path], list[Path]]:
     """The same; there may be none. A folder beside cells that cannot be looked into counts as one. A link to a
     cell is the cell, one to a study (with `follow`) the study, if that is not met on the way; no other is followed."""
     if not root.is_dir():
@@ -45,7 +45,7 @@ def look_for_cells(root: Path, *, follow: bool = True) -> tuple[list[Path], list
                 studies.add(folder)
             elif follow and (link / FOLDER).is_dir() and _is_apart(link.resolve(), known):  # so does a whole study
                 known.append(link.resolve())
-                more = look_for_cells(link, follow=False)
+                more = find_any_cells(link, follow=False)
                 cells += more[0]
                 studies.update(more[1])
     cells += [folder for folder in closed if folder.parent in studies]

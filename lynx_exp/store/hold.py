@@ -31,21 +31,21 @@ class Hold:
 
     folder: Path
     """The cell."""
-    room: Path
+    claim: Path
     """The claim: a folder inside the cell that bears its token, gone as soon as the claim is another's."""
 
-    def stands(self) -> bool:
-        return self.room.is_dir()
+    def is_valid(self) -> bool:
+        return self.claim.is_dir()
 
     def check(self) -> None:
         """ClaimLost if the claim does not stand. No promise for the next step: that makes its own."""
-        if not self.stands():
+        if not self.is_valid():
             raise ClaimLost(str(self.folder))
 
     def write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
         """`write(file)` into `path`, which is replaced in one step."""
         with self._fenced():
-            write_atomically(path, write, drafts=self.room)
+            write_atomically(path, write, drafts=self.claim)
 
     def write_text(self, path: Path, text: str) -> None:
         self.write(path, lambda file: file.write(text.encode()))
@@ -90,13 +90,13 @@ class Hold:
         shutil.rmtree(between, ignore_errors=True) if between.is_dir() else between.unlink(missing_ok=True)
 
     def _new(self) -> Path:
-        return self.room / f".{secrets.token_hex(8)}.tmp"
+        return self.claim / f".{secrets.token_hex(8)}.tmp"
 
     @contextmanager
     def _fenced(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno in _GONE and not self.stands():
+            if error.errno in _GONE and not self.is_valid():
                 raise ClaimLost(str(self.folder)) from error
             raise

@@ -116,7 +116,7 @@ def delete(item: Item, claims: Claims) -> bool:
             hold.remove(item.cell / "cell.json")  # from here on it is no cell to any reader
             aside = item.cell.with_name(f".{item.cell.name}.tmp")
             item.cell.rename(aside)
-            if not (aside / hold.room.relative_to(item.cell)).is_dir():
+            if not (aside / hold.claim.relative_to(item.cell)).is_dir():
                 aside.rename(item.cell)  # taken over while this process slept
                 return False
             _remove(aside)

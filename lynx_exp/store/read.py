@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lynx_exp.store.done import DONE, check_sealed, is_done, read_done
-from lynx_exp.store.find import look_for_cells
+from lynx_exp.store.find import find_any_cells
 from lynx_exp.store.forms import CELL, FINISHED_CELL
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes, read_rows, read_value
@@ -41,7 +41,7 @@ class CellRecord:
     """Why the cell cannot be read by this version."""
 
     @property
-    def aside(self) -> str | None:
+    def set_aside(self) -> str | None:
         """Why the cell is not shown although something is there: one line. None: it is done, or simply not finished."""
         return self.damage or self.form
 
@@ -82,27 +82,28 @@ class CellRecord:
         return read_rows(path) if path.exists() else None
 
 
-def read_cell(folder: Path, *, besides: Collection[str] = ()) -> CellRecord:
-    """The record in `folder`, finished or not. ValueError if there is none, or one that is damaged (files in `besides`
-    may be others than DONE names), or of another form."""
-    record = _read(folder, besides)
-    if record.aside is not None:
-        raise ValueError(f"{folder}: {record.aside}")
+def read_cell(folder: Path, *, allow_changed: Collection[str] = ()) -> CellRecord:
+    """The record in `folder`, finished or not. ValueError if there is none, or one that is damaged, or of another form.
+
+    `allow_changed`: names of files that may be others than DONE names."""
+    record = _read(folder, allow_changed)
+    if record.set_aside is not None:
+        raise ValueError(f"{folder}: {record.set_aside}")
     if not record.info:
         raise ValueError(f"{folder}: holds no cell (no cell.json)")
     return record
 
 
-def read_cells(root: Path | str, *, besides: Collection[str] = ()) -> list[CellRecord]:
+def read_cells(root: Path | str, *, allow_changed: Collection[str] = ()) -> list[CellRecord]:
     """All cells at or below `root` (a cell, a study or anything above), in the order of their paths.
 
     A cell that is damaged, or of another form, is there too: not done, and with what there is to say in `aside`.
     Raises ValueError if `root` is not a folder.
     """
-    return [_read(folder, besides) for folder in look_for_cells(Path(root))[0]]
+    return [_read(folder, allow_changed) for folder in find_any_cells(Path(root))[0]]
 
 
-def _read(folder: Path, besides: Collection[str]) -> CellRecord:
+def _read(folder: Path, allow_changed: Collection[str]) -> CellRecord:
     parts: dict[str, dict[str, Any]] = {"info": {}, "metrics": {}, "status": {}, "provenance": {}, "timing_info": {}}
     found: list[str] = []
     form = None
@@ -111,7 +112,7 @@ def _read(folder: Path, besides: Collection[str]) -> CellRecord:
         parts["info"] = _info(folder, finished)
         form = _other_form(parts["info"])
         if finished and form is None:
-            check_sealed(folder, read_done(folder), besides)
+            check_sealed(folder, read_done(folder), allow_changed)
     except Damaged as error:
         found.append(str(error))
     for part, file in _FILES.items() if form is None else ():

@@ -195,12 +195,12 @@ def _compared(table: str, found: pa.Schema) -> tuple[tuple[str, ...], str | None
     if lacking := [name for name in schema.names if name not in held and name not in may_lack]:
         return tuple(held), f"has no column {', '.join(lacking)}"
     for name, kind in zip(schema.names, schema.types, strict=True):
-        if name in held and held[name] != kind and not _alike(held[name], kind):
+        if name in held and held[name] != kind and not _same_kind(held[name], kind):
             return tuple(held), f"{name} is {held[name]}, not {kind}"
     return tuple(held), None
 
 
-def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Of one kind, whatever the width; a column of nulls is of any."""
     if pa.types.is_dictionary(found):
         found = found.value_type

@@ -14,7 +14,7 @@ from lynx_exp.store.done import DONE, check_sealed, read_done
 from lynx_exp.store.files import file_name
 from lynx_exp.store.find import find_cells
 from lynx_exp.store.reading import Damaged, Missing, read_value, value_or_empty
-from lynx_exp.store.sweeps import Asked, damaged_sweeps, latest_sweeps
+from lynx_exp.store.sweeps import SweepCell, damaged_sweeps, latest_sweeps
 
 STATES = ("done", "running", "waiting", "interrupted", "preempted", "lost", "failed", "skipped", "damaged")
 """Of a cell, in the order in which they are told. lost: its process ended without a word; damaged: a file of it is not
@@ -113,7 +113,7 @@ class Survey:
     _done: dict[Path, tuple[int, CellState]] = field(default_factory=dict)
     """With the age of its DONE."""
 
-    def look(self, now: datetime | None = None) -> list[StudyState]:
+    def read_states(self, now: datetime | None = None) -> list[StudyState]:
         """ValueError as in `find_cells`."""
         now = now or datetime.now(UTC)
         cells, studies = find_cells(self.root)
@@ -125,13 +125,13 @@ class Survey:
             there = [cell for cell in cells if cell.parent == study]
             started = _time(sweeps[-1].started) if sweeps else None
             looked_at = list(asked) or there
-            states = [self._look(folder, asked.get(folder), started) for folder in looked_at]
+            states = [self._read_state(folder, asked.get(folder), started) for folder in looked_at]
             others = len(set(there) - set(looked_at))
             damaged = () if alone else damaged_sweeps(study)
             found.append(StudyState(path=study, started=started, now=now, cells=states, others=others, damaged=damaged))
         return found
 
-    def _look(self, folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
+    def _read_state(self, folder: Path, asked: SweepCell | None, started: datetime | None) -> CellState:
         try:
             age = (folder / "DONE").stat().st_mtime_ns
         except OSError:
@@ -141,7 +141,7 @@ class Survey:
         return self._done[folder][1]
 
 
-def _state_of(folder: Path, asked: Asked | None, started: datetime | None) -> CellState:
+def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -> CellState:
     parts: dict[str, dict[str, Any]] = {"status.json": {}, "plan.json": {}}
     done, damage = False, None
     try:

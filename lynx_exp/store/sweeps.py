@@ -17,7 +17,7 @@ FOLDER = "sweeps"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SweepCell:
     """A cell of a sweep."""
 
     folder: str
@@ -33,12 +33,12 @@ class Sweep:
     started: str
     """Of its latest run."""
     command: Sequence[str]
-    cells: Sequence[Asked]
+    cells: Sequence[SweepCell]
     code: str | None
     """Digest of the code that asked, which is in the name of every cell's folder."""
 
 
-def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> Path:
+def write_sweep(study: Path, cells: Sequence[SweepCell], command: Sequence[str]) -> Path:
     """The same cells, asked again, take the place of the file that they left before."""
     (study / FOLDER).mkdir(parents=True, exist_ok=True)
     path = sweep_file(study, cells)
@@ -53,7 +53,7 @@ def write_sweep(study: Path, cells: Sequence[Asked], command: Sequence[str]) -> 
     return path
 
 
-def sweep_file(study: Path, cells: Sequence[Asked]) -> Path:
+def sweep_file(study: Path, cells: Sequence[SweepCell]) -> Path:
     """Where `write_sweep` writes."""
     return study / FOLDER / f"{digest(sorted(cell.folder for cell in cells))[:12]}.json"
 
@@ -101,5 +101,7 @@ def _read(path: Path) -> Sweep | None:
         content = _content(path)
     except Damaged:
         return None
-    cells = [Asked(folder=each["folder"], name=each["name"], requests=each["requests"]) for each in content["cells"]]
+    cells = [
+        SweepCell(folder=each["folder"], name=each["name"], requests=each["requests"]) for each in content["cells"]
+    ]
     return Sweep(started=content["started"], command=content["command"], cells=cells, code=content.get("code"))

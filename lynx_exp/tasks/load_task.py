@@ -49,7 +49,7 @@ def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltT
     from lynx_exp.tasks.mathematics import scored_elsewhere
 
     with _quiet():
-        config = _asked(read_definition(path), settings)
+        config = _with_shots(read_definition(path), settings)
         name = config["task"]
         local = settings.data != HUB and name not in mini_tasks()
         if local:
@@ -57,7 +57,7 @@ def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltT
             check_texts(config, config["custom_dataset"])
         elif config.get("dataset_path"):
             config = at_revision(config, settings.revision)
-        with _about(name, config, settings.data if local else HUB):
+        with _errors_in_one_line(name, config, settings.data if local else HUB):
             task = _built(config, limit, settings)
     revision = None if local or not config.get("dataset_path") else hub_revision(task.dataset)
     return BuiltTask(task=task, spec=TaskSpec.of(task, revision), process=scored_elsewhere(path))
@@ -88,7 +88,7 @@ def _built(config: dict[str, Any], limit: int | None, settings: TaskSettings) ->
     return task
 
 
-def _asked(config: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
+def _with_shots(config: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
     """The definition with as many examples as asked, by the rules of lm-eval's command line."""
     name = config["task"]
     if settings.num_fewshot is not None:
@@ -102,7 +102,7 @@ def _asked(config: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def _about(name: str, config: Mapping[str, Any], data: str) -> Iterator[None]:
+def _errors_in_one_line(name: str, config: Mapping[str, Any], data: str) -> Iterator[None]:
     """What goes wrong with a task's documents, in one line."""
     from jinja2 import UndefinedError
 

@@ -80,7 +80,7 @@ def _surroundings() -> str:
     total = hashlib.sha256(json.dumps([sys.version, [version(name) for name in _LIBRARIES]]).encode())
     for file in sorted(_own(package)):
         total.update(file.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    for file in sorted(_of_lm_eval()):  # where somebody edits it in place, its version stays
+    for file in sorted(_lm_eval_files()):  # where somebody edits it in place, its version stays
         held = file.stat()
         total.update(f"{file} {held.st_size} {held.st_mtime_ns}\n".encode())
     return total.hexdigest()
@@ -91,7 +91,7 @@ def _own(package: Path) -> Iterator[Path]:
         yield from (file for file in (package / part).rglob("*") if file.suffix in (".py", ".yaml", ".jsonl"))
 
 
-def _of_lm_eval() -> Iterator[Path]:
+def _lm_eval_files() -> Iterator[Path]:
     """Its code, without the folders of its own tasks, which are thousands of files."""
     spec = find_spec("lm_eval")  # does not import it
     assert spec is not None and spec.submodule_search_locations, "lm-eval is a dependency of this package"

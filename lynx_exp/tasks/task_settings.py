@@ -68,7 +68,7 @@ class Generation:
     def of(cls, kwargs: Mapping[str, Any], where: str = "generation_kwargs.") -> Generation:
         """Sampling is asked for by `do_sample`, or, where that is not given, by a temperature above 0. ValueError,
         beginning with `where`, for what is not followed."""
-        from lynx_exp.engine.requests.processing import of_task
+        from lynx_exp.engine.requests.processing import settings_of_task
 
         until = kwargs.get("until") or []
         length = next((kwargs[name] for name in _LENGTHS if kwargs.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
@@ -84,5 +84,5 @@ class Generation:
             temperature=temperature,
             top_p=float(kwargs["top_p"]) if kwargs.get("top_p") else None,
             top_k=int(kwargs["top_k"]) if kwargs.get("top_k") else None,
-            processing=of_task(more, where, sampled=temperature > 0),
+            processing=settings_of_task(more, where, sampled=temperature > 0),
         )

@@ -31,7 +31,7 @@ def run_id_of(record: CellRecord) -> str:
     return run_id("cell", record.info["study"], record.info["cell_id"])
 
 
-def about(record: CellRecord) -> dict[str, Any]:
+def init_arguments(record: CellRecord) -> dict[str, Any]:
     """Arguments of `wandb.init` that name the run."""
     info = record.info
     return {

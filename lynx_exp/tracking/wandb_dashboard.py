@@ -19,7 +19,7 @@ LABEL = "policy_label"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PanelData:
     """What the panels are about."""
 
     studies: tuple[str, ...]
@@ -34,7 +34,7 @@ class Shown:
     """Whether distributions were compared with vanilla's."""
 
     @classmethod
-    def of(cls, records: Sequence[CellRecord]) -> Shown:
+    def of(cls, records: Sequence[CellRecord]) -> PanelData:
         subtasks = [row["subtask"] for cell in records for row in cell.metrics["metrics"] if row["headline"]]
         stepped = [name for cell in records for name in cell.steps().column("subtask").unique().to_pylist()]
         return cls(
@@ -47,7 +47,7 @@ class Shown:
         )
 
 
-def build(kind: Kind, shown: Shown, *, entity: str, project: str, printed: bool = False) -> Any:
+def build(kind: Kind, shown: PanelData, *, entity: str, project: str, printed: bool = False) -> Any:
     """A `Workspace` or a `Report`, not saved. ValueError if wandb-workspaces is not installed.
 
     `printed`: without a server, at which a report otherwise looks up the project of its runs; then they are those of
@@ -86,7 +86,7 @@ def build(kind: Kind, shown: Shown, *, entity: str, project: str, printed: bool 
     return reports.Report(entity=entity, project=project, title=heading, blocks=blocks, width="fluid")
 
 
-def _columns(shown: Shown) -> list[str]:
+def _columns(shown: PanelData) -> list[str]:
     columns = [
         f"config:{LABEL}.value",
         "config:batch_size.value",
@@ -95,7 +95,7 @@ def _columns(shown: Shown) -> list[str]:
     return [*columns, "summary:active_experts", *(["summary:speedup"] if shown.timed else [])]
 
 
-def _sections(wr: Any, shown: Shown) -> list[tuple[str, list[Any]]]:
+def _sections(wr: Any, shown: PanelData) -> list[tuple[str, list[Any]]]:
     """(title, panels), in order."""
     label = wr.Config(LABEL)
     scores = [wr.SummaryMetric(f"score/{name}") for name in shown.subtasks]

@@ -46,7 +46,7 @@ def log_cell(record: CellRecord, place: Place) -> str:
     """
     import wandb
 
-    about = content.about(record)
+    about = content.init_arguments(record)
     run = _init(place, record.path.parent, about)
     try:
         _define(run)

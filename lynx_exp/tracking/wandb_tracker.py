@@ -51,7 +51,7 @@ class WandbTracker:
     def close(self) -> None:
         """Wait for what is on its way, as long as it moves; then say what is missing, and how to make up for it."""
         if self._process is None:
-            self._tell()
+            self._forward_messages()
             return
         self._lines.put(None)
         with self._news:
@@ -61,7 +61,7 @@ class WandbTracker:
                 if not moved and not said and self._open:
                     _say(f"wandb: {len(self._open)} more to be written")
                     said = True
-        self._tell()
+        self._forward_messages()
 
     def _ask(self, job: Mapping[str, str]) -> None:
         if self._broken:
@@ -128,7 +128,7 @@ class WandbTracker:
             self._broken = self._broken or f"its process ended with code {code}"
             self._news.notify_all()
 
-    def _tell(self) -> None:
+    def _forward_messages(self) -> None:
         mend = f"`lynx-results sync {self._study}` uploads from the cells on disk"
         with self._news:
             if self._failed:

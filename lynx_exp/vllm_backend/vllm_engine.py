@@ -24,7 +24,7 @@ from lynx_exp.engine import (
 from lynx_exp.engine.decoding.match import match_active, mean_active
 from lynx_exp.engine.decoding.sections import Act
 from lynx_exp.engine.requests.plan import check_lengths
-from lynx_exp.engine.requests.processing import drawing_of, of_model
+from lynx_exp.engine.requests.processing import drawing_of, settings_of_model
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.routing import ModelShape, Phases, Policy
 from lynx_exp.vllm_backend.vllm_stream import Stream
@@ -63,7 +63,7 @@ class VllmEngine:
         self.tokenizer = llm.get_tokenizer()
         stated = config.model_config.try_get_generation_config()
         self.drawing = drawing_of(GenerationConfig.from_dict(stated) if stated else None)
-        self.processing = of_model(GenerationConfig.from_dict(stated) if stated else None)
+        self.processing = settings_of_model(GenerationConfig.from_dict(stated) if stated else None)
         if self.processing:
             name, value = self.processing[0]
             raise ValueError(f"generation_config.json: {name}={value}: only with backend=transformers")

@@ -21,7 +21,7 @@ from lynx_exp.vllm_plugin.plugin_settings import spec_of
 from lynx_exp.vllm_plugin.record import LaneCount
 
 
-class Seated(Row):
+class ServedRow(Row):
     """A request in vLLM: as `Row`, or made to say its continuation."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Seated(Row):
         self.scored = scored
         self.logprob, self.greedy = 0.0, True
 
-    def hear(self, token: int, logprob: Any) -> None:
+    def append(self, token: int, logprob: Any) -> None:
         """`logprob`: vLLM's of the token, where it was asked for."""
         if not self.scored:
             self.take(token)
@@ -54,7 +54,7 @@ class Running:
         self.scored = scored
         self.active: list[list[int]] = []
         self.changed: list[list[int]] = []
-        self.rows: dict[str, Seated] = {}
+        self.rows: dict[str, ServedRow] = {}
         """By vLLM's name of the request; those that are not finished."""
 
     @property
@@ -188,7 +188,7 @@ class Stream:
     def _submit(self, running: Running, number: int, filler: bool) -> None:
         lane, act = running.lane, self._acts[running.lane.act]
         request, slot = self._request(lane, number), lane.free.pop(0)
-        row = Seated(request, number, slot, self._engine.stopper, filler, scored=self._scored)
+        row = ServedRow(request, number, slot, self._engine.stopper, filler, scored=self._scored)
         lane.enter(row)
         where = spec_of(act.policy, act.phases, act.layers) | {
             "lane": running.number,
@@ -213,7 +213,7 @@ class Stream:
                 continue
             row, said = running.rows[output.request_id], output.outputs[0]
             for at, token in enumerate(said.token_ids):
-                row.hear(token, said.logprobs[at][token] if said.logprobs else None)
+                row.append(token, said.logprobs[at][token] if said.logprobs else None)
                 heard += 1
             if row.finish is not None:
                 finished.append(output.request_id)
@@ -297,7 +297,7 @@ class Stream:
         made = lane.result(self._engine.stopper, running.active, running.changed)
         if not self._scored:
             return made
-        rows = [row for row in lane.rows if isinstance(row, Seated)]
+        rows = [row for row in lane.rows if isinstance(row, ServedRow)]
         return replace(
             made,
             texts=[""] * len(rows),

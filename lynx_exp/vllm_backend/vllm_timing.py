@@ -15,7 +15,7 @@ import numpy as np
 
 from lynx_exp.engine import Request, Timing
 from lynx_exp.engine.decoding.sections import Act
-from lynx_exp.engine.timing.measure import VANILLA, check_asked, timed
+from lynx_exp.engine.timing.measure import VANILLA, check_measure_arguments, timed
 from lynx_exp.engine.timing.window_timing import WindowTiming, check_windows, time_windows
 from lynx_exp.engine.timing.windows import Window
 from lynx_exp.routing import Phases, Policy
@@ -146,7 +146,7 @@ def measure(
 ) -> Timing:
     """Time `new_tokens` decode steps of one lane holding all `prompts`, under vanilla and each policy in turn; and what
     a client of the engine would see, by the definitions of `vllm bench serve`."""
-    check_asked(policies, new_tokens, repeats, max_repeats, precision)
+    check_measure_arguments(policies, new_tokens, repeats, max_repeats, precision)
     requests = [Request(prompt_ids=tuple(prompt), max_new_tokens=new_tokens + 1, ignore_eos=True) for prompt in prompts]
     engine.counts()
     subjects = {VANILLA: _Subject(engine, engine.act(None), clock)}

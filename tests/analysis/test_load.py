@@ -134,7 +134,7 @@ def test_a_score_without_rows_is_set_aside(cell: Write, tmp_path: Path) -> None:
     (folder / "DONE").write_text(json.dumps(seal(folder, done["files"])))
     records = load(tmp_path)
     assert list(records.cells["policy"]) == [POLICIES[0].name]
-    assert "samples.parquet: holds no row of mini_gsm8k, which metrics.json scores" in records.aside[0]
+    assert "samples.parquet: holds no row of mini_gsm8k, which metrics.json scores" in records.set_aside[0]
 
 
 def test_a_cell_in_two_studies_counts_once(cell: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

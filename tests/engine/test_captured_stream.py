@@ -132,7 +132,7 @@ def test_a_step_that_waits_for_the_device_is_not_recorded(engine: Engine, reques
 
 def test_where_it_was_asked_for_a_recording_that_fails_is_an_error(engine: Engine, requests: list[Request]) -> None:
     with recording(engine, Tape()) as steps:
-        steps.asked = "captured"
+        steps.mode = "captured"
         with pytest.raises(ValueError, match="steps=captured: .*Waited"):
             run(engine, wide_jobs(engine, requests, of=1))
 
@@ -215,7 +215,7 @@ def test_the_next_step_is_launched_before_tokens_are_read(
 
 def test_sampled_lanes(engine: Engine, requests: list[Request], frequent: list[int]) -> None:
     settings = (Sampling(temperature=0.7, seed=1), Sampling(top_k=20, seed=2), Sampling(top_p=0.8, seed=3), None)
-    mixed = [replace(r, sampling=(s := settings[n % 4]) and s.of_request(n)) for n, r in enumerate(requests)]
+    mixed = [replace(r, sampling=(s := settings[n % 4]) and s.with_request_seed(n)) for n, r in enumerate(requests)]
     for leads in (True, False):
         assert_recorded_equals_launched(engine, wide_jobs(engine, mixed, of=4), frequent[::6], leads=leads, max_rows=19)
 
@@ -285,7 +285,7 @@ def test_a_cache_without_slots_is_launched_from_python(engine: Engine, requests:
     with recording(padded) as steps:
         run(padded, [job])
         assert "no slots" in str(steps.record()["reason"])  # type: ignore[index]
-        steps.asked = "captured"
+        steps.mode = "captured"
         with pytest.raises(ValueError, match="steps=captured: its cache has no slots"):
             run(padded, [job])
 

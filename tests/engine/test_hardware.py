@@ -87,7 +87,7 @@ def test_a_copy_on_this_machine_has_a_rate() -> None:
 @given(st.lists(st.tuples(st.floats(1, 1e12), st.floats(0.01, 1e4)), min_size=1, max_size=9), st.floats(0.1, 5000))
 def test_shares_are_means_of_the_steps_rates(steps: list[tuple[float, float]], rate: float) -> None:
     read = StepBytes(once=0, expert=0, row=0, position=0, layers=1)
-    alone, two = (Hardware(bytes=read, copy_gb_s=rate, devices=n).used(steps) for n in (1, 2))
+    alone, two = (Hardware(bytes=read, copy_gb_s=rate, devices=n).bandwidth(steps) for n in (1, 2))
     rates = [each / ms * 1000 / 1e9 for each, ms in steps]
     assert alone.gb_s == pytest.approx(sum(rates) / len(rates)) and alone.s_mbu == pytest.approx(alone.gb_s / rate)
     assert two.s_mbu == pytest.approx(alone.s_mbu / 2) and two.step_gb == alone.step_gb
@@ -114,16 +114,16 @@ def test_steps_that_move_at_the_rate_of_a_copy_use_all_of_it(engine: Engine, pro
             engine.model, engine.routers, lane, engine._lane_alone, {}, "decode", None, new_tokens=3, repeats=2,
             max_repeats=2, precision=0.5, on_step=lambda _: None, clock=ticks.__next__,
         )  # fmt: skip
-    assert timing.used("vanilla") is None and timing.positions == tuple(positions)
+    assert timing.bandwidth("vanilla") is None and timing.positions == tuple(positions)
     whole = replace(timing, hardware=Hardware(bytes=read, copy_gb_s=1.0), active_experts={"vanilla": active})
-    used = whole.used("vanilla")
+    used = whole.bandwidth("vanilla")
     assert used is not None and used.gb_s == pytest.approx(1.0) and used.s_mbu == pytest.approx(1.0)
 
 
 def test_what_a_real_measurement_says_of_the_hardware(engine: Engine, prompts: list[list[int]]) -> None:
     policies = {"two": build_policy("lynx_v1_latency", keep_experts=2)}
     timing = engine.measure(prompts, batch_size=8, policies=policies, new_tokens=3, repeats=2)
-    vanilla, two = timing.used("vanilla"), timing.used("two")
+    vanilla, two = timing.bandwidth("vanilla"), timing.bandwidth("two")
     assert vanilla is not None and two is not None and timing.hardware is not None
     read = timing.hardware.bytes
     fewer = read.layers * (timing.active_experts["vanilla"] - 2) * read.expert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lynx_exp.engine.decoding.lead import Lead
+from lynx_exp.engine.decoding.lead import LaunchAhead
 
 
 class Ticks:
@@ -21,23 +21,23 @@ class Ticks:
 def test_leading_pays_where_ends_are_rarer_than_the_host_is_slow(host_s: float, ends: float, pays: bool) -> None:
     """Of steps of one second with lanes of 16: `ends` of a row and step cost 16 times that of what is done."""
     clock = Ticks()
-    lead, rows = Lead(clock=clock), 1000
-    assert not lead.pays([16, 16], False)
+    lead, rows = LaunchAhead(clock=clock), 1000
+    assert not lead.pays_off([16, 16], False)
     for _ in range(20):
         lead.read(rows, int(ends * rows))
         clock.now += host_s
         lead.launched()
         clock.now += 1 - host_s
-    assert lead.pays([16, 16], False) is pays
-    assert not lead.pays([16, 16], True)
+    assert lead.pays_off([16, 16], False) is pays
+    assert not lead.pays_off([16, 16], True)
 
 
 def test_time_in_which_prompts_enter_does_not_count() -> None:
     clock = Ticks()
-    lead = Lead(clock=clock)
+    lead = LaunchAhead(clock=clock)
     for _ in range(3):
         lead.read(10, 0)
-        lead.disturbed()
+        lead.interrupted()
         clock.now += 9
         lead.launched()
-    assert not lead.pays([4], False)
+    assert not lead.pays_off([4], False)

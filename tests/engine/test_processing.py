@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.generate import run_padded
-from lynx_exp.engine.requests.processing import of_model, of_task, settings_of, together
+from lynx_exp.engine.requests.processing import settings_of, settings_of_model, settings_of_task, together
 from lynx_exp.tasks.task_settings import Generation
 from tests.engine.conftest import CONFIG
 
@@ -123,8 +123,11 @@ def test_what_changes_nothing_is_taken():
             "early_stopping": True,
         }
     )
-    assert of_task({"length_penalty": 0.5, "no_repeat_ngram_size": 0}, "", sampled=False) == ()
-    assert of_model(GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.8, eos_token_id=[1, 2])) == ()
-    assert of_model(None) == ()
+    assert settings_of_task({"length_penalty": 0.5, "no_repeat_ngram_size": 0}, "", sampled=False) == ()
+    assert (
+        settings_of_model(GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.8, eos_token_id=[1, 2]))
+        == ()
+    )
+    assert settings_of_model(None) == ()
     with pytest.raises(ValueError, match=r"generation_config\.json: num_beams=4: not followed"):
-        of_model(GenerationConfig(num_beams=4))
+        settings_of_model(GenerationConfig(num_beams=4))

@@ -38,7 +38,7 @@ def requests() -> list[Request]:
         Request(
             prompt_ids=tuple(rng.randrange(3, VOCAB) for _ in range(length)),
             max_new_tokens=2 + number % 7,
-            sampling=None if number % 3 == 2 else SAMPLINGS[number % 5].of_request(number),
+            sampling=None if number % 3 == 2 else SAMPLINGS[number % 5].with_request_seed(number),
         )
         for number, length in enumerate(LENGTHS)
     ]
@@ -46,7 +46,7 @@ def requests() -> list[Request]:
 
 def sampled(requests: Sequence[Request], sampling: Sampling | None) -> list[Request]:
     """The same, all drawing so, each with noise of its own."""
-    return [replace(r, sampling=sampling and sampling.of_request(number)) for number, r in enumerate(requests)]
+    return [replace(r, sampling=sampling and sampling.with_request_seed(number)) for number, r in enumerate(requests)]
 
 
 @st.composite
@@ -62,7 +62,7 @@ def jobs_of(draw: st.DrawFn, engine: Engine, requests: Sequence[Request]) -> lis
             plan = BatchPlan.continuous(len(requests), size, seed, waves=draw(st.integers(1, 3)))
         kinds = draw(st.lists(st.sampled_from([None, *SAMPLINGS]), min_size=12, max_size=12))
         own = [
-            replace(r, sampling=kind and kind.of_request(number))
+            replace(r, sampling=kind and kind.with_request_seed(number))
             for number, (r, kind) in enumerate(zip(requests, kinds, strict=True))
         ]
         jobs.append(engine.job(own, plan, policy, phases))
@@ -146,7 +146,7 @@ def test_generate_draws_by_the_number_of_the_prompt(
     alone = tokens(1)
     assert tokens(5) == tokens(12, seed=3) == alone
     requests = [
-        Request(prompt_ids=tuple(p), max_new_tokens=6, ignore_eos=True, sampling=sampling.of_request(number))
+        Request(prompt_ids=tuple(p), max_new_tokens=6, ignore_eos=True, sampling=sampling.with_request_seed(number))
         for number, p in enumerate(prompts[:12])
     ]
     assert [lane.token_ids[0] for lane in engine.run_lanes(requests, BatchPlan.in_order(12, 1))] == alone

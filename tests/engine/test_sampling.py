@@ -133,7 +133,7 @@ def test_frequencies_are_the_probabilities(asked: dict[str, Any], over: str) -> 
     sampling = Sampling(**asked, seed=11)
     logits = torch.tensor([1.0, -0.5, 0.3, 2.0, 0.0, -2.0, 1.9])
     if over == "requests":
-        seeds, steps = [sampling.of_request(number).seed for number in range(DRAWS)], [5] * DRAWS
+        seeds, steps = [sampling.with_request_seed(number).seed for number in range(DRAWS)], [5] * DRAWS
     else:
         seeds, steps = ([11] * DRAWS, range(DRAWS)) if over == "steps" else (range(DRAWS), [5] * DRAWS)
     counts = draw(logits, sampling, seeds, steps).bincount(minlength=len(logits))
@@ -150,7 +150,7 @@ def test_neighbouring_draws_are_independent(other: str) -> None:
     pairs = {
         "next step": (seeds, [step + 1 for step in steps]),
         "next seed": ([seed + 1 for seed in seeds], steps),
-        "next request": ([Sampling(seed=seed).of_request(1).seed for seed in seeds], steps),
+        "next request": ([Sampling(seed=seed).with_request_seed(1).seed for seed in seeds], steps),
         "seed and step swapped": (steps, list(seeds)),
     }
     one = draw(logits, Sampling(), seeds, steps)
@@ -163,9 +163,9 @@ def test_no_two_streams_are_the_same() -> None:
     seeds = [*range(200), *(2**64 - 1 - number for number in range(200))]
     streams = torch.stack([starts([seed] * 50, range(50)) for seed in seeds])
     assert streams.unique().numel() == streams.numel()
-    derived = {Sampling(seed=seed).of_request(number).seed for seed in range(100) for number in range(100)}
+    derived = {Sampling(seed=seed).with_request_seed(number).seed for seed in range(100) for number in range(100)}
     assert len(derived) == 10_000
-    assert Sampling(temperature=0.3, top_k=7).of_request(4).top_k == 7
+    assert Sampling(temperature=0.3, top_k=7).with_request_seed(4).top_k == 7
 
 
 def test_noise_is_split_mix_and_gumbel() -> None:
@@ -185,7 +185,7 @@ def test_draws_stay_what_they_were() -> None:
         3906415716773290831,
         1817021546806610637,
     ]
-    assert Sampling(seed=7).of_request(3).seed == 5660201093414791095
+    assert Sampling(seed=7).with_request_seed(3).seed == 5660201093414791095
     assert draw(torch.linspace(-1, 1, 50), Sampling(top_p=0.9), [0] * 12, range(12)).tolist() == [
         13,
         39,

@@ -86,12 +86,12 @@ def test_windows_go_on_until_the_speedup_is_known_or_none_is_left(run: LaneRun) 
 
 def test_bytes_and_shares_of_a_windows_steps_by_hand(run: LaneRun) -> None:
     timing, _ = scripted(run, {"vanilla": [2.0, 4.0], "x": [1.0, 1.0]}, repeats=1, least=2, precision=0.5)
-    assert timing.used("x") is None
+    assert timing.bandwidth("x") is None
     read = StepBytes(once=10**6, expert=1000, row=100, position=10, layers=3)
     known = replace(timing, hardware=Hardware(bytes=read, copy_gb_s=2.0))
     seats = [seats for window in known.windows for seats in window.steps]
     each = [10**6 + 3 * 2.0 * 1000 + 100 * len(step) + 10 * sum(seat.position + 1 for seat in step) for step in seats]
-    used = known.used("vanilla")
+    used = known.bandwidth("vanilla")
     assert used is not None and used.step_gb == pytest.approx(sum(each) / 4e9)
     rates = [read / ms / 1e6 for read, ms in zip(each, (2.0, 2.0, 4.0, 4.0), strict=True)]
     assert used.gb_s == pytest.approx(sum(rates) / 4) and used.s_mbu == pytest.approx(sum(rates) / 8)

@@ -89,7 +89,7 @@ def test_one_device_needs_nothing_of_transformers():
     routers = find_routers(tiny_model("mixtral"))
     assert group_of(routers) is None and from_first("mine", routers) == "mine"
     agreement = Agreement(routers)
-    assert not agreement.sought
+    assert not agreement.required
     agreement.check(0, torch.zeros(1, 1), torch.ones(1, dtype=torch.bool))
 
 

@@ -214,7 +214,7 @@ def test_a_job_takes_the_device_that_the_launcher_counted_on(bench, launch, conf
 
 
 def test_a_work_is_pickled_and_requeued_whole(config, tmp_path):
-    work = Work(configs=[config(LYNX)], folders=[tmp_path], where=tmp_path, command=["lynx-exp"])
+    work = Work(configs=[config(LYNX)], folders=[tmp_path], working_folder=tmp_path, command=["lynx-exp"])
     assert pickle.loads(pickle.dumps(work)) == work
     assert work.checkpoint().function is work
 
@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_loaded_costs_its_own_cells(config, tmp_path, mon
     broken = ModelConfig(kind="hub", id="broken")
     configs = [config(seed=0), config(seed=1, model=broken), config(seed=2)]
     folders = [Path(str(number)) for number in range(3)]
-    outcomes = Work(configs=configs, folders=folders, where=tmp_path, command=["lynx-exp", "-m"])()
+    outcomes = Work(configs=configs, folders=folders, working_folder=tmp_path, command=["lynx-exp", "-m"])()
     assert [outcome.state for outcome in outcomes] == ["done", "failed", "done"]
     assert [outcome.folder for outcome in outcomes] == folders
     assert outcomes[1].error == "model.id=broken: no weights" and sys.argv == ["lynx-exp", "-m"]

@@ -54,15 +54,15 @@ def wire(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(ranks, "_tell", told.append)
-    monkeypatch.setattr(ranks._LeadEngine, "running", None)
+    monkeypatch.setattr(ranks, "_broadcast", told.append)
+    monkeypatch.setattr(ranks._AnnouncingEngine, "running", None)
     return told
 
 
 def follower_of(told, monkeypatch) -> FakeEngines:
     monkeypatch.setenv("RANK", "1")
     left = list(told)
-    monkeypatch.setattr(ranks, "_tell", lambda _: left.pop(0))
+    monkeypatch.setattr(ranks, "_broadcast", lambda _: left.pop(0))
     engines = FakeEngines()
     ranks.follow(engines)
     return engines
@@ -73,13 +73,13 @@ def test_without_torchrun_nothing_changes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # a scheduler's, not torchrun's
     engines = FakeEngines()
     assert ranks.world_size() == 1 and ranks.is_first_rank()
-    assert ranks.lead(engines) is engines
+    assert ranks.announce_calls(engines) is engines
     ranks.dismiss()
 
 
 def test_the_others_make_the_same_calls(wire, monkeypatch):
     engines = FakeEngines()
-    led = ranks.lead(engines)
+    led = ranks.announce_calls(engines)
     assert led.references == "references"
     engine: Any = led.get(config())
     assert engine.bind("policy") == "policy" and engine.tokenizer("a b") == ["a", "b"]
@@ -93,7 +93,7 @@ def test_the_others_make_the_same_calls(wire, monkeypatch):
 
 
 def test_a_call_left_half_done_ends_what_can_be_kept_in_step(wire):
-    engine: Any = ranks.lead(FakeEngines()).get(config())
+    engine: Any = ranks.announce_calls(FakeEngines()).get(config())
     lanes = engine.run_lanes(3)
     next(lanes)
     with pytest.raises(RuntimeError, match="the other ranks are still in run_lanes; run the same command to continue"):
@@ -114,5 +114,5 @@ def test_an_error_in_another_rank_is_not_passed_over(wire, monkeypatch):
 
 def test_many_processes_that_share_no_model_are_refused(wire):
     with pytest.raises(ValueError, match="model.parallel=null: torchrun started 2 processes"):
-        ranks.lead(FakeEngines()).get(config(None))
+        ranks.announce_calls(FakeEngines()).get(config(None))
     assert not wire

@@ -65,7 +65,7 @@ def spoil(folder: Path) -> dict[str, Any]:
     metrics = read_json(folder / "metrics.json")
     rows = [row | {"value": 0.125} if row["headline"] else row for row in metrics["metrics"]]
     write_json(folder / "metrics.json", metrics | {"metrics": rows})
-    samples = read_cell(folder, besides=WRITTEN).samples().to_pylist()
+    samples = read_cell(folder, allow_changed=WRITTEN).samples().to_pylist()
     samples[0]["filtered"] = "something else"
     write_parquet(folder / "samples.parquet", pa.Table.from_pylist(samples, schema=SAMPLES))
     return metrics
@@ -84,7 +84,7 @@ def test_other_scores_are_written_and_said(name: str, cells: dict[str, Path], ra
     folder = cells[name]
     good = content(folder)
     metrics = spoil(folder)
-    found = rescore(read_cell(folder, besides=WRITTEN))
+    found = rescore(read_cell(folder, allow_changed=WRITTEN))
     assert found.samples == 1 and all(change.before == 0.125 for change in found.changes)
     assert len(found.changes) == sum(row["headline"] and row["value"] != 0.125 for row in metrics["metrics"]) > 0
     assert "0.125 -> " in str(found)
@@ -93,7 +93,7 @@ def test_other_scores_are_written_and_said(name: str, cells: dict[str, Path], ra
     status = read_json(folder / "status.json")
     assert status["state"] == "done" and status["notes"][-1].startswith("rescored 2")
     spoil(folder)
-    rescore(read_cell(folder, besides=WRITTEN))
+    rescore(read_cell(folder, allow_changed=WRITTEN))
     assert len(read_json(folder / "status.json")["notes"]) == 1, "one note, however often"
     task = next(task for task in TASKS if task.name == name)
     again = run_cells([bundled(folder.parents[1], task=task, batch_size=3, limit=4)])
@@ -135,12 +135,12 @@ def test_a_kill_is_put_right_by_the_next_run(
         patch.setattr(Hold, "write_json", killed(Hold.write_json))
         patch.setattr(Hold, "write_parquet", killed(Hold.write_parquet))
         with pytest.raises(KeyboardInterrupt):
-            rescore(read_cell(folder, besides=WRITTEN))
+            rescore(read_cell(folder, allow_changed=WRITTEN))
     assert is_done(folder), "the launcher would run it again"
-    rescore(read_cell(folder, besides=WRITTEN))
+    rescore(read_cell(folder, allow_changed=WRITTEN))
     assert stale(folder) == []
     assert {name for name, data in content(folder).items() if data != good[name]} <= {"status.json", "DONE"}
-    assert str(rescore(read_cell(folder, besides=WRITTEN))) == "unchanged"
+    assert str(rescore(read_cell(folder, allow_changed=WRITTEN))) == "unchanged"
 
 
 def changed_settings(name: str, *, limit: int | None, settings: Any) -> Any:
@@ -184,13 +184,13 @@ def test_a_task_that_is_another_is_refused(load: Any, why: str, cells: dict[str,
 
 def test_damaged_cells_are_refused(cells: dict[str, Path]) -> None:
     folder = cells["both"]
-    rows = read_cell(folder, besides=WRITTEN).responses()
+    rows = read_cell(folder, allow_changed=WRITTEN).responses()
     write_parquet(folder / "responses.parquet", rows.slice(1))
     with pytest.raises(ValueError, match="responses.parquet: is not the file that DONE names"):
-        rescore(read_cell(folder, besides=WRITTEN))
+        rescore(read_cell(folder, allow_changed=WRITTEN))
     (folder / "config.yaml").write_text("model: 3\n")
     with pytest.raises(ValueError, match="config.yaml: not one that this version reads"):
-        rescore(read_cell(folder, besides=(*WRITTEN, "config.yaml", "responses.parquet")))
+        rescore(read_cell(folder, allow_changed=(*WRITTEN, "config.yaml", "responses.parquet")))
 
 
 def test_configs_come_back_as_they_were(cells: dict[str, Path], ran: Path) -> None:

@@ -23,7 +23,7 @@ class Recording(Lab):
     def open_engine(self, config: Config) -> Engine:
         engine = super().open_engine(config)
         engine.steps.record_with(self.capture)
-        engine.steps.always_leads, engine.max_rows, engine.steps.asked = True, 16, self.asked_for
+        engine.steps.always_leads, engine.max_rows, engine.steps.mode = True, 16, self.asked_for
         return engine
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lynx_exp.run.outcomes import Report
 from lynx_exp.run.run_cells import run_cells
-from lynx_exp.store.claims import CLAIM, Claims, standing
+from lynx_exp.store.claims import CLAIM, Claims, read_claim
 from lynx_exp.store.read import read_cells
 from tests.run.fakes import FakeEngine, FakeTask
 
@@ -83,7 +83,7 @@ def test_the_second_takes_what_the_first_has_not_and_waits_for_the_rest(two):
 
 def overtaken(folder: Path, thief: Claims) -> None:
     """What another process does that takes this one for dead."""
-    found = standing(folder)
+    found = read_claim(folder)
     assert found is not None
     found.path.rename(folder / f".{CLAIM}.gone.tmp")
     assert thief.take(folder)

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lynx_exp.store.claims import HOLDER, standing
+from lynx_exp.store.claims import HOLDER, read_claim
 from lynx_exp.store.files import read_json, write_json
 
 
 def claim_file(folder: Path) -> Path:
     """Of the claim that stands: what says whose it is, and beats."""
-    found = standing(folder)
+    found = read_claim(folder)
     assert found is not None
     return found.path / HOLDER
 

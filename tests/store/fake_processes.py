@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lynx_exp.store.cell_writer import CellWriter, tidy
-from lynx_exp.store.claims import STALE_S, Claims, Standing
+from lynx_exp.store.claims import STALE_S, ClaimOnDisk, Claims
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.holders import Holder
@@ -77,7 +77,7 @@ class Watched(Claims):
         self._world.beaten[token] = self._world.now
         return Holder(token=token, host=self._host, boot=self._host, pids="", pid=1, born="1", job=None)
 
-    def _is_stale(self, folder: Path, found: Standing) -> bool:
+    def _is_stale(self, folder: Path, found: ClaimOnDisk) -> bool:
         stale = super()._is_stale(folder, found)
         if stale:
             assert found.holder is not None and self._world.now - self._world.beaten[found.holder.token] > STALE_S
@@ -87,8 +87,8 @@ class Watched(Claims):
     def beat(self) -> None:
         super().beat()
         for hold in list(self._held.values()):
-            if hold.stands():
-                self._world.beaten[hold.room.name] = self._world.now
+            if hold.is_valid():
+                self._world.beaten[hold.claim.name] = self._world.now
 
 
 class Process:

@@ -111,9 +111,9 @@ def test_cells_are_found_below_any_folder(tmp_path):
     found = read_cells(tmp_path)
     assert [cell.info.get("name") for cell in found] == ["other/c", "study/a", "study/b", None]
     assert [cell.done for cell in found] == [False, True, False, False]
-    assert [cell.aside is None for cell in found] == [True, True, False, False]
-    assert found[2].aside == "metrics.json: is missing, and DONE names it"
-    assert found[3].aside is not None and found[3].aside.startswith("cell.json: is not JSON: ")
+    assert [cell.set_aside is None for cell in found] == [True, True, False, False]
+    assert found[2].set_aside == "metrics.json: is missing, and DONE names it"
+    assert found[3].set_aside is not None and found[3].set_aside.startswith("cell.json: is not JSON: ")
     assert is_done(tmp_path / "study/a") and not is_done(tmp_path / "other/c") and not is_done(tmp_path / "study/b")
     with pytest.raises(ValueError, match="not a folder"):
         read_cells(tmp_path / "nowhere")

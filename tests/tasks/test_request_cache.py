@@ -97,7 +97,7 @@ def test_what_changes_a_task_changes_its_place(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(request_cache, "version", lambda name: f"{name} of tomorrow")
     assert surroundings() != before
     monkeypatch.undo()
-    monkeypatch.setattr(request_cache, "_of_lm_eval", lambda: [source])
+    monkeypatch.setattr(request_cache, "_lm_eval_files", lambda: [source])
     source.write_text("one")
     before = surroundings()
     source.write_text("other")
@@ -109,7 +109,7 @@ def test_documents_and_code_are_in_the_key() -> None:
     package = Path(request_cache.__file__).parents[1]
     own = set(request_cache._own(package))
     assert own >= {*FOLDER.iterdir(), package / "tasks" / "task.py", package / "engine" / "requests" / "processing.py"}
-    assert any(file.name == "task.py" and file.parent.name == "api" for file in request_cache._of_lm_eval())
+    assert any(file.name == "task.py" and file.parent.name == "api" for file in request_cache._lm_eval_files())
 
 
 def test_only_the_mini_tasks_are_kept(tmp_path: Path) -> None:

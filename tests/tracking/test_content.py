@@ -27,7 +27,7 @@ def test_a_cell_is_one_run_however_often_it_ran(write: Write) -> None:
 
 
 def test_the_run_is_named_as_people_expect(write: Write) -> None:
-    about = content.about(write())
+    about = content.init_arguments(write())
     assert {key: about[key] for key in ("name", "group", "job_type", "tags")} == {
         "name": "t lynx(alpha=3) b4", "group": "demo", "job_type": "eval", "tags": ["t", "lynx", "batch_4"],
     }  # fmt: skip

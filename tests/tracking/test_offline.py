@@ -34,7 +34,7 @@ def test_a_run_holds_what_the_record_does(write: Write, capsys: pytest.CaptureFi
     record = write()
     run_id = log_cell(record, OFFLINE)
     (run,) = runs_in(record.path.parent).values()
-    about = content.about(record)
+    about = content.init_arguments(record)
     assert (run.id, run.name, run.group, run.job_type) == (run_id, about["name"], "demo", "eval")
     assert run.project == "moe" and run.tags == ["mine", "t", "lynx", "batch_4"] and run.exit_code == 0
     assert {name: value for name, value in run.config.items() if name != "_wandb"} == about["config"]

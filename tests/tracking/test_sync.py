@@ -60,7 +60,7 @@ def test_runs_are_rebuilt_from_disk(server: FakeServer, write: Write, capsys: py
     ] and err == ""  # fmt: skip
     assert set(server.runs) == {*ids, study_id}
     for record, run_id in zip(records, ids, strict=True):
-        run, about = server.runs[run_id], content.about(record)
+        run, about = server.runs[run_id], content.init_arguments(record)
         assert run.about["project"] == "moe" and run.about["entity"] == "team" and run.about["groupName"] == "demo"
         assert run.about["displayName"] == about["name"] and run.about["jobType"] == "eval"
         assert run.about["tags"] == ["mine", *about["tags"]]

@@ -11,7 +11,7 @@ from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.identity import SCHEMA, code_digest
-from lynx_exp.store.sweeps import Asked, write_sweep
+from lynx_exp.store.sweeps import SweepCell, write_sweep
 from lynx_exp.store.tables import RESPONSES, LaneRecord
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -65,5 +65,7 @@ class Sweep:
         return folder
 
     def asks_for(self, *names: str, started: datetime = START) -> None:
-        file = write_sweep(self.study, [Asked(folder=name, name=f"the {name}", requests=10) for name in names], ["x"])
+        file = write_sweep(
+            self.study, [SweepCell(folder=name, name=f"the {name}", requests=10) for name in names], ["x"]
+        )
         write_json(file, read_json(file) | {"started": started.isoformat()})

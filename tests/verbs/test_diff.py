@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import statistics
-from analysis.between import between
+from analysis.between import compare_cells
 from lynx_exp.results.diff import _excerpts
 from lynx_exp.results.matching import match
 from lynx_exp.store.files import write_json, write_text
@@ -56,7 +56,9 @@ def test_code_and_machine_are_said_first_and_change_nothing(
 def test_slower_is_no_other_science(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = cell_of(other)
     edit(cell, "timing", lambda rows: [row | {"ms": 4 * row["ms"]} for row in rows])
-    old, new = (between(read_cell(cell_of(study)), read_cell(folder)).step_ms[1] for folder in (cell_of(study), cell))
+    old, new = (
+        compare_cells(read_cell(cell_of(study)), read_cell(folder)).step_ms[1] for folder in (cell_of(study), cell)
+    )
     assert old is not None and new is not None and new.value == pytest.approx(4 * old.value)
     edit(cell, "timing", lambda rows: [row | {"ms": 9.0} for row in rows])
     edit(cell_of(study), "timing", lambda rows: [row | {"ms": 4.5} for row in rows])
@@ -117,11 +119,11 @@ def test_each_part_of_the_science_counts(study: Path, other: Path, capsys: pytes
 
 def test_bleu_has_a_paired_interval(study: Path) -> None:
     vanilla, policy = (read_cell(cell_of(study, "mini_wmt16", name)) for name in ("vanilla", "top_k"))
-    change = between(vanilla, policy).metrics[0]
+    change = compare_cells(vanilla, policy).metrics[0]
     assert (change.name, change.unit) == ("bleu,none", "BLEU")
     assert change.before is not None and change.after is not None and change.difference is not None
     assert change.difference.value == pytest.approx(change.after - change.before)
-    back = between(policy, vanilla).metrics[0].difference
+    back = compare_cells(policy, vanilla).metrics[0].difference
     assert back is not None and back.value == pytest.approx(-change.difference.value)
 
 
@@ -210,12 +212,12 @@ def test_every_cell_is_in_at_most_one_pair(
     assert len({cell.path for cell in theirs}) == len(theirs) == len(set(after))
     for pair in found.pairs:
         assert pair.before.info["batch_size"] == pair.after.info["batch_size"]
-    exact = {(pair.before.path, pair.after.path) for pair in found.pairs if not pair.asked}
+    exact = {(pair.before.path, pair.after.path) for pair in found.pairs if not pair.changed_fields}
     assert len(exact) == len(set(before) & set(after))
     Random(seed).shuffle(right)
     again = match(left, right)
-    assert {(p.before.info["batch_size"], str(p.asked)) for p in again.pairs} == {
-        (p.before.info["batch_size"], str(p.asked)) for p in found.pairs
+    assert {(p.before.info["batch_size"], str(p.changed_fields)) for p in again.pairs} == {
+        (p.before.info["batch_size"], str(p.changed_fields)) for p in found.pairs
     }
 
 
@@ -223,7 +225,7 @@ def test_another_number_format_is_the_same_question(tmp_path: Path) -> None:
     old = [record(tmp_path, 0, dtype="float32"), record(tmp_path, 1, batch_size=1)]
     new = [record(tmp_path, 2, dtype="bfloat16"), record(tmp_path, 3, batch_size=1)]
     found = match(old, new)
-    assert [pair.asked for pair in found.pairs] == [{"dtype": ("float32", "bfloat16")}, {}]
+    assert [pair.changed_fields for pair in found.pairs] == [{"dtype": ("float32", "bfloat16")}, {}]
 
 
 def test_what_is_asked_and_how(ran: Path) -> None:

@@ -26,7 +26,7 @@ from tests.verbs.sweep import START, Sweep
 
 def look(sweep: Sweep, seconds: float = 100.0) -> StudyState:
     """So long after the sweep's start."""
-    (found,) = Survey(root=sweep.study).look(START + timedelta(seconds=seconds))
+    (found,) = Survey(root=sweep.study).read_states(START + timedelta(seconds=seconds))
     return found
 
 
@@ -167,16 +167,16 @@ def test_what_is_done_is_looked_at_once(sweep: Sweep, monkeypatch: pytest.Monkey
     sweep.cell("a", "done", lanes=4)
     sweep.cell("b", "interrupted", lanes=1)
     survey = Survey(root=sweep.study)
-    first = survey.look(START)
+    first = survey.read_states(START)
     looked: list[Path] = []
     from lynx_exp.store import survey as module
 
     plain = module._state_of
     monkeypatch.setattr(module, "_state_of", lambda folder, *more: looked.append(folder) or plain(folder, *more))
-    assert survey.look(START) == first
+    assert survey.read_states(START) == first
     assert [folder.name for folder in looked] == ["b"]
     sweep.cell("a", "done", lanes=4)
-    survey.look(START)
+    survey.read_states(START)
     assert "a" in {folder.name for folder in looked}, "done anew"
 
 

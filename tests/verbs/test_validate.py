@@ -59,7 +59,7 @@ def test_each_corruption_is_found_by_its_rule(corruption: Corruption, study: Pat
     meant = next(finding for finding in found if finding.rule == corruption.rules[0])
     line = str(meant)
     assert "\n" not in line and line.startswith(f"{meant.severity}: {meant.rule}: {study}")
-    assert meant.expected and meant.found and meant.expected != meant.found
+    assert meant.expected and meant.observed and meant.expected != meant.observed
 
 
 def test_every_rule_is_broken_by_some_corruption() -> None:
@@ -159,7 +159,7 @@ def test_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert results("validate", "--help") == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out and rule.says in out for name, rule in RULES.items())
+    assert all(f"  {name} " in out and rule.statement in out for name, rule in RULES.items())
 
 
 def test_a_cell_alone_and_what_is_none(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.graph import Capture, Made, Step, recorded
 from lynx_exp.engine.decoding.lane import Job, Lane, lanes_of
-from lynx_exp.engine.decoding.lead import Lead
+from lynx_exp.engine.decoding.lead import LaunchAhead
 from lynx_exp.engine.decoding.masked_sections import MaskedSections
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.seat_draw import SeatDraw
-from lynx_exp.engine.decoding.seating import Open, Seating, seats_that_fit
+from lynx_exp.engine.decoding.seating import OpenLane, Seating, seats_that_fit
 from lynx_exp.engine.decoding.stream import MakeDecoder, OnStep
 from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.seats import POSITION, TOKEN, Readback, Seats
@@ -54,7 +54,7 @@ class CapturedStream:
         budget: int,
         on_step: OnStep,
         capture: Capture,
-        lead: Lead,
+        lead: LaunchAhead,
         experts: Callable[[int], str | None],
     ) -> None:
         """As `Stream`; `capture`: records steps; `experts`: from a step's rows to how it computes experts (None: as the
@@ -95,7 +95,7 @@ class CapturedStream:
         while seating.waiting or seating.open:
             before = seating.entered
             if seating.admit():
-                self._lead.disturbed()
+                self._lead.interrupted()
             if seating.entered > before:
                 self._on_step(seating.entered - before, seating.rows)
             yield from seating.complete()
@@ -127,14 +127,14 @@ class CapturedStream:
 
     def _send_noise(self, draw: SeatDraw) -> None:
         drawing = [
-            (each.seats[row.slot], row.request.sampling, len(row.tokens) + self._on_their_way(each))
+            (each.seats[row.slot], row.request.sampling, len(row.tokens) + self._unread_launches(each))
             for each, row, _ in self._seating.live()
             if row.request.sampling is not None
         ]
         if drawing:
             draw.send(*zip(*drawing, strict=True))
 
-    def _on_their_way(self, each: Open) -> int:
+    def _unread_launches(self, each: OpenLane) -> int:
         """Launches that count for the lane and have not been read."""
         return sum(number >= each.since for number, _ in self._flights)
 
@@ -144,7 +144,7 @@ class CapturedStream:
             self._replays, self._recorded_for = {}, present
         if width not in self._replays:
             sections = MaskedSections(self._routers, {number: self._acts[number] for number in present}, self._buffers)
-            self._lead.disturbed()
+            self._lead.interrupted()
             with using_experts(self._model, self.experts):
                 self._replays[width] = recorded(self._capture, lambda: self._step(sections, width))
         return self._replays[width]()
@@ -161,11 +161,11 @@ class CapturedStream:
 
     def _ahead(self) -> int:
         """Launches that may be on their way unread."""
-        surely_ends = any(
-            len(row.tokens) + self._on_their_way(each) >= row.request.max_new_tokens
+        will_end = any(
+            len(row.tokens) + self._unread_launches(each) >= row.request.max_new_tokens
             for each, row, _ in self._seating.live()
         )
-        return int(self._lead.pays([len(each.live) for each in self._seating.open], surely_ends))
+        return int(self._lead.pays_off([len(each.live) for each in self._seating.open], will_end))
 
     def _read(self) -> None:
         """Take the tokens of the oldest launch; who ends with them leaves."""

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.decoder import position_table
 from lynx_exp.engine.decoding.layer_types import DecoderLayer, DirectModel
-from lynx_exp.engine.decoding.one_buffer import join
+from lynx_exp.engine.decoding.one_buffer import fuse_projections
 from lynx_exp.engine.kv_cache.cursor import Cursor
 from lynx_exp.engine.kv_cache.slots import Slots
 
@@ -206,4 +206,4 @@ def _weights_of(layer: DecoderLayer) -> tuple[Tensor | None, ...]:
     norms = [getattr(getattr(attention, f"{name}_norm", None), "weight", None) for name in "qk"]
     out = attention.o_proj
     first, last = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-    return (first, *join(attention), *norms, out.weight, out.bias, last)
+    return (first, *fuse_projections(attention), *norms, out.weight, out.bias, last)

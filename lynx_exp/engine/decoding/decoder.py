@@ -167,7 +167,7 @@ def _trial(model: PreTrainedModel) -> tuple[list[tuple[int, ...]], Tensor]:
     return prompts, torch.randint(vocabulary, (2, 3), generator=draw).to(model.get_input_embeddings().weight.device)
 
 
-def _fed(
+def _logits_after(
     kind: Callable[..., Decoder], model: PreTrainedModel, made: Prefilled, tokens: Tensor, times: int = 1
 ) -> Tensor:
     """`[3 * times, V]` fp32 logits after the tokens: of the three prompts, so many times."""
@@ -187,7 +187,7 @@ def agree(model: PreTrainedModel, one: Callable[..., Decoder], other: Callable[.
     """Whether two steps of three rows at different positions give the same logits, up to rounding."""
     prompts, tokens = _trial(model)
     made = prefill(model, prompts)
-    first, second = (_fed(kind, model, made, tokens) for kind in (one, other))
+    first, second = (_logits_after(kind, model, made, tokens) for kind in (one, other))
     spread = first.std().clamp_min(1e-6)
     allowed = 1e-3 if model.dtype == torch.float32 else 0.1
     return bool(((first - second).abs().max() / spread) <= allowed)
@@ -199,11 +199,11 @@ def correlate(model: PreTrainedModel, one: Callable[..., Decoder], other: Callab
     otherwise."""
     prompts, tokens = _trial(model)
     made = prefill(model, prompts)
-    first, second = (_fed(kind, model, made, tokens, times=16) for kind in (one, other))
-    return all(_alike(a, b, model.dtype) for a, b in zip(first, second, strict=True))
+    first, second = (_logits_after(kind, model, made, tokens, times=16) for kind in (one, other))
+    return all(_close(a, b, model.dtype) for a, b in zip(first, second, strict=True))
 
 
-def _alike(one_V: Tensor, other_V: Tensor, dtype: torch.dtype) -> bool:
+def _close(one_V: Tensor, other_V: Tensor, dtype: torch.dtype) -> bool:
     least = 0.999 if dtype == torch.float32 else 0.97
     return bool(torch.corrcoef(torch.stack([one_V, other_V]))[0, 1] >= least)
 
@@ -221,12 +221,12 @@ def decodes_in_slots(model: PreTrainedModel) -> bool:
     states are ours to keep. By correlation, since a router's near ties may fall otherwise."""
     prompts, tokens = _trial(model)
     try:
-        ours = _fed(PlainDecoder, model, prefill(model, prompts), tokens)
+        ours = _logits_after(PlainDecoder, model, prefill(model, prompts), tokens)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         return False
     for row, prompt in enumerate(prompts):
         text = torch.tensor([[*prompt, *tokens[:, row].tolist()]], device=tokens.device)
         whole = model(input_ids=text, use_cache=False).logits[0, -1].float()
-        if not _alike(whole, ours[row].to(whole.device), model.dtype):
+        if not _close(whole, ours[row].to(whole.device), model.dtype):
             return False
     return True

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.score import Forced, force_pack
 from lynx_exp.engine.decoding.sections import Act
-from lynx_exp.engine.decoding.tokens import TokenRows, experts_of, of_decode_rows
+from lynx_exp.engine.decoding.tokens import TokenRows, decode_rows_of, experts_of
 from lynx_exp.engine.requests.plan import BatchPlan, Request
 from lynx_exp.models import Attachment, Router
 
@@ -97,7 +97,7 @@ def _token_rows(vanilla: Forced, watched: Attachment, attachment: Attachment, kl
     if longest == 1:
         return [None] * rows
     assert watched.confidence is not None and attachment.record is not None
-    confidence_RTL = of_decode_rows(watched.confidence, rows, longest - 1).cpu()
+    confidence_RTL = decode_rows_of(watched.confidence, rows, longest - 1).cpu()
     experts_RTLW = experts_of(attachment.record, rows, longest - 1).cpu()
     found: list[TokenRows | None] = []
     for row, (start, length) in enumerate(zip(plan.starts, plan.lengths, strict=True)):

@@ -15,8 +15,8 @@ _KEPT = 0.98
 """Share of what is known that a new step leaves: some fifty steps count."""
 
 
-class Lead:
-    """Told of each launch and each reading; `pays` says whether to launch first."""
+class LaunchAhead:
+    """Told of each launch and each reading; `pays_off` says whether to launch first."""
 
     def __init__(self, always: bool | None = None, clock: Callable[[], float] = perf_counter) -> None:
         """`always`: True or False whatever it costs; None: as it pays."""
@@ -37,15 +37,15 @@ class Lead:
         if self._read_at is not None:
             self._host_s = _KEPT * self._host_s + self._clock() - self._read_at
 
-    def disturbed(self) -> None:
+    def interrupted(self) -> None:
         """Prompts have gone through the model: what time passes until the next reading says nothing."""
         self._read_at = None
 
-    def pays(self, live: Sequence[int], surely_ends: bool) -> bool:
-        """`live`: rows of each lane; `surely_ends`: whether a row has its last token in the step on its way, as it has
+    def pays_off(self, live: Sequence[int], will_end: bool) -> bool:
+        """`live`: rows of each lane; `will_end`: whether a row has its last token in the step on its way, as it has
         in its longest response: its lane's next step would surely be in vain."""
-        if surely_ends or self._always is not None:
-            return bool(self._always) and not surely_ends
+        if will_end or self._always is not None:
+            return bool(self._always) and not will_end
         if not self._rows or not self._all_s or not sum(live):
             return False
         in_vain = self._ends / self._rows * sum(rows * rows for rows in live) / sum(live)

@@ -11,13 +11,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lynx_exp.engine.decoding.decoder import Decoder, choose_decoder, decodes_in_slots
 from lynx_exp.engine.decoding.sections import Act
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
-from lynx_exp.engine.decoding.steps import Asked, Steps
+from lynx_exp.engine.decoding.steps import Steps, StepsMode
 from lynx_exp.engine.decoding.stream import MakeDecoder
 from lynx_exp.engine.kv_cache.batch import Batch
 from lynx_exp.engine.kv_cache.memory import memory_budget
 from lynx_exp.engine.kv_cache.slots import attends_fully, has_slots
 from lynx_exp.engine.requests.plan import Setting
-from lynx_exp.engine.requests.processing import drawing_of, of_model
+from lynx_exp.engine.requests.processing import drawing_of, settings_of_model
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.models import bind, find_routers, from_first, fuse
 from lynx_exp.models.slotless import refuse_unbatched
@@ -34,7 +34,7 @@ class LoadedModel:
         *,
         max_rows: int = 256,
         memory_gib: float | None = None,
-        steps: Asked = "auto",
+        steps: StepsMode = "auto",
     ) -> None:
         """`max_rows`: rows of a physical batch at most, unless a lane is wider; `memory_gib`: for keys and values
         (None: half of a CPU's available memory, 80 % of a GPU's). They change speed, never tokens. `steps`: how decode
@@ -119,7 +119,7 @@ class LoadedModel:
     @property
     def processing(self) -> tuple[Setting, ...]:
         """What the model's own generation_config.json changes of its logits. ValueError for what is not followed."""
-        return of_model(self.model.generation_config)
+        return settings_of_model(self.model.generation_config)
 
     @property
     def drawing(self) -> dict[str, object]:

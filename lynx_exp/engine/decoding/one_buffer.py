@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lynx_exp.engine.decoding.layer_types import Attention
 
 
-class Joined(NamedTuple):
+class FusedProjections(NamedTuple):
     """Of one layer."""
 
     weight: Tensor
@@ -26,7 +26,7 @@ class Joined(NamedTuple):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def join(attention: Attention) -> Joined:
+def fuse_projections(attention: Attention) -> FusedProjections:
     """The projections of an attention module. ValueError, with the reason, if they are no plain linear layers."""
     parts: list[nn.Linear] = [getattr(attention, f"{name}_proj") for name in "qkv"]
     every = [*parts, attention.o_proj]
@@ -44,7 +44,7 @@ def join(attention: Attention) -> Joined:
             stop = start + part.out_features
             part.weight.data = whole[start:stop]
             start = stop
-    return Joined(whole, torch.cat(biases) if biases else None)
+    return FusedProjections(whole, torch.cat(biases) if biases else None)
 
 
 def _whole(weights: Sequence[Tensor]) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 import torch
 
 from lynx_exp.engine.decoding.loaded import LoadedModel
-from lynx_exp.engine.decoding.steps import Asked
+from lynx_exp.engine.decoding.steps import StepsMode
 from lynx_exp.models import (
     DeviceMap,
     find_calibration,
@@ -40,7 +40,7 @@ class OpenedModel(LoadedModel):
         parallel: str | None = None,
         max_rows: int = 256,
         memory_gib: float | None = None,
-        steps: Asked = "auto",
+        steps: StepsMode = "auto",
     ) -> Self:
         """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
         cannot be.
@@ -79,7 +79,7 @@ class OpenedModel(LoadedModel):
         experts_implementation: str = "auto",
         max_rows: int = 256,
         memory_gib: float | None = None,
-        steps: Asked = "auto",
+        steps: StepsMode = "auto",
     ) -> Self:
         """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
         where = resolve_device(device)

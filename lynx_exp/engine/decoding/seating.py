@@ -30,7 +30,7 @@ _DEAD = [0] * 6
 
 
 @dataclass(eq=False)
-class Open:
+class OpenLane:
     """A lane that is being decoded."""
 
     lane: Lane
@@ -77,14 +77,14 @@ class Seating:
         self._model, self._routers, self._stopper = model, routers, stopper
         self._jobs, self._stores, self.waiting, self._slots = jobs, stores, waiting, slots
         self._device = model.get_input_embeddings().weight.device
-        self.open: list[Open] = []
+        self.open: list[OpenLane] = []
         self.launches = 0
         """The number of the next launch."""
         self.entered = 0
         """Requests that have entered."""
         self.acts = self._acts()
         """Numbers of those that still have lanes."""
-        self._changed: list[Open] = []
+        self._changed: list[OpenLane] = []
         self._emptied: list[int] = []
         widths = sorted(lane.width for lane in waiting)
         # as many lanes as fit whole, and as many again, of which rows have left for good
@@ -99,7 +99,7 @@ class Seating:
     def _acts(self) -> tuple[int, ...]:
         return tuple(sorted({lane.act for lane in (*self.waiting, *(each.lane for each in self.open))}))
 
-    def live(self) -> Iterator[tuple[Open, Row, int]]:
+    def live(self) -> Iterator[tuple[OpenLane, Row, int]]:
         """(lane, row, positions of its prompt) of each live row."""
         for each in self.open:
             for row, prompt in each.live.values():
@@ -114,14 +114,14 @@ class Seating:
         while self.waiting and self._free_places and self.waiting[-1].width <= len(self._free_seats):
             lane = self.waiting.pop()
             lane.place = self._free_places.pop()
-            each = Open(lane, [self._free_seats.pop() for _ in range(lane.width)])
+            each = OpenLane(lane, [self._free_seats.pop() for _ in range(lane.width)])
             self.open.append(each)
             self._enter(each, loads)
         for made, seats, rows in loads.values():
             self._slots.load(seats, made, rows)
         return bool(loads)
 
-    def _enter(self, each: Open, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
+    def _enter(self, each: OpenLane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
         """Fill the lane's free slots."""
         lane, before, store = each.lane, self.entered, self._stores[each.lane.job]
         for row, made, at in entering(
@@ -136,7 +136,7 @@ class Seating:
         if self.entered > before:
             self._renew(each)
 
-    def leave(self, each: Open) -> None:
+    def leave(self, each: OpenLane) -> None:
         """Take the lane's finished rows out; with its last request its fillers end."""
         gone = [row for row, _ in each.live.values() if row.finish is not None]
         for row in gone:
@@ -151,7 +151,7 @@ class Seating:
         if gone:
             self._renew(each)
 
-    def _renew(self, each: Open) -> None:
+    def _renew(self, each: OpenLane) -> None:
         """The lane's rows are others from the next launch on."""
         each.since = self.launches
         if each not in self._changed:
@@ -160,7 +160,7 @@ class Seating:
             for slot in each.lane.free:
                 self._give_back(each, slot)
 
-    def _give_back(self, each: Open, slot: int) -> None:
+    def _give_back(self, each: OpenLane, slot: int) -> None:
         if each.seats[slot] >= 0:
             self._emptied.append(each.seats[slot])
             self._free_seats.append(each.seats[slot])

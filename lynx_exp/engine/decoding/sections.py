@@ -123,7 +123,7 @@ class Sections:
             new = Routing(logits=routing.logits, experts=used.experts, weights=weights)
         used = new or routing
         self._record.append((used.experts, used.weights, routing.experts))
-        if self._agreement.sought:
+        if self._agreement.required:
             self._agreement.check(router.layer, used.experts, self._live_T)
         return new
 

@@ -22,19 +22,19 @@ from lynx_exp.models.experts import using_experts
 from lynx_exp.models.rank_agreement import group_of
 from lynx_exp.routing.backends.triton.kernels.fallback import reason_of
 
-Asked = Literal["auto", "captured", "eager"]
+StepsMode = Literal["auto", "captured", "eager"]
 
 
 class Steps:
     """Of one engine. `auto`: recorded on a GPU, where that works; `captured`: or an error; `eager`: never."""
 
-    def __init__(self, asked: Asked, model: PreTrainedModel, routers: Sequence[Router]) -> None:
+    def __init__(self, mode: StepsMode, model: PreTrainedModel, routers: Sequence[Router]) -> None:
         """ValueError for another word, or for `captured` where it cannot be."""
-        if asked not in get_args(Asked):
-            raise ValueError(f"steps={asked}: must be one of {', '.join(get_args(Asked))}")
-        self.asked, self._model, self._routers = asked, model, routers
+        if mode not in get_args(StepsMode):
+            raise ValueError(f"steps={mode}: must be one of {', '.join(get_args(StepsMode))}")
+        self.mode, self._model, self._routers = mode, model, routers
         self.on_gpu = model.get_input_embeddings().weight.is_cuda
-        self.reason = _why_eager(asked, model, routers, self.on_gpu)
+        self.reason = _why_eager(mode, model, routers, self.on_gpu)
         """Why steps are launched from Python; None: they are recorded."""
         self._held_back: str | None = None
         """The same of the jobs at hand."""
@@ -58,7 +58,7 @@ class Steps:
         """How experts are computed there."""
         self.say: Callable[[str], None] = lambda _text: None
         """Told what takes long before a first step."""
-        if asked == "captured" and self.reason is not None:
+        if mode == "captured" and self.reason is not None:
             raise ValueError(f"steps=captured: {self.reason}")
 
     def record_with(self, capture: Capture) -> None:
@@ -71,7 +71,7 @@ class Steps:
 
     def refuse(self, reason: str) -> None:
         """A recording failed: no other is tried. ValueError where it was asked for."""
-        if self.asked == "captured":
+        if self.mode == "captured":
             raise ValueError(f"steps=captured: {reason}")
         self.reason, self.capture, self.rows, self.exact = reason, None, None, None
 
@@ -89,7 +89,7 @@ class Steps:
 
     def hold_back(self, reason: str) -> None:
         """The jobs at hand run from Python. ValueError where a recording was asked for."""
-        if self.asked == "captured":
+        if self.mode == "captured":
             raise ValueError(f"steps=captured: {reason}")
         self._held_back = reason
 
@@ -150,9 +150,9 @@ class Steps:
         }
 
 
-def _why_eager(asked: Asked, model: PreTrainedModel, routers: Sequence[Router], on_gpu: bool) -> str | None:
+def _why_eager(mode: StepsMode, model: PreTrainedModel, routers: Sequence[Router], on_gpu: bool) -> str | None:
     """What is known against recording this model's steps before one is tried."""
-    if asked == "eager":
+    if mode == "eager":
         return "steps=eager"
     if not on_gpu:
         return f"needs a CUDA device, this is {model.get_input_embeddings().weight.device}"

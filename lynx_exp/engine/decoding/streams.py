@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.captured_stream import CapturedStream
 from lynx_exp.engine.decoding.graph import CannotRecord
 from lynx_exp.engine.decoding.lane import Job
-from lynx_exp.engine.decoding.lead import Lead
+from lynx_exp.engine.decoding.lead import LaunchAhead
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.steps import Steps
 from lynx_exp.engine.decoding.stream import MakeDecoder, OnStep, Stream
@@ -54,7 +54,7 @@ def run_stream(
             if capture is None:
                 stream = Stream(*given, max_rows=max_rows, budget=budget, least_rows=least_rows, on_step=on_step)
             else:
-                lead = Lead(steps.always_leads)
+                lead = LaunchAhead(steps.always_leads)
                 stream = CapturedStream(
                     *given,
                     max_rows=max_rows,

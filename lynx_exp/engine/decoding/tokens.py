@@ -28,7 +28,7 @@ class TokenRows:
     """What ran for it under the policy; -1 where a slot runs nothing."""
 
 
-def of_decode_rows(per_layer: list[Tensor], rows: int, width: int) -> Tensor:
+def decode_rows_of(per_layer: list[Tensor], rows: int, width: int) -> Tensor:
     """`[R, T-1, L, ...]` of what each layer recorded of all its token rows: those of decode steps come last in a row of
     the batch."""
     return torch.stack([each.view(rows, -1, *each.shape[1:])[:, -width:] for each in per_layer], 2)
@@ -41,4 +41,4 @@ def experts_of(record: Record, rows: int, width: int) -> Tensor:
         torch.nn.functional.pad(experts.masked_fill(weights == 0, -1), (0, most - experts.shape[-1]), value=-1)
         for experts, weights, _ in record
     ]
-    return of_decode_rows(ran, rows, width)
+    return decode_rows_of(ran, rows, width)

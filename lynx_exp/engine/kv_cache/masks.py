@@ -44,7 +44,7 @@ def mask_maker(config: PretrainedConfig, dtype: torch.dtype) -> Callable[[Cursor
     layers = dict(_kinds(config))
     additive = config._attn_implementation == "eager"
 
-    def of_kind(kind: str, columns: Tensor, position_R1: Tensor) -> Tensor | None:
+    def mask_of_kind(kind: str, columns: Tensor, position_R1: Tensor) -> Tensor | None:
         layer = layers[kind]
         if not isinstance(layer, DynamicLayer):
             return None
@@ -62,7 +62,7 @@ def mask_maker(config: PretrainedConfig, dtype: torch.dtype) -> Callable[[Cursor
 
     def make(cursor: Cursor) -> Mask:
         columns = torch.arange(cursor.width, device=cursor.position.device)
-        made = {kind: of_kind(kind, columns, cursor.position[:, None]) for kind in layers}
+        made = {kind: mask_of_kind(kind, columns, cursor.position[:, None]) for kind in layers}
         only = next(iter(made.values()))
         return only if len(made) == 1 and only is not None else made
 

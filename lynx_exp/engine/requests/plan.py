@@ -85,7 +85,7 @@ class BatchPlan:
         cls, num_requests: int, batch_size: int, seed: int = 0, groups: Sequence[int] | None = None
     ) -> BatchPlan:
         """As `static`, with the requests of one group in different lanes, as far apart as there is room."""
-        return cls(_cut(apart(num_requests, seed, groups), batch_size))
+        return cls(_cut(spread_groups(num_requests, seed, groups), batch_size))
 
     @classmethod
     def continuous(
@@ -95,7 +95,7 @@ class BatchPlan:
         that does not come out even, shorter queues of about equal length."""
         if waves < 1:
             raise ValueError(f"waves={waves}: must be at least 1")
-        return cls.queues(apart(num_requests, seed, groups), batch_size, waves)
+        return cls.queues(spread_groups(num_requests, seed, groups), batch_size, waves)
 
     @classmethod
     def queues(cls, order: Sequence[int], batch_size: int, waves: int) -> BatchPlan:
@@ -166,7 +166,7 @@ def together(num_requests: int, seed: int, groups: Sequence[int] | None) -> list
     return [request for group in order for request in group]
 
 
-def apart(num_requests: int, seed: int, groups: Sequence[int] | None) -> list[int]:
+def spread_groups(num_requests: int, seed: int, groups: Sequence[int] | None) -> list[int]:
     """Requests shuffled by `seed`, those of one group at equal distances over the whole order: of c, about 1/c of it
     lies between one and the next. Without groups the order of `together`."""
     order = _members(num_requests, groups)

@@ -85,7 +85,7 @@ def settings_of(given: Mapping[str, object], where: str, *, sampled: bool = Fals
     return found
 
 
-def of_task(given: Mapping[str, object], where: str, *, sampled: bool) -> tuple[Setting, ...]:
+def settings_of_task(given: Mapping[str, object], where: str, *, sampled: bool) -> tuple[Setting, ...]:
     """`settings_of` what a task asks for besides lengths, stops and sampling; an unknown name is refused, as
     transformers refuses it."""
     known = {*NEUTRAL, *SAMPLED, *REFUSED, *_SILENT}
@@ -95,7 +95,7 @@ def of_task(given: Mapping[str, object], where: str, *, sampled: bool) -> tuple[
     return settings_of(given, where, sampled=sampled)
 
 
-def of_model(config: GenerationConfig | None) -> tuple[Setting, ...]:
+def settings_of_model(config: GenerationConfig | None) -> tuple[Setting, ...]:
     """`settings_of` a model's generation_config.json."""
     return () if config is None else settings_of(config.to_diff_dict(), "generation_config.json: ")
 

@@ -38,7 +38,7 @@ class Sampling:
     top_k: int | None = None
     """Only the so many likeliest tokens, and any as likely as the last of these, are drawn; None: all."""
     seed: int = 0
-    """The noise, from 0 to 2**64 - 1. Requests of one seed draw with the same noise: see `of_request`."""
+    """The noise, from 0 to 2**64 - 1. Requests of one seed draw with the same noise: see `with_request_seed`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -51,7 +51,7 @@ class Sampling:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed}: must be a whole number from 0 to 2**64 - 1")
 
-    def of_request(self, number: int) -> Sampling:
+    def with_request_seed(self, number: int) -> Sampling:
         """The same with a seed of its own for request `number` of a run: the first 8 bytes of BLAKE2b over seed and
         number, both little-endian in 8 bytes, personalised "request"."""
         return replace(self, seed=int.from_bytes(_hash(b"request", self.seed, number), "little"))

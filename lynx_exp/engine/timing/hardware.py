@@ -16,7 +16,7 @@ from lynx_exp.models import Router, group_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Used:
+class BandwidthUse:
     """By one subject, mean over its timed steps."""
 
     step_gb: float
@@ -38,11 +38,11 @@ class Hardware:
     devices: int = 1
     """That read at the same time: ranks that share the weights."""
 
-    def used(self, steps: Iterable[tuple[float, float]]) -> Used:
+    def bandwidth(self, steps: Iterable[tuple[float, float]]) -> BandwidthUse:
         """`steps`: (bytes, milliseconds) of each. The mean of their rates, as MoE-CAP takes it."""
         listed = list(steps)
         rate = fmean(read / ms / 1e6 for read, ms in listed)
-        return Used(
+        return BandwidthUse(
             step_gb=fmean(read for read, _ in listed) / 1e9,
             gb_s=rate,
             s_mbu=rate / (self.copy_gb_s * self.devices),

@@ -23,7 +23,7 @@ from lynx_exp.engine.decoding.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
 from lynx_exp.engine.kv_cache.batch import Batch
 from lynx_exp.engine.timing.energy import Meter, joules_per_token
-from lynx_exp.engine.timing.hardware import Hardware, Used
+from lynx_exp.engine.timing.hardware import BandwidthUse, Hardware
 from lynx_exp.engine.timing.repeats import Interval, Times, Turn, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.models import Attachment, Router, count_active, from_first
 from lynx_exp.routing import Phases, Policy
@@ -100,12 +100,12 @@ class Timing:
         """
         return median_interval(paired_ratios(self.step_ms[VANILLA], self._repeats_of(name)))
 
-    def used(self, name: str) -> Used | None:
+    def bandwidth(self, name: str) -> BandwidthUse | None:
         """What `name`'s steps asked of the hardware."""
         if self.hardware is None:
             return None
         active, read = self.active_experts[name], self.hardware.bytes
-        return self.hardware.used(
+        return self.hardware.bandwidth(
             (read.of(active=active, rows=self.batch_size, positions=positions), ms)
             for steps in self._repeats_of(name)
             for positions, ms in zip(self.positions, steps, strict=True)
@@ -234,7 +234,7 @@ def measure(
     do, until every speed-up's 95 % interval is at most +- `precision`, relative (`repeats.repeat`). `clock`: seconds.
     `capture`: makes graphs of the steps; None: they are launched from Python. `meter`: of energy, where there is one.
     """
-    check_asked(policies, new_tokens, repeats, max_repeats, precision)
+    check_measure_arguments(policies, new_tokens, repeats, max_repeats, precision)
 
     def subject(policy: Policy | None) -> _Subject:
         batch = make_batch(prompts, new_tokens)
@@ -280,7 +280,9 @@ def measure(
     )
 
 
-def check_asked(policies: Collection[str], new_tokens: int, repeats: int, max_repeats: int, precision: float) -> None:
+def check_measure_arguments(
+    policies: Collection[str], new_tokens: int, repeats: int, max_repeats: int, precision: float
+) -> None:
     """ValueError naming what is wrong of what `measure` is asked."""
     if VANILLA in policies:
         raise ValueError(f"policies: the name {VANILLA} is taken; vanilla is always measured")

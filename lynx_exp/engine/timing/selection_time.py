@@ -19,13 +19,13 @@ _PASSES = 50
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Listener(Policy):
+class _RoutingRecorder(Policy):
     """Changes nothing and remembers what it saw."""
 
-    seen: list[tuple[Routing, StepContext, RouterRule]] = field(default_factory=list)
+    recorded: list[tuple[Routing, StepContext, RouterRule]] = field(default_factory=list)
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        self.seen.append((routing, step, rule))
+        self.recorded.append((routing, step, rule))
         return routing
 
 
@@ -35,12 +35,12 @@ def selection_time(
 ) -> float:
     """Microseconds that `policy` (bound) takes per layer for one decode step of a lane of `prompts`: mean over layers,
     median over passes. Caches are warm, as they are not between the layers of a real step."""
-    listener = _Listener()
+    listener = _RoutingRecorder()
     batch = Batch(model, prompts, [0] * len(prompts), [0], room=1)
     with Attachment(routers, listener) as attachment:
         attachment.rows = batch.prefill_rows()
         token_R = batch.prefill().argmax(-1)
-        listener.seen.clear()
+        listener.recorded.clear()
         attachment.rows = batch.step_rows(torch.ones_like(token_R, dtype=torch.bool))
         batch.step(token_R)
     times = []
@@ -48,7 +48,7 @@ def selection_time(
         shared: dict[str, Any] = {}
         fresh = [
             (Routing(logits=r.logits, experts=r.experts, weights=r.weights), replace(step, shared=shared), rule)
-            for r, step, rule in listener.seen
+            for r, step, rule in listener.recorded
         ]
         _wait(token_R)
         start = perf_counter()

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.timing.energy import Meter, joules_per_token
-from lynx_exp.engine.timing.hardware import Hardware, Used
+from lynx_exp.engine.timing.hardware import BandwidthUse, Hardware
 from lynx_exp.engine.timing.measure import VANILLA
 from lynx_exp.engine.timing.repeats import Interval, Times, is_narrow, ratio_interval, warm_up, window_times
 from lynx_exp.engine.timing.step_bytes import StepBytes
@@ -93,9 +93,9 @@ class WindowTiming:
         """Distinct experts per layer and timed step, mean."""
         return fmean(row.active_experts for row in self.rows if row.name == name)
 
-    def used(self, name: str) -> Used | None:
+    def bandwidth(self, name: str) -> BandwidthUse | None:
         """What `name`'s steps asked of the hardware."""
-        return None if self.hardware is None else self.hardware.used(self._bytes_and_ms(self.hardware.bytes, name))
+        return None if self.hardware is None else self.hardware.bandwidth(self._bytes_and_ms(self.hardware.bytes, name))
 
     def _bytes_and_ms(self, read: StepBytes, name: str) -> Iterator[tuple[float, float]]:
         for row in self.rows:

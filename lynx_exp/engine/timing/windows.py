@@ -131,7 +131,7 @@ def draw_windows(runs: Sequence[LaneRun], steps: int, most: int, seed: int) -> I
         yield window_of(runs[number], place - places[number], steps)
 
 
-def of_length(tokens: Sequence[int], length: int) -> tuple[int, ...]:
+def cut_or_repeat(tokens: Sequence[int], length: int) -> tuple[int, ...]:
     """The tokens, repeated or cut."""
     return tuple(islice(cycle(tokens), length))
 
@@ -143,7 +143,7 @@ def at_context(window: Window, length: int) -> Window:
     for step in window.steps:
         for seat in step:
             first.setdefault(seat.row, seat.position)
-    before = [of_length(own[: first[row]], length) for row, own in enumerate(window.contexts)]
+    before = [cut_or_repeat(own[: first[row]], length) for row, own in enumerate(window.contexts)]
     contexts = tuple((*before[row], *own[first[row] :]) for row, own in enumerate(window.contexts))
     steps = tuple(
         tuple(replace(seat, position=seat.position - first[seat.row] + length) for seat in step)

@@ -16,7 +16,7 @@ from rich.console import Console
 from lynx_exp.config import Config
 from lynx_exp.run.cell_tracking import end_tracking
 from lynx_exp.run.dry_run import print_plan
-from lynx_exp.run.interrupt import stoppable, told
+from lynx_exp.run.interrupt import stoppable, with_message
 from lynx_exp.run.launchers.jobs import Cluster, Job, Lost, Work
 from lynx_exp.run.load_tasks import LoadTask
 from lynx_exp.run.outcomes import Outcome, Report, print_outcomes, run_then
@@ -102,7 +102,7 @@ def _work(chunk: Sequence[Cell], packed: bool) -> Work:
     return Work(
         configs=[replace(cell.config, then=[]) for cell in chunk],
         folders=[cell.folder for cell in chunk],
-        where=Path.cwd(),
+        working_folder=Path.cwd(),
         command=sys.argv,
         packed=packed,
     )
@@ -136,14 +136,16 @@ def _run(
                     sleep(poll_s)
         except KeyboardInterrupt as stop:
             _cancel([jobs[number] for number in waiting])
-            raise told(stop, f"{line.done()} of {total} cells are done and kept, the jobs are cancelled") from None
+            raise with_message(
+                stop, f"{line.done()} of {total} cells are done and kept, the jobs are cancelled"
+            ) from None
         return outcomes
 
 
 def _gather(job: Job, chunk: Sequence[Cell], console: Console) -> dict[Path, Outcome]:
     """What became of a job's cells. A cell that it found done was done by its own earlier attempt."""
     try:
-        told = job.outcomes()
+        outcomes = job.outcomes()
     except Lost as lost:
         reason = f"{job.name} was lost: {lost}; log: {job.log}"
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
@@ -153,13 +155,13 @@ def _gather(job: Job, chunk: Sequence[Cell], console: Console) -> dict[Path, Out
             else Outcome(state="failed", folder=cell.folder, error=reason)
             for cell in chunk
         }
-    elsewhere = [outcome.folder for cell, outcome in zip(chunk, told, strict=True) if outcome.folder != cell.folder]
+    elsewhere = [outcome.folder for cell, outcome in zip(chunk, outcomes, strict=True) if outcome.folder != cell.folder]
     if elsewhere:
         text = f"{job.name}: {len(elsewhere)} cells differ there in code, data or device, as {elsewhere[0]}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return {
         cell.folder: replace(outcome, state="done") if outcome.state == "skipped" else outcome
-        for cell, outcome in zip(chunk, told, strict=True)
+        for cell, outcome in zip(chunk, outcomes, strict=True)
     }
 
 

@@ -71,7 +71,7 @@ class Work:
     configs: list[Config]
     folders: list[Path]
     """Of the cells that the configs come to."""
-    where: Path
+    working_folder: Path
     """Working directory of the launching process: what relative paths in the configs start from."""
     command: list[str]
     """Of the launching process, for the cells' provenance."""
@@ -79,7 +79,7 @@ class Work:
 
     def __call__(self) -> list[Outcome]:
         """Run the cells, progress as plain lines. Model by model: one that cannot be loaded costs its own cells."""
-        os.chdir(self.where)
+        os.chdir(self.working_folder)
         sys.argv = list(self.command)
         found: dict[int, Outcome] = {}
         for numbers in self._by_model():

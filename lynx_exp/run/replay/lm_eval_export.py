@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.run.cell_rows import answers
+from lynx_exp.run.cell_rows import responses_of
 from lynx_exp.run.load_tasks import LoadTask, sandbox_of, settings_of
 from lynx_exp.run.replay.finished_cells import StoredCell, open_stored
 from lynx_exp.store.claims import STALE_S
@@ -60,7 +60,7 @@ def export_lm_eval(
     results = _evaluated(cell)
     _check_scores(record, results["results"])
     samples = results.pop("samples")
-    results |= _about(cell)
+    results |= _run_facts(cell)
     folder = out / record.path.name
     folder.mkdir(parents=True, exist_ok=True)
     for killed in folder.glob(f"{_DRAFTS}*"):
@@ -88,14 +88,14 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     shown: dict[str, ConfigurableTask] = {}
     values: dict[str, dict[tuple[str, str], list[object]]] = {}
     for task in cell.tasks:
-        rows = iter(answers(task, cell.responses[task.name]))
+        rows = iter(responses_of(task, cell.responses[task.name]))
         for member in task.members:
             for instance in member.lm_eval_task.instances:
                 key = (member.name, instance.doc_id, instance.idx)
                 given[key].extend(next(rows) for _ in range(member.repeats))
             values[member.name] = {}
             sandbox = sandbox_of(cell.config) if member.runs_code else None
-            shown[member.name] = _shown(member, values[member.name], sandbox)
+            shown[member.name] = _for_evaluate(member, values[member.name], sandbox)
 
     class Replay(LM):
         """Answers as the cell did."""
@@ -119,7 +119,7 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     return results
 
 
-def _shown(member: EvalTask, values: dict[tuple[str, str], list[object]], sandbox: Sandbox | None) -> ConfigurableTask:
+def _for_evaluate(member: EvalTask, values: dict[tuple[str, str], list[object]], sandbox: Sandbox | None) -> ConfigurableTask:
     """The task as `evaluate` is to see it: with the requests that it has, and the documents' metrics computed all at
     once, which are kept in `values`, too."""
     task = copy.copy(member.lm_eval_task)
@@ -169,7 +169,7 @@ def _check_scores(record: CellRecord, found: Mapping[str, Mapping[str, object]])
             )
 
 
-def _about(cell: StoredCell) -> dict[str, object]:
+def _run_facts(cell: StoredCell) -> dict[str, object]:
     """What `simple_evaluate` adds, of the run that gave the responses, and what only this package knows."""
     config, record = cell.config, cell.record
     info, packages = record.info, record.provenance.get("packages", {})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lynx_exp.run.cell_rows import answers, sample_rows
+from lynx_exp.run.cell_rows import responses_of, sample_rows
 from lynx_exp.run.load_tasks import LoadTask, sandbox_of
 from lynx_exp.run.metrics import metric_entry
 from lynx_exp.run.replay.finished_cells import StoredCell, open_stored
@@ -88,7 +88,7 @@ def _scored(cell: StoredCell) -> tuple[pa.Table, list[MetricEntry]]:
     samples, metrics = list[SampleRow](), list[MetricEntry]()
     for task in cell.tasks:
         rows = cell.responses[task.name]
-        scores = task.score(answers(task, rows), sandbox=sandbox_of(cell.config) if task.runs_code else None)
+        scores = task.score(responses_of(task, rows), sandbox=sandbox_of(cell.config) if task.runs_code else None)
         samples += sample_rows(task, scores, rows)
         metrics += map(metric_entry, scores.metrics)
     return pa.Table.from_pylist(samples, schema=SAMPLES), metrics

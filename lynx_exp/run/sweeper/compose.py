@@ -30,7 +30,7 @@ _KEY = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 
 
-class Apart(Exception):
+class NeedsFullCompose(Exception):
     """A job that has to be composed by itself."""
 
 
@@ -106,19 +106,19 @@ class Composer:
                 self._values[exact] = _taken(self._sources[shape], name, words)
             changed[name] = self._values[exact]
         if len(base) < len(FIELDS) and not base.keys() | changed.keys() >= FIELDS:
-            raise Apart
+            raise NeedsFullCompose
         return Config(**{**base, **changed})
 
     def _merged(self, around: tuple[str, ...], name: str, words: Sequence[_Word]) -> DictConfig:
         """A config whose field is of the option that `words` choose. Raises Apart if only Hydra can tell."""
         (choice, *others) = sorted(words, key=lambda word: not word.choice)
         if not choice.choice or not all(word.plain for word in others):
-            raise Apart
+            raise NeedsFullCompose
         if around not in self._bare:
             self._bare[around] = self._without_options(around)
         bare = self._bare[around]
         if bare is None or not OmegaConf.is_missing(bare, name):  # something else sets some of the field
-            raise Apart
+            raise NeedsFullCompose
         made = deepcopy(bare)
         with flag_override(made, "struct", False):
             made.merge_with({name: choice.option})

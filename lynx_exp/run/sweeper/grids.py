@@ -8,7 +8,7 @@ from itertools import islice, product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lynx_exp.run.sweeper.model_numbers import Shape, asks_for_the_model, filled
+from lynx_exp.run.sweeper.model_numbers import Shape, filled, has_model_numbers
 
 MAX_CELLS = 100_000
 """Of one multirun, unless `hydra.sweeper.max_cells` says otherwise."""
@@ -68,7 +68,7 @@ def job_grids(
     known: dict[tuple[str, ...], list[list[str]]] = {}
 
     def own_grid(base: list[str], cell: tuple[str, ...]) -> list[list[str]]:
-        if shape_of is not None and asks_for_the_model(cell):
+        if shape_of is not None and has_model_numbers(cell):
             shape = shape_of(base)
             cell = tuple(filled(word, shape) for word in cell)
         if cell not in known:

@@ -25,7 +25,7 @@ class Shape(Protocol):
     def num_layers(self) -> int: ...
 
 
-def asks_for_the_model(words: Sequence[str]) -> bool:
+def has_model_numbers(words: Sequence[str]) -> bool:
     return any("<" in word for word in words)
 
 
