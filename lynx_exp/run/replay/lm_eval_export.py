@@ -119,7 +119,9 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
     return results
 
 
-def _for_evaluate(member: EvalTask, values: dict[tuple[str, str], list[object]], sandbox: Sandbox | None) -> ConfigurableTask:
+def _for_evaluate(
+    member: EvalTask, values: dict[tuple[str, str], list[object]], sandbox: Sandbox | None
+) -> ConfigurableTask:
     """The task as `evaluate` is to see it: with the requests that it has, and the documents' metrics computed all at
     once, which are kept in `values`, too."""
     task = copy.copy(member.lm_eval_task)
