@@ -68,7 +68,7 @@ def write_figures(
 ) -> list[Path]:
     """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
 
-    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.NAMES`; `paper` one of
+    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.names()`; `paper` one of
     `analysis.figures.PAPERS`; `found`: the study of `root`, where it has been read already;
     `track` is given the names and shows how far it is. A figure that lacks its
     data is skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
 from lynx_exp.config import config_folder, did_you_mean
+from lynx_exp.extensions import added_files
 
 GROUPS = ("model", "policy", "task", "tracker", "hydra/launcher")
 
@@ -85,6 +86,8 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
     if known is None:
         return f"{typed}: unknown field"
     parent, _, last = key.rpartition(".")
+    if not parent and (within := _within(last, arguments, config_name)):
+        return f"{typed}: unknown field; did you mean {within}?"
     prefix = f"{parent}." if parent else ""
     shown = ", ".join(f"{prefix}{name}" for name in known) or "none"
     close = did_you_mean(last, known)
@@ -96,6 +99,19 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
     if last in known:
         return f"{typed}: {key} has other keys; add one with +{key}.NAME=VALUE"
     return f"{typed}: unknown field; known: {shown}{close}"
+
+
+def _within(name: str, arguments: Sequence[str], config_name: str) -> str | None:
+    """Where a field of this name is below another, as in the choices that the arguments make; else the policy that has
+    such a parameter."""
+    for parent in ("policy", "measure", "task", "task.generation", "model", "pack", "tracker"):
+        if name in (_known_fields(parent, arguments, config_name) or ()):
+            return f"{parent}.{name}"
+    if config_name != "config":
+        return None
+    files = (*(config_folder() / "policy").glob("*.yaml"), *added_files("conf/policy"))
+    having = sorted(file.stem for file in files if re.search(rf"^{re.escape(name)}:", file.read_text(), re.MULTILINE))
+    return f"policy.{name}, with policy={having[0]}" if having and name != "name" else None
 
 
 def _known_fields(parent: str, arguments: Sequence[str], config_name: str) -> list[str] | None:

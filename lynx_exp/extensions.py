@@ -4,8 +4,9 @@ A folder that is named in LYNX_EXP_PATH, or that an installed package offers as 
 `lynx_exp.extensions` (its value: the package that is the folder), holds any of
 
     policies/NAME.py     a policy, as in lynx_exp/routing/policies, with conf/policy/NAME.yaml
-    tasks/NAME.yaml      a task as lm-eval defines them, for conf/task/NAME.yaml or task.subtasks=[NAME]
+    tasks/NAME.yaml      a task as lm-eval defines them: task=NAME
     figures/NAME.py      a figure, as in analysis/figures
+    models/NAME.py       how the routers of a model family hand over their routing, as in lynx_exp/models/odd_families
     conf/, sweeps/       more choices for every group: conf/model/NAME.yaml, sweeps/study/NAME.yaml
 
 Importing this is light, and runs none of the user's code.
@@ -14,6 +15,7 @@ Importing this is light, and runs none of the user's code.
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -22,7 +24,7 @@ from pathlib import Path
 
 VARIABLE = "LYNX_EXP_PATH"
 GROUP = "lynx_exp.extensions"
-PARTS = ("policies", "tasks", "figures", "conf", "sweeps")
+PARTS = ("policies", "tasks", "figures", "models", "conf", "sweeps")
 
 
 @cache
@@ -54,6 +56,11 @@ def extended(part: str) -> list[str]:
     return [str(folder / part) for folder in extension_folders() if (folder / part).is_dir()]
 
 
+def added_files(part: str) -> list[Path]:
+    """The YAML files that extensions have in their folders called `part`."""
+    return [path for folder in extended(part) for path in sorted(Path(folder).glob("*.yaml"))]
+
+
 def extension_file(part: str, name: str) -> Path | None:
     """The file `name` in the first extension that has it."""
     return next((path for folder in extended(part) if (path := Path(folder) / name).is_file()), None)
@@ -70,6 +77,25 @@ def modules(part: str, own: Path) -> tuple[str, ...]:
                 raise ValueError(f"{path}: there is a {part} module of that name already; choose another")
             names.append(path.stem)
     return tuple(names)
+
+
+def task_names() -> tuple[str, ...]:
+    """Tasks that extensions define and give no conf/task file: `task=NAME` needs none."""
+    names: list[str] = []
+    for folder in map(Path, extended("tasks")):
+        for path in sorted(folder.glob("*.yaml")):
+            defines = re.search(
+                rf"^task:\s*[\"']?{re.escape(path.stem)}\b", path.read_text(encoding="utf-8"), re.MULTILINE
+            )
+            if defines and extension_file("conf/task", path.name) is None and path.stem not in names:
+                names.append(path.stem)
+    return tuple(names)
+
+
+def model_sources() -> str | None:
+    """SHA-256 of what extensions say of model families, which is part of what a model is; None where they say none."""
+    files = sorted(path for folder in extended("models") for path in Path(folder).glob("*.py"))
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest() if files else None
 
 
 def policy_source(name: str) -> str | None:

@@ -16,7 +16,6 @@ from analysis.study import study
 from lynx_exp.checks.findings import RULES
 from lynx_exp.config import Config, MeasureConfig
 from lynx_exp.results.main import VERBS
-from lynx_exp.routing import policy_names
 from tests.analysis.fake_study import MIX, POLICIES, write_cell
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +33,7 @@ def test_the_committed_pages_are_what_the_command_makes():
         ("cli.md", [f"| `{field.name}` |" for field in fields(Config) if isinstance(field.default, bool | int)]),
         ("cli.md", [f"| `measure.{field.name}` |" for field in fields(MeasureConfig)]),
         ("cli.md", [f"### lynx-results {verb}\n" for verb in VERBS]),
-        ("policies.md", [f"\n## {name}\n" for name in policy_names()]),
+        ("policies.md", [f"\n## {name}\n" for name in ("vanilla", "no_drop", "lynx", "coverage")]),
         ("rules.md", [f"| `{name}` |" for name in RULES]),
         (
             "python.md",

@@ -186,3 +186,22 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for verb, words in (("rescore", "stored responses"), ("export", "results_DATE.json")):
         assert results(verb, "--help") == 0
         assert words in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tabel"], "tabel: unknown verb; known: table, recommend"),
+        (["tabel"], "did you mean table?"),
+        (["table", "results", "--polcy", "lynx"], "--polcy: unknown option; did you mean --policy?"),
+        (["table", "results", "--by", "taks"], "did you mean task?"),
+        (["table"], "the following arguments are required: folder; see lynx-results table --help"),
+        ([], "the following arguments are required"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(words)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1) and said in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +18,29 @@ NAMES = (
     *("pareto", "active_vs_batch", "step_vs_active", "step_vs_bytes", "matched_active", "mixing"),
     *("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18", "table2"),
 )
-"""The modules; a new figure is one more, with a `draw` of the same form. Those with numbers are named after the figures
-of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what they need."""
+"""The first to be drawn, in this order; any other module of this folder with a `draw` of the same form follows. Those
+with numbers are named after the figures of Lynx (arXiv 2411.08982v3) that they draw anew, and `sweeps/paper` runs what
+they need."""
 
 __path__ += extended("figures")
 
 
 def names() -> tuple[str, ...]:
-    """`NAMES`, and the figures of extensions. ValueError where one of those has the name of another."""
-    return (*NAMES, *modules("figures", Path(__file__).parent))
+    """`NAMES`, the other modules of this folder that draw, and the figures of extensions. ValueError where one of those
+    has the name of another."""
+    here = Path(__file__).parent
+    return (*NAMES, *_others(here), *modules("figures", here))
+
+
+@cache
+def _others(folder: Path) -> tuple[str, ...]:
+    """Told by their text: importing them all would take as long as drawing."""
+    paths = sorted(path for path in folder.glob("*.py") if path.stem not in (*NAMES, "__init__"))
+    return tuple(path.stem for path in paths if _DRAWS.search(path.read_text(encoding="utf-8")))
+
+
+_DRAWS = re.compile(r"^def draw\([^,()]+,[^,()]+,[^,()]+\)", re.MULTILINE)
+"""A `draw` of a study, a folder and a suffix; `serving` draws what `lynx-results import` read."""
 
 
 OF_LANES = ("mixing",)

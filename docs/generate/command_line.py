@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field as DataclassField
 from dataclasses import fields, is_dataclass
@@ -27,13 +27,14 @@ HEAD = ("field", "type", "default", "allowed", "meaning")
 LAUNCHERS = {"packed, one_by_one": LauncherConf, "slurm": SlurmConf, "ray": RayConf}
 
 
-def page() -> str:
+def page(leave_out: Collection[str] = ()) -> str:
+    """Without the options of groups that `leave_out` names."""
     return "\n".join(
         [
             "# Command line\n\n## lynx-exp\n\nRuns one cell, with `-m` or `+study=NAME` a sweep: "
             "`lynx-exp GROUP=OPTION FIELD=VALUE ...`. `lynx-exp --help` shows the same for the cell that its other "
             "arguments describe.\n\n### Groups\n\nA group of `sweeps/` takes a `+`: `+study=demo`.\n",
-            *_groups(),
+            *_groups(leave_out),
             "### Fields\n\nThe policy's own parameters: [policies](policies.md).\n",
             table(HEAD, _fields(Config, "")),
             "### Launchers: hydra.launcher.FIELD\n",
@@ -53,10 +54,10 @@ def page() -> str:
     )
 
 
-def _groups() -> Iterator[str]:
+def _groups(leave_out: Collection[str]) -> Iterator[str]:
     for root, plus in (("conf", ""), ("sweeps", "+")):
         for folder in sorted(path for path in config_folder(root).iterdir() if path.is_dir() and path.name != "hydra"):
-            files = sorted(folder.glob("*.yaml"))
+            files = sorted(path for path in folder.glob("*.yaml") if path.stem not in leave_out)
             head: tuple[str, ...] = ("option", "what to expect", "cost") if plus else ("option", "what it is")
             rows = [_sweep(path) if plus else (code(path.stem), _about(path)) for path in files]
             if rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from importlib import import_module
 
@@ -14,8 +15,8 @@ from lynx_exp.routing import Calibrated, Policy, build_policy, policy_names
 _ARXIV = re.compile(r"arXiv\s+(\d{4}\.\d{5}(?:v\d)?)")
 
 
-def page() -> str:
-    policies = {name: build_policy(name) for name in policy_names()}
+def page(leave_out: Collection[str] = ()) -> str:
+    policies = {name: build_policy(name) for name in policy_names() if name not in leave_out}
     rows = [(f"[{name}](#{name})", _kind(policy), _sources(policy)) for name, policy in policies.items()]
     return (
         "# Policies\n\n`policy=NAME`, and `policy.PARAMETER=VALUE` for each of its parameters; K is the model's top-k, "

@@ -41,8 +41,10 @@ LARGEST_SEED = 2**32 - 1
 
 
 def did_you_mean(value: object, known: Collection[str]) -> str:
-    """`; did you mean X?` if a known name is close to `value`, else nothing."""
-    close = get_close_matches(str(value), list(known), n=1, cutoff=0.6)
+    """`; did you mean X?` if a known name has the same words in another order, or is close to `value`; else nothing."""
+    words = sorted(str(value).split("_"))
+    same = [name for name in known if sorted(name.split("_")) == words]
+    close = same or get_close_matches(str(value), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lynx_exp.models.odd_families import odd_families
+
 Output = tuple[Tensor, ...]
 """What a router of a known form returns."""
 
@@ -70,6 +72,9 @@ def scattered(top_k: int) -> Form:
 
 def form_of(module: nn.Module, out: object) -> Form | None:
     """The form of what a router returned; None if it is not known."""
+    own = odd_families().get(type(module).__name__)
+    if own is not None:
+        return own.form
     if not isinstance(out, tuple) or not all(isinstance(part, Tensor) and part.dim() == 2 for part in out):
         return None
     if len(out) == 3 and not out[2].is_floating_point() and out[1].shape == out[2].shape:

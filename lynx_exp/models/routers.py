@@ -20,6 +20,7 @@ import transformers
 from torch import Tensor, nn
 
 from lynx_exp.models.fused_router import fused_of
+from lynx_exp.models.odd_families import odd_families
 from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, ChoosesExperts, Form, Output
 from lynx_exp.models.probe import UnknownRouter
 from lynx_exp.models.prove import LiveRule, prove
@@ -229,8 +230,9 @@ def _describe(
 ) -> Router:
     parent = model.get_submodule(name.rpartition(".")[0])
     where, router = f"{kind}: {name} ({type(module).__name__})", type(module).__name__
-    if router in REFUSED:
-        raise UnsupportedModel(f"{where}: {REFUSED[router]}")
+    own = odd_families().get(router)
+    if why := (own.refused if own is not None else REFUSED.get(router)):
+        raise UnsupportedModel(f"{where}: {why}")
     try:
         proof = prove(module, parent)
     except UnknownRouter as error:

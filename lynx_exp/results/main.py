@@ -7,9 +7,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 from lynx_exp.own_analysis import protect
@@ -45,7 +45,7 @@ Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(
+    whole = _OneLine(
         prog=COMMAND,
         description="Read what lynx-exp wrote: tables with intervals, Pareto curves, figures. Score it anew from the "
         "stored responses, or write it in lm-eval's own form: no model is loaded.",
@@ -66,7 +66,36 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-class _Verb(argparse.ArgumentParser):
+class _OneLine(argparse.ArgumentParser):
+    """Says what is wrong with its arguments in one line, and what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{COMMAND}: error: {self._hinted(message)}; see {self.prog} --help\n")
+
+    def _hinted(self, message: str) -> str:
+        from lynx_exp.config.choices import did_you_mean
+
+        if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message):
+            known = found[2].replace("'", "").split(", ")
+            what = "unknown verb" if self.prog == COMMAND else message.partition(":")[0]
+            return f"{found[1]}: {what}; known: {', '.join(known)}{did_you_mean(found[1], known)}"
+        if found := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            return f"{found[1]}: unknown option{did_you_mean(found[1], self.options)}"
+        return message
+
+    options: Collection[str] = ()
+    """Of the verb that was asked for."""
+
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
+        asked, more = self.parse_known_args(arguments, namespace)
+        if more:
+            verbs = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+            self.options = list(verbs.choices[asked.verb]._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(more)}")
+        return asked
+
+
+class _Verb(_OneLine):
     """Has its arguments only once it is the one that is asked for: what they offer may take long to import."""
 
     add: Callable[[argparse.ArgumentParser], None]

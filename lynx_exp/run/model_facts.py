@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lynx_exp.config import ModelConfig, did_you_mean
+from lynx_exp.extensions import model_sources
 from lynx_exp.store.identity import digest, folder_digest
 from lynx_exp.store.provenance import scrub
 
@@ -170,7 +171,7 @@ def _facts(model: ModelConfig, config: Mapping[str, object], name: str) -> Model
 
     return ModelFacts(
         name=f"{model.id} (random {name[:6]})" if model.kind == "random" else scrub(model.id),
-        digest=name,
+        digest=name if (own := model_sources()) is None else digest([name, own]),
         num_experts=experts,
         top_k=top_k,
         num_layers=layers,

@@ -117,7 +117,9 @@ def _entry(folder: Path, name: str) -> Mapping[str, Any]:
             return {"path": str(found.relative_to(folder))}
         index = index_of(folder)
     if name not in index:
-        close = get_close_matches(name, [*known_tasks(), *index], n=1, cutoff=0.7)
+        names, words = [*known_tasks(), *index], sorted(name.split("_"))
+        same = [each for each in names if sorted(each.split("_")) == words]
+        close = same or get_close_matches(name, names, n=1, cutoff=0.7)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         known_names = ", ".join(known_tasks())
         raise ValueError(f"task: unknown {name!r}{hint} Known tasks: {known_names}, and every task of lm-eval's own")

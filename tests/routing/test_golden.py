@@ -1,4 +1,7 @@
-"""Each policy on one small batch whose outcome was worked out by hand: B=4, E=6, K=2, renormalising softmax router."""
+"""Policies on one small batch whose outcome was worked out by hand: B=4, E=6, K=2, renormalising softmax router.
+
+The laws (test_laws.py) hold every policy, without being told its name; a trace is for what a paper says in figures.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from lynx_exp.routing import (
     Routing,
     StepContext,
     build_policy,
-    policy_names,
 )
 
 LOGITS = torch.tensor(
@@ -255,7 +257,3 @@ def test_lynx_bins_decide_before_the_batch() -> None:
     assert out.experts[0].tolist() == [0, 2]
     one = build_policy("lynx", alpha=1.0, beta=2)(Routing(logits=logits, experts=experts, weights=weights), step, RULE)
     assert one.experts.tolist() == [[0], [3], [3]]
-
-
-def test_every_policy_has_a_golden_trace() -> None:
-    assert {name for name, *_ in GOLDEN} == set(policy_names())

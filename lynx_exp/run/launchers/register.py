@@ -9,7 +9,8 @@ from types import ModuleType
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from lynx_exp.config import Config
+from lynx_exp.config import Config, config_folder
+from lynx_exp.extensions import task_names
 from lynx_exp.run.launchers.plugin import (
     PLUGIN_MODULE,
     LauncherConf,
@@ -33,6 +34,9 @@ def register() -> None:
         for group in ("hydra/launcher", "hydra/cluster"):
             store.store(group=group, name=conf_name, node=conf, provider="lynx")
     store.store(group="hydra/sweeper", name="lynx", node=SweeperConf, provider="lynx")
+    for task in task_names():
+        if not (config_folder() / "task" / f"{task}.yaml").is_file():
+            store.store(group="task", name=task, node={"name": task, "subtasks": [task]}, provider="lynx")
     package, _, name = PLUGIN_MODULE.rpartition(".")
     try:
         parent = import_module(package)  # other plugins may be installed there

@@ -55,6 +55,9 @@ def _check_flags(arguments: list[str]) -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
+        for argument in arguments:
+            if re.fullmatch(r"--[a-z][\w.]*=.+", argument) and argument in message:
+                raise ValueError(f"{argument}: fields have no dashes; did you mean {argument[2:]}?")
         raise ValueError(f"{message}; see lynx-exp --help")
 
     parser.error = refuse  # type: ignore[method-assign]
