@@ -19,6 +19,7 @@ PLACES = {
     "your-figure.md": {"spread.py": "analysis/figures"},
     "your-model.md": {"swapped.py": "lynx_exp/models/odd_families"},
 }
+FOLDERS = ("analysis", "benchmarks", "conf", "docs", "examples", "lynx_exp", "sweeps", "tests", ".ci")
 ENUMERATING = (
     *("tests/routing/test_golden.py", "tests/routing/test_policies.py", "tests/routing/test_kernels_of_all.py"),
     *("tests/test_conf.py", "tests/test_reference.py", "tests/test_help.py", "tests/test_imports.py"),
@@ -31,13 +32,12 @@ pytestmark = pytest.mark.slow
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This repository, and beside what is in it one of each."""
     root = tmp_path_factory.mktemp("copy") / "lynx_exp"
-    made = shutil.ignore_patterns("__pycache__", ".*", "build", "site", "results", "outputs", "*.egg-info", "shared")
-    shutil.copytree(ROOT, root, ignore=made)
-    for name in (".gitignore", ".pre-commit-config.yaml", ".ci"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, root / name)
-        elif (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, root / name)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            root.mkdir(exist_ok=True)
+            shutil.copy(path, root / path.name)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for page, places in PLACES.items():
         for name, folder in places.items():
             assert f"`{folder}/" in text_of(page), f"{page} says where {name} lies"
