@@ -131,7 +131,7 @@ def run_in_torch(policy: Policy) -> bool:
 
 
 def test_who_has_no_kernel() -> None:
-    """vanilla decides nothing; the others say so. A policy that is added runs as torch code, until it is written one."""
+    """vanilla decides nothing; the others say so. A policy that is added runs as torch code until it has a kernel."""
     torch_alone = [policy for policy in POLICIES if run_in_torch(policy)]
     assert {policy.name for policy in torch_alone} == {"vanilla", "elbow", "xshare"}
     assert not any(getattr(policy, "substitute", False) for policy in torch_alone)
