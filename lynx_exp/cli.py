@@ -86,6 +86,7 @@ def _hydra(arguments: list[str]) -> int:
     from lynx_exp.run.launchers import plugin
     from lynx_exp.run.launchers.register import register
     from lynx_exp.run.sweeper.raw_arguments import prepared
+    from lynx_exp.temporary import check_temporary_folder
 
     if arguments == ["--version"]:
         print(f"lynx-exp {lynx_exp.__version__} (hydra {hydra.__version__})")
@@ -98,6 +99,7 @@ def _hydra(arguments: list[str]) -> int:
 
         print(page(asked.overrides))
         return 0
+    check_temporary_folder()
     plugin.LynxLauncher.report = None
     code = 0
     problem: Exception | None = None

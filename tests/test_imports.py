@@ -32,13 +32,15 @@ ALLOWED = {
     "extensions": set(),
     "cores": set(),
     "own_analysis": set(),
+    "temporary": set(),
     "explain": {"config"},
     "help": {"config"},
 }
 """A subpackage or module of lynx_exp, and those that it may import. `cli` and `results` may import everything."""
 
-EVERYWHERE = {"extensions", "cores"}
-"""Light, and import nothing of the rest: where a user's own files are, how many cores there are."""
+EVERYWHERE = {"extensions", "cores", "temporary"}
+"""Light, and import nothing of the rest: where a user's own files are, how many cores there are, where temporary files
+go."""
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -54,9 +54,10 @@ PAPERS = ("neurips", "icml", "mlsys", "iclr", "colm", "tmlr", "aaai")
 
 
 def draw(
-    study: Study, folder: Path, *, only: str | None = None, paper: str | None = None, track: Track = iter
-) -> list[Path]:
-    """Draw all figures, or the one named `only`, into `folder`; returns the files written.
+    study: Study, folder: Path, *, only: str | None = None, paper: str | None = None, track: Track = iter,
+    pictures: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Draw all figures, or the one named `only`, into `folder`; returns the files written. `pictures`: PNG alone.
 
     `paper`: a key of PAPERS, for its column width and letters. Cells of different settings (models, number formats ...)
     never share a figure: each setting gets its own files, named after what differs. A flagged point (`analysis.guards`)
@@ -69,6 +70,7 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     told, asked = style.WARNINGS.set(study.warnings), style.ASKED.set(only is not None)
+    alone = style.PICTURES.set(pictures)
     try:
         with matplotlib.rc_context(style.RC | (style.PAPERS[paper] if paper else {})):
             for name in track(names() if only is None else (only,)):
@@ -79,6 +81,7 @@ def draw(
     finally:
         style.WARNINGS.reset(told)
         style.ASKED.reset(asked)
+        style.PICTURES.reset(alone)
     return written
 
 

@@ -85,6 +85,10 @@ ASKED: ContextVar[bool] = ContextVar("ASKED", default=False)
 """Whether the figure was asked for by name."""
 
 
+PICTURES: ContextVar[bool] = ContextVar("PICTURES", default=False)
+"""Whether only pictures are wanted, as the page does: fonts of a PDF take longer than all else."""
+
+
 def width_in() -> float:
     """Of the column that is drawn for."""
     return float(matplotlib.rcParams["figure.figsize"][0])
@@ -140,13 +144,17 @@ def absent(name: str, cells: str) -> list[Path]:
 
 
 def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame, left_out: Iterable[str] = ()) -> list[Path]:
-    """Write NAME.pdf, NAME.png (300 dpi) and NAME.csv, free of dates and program versions.
+    """Write NAME.pdf, NAME.png (300 dpi) and NAME.csv, free of dates and program versions; where only PICTURES are
+    wanted, the second alone.
 
     `left_out`: lines that stand on the figure, before those of WARNINGS.
     """
     note(fig, [*left_out, *WARNINGS.get()])
     pdf, png, csv = (folder / f"{name}.{ending}" for ending in ("pdf", "png", "csv"))
     dates = {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}
+    if PICTURES.get():
+        write_bytes(png, _drawn(fig, "png", {"Software": None}))
+        return [png]
     write_bytes(pdf, _drawn(fig, "pdf", dates))
     fig.set_layout_engine("none")  # the layout is settled: not computed again
     write_bytes(png, _drawn(fig, "png", {"Software": None}))

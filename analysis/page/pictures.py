@@ -44,8 +44,8 @@ def pictures(study: Study, track: Track = iter) -> list[Picture]:
         for module in track(figures.names()):
             about = importlib.import_module(f"analysis.figures.{module}").__doc__ or module
             caption = about.strip().split("\n\n")[0].replace("\n", " ")
-            for file in figures.draw(study, Path(folder) / module, only=module):
-                if file.suffix == ".png":
+            for file in figures.draw(study, Path(folder) / module, only=module, pictures=True):
+                if file.suffix == ".png":  # some figures add a table of their own
                     found.append(picture(module, file, caption))
     return found
 

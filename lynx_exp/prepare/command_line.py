@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.exits import BAD_INPUT, INTERRUPTED
 from lynx_exp.prepare.interrupted import INTERRUPTED_LINE
+from lynx_exp.temporary import check_temporary_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -78,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     verb, rest = list(arguments[:1]), sorted(arguments[1:], key=lambda argument: not argument.startswith("-"))
     asked = _parser().parse_args([*verb, *rest])  # argparse wants flags first; lynx-exp takes them anywhere
     try:
+        check_temporary_folder()
         asked.act(asked)
     except KeyboardInterrupt:
         print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from lynx_exp.exits import BAD_INPUT, INTERRUPTED
+from lynx_exp.exits import BAD_INPUT, INTERRUPTED, REQUEUE
 from lynx_exp.own_analysis import protect
+from lynx_exp.run.interrupt import Preempted, stoppable
+from lynx_exp.temporary import check_temporary_folder
 
 COMMAND = "lynx-results"
 VERBS = (
@@ -22,6 +24,8 @@ VERBS = (
 )
 """In the order of `--help`. Each is a module of this package, but for the word that Python keeps to itself."""
 MODULES = {"import": "import_serving"}
+TEMPORARY = ("figures", "report", "pareto", "rescore", "export", "sync", "dashboard")
+"""Verbs that need a folder for files of a moment: they draw, run programs, or start wandb's process."""
 
 EPILOG = """\
 Examples:
@@ -41,7 +45,7 @@ Examples:
   lynx-results sync results/demo --project moe
   lynx-results dashboard results/demo --json
 
-Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 130 interrupted."""
+Exit codes: 0 all well, 1 something failed or was found wrong, 2 bad input, 75 terminated (SIGTERM), 130 interrupted."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,26 +110,32 @@ class _Verb(_OneLine):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Exits with 0, 1 (something failed, or was found wrong), 2 (bad input) or 130 (interrupted)."""
+    """Exits with 0, 1 (something failed, or was found wrong), 2 (bad input), 75 (terminated) or 130 (interrupted)."""
+    try:
+        with stoppable():  # before anything that takes time to import
+            code = _main(arguments)
+    except KeyboardInterrupt as stop:
+        word, code = ("terminated", REQUEUE) if isinstance(stop, Preempted) else ("interrupted", INTERRUPTED)
+        print_stderr(f"{word}; what is printed is done, the same command does it all")
+    if code:
+        sys.exit(code)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     protect()
     args = parser().parse_args(arguments)
     try:
-        code = args.run(args)
+        if args.verb in TEMPORARY:
+            check_temporary_folder()
+        return int(args.run(args))
     except ValueError as error:
         print_stderr(f"error: {first_line(error)}")
-        code = BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
+        return 0
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)
-            code = 0
-        else:
-            print_stderr(f"error: {describe_os_error(error)}")
-            code = BAD_INPUT
-    except KeyboardInterrupt:
-        print_stderr("interrupted; what is printed is done, the same command does it all")
-        code = INTERRUPTED
-    if code:
-        sys.exit(code)
+        print_stderr(f"error: {describe_os_error(error)}")
+    return BAD_INPUT
 
 
 def print_stderr(line: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
+from lynx_exp.run.interrupt import Preempted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -71,6 +72,8 @@ def watch(survey: Survey, console: Console, wait: Callable[[float], Any] = sleep
                     break
                 wait(EVERY_S)
                 studies = survey.read_states()
+        except Preempted:
+            raise
         except KeyboardInterrupt:
             pass
     return studies

@@ -33,7 +33,7 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from lynx_exp.tracking.study_content import figures_of, tables_of
-    from lynx_exp.tracking.wandb_runs import Unreachable, is_logged, log_cell, log_study
+    from lynx_exp.tracking.wandb_runs import Unreachable, end, is_logged, log_cell, log_study
 
     found = finished(args.folder)
     records = found.cells
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     except Unreachable as error:
         print_stderr(f"error: wandb: {first_line(error)}; {logged} cells are logged, the same command logs the others")
         return FAILED
+    finally:
+        end()
     return FAILED if failed else 0
 
 

@@ -146,12 +146,15 @@ class Claims:
     def give_back(self, folder: Path) -> None:
         """Nothing if it is not this process's. A claim that cannot be moved, as on a disk that became read-only, is
         left to grow stale."""
-        with self._lock:
-            hold = self._held.pop(folder, None)
-        if hold is not None:
-            with suppress(OSError):
-                _set_aside(hold.claim)
-                (folder / CLAIM).rmdir()  # fails if it is the next one's by now
+        hold = self._held.get(folder)
+        if hold is None:
+            return
+        with suppress(OSError):
+            _set_aside(hold.claim)
+        with suppress(OSError):
+            (folder / CLAIM).rmdir()  # fails if it is the next one's by now
+        with self._lock:  # last: what Ctrl-C cuts short, `close` does
+            self._held.pop(folder, None)
 
     def close(self) -> None:
         """Give all back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def log_cell(record: CellRecord, place: Place) -> str:
     run = _init(place, record.path.parent, about)
     try:
         _define(run)
-        if not run.resumed:
-            for row in content.curves(record):
-                run.log({name: _shown(value) for name, value in row.items()})
+        for row in list(content.curves(record))[run.starting_step :]:  # a killed process may have left some to do
+            run.log({name: _shown(value) for name, value in row.items()})
         columns = list(content.SAMPLE_COLUMNS)
         run.log({"samples": wandb.Table(columns=columns, data=content.samples(record), allow_mixed_types=True)})
         run.summary.update(content.summary(record))
@@ -95,6 +95,14 @@ def log_study(
     _finish(run)
     _forget_older(study, about["id"], run)
     return about["id"]
+
+
+def end() -> None:
+    """End wandb's process, and wait for it. Left to the end of this one, Ctrl-C meanwhile would print a stack trace."""
+    import wandb
+
+    with suppress(SystemExit):  # with the code of that process, of which each run has told already
+        wandb.teardown()
 
 
 def one_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +40,8 @@ class FakeServer(ThreadingHTTPServer):
         """(type, name) of each that was begun."""
         self.views: list[dict[str, Any]] = []
         self.over = threading.Event()
+        self.before: Callable[[], None] = lambda: None
+        """Called before each request is answered."""
 
     def handle_error(self, *_: Any) -> None:
         """Clients go as they like."""
@@ -57,7 +59,7 @@ class FakeServer(ThreadingHTTPServer):
     def _RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(given["name"])
         bucket = None
-        if run is not None and run.complete:
+        if run is not None and run.about:  # also one that was never finished
             bucket = {
                 "id": given["name"], "name": given["name"], "displayName": None, "config": "{}", "tags": [],
                 "summaryMetrics": json.dumps(run.summary), "wandbConfig": "{}", "notes": "", "logLineCount": 0,
@@ -130,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.before()
         if self.server.mood == "mute":
             self.server.over.wait()
             return

@@ -114,12 +114,12 @@ def _write_claimed(
     folder = hold.folder
     if not is_done(folder):
         raise ValueError(f"{folder}: is being run again; try again when it is done")
-    hold.write_parquet(folder / "samples.parquet", samples)
-    hold.write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
-    if note:
+    if note:  # first: once the scores are written, nothing shows any more that they have changed
         notes = [text for text in record.status.get("notes", []) if not text.startswith(NOTE)]
         today = datetime.now(UTC).isoformat(timespec="seconds")
         hold.write_json(folder / "status.json", record.status | {"notes": [*notes, f"{NOTE} {today}"]})
+    hold.write_parquet(folder / "samples.parquet", samples)
+    hold.write_json(folder / "metrics.json", record.metrics | {"metrics": metrics})
     done = read_done(folder)
     hold.write_json(folder / DONE, done | seal(folder, done["files"]))
 

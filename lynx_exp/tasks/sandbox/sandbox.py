@@ -105,6 +105,8 @@ def tried(tiers: tuple[Tier, ...]) -> Sandbox:
         except ExecutionError as error:
             failures.append(f"{tier.name}: {error} ({TO_HAVE_IT.get(tier.name, 'no remedy known')})")
             continue
+        except OSError as error:  # of the files that it tempts programs with, which no other tier could make either
+            raise SandboxUnavailable(f"sandbox: cannot be tried: {error.filename}: {error.strerror}") from error
         fell = [f"{probe} ({outcome})" for probe, outcome in results.items() if outcome != HELD]
         if not fell or tier == UNSAFE:
             return Sandbox(tier, results)

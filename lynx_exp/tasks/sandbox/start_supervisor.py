@@ -99,8 +99,12 @@ def imported(programs: Sequence[Program]) -> list[str]:
 
 @contextlib.contextmanager
 def work_folder() -> Iterator[str]:
-    """A folder for a run, removed with whatever programs left in it."""
-    folder = tempfile.mkdtemp(prefix="programs-")
+    """A folder for a run, removed with whatever programs left in it. ExecutionError if it cannot be made."""
+    try:
+        folder = tempfile.mkdtemp(prefix="programs-")
+    except OSError as error:  # not its cause: the results may lie on another disk, where there is room
+        where = os.path.dirname(error.filename or "") or "TMPDIR"
+        raise ExecutionError(f"{where}: no folder for programs can be made there ({error.strerror})") from None
     try:
         yield folder
     finally:
