@@ -14,6 +14,7 @@ import pandas as pd
 from analysis import bleu, latency, statistics
 from analysis.statistics import Estimate
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.step_times import step_ms_per_window
 
 BLEU = "bleu"
 
@@ -185,4 +186,4 @@ def _step_ms(record: CellRecord) -> Estimate | None:
         return None
     frame = timing.to_pandas()
     name = "policy" if "policy" in set(frame["name"]) else "vanilla"
-    return latency.mean_step(latency.step_ms_per_window(frame, name))
+    return latency.mean_step(step_ms_per_window(frame, name))

@@ -15,7 +15,9 @@ from analysis import bleu, guards, latency, latency_model, statistics
 from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share, ratios
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
+from analysis.pairing import partners_of
 from analysis.statistics import Array, Estimate
+from lynx_exp.store.step_times import pairs_of_cells, steps_of_cells
 
 log = logging.getLogger("analysis")
 
@@ -54,8 +56,8 @@ def results(records: Records) -> pd.DataFrame:
     compare (see `analysis.guards`).
     """
     samples = _samples(records.samples)
-    steps_ms = {name: latency.steps_of_cells(records.timing, name) for name in ("vanilla", "policy")}
-    pairs = latency.pairs_of_cells(records.timing)
+    steps_ms = {name: steps_of_cells(records.timing, name) for name in ("vanilla", "policy")}
+    pairs = pairs_of_cells(records.timing)
     headlines = _headlines(records)
     active, occupied = active_experts(records), occupancy(records)
     changed, prompt_changed = changed_share(records), prompt_changed_share(records)
@@ -118,13 +120,6 @@ def results(records: Records) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
     return frame.iloc[order].reset_index(drop=True)
-
-
-def partners_of(cells: pd.DataFrame) -> dict[str, str]:
-    """Vanilla's cell of each cell's plan, its own for vanilla; "" where there is none."""
-    vanilla = {row.pair_id: row.cell_id for row in cells[::-1].itertuples() if row.policy == "vanilla"}
-    pairs = cells[["cell_id", "pair_id", "policy"]].itertuples(index=False)
-    return {cell: cell if policy == "vanilla" else vanilla.get(pair, "") for cell, pair, policy in pairs}
 
 
 _CELL_FIELDS = (

@@ -5,12 +5,16 @@ python -m analysis.describe > docs/records.md
 
 from __future__ import annotations
 
-from analysis import schema
+from collections.abc import Sequence
+
+from lynx_exp.store.cell_columns import FRAME_ROWS, FRAMES
+from lynx_exp.store.table_columns import TABLE_COLUMNS, TABLE_ROWS, Column
 
 _HEAD = """\
 # Records
 
-Made from `analysis/schema.py` by `python -m analysis.describe > docs/records.md`; change it there.
+Made from `lynx_exp/store/cell_columns.py` and `table_columns.py` by `python -m analysis.describe > docs/records.md`;
+change it there.
 
 `load` reads all finished cells at or below a folder, into pandas frames:
 
@@ -35,15 +39,28 @@ a `lane` shared a decode batch: they are not independent. What is missing is nul
 """
 
 
+_FILES = """
+## Columns that only the files have
+
+`load` leaves them out; `lynx_exp.store.read` reads a cell's files whole.
+"""
+
+
 def page() -> str:
     """The whole file."""
-    return _HEAD + "".join(f"\n{_table(name)}" for name in schema.TABLES)
+    frames = "".join(f"\n## {name}\n\n{_table(FRAME_ROWS[name], columns)}" for name, columns in FRAMES.items())
+    return _HEAD + frames + _FILES + "".join(_rest(name) for name in TABLE_COLUMNS)
 
 
-def _table(name: str) -> str:
-    rows = [f"| `{column.name}` | {column.unit} | {column.meaning} |\n" for column in schema.TABLES[name]]
-    head = f"## {name}\n\nA row is {schema.ROWS[name]}.\n\n| column | unit | meaning |\n| --- | --- | --- |\n"
-    return head + "".join(rows)
+def _rest(name: str) -> str:
+    """What the file of a table has and no frame."""
+    columns = [column for column in TABLE_COLUMNS[name] if name not in FRAMES or not column.loaded]
+    return f"\n### {name}.parquet\n\n{_table(TABLE_ROWS[name], columns)}" if columns else ""
+
+
+def _table(row: str, columns: Sequence[Column]) -> str:
+    rows = [f"| `{column.name}` | {column.unit} | {column.meaning} |\n" for column in columns]
+    return f"A row is {row}.\n\n| column | unit | meaning |\n| --- | --- | --- |\n" + "".join(rows)
 
 
 if __name__ == "__main__":

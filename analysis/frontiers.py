@@ -13,13 +13,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.compare import flat
+from analysis.labels import of_purpose
 from analysis.resample import Resampler
 from analysis.statistics import LEVEL, Array, Estimate
 
 REFERENCE_LOSS = 5.0
 """Points: hypervolumes are measured from no saving at this loss. What loses more counts for nothing."""
-CONTROLS = ("no_drop", "noise_floor")
-"""Not settings that one would choose: they beat nothing, and are on no frontier."""
 _AT_ONCE = 2**24
 """Comparisons of points held in memory together."""
 
@@ -136,9 +135,8 @@ def families(points: pd.DataFrame, benefits_RN2: Array, saving: Saving, origin: 
     """
     rows = []
     reference = (origin, -REFERENCE_LOSS)
-    for policy, part in points.groupby("policy", sort=True):
-        if policy == "vanilla" or policy in CONTROLS:
-            continue
+    rivals = points[~of_purpose(points["policy"], "baseline", "control")]
+    for policy, part in rivals.groupby("policy", sort=True):
         at = points.index.get_indexer(part.index)
         own = np.stack([saving.sign * part["x"], part["y"]], axis=-1)
         worlds = hypervolume(benefits_RN2[:, at], reference)

@@ -7,26 +7,48 @@ from typing import Any
 
 import pandas as pd
 
-PROBES = ("reassign", "deny_rank", "keep_ranks")
-"""Policies that ask what a model tolerates, and have figures of their own: no rivals of the others."""
+from lynx_exp.config import UNTOUCHED, Config, own_uses, policy_declaration
 
-SETTING = ("model", "backend", "dtype", "device", "batching", "scoring", "limit")
+_USES = own_uses(Config)
+SETTING = tuple(sorted((name for name, use in _USES.items() if use.setting), key=lambda name: _USES[name].setting))
 """Fields that must agree before cells are averaged or drawn together, besides the workload (a mix is one of its own);
 the varying ones name the setting."""
+
+POINT = ("setting", "subtask", "series", *(name for name, use in _USES.items() if use.point))
+"""Columns of results that tell the points of a sweep apart."""
+
+
+def of_purpose(policies: pd.Series, *purposes: str) -> pd.Series:
+    """Which of these policies serve one of the purposes (`lynx_exp.routing.Policy.purpose`)."""
+    return policies.isin([name for name in set(policies) if policy_declaration(name).purpose in purposes])
 
 
 def settings_of(cells: pd.DataFrame, *, workload: bool = True) -> dict[str, str]:
     """Name of each cell's setting: what varies among them. `workload`: a mix is a setting of its own, named after its
     task and mixing where there are others."""
-    varying = [name for name in SETTING if cells[name].astype(str).nunique() > 1]
+    shown = {name: cells[name].where(_has_effect(cells, name), _ANY) for name in SETTING}
+    varying = [name for name, column in shown.items() if _varies(column)]
     asked = zip(cells["task"], cells["mixing"], strict=True)
     mixes = [f"{task} {mixing}" if isinstance(mixing, str) else "" for task, mixing in asked]
     several = workload and len(set(mixes)) > 1
     labels = {}
-    for cell, mix, *values in zip(cells["cell_id"], mixes, *(cells[name] for name in varying), strict=True):
-        parts = [f"{name} {value}" for name, value in zip(varying, values, strict=True)]
+    for cell, mix, *values in zip(cells["cell_id"], mixes, *(shown[name] for name in varying), strict=True):
+        parts = [f"{name} {value}" for name, value in zip(varying, values, strict=True) if value != _ANY]
         labels[cell] = ", ".join(parts + ([mix] if several and mix else []))
     return labels
+
+
+_ANY = "any"
+"""Of a field that has no effect in a cell."""
+
+
+def _has_effect(cells: pd.DataFrame, name: str) -> pd.Series:
+    unless = _USES[name].unless
+    return ~cells[unless[0]].isin(unless[1]) if unless is not None else pd.Series(True, index=cells.index)
+
+
+def _varies(column: pd.Series) -> bool:
+    return int(column[column != _ANY].astype(str).nunique()) > 1
 
 
 def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -41,14 +63,20 @@ def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
         for policy, _, params, phases in part.itertuples(index=False):
             inside = ", ".join(f"{name}={value}" for name, value in json.loads(params).items())
             name = f"{policy}({inside})" if shared else str(label)
-            act = "" if policy in ("vanilla", "noise_floor") or phases == "decode" else f" [{phases}]"
+            act = "" if policy in UNTOUCHED or phases == "decode" else f" [{phases}]"
             named[str(label), params, phases] = name + act
     return named
 
 
 def policy_order(policy: str, params: str, phases: str) -> tuple[Any, ...]:
-    """Sort key: vanilla, noise_floor, no_drop, then by name, numeric parameters by size; `params` is JSON."""
+    """Sort key: vanilla, noise_floor, other controls, then by name, numeric parameters by size; `params` is JSON."""
     values = json.loads(params)
-    first = {"vanilla": 0, "noise_floor": 1, "no_drop": 2}.get(policy, 3)
     numbers = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in sorted(values.items())]
-    return first, policy, phases, numbers
+    return policy_rank(policy), policy, phases, numbers
+
+
+def policy_rank(policy: str) -> int:
+    """The baseline first, then what is as untouched, then other controls, then the rest."""
+    if policy in UNTOUCHED:
+        return UNTOUCHED.index(policy)
+    return len(UNTOUCHED) + (policy_declaration(policy).purpose != "control")

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import latency
 from analysis.load import Records
+from analysis.pairing import partners_of
 from analysis.run_steps import LaneSums, Run, Runs
 from analysis.statistics import Array, Estimate, t_interval
+from lynx_exp.store.step_times import pairs_of_cells, steps_of_cells
 
 FEATURES = ("live", "active", "context")
 POOLED = ("model", "device", "dtype", "backend", "batch_size")
@@ -90,13 +91,12 @@ def integrate(records: Records) -> dict[str, Integrated]:
     fitted: dict[str, Fit] = {}
     for _, part in keys.groupby(list(POOLED), dropna=False):
         fitted |= dict.fromkeys(part.index, fit(steps[steps["cell_id"].isin(part.index)]))
-    pair, policy = cells["pair_id"].to_dict(), cells["policy"].to_dict()
-    vanilla = {pair[cell]: cell for cell in reversed(cells.index) if policy[cell] == "vanilla"}
+    policy, partners = cells["policy"].to_dict(), partners_of(records.cells)
     stored, runs = Runs(records), dict[str, Run | None]()
     subtask, found = steps["subtask"].astype(str).to_numpy(), {}
     timed = _timed_cells(records.timing, steps)
     for cell, at in steps.groupby("cell_id").indices.items():
-        streams, partner = set(subtask[at]), vanilla.get(pair[cell])
+        streams, partner = set(subtask[at]), partners[cell] or None
         for each in (cell, partner):
             if each is not None and each not in runs:
                 runs[each] = stored.of(each, streams)
@@ -126,7 +126,7 @@ class _Timed:
 
 def _timed_cells(timing: pd.DataFrame, steps: pd.DataFrame) -> dict[str, _Timed]:
     """`steps` as in `_timed_steps`."""
-    alone, pairs = latency.steps_of_cells(timing, "vanilla"), latency.pairs_of_cells(timing)
+    alone, pairs = steps_of_cells(timing, "vanilla"), pairs_of_cells(timing)
     means = steps.groupby(["cell_id", "name", "window"])[list(FEATURES)].mean()
     mean_x = {
         key: means.to_numpy(dtype=float)[at] for key, at in means.groupby(level=["cell_id", "name"]).indices.items()

@@ -15,27 +15,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis import schema
+from lynx_exp.store.cell_columns import FRAMES, columns_in, frame_columns
+from lynx_exp.store.environment import fields_of
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import Damaged, Missing, read_rows
+from lynx_exp.store.timing_info import hardware_numbers
 
 log = logging.getLogger("analysis")
-
-_NUMBERS_OF_A_CELL = (
-    "selection_us",
-    "active_experts",
-    "active_experts_full",
-    "live_rows",
-    "full_steps",
-    "scored_share",
-    "new_tokens_mean",
-    "length_stop_share",
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Records:
-    """Frames with the columns that `analysis.schema.TABLES` documents; each row names its `cell_id`.
+    """Frames with the columns that `lynx_exp.store.cell_columns.FRAMES` documents; each row names its `cell_id`.
 
     Unpacks into the three that most notebooks need: `cells, samples, steps = load("results/demo")`.
     """
@@ -68,7 +59,7 @@ class Records:
 
     def of(self, cells: Collection[str]) -> Records:
         """The rows of these cells."""
-        frames = {name: getattr(self, name) for name in schema.TABLES}
+        frames = {name: getattr(self, name) for name in FRAMES}
         return replace(self, **{name: f[f["cell_id"].isin(cells)] for name, f in frames.items() if len(f)})
 
 
@@ -106,10 +97,10 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
         log.warning("%d %s found in more than one study, counted once", repeated, _cells(repeated))
     ids = [cell.info["cell_id"] for cell in cells]
     return Records(
-        cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=schema.names("cells")),
+        cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=frame_columns("cells")),
         metrics=pd.DataFrame(
             [{"cell_id": cell.info["cell_id"], **row} for cell in cells for row in cell.metrics["metrics"]],
-            columns=schema.names("metrics"),
+            columns=frame_columns("metrics"),
         ),
         **{name: _stack(name, ids, _kept(tables.pop(name), damaged)) for name in _STACKED},
         unfinished=unfinished,
@@ -120,27 +111,16 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
 def _cell_row(cell: CellRecord) -> dict[str, Any]:
     info, metrics = cell.info, cell.metrics
     params = info.get("policy_params") or {}
-    row = {name: info.get(name) for name in schema.names("cells")}
-    row |= {name: metrics.get(name) for name in _NUMBERS_OF_A_CELL}
+    row = dict.fromkeys(frame_columns("cells")) | {name: info.get(name) for name in columns_in("cell.json")}
+    row |= {name: metrics.get(name) for name in columns_in("metrics.json")}
     row["matched"] = json.dumps(metrics["matched"]) if "matched" in metrics else None
     row["policy_params"] = json.dumps(params, sort_keys=True)
     row |= _timed(cell)
     row["seconds"] = cell.status.get("seconds")
     row["path"] = str(cell.path)
     row["invalid"] = "; ".join(cell.status.get("invalid") or ())
-    row["environment"] = json.dumps(_environment(cell.provenance), sort_keys=True)
+    row["environment"] = json.dumps(fields_of(cell.provenance), sort_keys=True)
     return row
-
-
-_DIGITS = 10
-"""Of a hash or revision that a warning shows."""
-
-
-def _environment(provenance: dict[str, Any]) -> dict[str, str]:
-    """Of provenance.json what can change a number (its `numerics`), as people read it; the unknown is left out."""
-    found = {name: value for name, value in (provenance.get("numerics") or {}).items() if value not in (None, "", [])}
-    hashes = {"code", "model.digest", "torch.git"}
-    return {name: str(value)[:_DIGITS] if name in hashes else str(value) for name, value in found.items()}
 
 
 def _timed(cell: CellRecord) -> dict[str, Any]:
@@ -153,9 +133,7 @@ def _timed(cell: CellRecord) -> dict[str, Any]:
     ):
         own = timing.get(f"policy_{name}")
         found[column] = timing.get(f"vanilla_{name}") if own is None else own
-    own = "vanilla" if timing.get("policy_active_experts") is None else "policy"
-    found |= {name: timing.get(f"{own}_{name}") for name in ("step_gb", "gb_s", "s_mbu", "j_per_token")}
-    found |= {name: timing.get(name) for name in ("copy_gb_s", "vanilla_j_per_token")}
+    found |= hardware_numbers(timing) | {"vanilla_j_per_token": timing.get("vanilla_j_per_token")}
     found |= {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
     return found | {"precision_reached": timing.get("precision_reached"), "busy": is_busy(timing)}
 
@@ -178,7 +156,7 @@ _NEEDED = ("samples", "responses", "steps")
 
 def _tables_of(table: str, cells: Sequence[CellRecord]) -> dict[int, pa.Table | Damaged]:
     """The documented columns only, by place of the cell: a text that is not read takes neither time nor memory."""
-    columns = [name for name in schema.names(table) if name != "cell_id"]
+    columns = [name for name in frame_columns(table) if name != "cell_id"]
     repeated = [name for name in _REPEATED if name in columns]
     more = ["filler"] if table == "responses" else []
     found: dict[int, pa.Table | Damaged] = {}
@@ -220,7 +198,7 @@ def _kept(tables: Mapping[int, Any], damaged: Collection[int]) -> dict[int, pa.T
 def _stack(table: str, ids: Sequence[str], tables: Mapping[int, pa.Table]) -> pd.DataFrame:
     """One table of every cell that has it; `cell_id` is categorical, which keeps millions of rows small."""
     if not tables:
-        return pd.DataFrame({name: [] for name in schema.names(table)})
+        return pd.DataFrame({name: [] for name in frame_columns(table)})
     codes = np.repeat(list(tables), [part.num_rows for part in tables.values()])
     together = pa.concat_tables(tables.values(), promote_options="permissive").unify_dictionaries()
     stacked = together.combine_chunks().to_pandas()  # in thousands of parts, texts are slow to take from

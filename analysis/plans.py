@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, statistics
-from analysis.compare import NO_ESTIMATE, flat, partners_of
+from analysis.compare import NO_ESTIMATE, flat
+from analysis.labels import POINT
 from analysis.load import Records
 from analysis.macro import HARDWARE
+from analysis.pairing import partners_of
 from analysis.statistics import Array, Estimate
 
-_POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed"]
+_POINT = [name for name in POINT if name != "plan_seed"]
 _SUMMED = ("lanes", "repeats", "windows")
 
 

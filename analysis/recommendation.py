@@ -12,15 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import guards, statistics, verdicts
-from analysis.frontiers import ACTIVE, CONTROLS, SPEEDUP, Saving
-from analysis.labels import PROBES
+from analysis.frontiers import ACTIVE, SPEEDUP, Saving
+from analysis.labels import of_purpose
 from analysis.layout import WIDTH, interval, print_warnings
 from analysis.outputs import write_csv
 from analysis.statistics import LEVEL
 from analysis.study import Study
 
-NOT_FOR_USE = ("vanilla", *CONTROLS, "random_keep", *PROBES)
-"""Vanilla, controls and probes: nobody would deploy them."""
 ALL = "all subtasks"
 RECOMMENDED = "recommended"
 ALONE = "within, but not as one of so many (Holm)"
@@ -40,7 +38,7 @@ def recommendations(study: Study) -> pd.DataFrame:
         frames.append(study.summary.assign(scope=ALL))
     rows = []
     for frame in frames:
-        candidates = frame[~frame["policy"].isin(NOT_FOR_USE) & (frame.get("unit", "%") != "own")]
+        candidates = frame[of_purpose(frame["policy"], "method") & (frame.get("unit", "%") != "own")]
         for _, group in candidates.groupby(["setting", "batch_size", "scope"], sort=True):
             rows += _ranked(group, study.margin)
     return pd.DataFrame(rows, columns=_COLUMNS)

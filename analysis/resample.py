@@ -12,10 +12,12 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis import bleu, latency
+from analysis import bleu
 from analysis.activity import STREAM, by_lane
 from analysis.load import Records
+from analysis.pairing import partners_of
 from analysis.statistics import Array, cluster_sums, lane_draws
+from lynx_exp.store.step_times import window_pairs
 
 RESAMPLES = 1000
 
@@ -28,8 +30,8 @@ class Resampler:
         self.records, self.resamples = records, resamples
         cells = records.cells.set_index("cell_id")
         self._pair, self._policy = cells["pair_id"].to_dict(), cells["policy"].to_dict()
+        self._vanilla = partners_of(records.cells)
         self._task, self._mixing = cells["task"].to_dict(), cells["mixing"].to_dict()
-        self._vanilla = {pair: cell for cell, pair in self._pair.items() if self._policy[cell] == "vanilla"}
         self._draws: dict[tuple[str, str, int], Array] = {}
         self._known: dict[tuple[str, str, float, float], Array] = {}
 
@@ -83,13 +85,13 @@ class Resampler:
         """Of resampled windows; 1 for vanilla."""
         if self._policy[cell] == "vanilla":
             return np.ones(self.resamples)
-        pairs = latency.window_pairs(self._timing[cell])
+        pairs = window_pairs(self._timing[cell])
         rng = np.random.default_rng(_number(cell, "speed-up"))
         sums_R2: Array = pairs[rng.integers(len(pairs), size=(self.resamples, len(pairs)))].sum(axis=1)
         return sums_R2[:, 0] / sums_R2[:, 1]
 
     def _changes(self, cell: str, subtask: str, *, corpus: bool) -> Array:
-        own, other = self._samples[cell, subtask], self._samples[self._vanilla[self._pair[cell]], subtask]
+        own, other = self._samples[cell, subtask], self._samples[self._vanilla[cell], subtask]
         _, mine, theirs = np.intersect1d(own["doc_id"], other["doc_id"], return_indices=True)
         own, other = own.iloc[mine], other.iloc[theirs]
         lanes, index = np.unique(own["lane"], return_inverse=True)

@@ -1,11 +1,13 @@
 """Columns of a study's tables (`lynx-results table --json` and `--csv`, `analysis.study.study`): unit and meaning.
 
-Names that `analysis.schema` has mean here what they mean there and are not repeated.
+Names that the frames of `analysis.load` have (`lynx_exp.store.cell_columns`) mean here what they mean there and are
+not repeated.
 """
 
 from __future__ import annotations
 
-from analysis.schema import TABLES, Column
+from lynx_exp.store.cell_columns import FRAMES as LOADED
+from lynx_exp.store.table_columns import Column
 
 ENDS = ("_low", "_high", "_se", "_df")
 """What an estimate X has beside X: the 95 % interval, its standard error and degrees of freedom."""
@@ -89,7 +91,7 @@ PLAIN = _columns(
 
 def declared() -> dict[str, Column]:
     """By name; of an estimate X all five columns stand as X."""
-    return {column.name: column for column in (*TABLES["cells"], *TABLES["steps"], *ESTIMATES, *PLAIN)}
+    return {column.name: column for column in (*LOADED["cells"], *LOADED["steps"], *ESTIMATES, *PLAIN)}
 
 
 def known(name: str) -> bool:

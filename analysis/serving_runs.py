@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.labels import policy_rank
 from lynx_exp.store.read_serving import STOCK, read_serving
 
 LOAD = ("model", "request_rate", "max_concurrency", "num_prompts")
@@ -61,8 +62,7 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     made = pd.DataFrame(rows)
     quality = _quality(study) if quality is None else quality
     made["points"] = [_points(quality, *each) for each in zip(made.policy_label, made.at_once, strict=True)]
-    order = {STOCK: 0, "vanilla": 1, "no_drop": 2}
-    made["order"] = [order.get(name, 3) for name in made["policy"]]
+    made["order"] = [-1 if name == STOCK else policy_rank(name) for name in made["policy"]]
     made = made.sort_values(["model", "at_once", "request_rate", "order", "policy_label"], na_position="last")
     return made.drop(columns="order").reset_index(drop=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +12,8 @@ import pandas as pd
 from analysis.activity import FULL
 from analysis.labels import settings_of
 from analysis.load import Records
+from analysis.pairing import partners_of
+from lynx_exp.store.environment import differing
 
 _SHOWN = 2
 """Values of a field, or unfinished cells, that a warning names."""
@@ -120,29 +122,35 @@ def _unlike(cells: pd.DataFrame) -> list[str]:
     settings = settings_of(cells)
     lines = []
     for setting, group in cells.groupby(cells["cell_id"].map(settings), sort=True):
-        environments = [json.loads(text) for text in group["environment"]]
-        for name in _fields(environments):
-            values = Counter(environment.get(name, "not on record") for environment in environments)
-            if len(values) > 1:
-                shown = ", ".join(f"{value} ({_cells(count)})" for value, count in values.most_common(_SHOWN))
-                more = f", {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-                where = f"{setting}: " if setting else ""
-                lines.append(f"unlike environments: {where}{name} {shown}{more}")
+        for name, values in differing(_environments(group)).items():
+            counts = Counter({value: len(names) for value, names in values.items()})
+            shown = ", ".join(f"{_short(name, value)} ({_cells(n)})" for value, n in counts.most_common(_SHOWN))
+            more = f", {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+            where = f"{setting}: " if setting else ""
+            lines.append(f"unlike environments: {where}{name} {shown}{more}")
     return lines
 
 
 def _unlike_pairs(cells: pd.DataFrame) -> list[str]:
     """How many policies are compared with a vanilla that ran elsewhere: their differences hold more than the policy."""
-    vanilla = dict(cells.loc[cells["policy"] == "vanilla", ["pair_id", "environment"]].itertuples(index=False))
-    pairs = cells[(cells["policy"] != "vanilla") & cells["pair_id"].isin(list(vanilla))]
-    unlike = [vanilla[pair] != own for pair, own in pairs[["pair_id", "environment"]].itertuples(index=False)]
-    if not any(unlike):
+    known = _environments(cells)
+    pairs = [(cell, other) for cell, other in partners_of(cells).items() if other and other != cell]
+    unlike = sum(known[a] != known[b] and bool(differing({a: known[a], b: known[b]})) for a, b in pairs)
+    if not unlike:
         return []
-    return [f"unlike environments: {sum(unlike)} of {len(pairs)} cells ran in another one than their vanilla"]
+    return [f"unlike environments: {unlike} of {len(pairs)} cells ran in another one than their vanilla"]
 
 
-def _fields(environments: Sequence[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(name for environment in environments for name in environment))
+def _environments(cells: pd.DataFrame) -> dict[str, dict[str, str]]:
+    return {cell: json.loads(text) for cell, text in cells[["cell_id", "environment"]].itertuples(index=False)}
+
+
+_HASHES = ("code", "model.digest", "torch.git")
+
+
+def _short(name: str, value: str) -> str:
+    """Of a hash or revision the first digits."""
+    return value[:10] if name in _HASHES else value
 
 
 def _cells(count: int) -> str:

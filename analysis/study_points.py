@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-_POINT = ["setting", "subtask", "batch_size", "series", "phases", "layers", "seed", "plan_seed"]
-"""What a point of a sweep is, besides what was recorded."""
+from analysis.labels import POINT
+
+_POINT = list(POINT)
 _FILLED = ("kl", "agreement", "selection_us", "changed", "prompt_changed")
 """Columns that may come from another cell of the point."""
 

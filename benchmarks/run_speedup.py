@@ -27,6 +27,7 @@ from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, LaneRun, Request, WindowTiming, draw_windows
 from lynx_exp.engine.timing.windows import window_of
 from lynx_exp.run.time_cell import timing_rows
+from lynx_exp.store.step_times import window_pairs
 from lynx_exp.tasks.mini import held_out
 
 WITHIN = 0.05
@@ -99,7 +100,7 @@ def _case(
     timed["policy"] = engine.measure_windows(drawn["policy"], policies={"policy": policy}, least=min(10, windows))
     records = _records(engine, requests, {"vanilla": vanilla, "policy": own}, timed, plan.widest)
     integrated = integrate(records)["policy"].speedup
-    few = latency.speedup(latency.window_pairs(records.timing[records.timing["cell_id"] == "policy"]))
+    few = latency.speedup(window_pairs(records.timing[records.timing["cell_id"] == "policy"]))
     assert integrated is not None
     apart = abs(integrated.value / measured[0] - 1)
     shown = [_shown(*measured), *(_shown(each.value, each.low, each.high) for each in (integrated, few))]

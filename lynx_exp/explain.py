@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from lynx_exp.config import config_folder, did_you_mean
+from lynx_exp.config import config_folder
 from lynx_exp.extensions import added_files
+from lynx_exp.wording import did_you_mean, first_line
 
 GROUPS = ("model", "policy", "task", "tracker", "hydra/launcher")
 
@@ -21,7 +22,7 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {_first_line(error)}"
+        return f"{error.override}: {first_line(error)}"
     if isinstance(error, ConfigCompositionException):
         return _composition(error, arguments, config_name)
     if isinstance(error, OmegaConfBaseException):
@@ -29,18 +30,13 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
     if isinstance(error, YAMLError):
         return _yaml(error)
     if isinstance(error, HydraException | ValueError):
-        return _first_line(error)
+        return first_line(error)
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _yaml(error: YAMLError) -> str:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return f"not YAML: {_first_line(error)}"
+        return f"not YAML: {first_line(error)}"
     mark = error.problem_mark
     return f"{mark.name}: is not YAML: line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
@@ -55,7 +51,7 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _composition(error: ConfigCompositionException, arguments: Sequence[str], config_name: str) -> str:
-    text = _first_line(error)
+    text = first_line(error)
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         return _omegaconf(cause, error)
@@ -66,7 +62,7 @@ def _composition(error: ConfigCompositionException, arguments: Sequence[str], co
         return f"{argument}: several values; add -m to run one cell for each"
     matched = re.search(r"Could not (?:override|append to config\.?|delete from config\.?) '([^']+)'", text)
     if not matched:
-        return f"{text}: {_first_line(cause)}" if cause is not None else text
+        return f"{text}: {first_line(cause)}" if cause is not None else text
     key = matched[1].partition("@")[0]
     typed = next((argument for argument in arguments if argument.lstrip("+~").partition("=")[0] == key), key)
     return _unknown_field(key, typed, arguments, config_name)
@@ -137,7 +133,7 @@ def _compose(choices: list[str], config_name: str) -> DictConfig | None:
 
 
 def _omegaconf(error: OmegaConfBaseException, outer: Exception | None = None) -> str:
-    text = _first_line(error)
+    text = first_line(error)
     field = error.full_key or "config"
     if "missing mandatory value" in text or "Missing mandatory value" in text:
         hint = ": give a folder or a hub id, as in model=hub model.id=PATH_OR_HUB_ID" if field == "model.id" else ""

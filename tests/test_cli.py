@@ -91,7 +91,7 @@ BAD = [
     (["latency=true"], "latency=true", "did you mean measure.latency?"),
     (["--policy=lynx"], "--policy=lynx", "did you mean policy=lynx?"),
     (["task=gsm8k_mini"], "task=gsm8k_mini", "did you mean mini_gsm8k?"),
-    (["task.subtasks=[gsm8k_mini]"], "gsm8k_mini", "did you mean 'mini_gsm8k'?"),
+    (["task.subtasks=[gsm8k_mini]"], "gsm8k_mini", "did you mean mini_gsm8k?"),
     (["-m", "policy=vanilla,lynxx"], "policy=lynxx", "did you mean lynx?"),
     (["-m", "limit=range(1,100000000)"], "hydra.sweeper.max_cells=100000", "give fewer values, or raise it"),
     (["+study=demo", "hydra.sweeper.max_cells=10"], "hydra.sweeper.max_cells=10", "give fewer values, or raise it"),

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis import macro
 from analysis.figures import looks, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "active_vs_batch"
@@ -70,7 +70,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
 
 def _comparable(study: Study) -> pd.DataFrame:
     """Macro means over subtasks that do not change with the batch size, for a line through them to mean anything."""
-    rows = study.rows[~study.rows["policy"].isin(PROBES)]
+    rows = study.rows[~of_purpose(study.rows["policy"], "probe")]
     if rows.empty:
         return rows
     batches = rows.groupby("subtask")["batch_size"].nunique()

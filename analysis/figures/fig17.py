@@ -7,14 +7,16 @@ from pathlib import Path
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.figures import curves, looks, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One panel a task, one line for each policy setting that was timed at two batch sizes or more."""
     rows = study.rows
-    known = rows[rows["speedup"].notna() & ~rows["policy"].isin((*PROBES, "vanilla")) & (rows["phases"] == "decode")]
+    known = rows[
+        rows["speedup"].notna() & ~of_purpose(rows["policy"], "probe", "baseline") & (rows["phases"] == "decode")
+    ]
     points = known.drop_duplicates(["task", "series", "batch_size"])
     points = points[points.groupby(["task", "series"])["batch_size"].transform("nunique") > 1]
     if points.empty:

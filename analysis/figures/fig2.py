@@ -12,6 +12,7 @@ from analysis import latency
 from analysis.figures import looks, style
 from analysis.figures.step_vs_active import equation, least_squares
 from analysis.study import Study
+from lynx_exp.store.step_times import step_ms_per_window
 
 STEPS = {
     "decode": ("timed_active_experts", "", "decode step (ms)", "active experts (per layer and decode step)"),
@@ -64,7 +65,7 @@ def _points(row: dict[str, Any], timing: pd.DataFrame) -> list[dict[str, Any]]:
     who = "vanilla" if row["policy"] == "vanilla" else "policy"
     points = []
     for phase, (active, name, _, _) in STEPS.items():
-        steps = latency.step_ms_per_window(own, f"{who}{name}")
+        steps = step_ms_per_window(own, f"{who}{name}")
         if len(steps):
             found = latency.mean_step(steps)
             names = ("task", "batch_size", "policy", "policy_label", "phases")

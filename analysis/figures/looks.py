@@ -15,29 +15,11 @@ from matplotlib.lines import Line2D
 
 from analysis import guards
 from analysis.figures.style import PALETTE, RC, width_in
+from lynx_exp.config import policy_declaration
 
 _LABEL_LETTERS = 54
 """Letters of a legend line that fit beside its markers, in a column of 3.25 inches."""
 
-_FAMILIES = {
-    "vanilla": ("#000000", "*"),
-    "no_drop": ("#8c8c8c", "X"),
-    "noise_floor": ("#b5a642", "x"),
-    "lynx": ("#0072B2", "o"),
-    "lynx_v1_latency": ("#D55E00", "s"),
-    "lynx_v1_accuracy": ("#E69F00", "P"),
-    "top_k": ("#009E73", "^"),
-    "deny_rank": ("#CC79A7", "v"),
-    "random_keep": ("#56B4E9", "D"),
-    "coverage": ("#000000", "o"),
-    "oea": ("#CC79A7", "p"),
-    "xshare": ("#009E73", "h"),
-    "sere": ("#E69F00", "d"),
-    "naee": ("#8c8c8c", "<"),
-    "lexi": ("#8c8c8c", ">"),
-    "top_p": ("#8c8c8c", "v"),
-    "min_p": ("#8c8c8c", "^"),
-}
 _OTHER_MARKERS = ("p", "h", "<", ">", "d", "8")
 _FREE_MARKERS = ("D", "p", "h", "d", "<", ">", "v", "^", "P", "H", "8", "+", "1", "2", "3", "4")
 """Those that are told apart best come first; the last ones are no policy's own."""
@@ -75,29 +57,35 @@ class Look:
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
     """One look per `series`, in the order of the frame; needs columns `series` and `policy`."""
     found: dict[str, Look] = {}
-    others = sorted(set(frame["policy"]) - set(_FAMILIES))
+    others = sorted(name for name in set(frame["policy"]) if policy_declaration(name).color is None)
     seen: dict[str, int] = {}
     for name, policy in frame[["series", "policy"]].drop_duplicates().itertuples(index=False):
         index = others.index(policy) if policy in others else 0
         default = (PALETTE[index % len(PALETTE)], _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
-        color, marker = _FAMILIES.get(policy, default)
+        declared = policy_declaration(policy)
+        color, marker = declared.color or default[0], declared.marker or default[1]
         found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
         seen[policy] = seen.get(policy, 0) + 1
     return found
 
 
 def markers(frame: pd.DataFrame) -> dict[str, str]:
-    """One marker a policy, none twice: for where colour tells something else. Its own, unless a policy that stands
-    before it in _FAMILIES has that."""
+    """One marker a policy, none twice: for where colour tells something else. Its own, unless it yields that, or
+    declares none, and another has it."""
     look, first = looks(frame), frame.drop_duplicates("policy")
     own = {policy: look[series].marker for series, policy in first[["series", "policy"]].itertuples(index=False)}
-    order = sorted(own, key=lambda policy: [*_FAMILIES, policy].index(policy))
+    order = sorted(own, key=_yields)
     found: dict[str, str] = {}
     for policy in order:
         taken = set(found.values())
         free = (marker for marker in (own[policy], *_FREE_MARKERS) if marker not in taken)
         found[policy] = next(free, own[policy])
     return found
+
+
+def _yields(policy: str) -> tuple[bool, bool, str]:
+    declared = policy_declaration(policy)
+    return declared.marker is None, declared.yields_marker, policy
 
 
 _LINES = ("-", "--", "-.", ":")

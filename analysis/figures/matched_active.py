@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import looks, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "matched_active"
@@ -23,7 +23,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     Needs cells with `fidelity`.
     """
     name, summary = f"{NAME}{suffix}", study.summary
-    summary = summary[~summary["policy"].isin(PROBES)] if len(summary) else summary
+    summary = summary[~of_purpose(summary["policy"], "probe")] if len(summary) else summary
     known = summary[summary["kl"].notna()] if len(summary) else summary
     if known.empty:
         return style.skip(name, "no cell compared its distributions with vanilla's (fidelity=true)")

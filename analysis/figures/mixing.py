@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import composition
 from analysis.figures import looks, style
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "mixing"
@@ -80,7 +81,7 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 def _looks(means: pd.DataFrame) -> dict[str, looks.Look]:
     """A colour a setting, since here the fill tells the mixing; vanilla, its control and all markers as elsewhere."""
     usual = {series: replace(one, fill="full") for series, one in looks.looks(means).items()}
-    controls = set(means.loc[means["policy"].isin(("vanilla", "no_drop")), "series"])
+    controls = set(means.loc[of_purpose(means["policy"], "baseline", "control"), "series"])
     colors = cycle(style.PALETTE[:-1])
     return {name: one if name in controls else replace(one, color=next(colors)) for name, one in usual.items()}
 

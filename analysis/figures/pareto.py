@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import looks, style
-from analysis.frontiers import CONTROLS, SAVINGS, Saving, families, frontier_probability, nondominated, replicates
-from analysis.labels import PROBES
+from analysis.frontiers import SAVINGS, Saving, families, frontier_probability, nondominated, replicates
+from analysis.labels import of_purpose
 from analysis.outputs import write_csv
 from analysis.resample import Resampler
 from analysis.study import Study
@@ -33,7 +33,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     figures of macro means stands what each policy's settings dominate together (`NAME_families.csv`). Probes of a
     model's tolerance have figures of their own.
     """
-    means, rows = (frame[~frame["policy"].isin(PROBES)] for frame in (study.summary, study.rows))
+    means, rows = (frame[~of_purpose(frame["policy"], "probe")] for frame in (study.summary, study.rows))
     means = means.assign(subtask=MACRO)
     resampler = Resampler(study.records)
     written = []
@@ -88,7 +88,7 @@ def points_of(
     for _, part in points.groupby(["subtask", "batch_size"]):
         final = part["timing_final"].astype(bool) if saving.column == "speedup" else True
         beats = np.asarray(
-            ~part["policy"].isin(CONTROLS) & final
+            ~of_purpose(part["policy"], "control") & final
         )  # a time that is not final is drawn, and beats nobody
         counted = part[beats]
         benefits = pd.DataFrame({"saving": saving.sign * counted["x"], "y": counted["y"]})
@@ -193,7 +193,7 @@ def _panel(
     best = part[part["frontier"]].sort_values(["x", "y"], ascending=[True, saving.sign < 0])
     steps = "steps-pre" if saving.sign > 0 else "steps-post"
     axes.plot(best["x"], best["y"], color="#444444", linewidth=0.8, linestyle=":", drawstyle=steps, zorder=2)
-    marked = part["frontier"] | part["policy"].isin(("vanilla", *CONTROLS))
+    marked = part["frontier"] | of_purpose(part["policy"], "baseline", "control")
     drawn = [look[name] if full else look[name].faint() for name, full in zip(part["series"], marked, strict=True)]
     looks.error_bars(axes, part, [one.color for one in drawn])
     for point, one, full in zip(part.to_dict("records"), drawn, marked, strict=True):

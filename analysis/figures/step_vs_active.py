@@ -13,7 +13,7 @@ from scipy import stats
 
 from analysis import guards
 from analysis.figures import looks, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "step_vs_active"
@@ -39,7 +39,7 @@ def least_squares(active: pd.Series, step_ms: pd.Series) -> Fit | None:
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per measured cell, one line per batch size; colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(study.rows[~study.rows["policy"].isin(PROBES)])
+    points = _points(study.rows[~of_purpose(study.rows["policy"], "probe")])
     if points.empty:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
     marker = looks.markers(points)

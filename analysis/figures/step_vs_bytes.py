@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis import guards
 from analysis.figures import looks, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "step_vs_bytes"
@@ -23,7 +23,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One point per timed cell: across, what its bytes take at the rate of a plain copy on its device; up, what its
     step took. Colour is the batch size, the marker the policy."""
     name = f"{NAME}{suffix}"
-    points = _points(study.rows[~study.rows["policy"].isin(PROBES)])
+    points = _points(study.rows[~of_purpose(study.rows["policy"], "probe")])
     if points.empty:
         return style.absent(name, "has the bytes of a timed step on record (measure.latency=true records them)")
     marker = looks.markers(points)

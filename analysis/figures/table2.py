@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import guards, latency
 from analysis.figures import curves, style
-from analysis.labels import PROBES
+from analysis.labels import of_purpose
 from analysis.latex import booktabs, escape, number
 from analysis.outputs import write_bytes, write_csv
 from analysis.study import Study
@@ -25,7 +25,7 @@ _COLUMNS = (
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     """One file a batch size: rows of vanilla and of the settings timed in decode, by subtask. Steps: median and mean of
     those timed, means over windows; the speed-up is paired step by step."""
-    rows = study.rows[study.rows["step_ms"].notna() & ~study.rows["policy"].isin(PROBES)]
+    rows = study.rows[study.rows["step_ms"].notna() & ~of_purpose(study.rows["policy"], "probe")]
     rows = rows[(rows["phases"] == "decode") | (rows["policy"] == "vanilla")]
     policies = rows.groupby("batch_size")["policy"].transform(lambda names: len(set(names) - {"vanilla"}))
     rows = rows[policies > 0] if len(rows) else rows

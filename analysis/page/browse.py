@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.labels import series_of, settings_of
 from analysis.load import Records
 from analysis.page.text import visible
+from analysis.pairing import partners_of
 from lynx_exp.store.read import CellRecord
 
 PAGE_LETTERS = 1_500_000
@@ -84,14 +85,12 @@ def browser(records: Records, cells: Sequence[CellRecord], prompts: Mapping[str,
 def ranked_documents(records: Records) -> dict[str, list[int]]:
     """Of each subtask all documents: first those whose score (of a corpus metric: filtered answer) most cells changed
     from vanilla's, then by number."""
-    cells = records.cells
-    vanilla = dict(cells.loc[cells["policy"] == "vanilla", ["pair_id", "cell_id"]].itertuples(index=False))
+    partners = partners_of(records.cells)
     samples = {key: part for key, part in records.samples.groupby(["cell_id", "subtask"], observed=True)}
-    pairs = dict(cells[["cell_id", "pair_id"]].itertuples(index=False))
     changed: dict[str, Counter[int]] = {}
     for (cell, subtask), own in samples.items():
         counts = changed.setdefault(str(subtask), Counter())
-        other = samples.get((vanilla.get(pairs[cell], ""), subtask))
+        other = samples.get((partners[cell], subtask))
         counts.update(dict.fromkeys(own["doc_id"].tolist(), 0))
         if other is not None and other is not own:
             counts.update(_changed(own, other))

@@ -12,7 +12,8 @@ import pandas as pd
 from analysis import guards, verdicts
 from analysis.figures import looks
 from analysis.figures.pareto import MACRO, points_of
-from analysis.frontiers import CONTROLS, SAVINGS
+from analysis.frontiers import SAVINGS
+from analysis.labels import of_purpose
 from analysis.page.text import visible
 from analysis.resample import Resampler
 from analysis.study import Study
@@ -68,7 +69,7 @@ def _frontiers(study: Study) -> dict[str, dict[Any, dict[str, float]]]:
         for saving in SAVINGS:
             for name, frame in (("means", part.summary.assign(subtask=MACRO)), ("rows", part.rows)):
                 points, _ = points_of(frame, part.rows, saving, resampler)
-                for at, point in _records(points[~points["policy"].isin(CONTROLS)]):
+                for at, point in _records(points[~of_purpose(points["policy"], "control")]):
                     found[name].setdefault(at, {})[saving.column] = round(point["frontier_probability"], 3)
     return found
 

@@ -55,10 +55,14 @@ def _text(name: str, parameter: str) -> str:
     return policy_parameters(name)[parameter].docstring.replace("None", "null")
 
 
+_PURPOSES = {"chance": "by chance", "probe": "a probe"}
+"""Of policies that nobody would serve with."""
+
+
 def _kind(policy: Policy) -> str:
-    kind = "batch-aware" if policy.min_batch > 1 else "per token"
-    if policy.name in ("vanilla", "no_drop"):
-        kind = "control"
+    kind = "control" if policy.purpose in ("baseline", "control") else policy.kind
+    if policy.purpose in _PURPOSES:
+        kind += f", {_PURPOSES[policy.purpose]}"
     return f"{kind}, needs a calibration" if isinstance(policy, Calibrated) else kind
 
 

@@ -11,13 +11,14 @@ from lynx_exp.extensions import policy_source
 from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
-from lynx_exp.store.identity import SCHEMA, UNTOUCHED, cell_ids, code_digest
+from lynx_exp.store.identity import SCHEMA, UNTOUCHED, USES, cell_ids, code_digest
+from lynx_exp.wording import first_line
 
 LEFT_BY_A_KILL = "what a killed write left"
 ID_DIGITS = 10
 """Of a cell's id, at the end of its folder's name."""
 
-SAME = ("batch_size", "batching", "waves", "tail", "choices", "scoring", "limit", "seed", "backend")
+SAME = tuple(name for name, use in USES.items() if use.in_cell_json)
 """Fields of cell.json that are config.yaml's."""
 
 
@@ -54,7 +55,7 @@ def _unfinished(content: Content) -> None:
         state = "done in status.json, but no DONE"
     elif isinstance(error, dict):
         kind = error.get("kind") or error.get("class")
-        state = f"{state}: {kind}: {(str(error.get('message')).splitlines() or [''])[0]}"
+        state = f"{state}: {kind}: {first_line(str(error.get('message')))}"
     content.add("state", "DONE", "a finished cell", state)
 
 

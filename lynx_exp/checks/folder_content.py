@@ -18,7 +18,8 @@ from lynx_exp.checks.findings import Finding, some
 from lynx_exp.store.cell_writer import FINISHED_FILES, TIMING_FILES
 from lynx_exp.store.identity import UNTOUCHED
 from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes
-from lynx_exp.store.tables import FIDELITY, RESPONSES, SAMPLES, STEPS, TIMING
+from lynx_exp.store.tables import FIDELITY, OPTIONAL_COLUMNS, RESPONSES, SAMPLES, STEPS, TIMING
+from lynx_exp.wording import first_line
 
 T = TypeVar("T")
 Columns = Mapping[str, NDArray[Any]]
@@ -32,8 +33,6 @@ TABLES = {
 }
 KNOWN = {*FINISHED_FILES, *TIMING_FILES, *TABLES, "DONE"}
 """Names that are a file's."""
-MAY_LACK = ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox")
-"""Columns of samples that older cells do not have."""
 MAY_BE_NULL = ("logprob", "greedy", "score", "verdict", "sandbox")
 
 
@@ -104,7 +103,7 @@ class Content:
             return check(self)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            self.add("readable", None, "fields and types as the store writes them", said.splitlines()[0])
+            self.add("readable", None, "fields and types as the store writes them", first_line(said))
             return None
 
 
@@ -181,7 +180,7 @@ def _read_table(content: Content, name: str, data: bytes, schema: pa.Schema) -> 
         return
     lacking = [column for column in schema.names if column not in table.column_names]
     if name == "samples.parquet":
-        lacking = [column for column in lacking if column not in MAY_LACK]
+        lacking = [column for column in lacking if column not in OPTIONAL_COLUMNS["samples"]]
     if lacking:
         content.add("readable", name, f"columns {', '.join(schema.names)}", f"no {', '.join(lacking)}")
         return
@@ -206,4 +205,4 @@ def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return some((str(error).strip().splitlines() or [type(error).__name__])[:1])
+    return some([first_line(error)])

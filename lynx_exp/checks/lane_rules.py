@@ -256,7 +256,7 @@ def _check_validity(content: Content, stream: str, endings: NDArray[Any], texts:
 
 def _check_touched(content: Content, stream: str, steps: int) -> None:
     """That a cell whose policy waited in vain for a decode step says so."""
-    waited = content.info["phases"] == "decode" and content.info["policy"] not in ("vanilla", "noise_floor")
+    waited = content.info["phases"] == "decode" and not content.is_untouched
     if waited and not steps and content.status.get("invalid") == []:
         content.add(
             "invalid", "status.json", f"that no step of {stream} was decode, and the policy idle", "nothing said"

@@ -1,4 +1,4 @@
-"""Everything a user types to `lynx-exp`, typed and checked. Imports neither torch nor anything slow.
+"""Everything a user types to `lynx-exp`, typed and checked. Importing it imports neither torch, Hydra nor OmegaConf.
 
 Hydra composes YAML into the schema below; `to_config` turns the result into plain objects, whose checks name the field,
 its value and what is allowed. The policy node is open: each policy has its own parameters, checked in
@@ -21,7 +21,6 @@ from lynx_exp.config.choices import (
     TAILS,
     TRUNCATES,
     at_least,
-    did_you_mean,
     one_of,
 )
 from lynx_exp.config.docstrings import Field, dataclass_fields, policy_parameters, policy_summary
@@ -35,9 +34,18 @@ from lynx_exp.config.nodes import (
     TrackerConfig,
     VllmConfig,
 )
+from lynx_exp.config.policy_declarations import (
+    NOISE_FLOOR,
+    UNTOUCHED,
+    VANILLA,
+    PolicyDeclaration,
+    policy_declaration,
+)
 from lynx_exp.config.policy_labels import default_parameters, label_policy
+from lynx_exp.config.roles import HASHED, Role, Use, own_uses, uses
 from lynx_exp.config.shared_nodes import AsDict, PerNode
 from lynx_exp.config.strict import refuse_unknown
+from lynx_exp.wording import did_you_mean
 
 __all__ = [
     "AsDict",
@@ -47,19 +55,26 @@ __all__ = [
     "DTYPES",
     "Field",
     "GenerationConfig",
+    "HASHED",
     "MIXINGS",
     "MOST_PLAN_SEEDS",
     "MeasureConfig",
     "ModelConfig",
+    "NOISE_FLOOR",
     "PHASES",
     "PackConfig",
     "PerNode",
+    "PolicyDeclaration",
+    "Role",
     "SANDBOXES",
     "SCORINGS",
     "TAILS",
     "TRUNCATES",
     "TaskConfig",
     "TrackerConfig",
+    "UNTOUCHED",
+    "Use",
+    "VANILLA",
     "VllmConfig",
     "allowed",
     "at_least",
@@ -69,8 +84,11 @@ __all__ = [
     "did_you_mean",
     "label_policy",
     "one_of",
+    "own_uses",
+    "policy_declaration",
     "policy_parameters",
     "policy_summary",
     "refuse_unknown",
     "to_config",
+    "uses",
 ]

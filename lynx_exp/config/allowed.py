@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Protocol
 
 from lynx_exp.config.choices import MOST, MOST_ROWS, at_least, one_of
+from lynx_exp.config.roles import Role, Use, declared
 
 BEYOND_REASON = MOST_ROWS
 """Bounds from here on only catch slips of the keyboard; nobody needs to read them."""
@@ -50,14 +51,15 @@ class _Whole:
         return text + (", or null" if self.optional else "")
 
 
-def choice(default: str | None, names: Sequence[str]) -> Any:
-    """A field that holds one of `names`; null, too, where that is its default."""
-    return field(default=default, metadata={_KEY: _Names(tuple(names), default is None)})
+def choice(default: str | None, names: Sequence[str], *, role: Role, **use: Any) -> Any:
+    """A field that holds one of `names`; null, too, where that is its default. `use`: as in `Use`."""
+    return declared(default, None, {_KEY: _Names(tuple(names), default is None)}, Use(role=role, **use))
 
 
-def whole(default: int | None, low: int, most: int = MOST, *, optional: bool = False) -> Any:
+def whole(default: int | None, low: int, most: int = MOST, *, optional: bool = False, role: Role, **use: Any) -> Any:
     """A field that holds an integer from `low` to `most`; null, too, where that is its default or `optional`."""
-    return field(default=default, metadata={_KEY: _Whole(low, most, optional or default is None)})
+    kind = _Whole(low, most, optional or default is None)
+    return declared(default, None, {_KEY: kind}, Use(role=role, **use))
 
 
 @cache

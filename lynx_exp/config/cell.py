@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from omegaconf import MISSING, DictConfig, OmegaConf
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from lynx_exp.config.allowed import check_fields, choice, whole
 from lynx_exp.config.choices import (
@@ -31,94 +29,117 @@ from lynx_exp.config.choices import (
     one_of,
 )
 from lynx_exp.config.nodes import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+from lynx_exp.config.policy_declarations import NOISE_FLOOR, UNTOUCHED
 from lynx_exp.config.policy_labels import label_policy
+from lynx_exp.config.roles import MISSING, Role, departures, node, plain
 from lynx_exp.config.strict import refuse_unknown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OF_POLICIES = ("policy.name", UNTOUCHED)
+"""Where no policy acts."""
+STATIC = ("batching", ("static",))
+"""Where slots are not refilled."""
 
 
 @dataclass(kw_only=True)
 class Config:
     """One cell, and where its record goes. The first sentence of a field's docstring is its meaning in `--help`."""
 
-    model: ModelConfig = MISSING
+    model: ModelConfig = node(pack=True, setting=1)
     """Which weights, and how their experts are computed."""
-    policy: Any = MISSING
+    policy: Any = plain(MISSING, role=Role.QUESTION, paired=False)
     """Name of the policy, and the policy's own parameters."""
-    task: TaskConfig = MISSING
+    task: TaskConfig = node(pack=True)
     """What is asked, and how."""
-    phases: str = choice("decode", PHASES)
+    phases: str = choice(
+        "decode", PHASES, role=Role.QUESTION, paired=False, point=True, unless=OF_POLICIES, idle="none"
+    )
     """In which phases the policy acts."""
-    layers: Any = None
+    layers: Any = plain(role=Role.QUESTION, paired=False, point=True, unless=OF_POLICIES)
     """In which layers the policy acts: numbers and ranges such as 1: or 0,4:8; null is all."""
-    batch_size: int = whole(16, 1, MOST_ROWS)
+    batch_size: int = whole(16, 1, MOST_ROWS, role=Role.QUESTION, point=True, in_cell_json=True)
     """Rows of one lane in decode: the requests that share a batch."""
-    batching: str = choice("auto", BATCHINGS)
+    batching: str = choice("auto", BATCHINGS, role=Role.QUESTION, pack=True, setting=5, in_cell_json=True)
     """Whether a lane's slots are refilled from its queue, or its batch drains. continuous: a lane of batch_size slots,
     refilled as a server does; static: of batch_size prompts, which drains. auto: continuous, but for models whose rows
     cannot enter at any time. A cell's is one of the two."""
-    waves: int = whole(4, 1, MOST_ROWS)
+    waves: int = whole(4, 1, MOST_ROWS, role=Role.QUESTION, pack=True, setting=7, in_cell_json=True, unless=STATIC)
     """Continuous batching: requests of a lane's queue, in batch sizes, at most. More make fewer and longer lanes, with
     fewer fillers."""
-    tail: str = choice("filler", TAILS)
+    tail: str = choice("filler", TAILS, role=Role.QUESTION, pack=True, setting=6, in_cell_json=True, unless=STATIC)
     """Continuous batching: what keeps a lane's slots once its queue is empty. filler keeps them full with requests
     that are not scored (other documents of the task) until its last one has ended; drain leaves them empty."""
-    choices: str = choice("spread", CHOICES)
+    choices: str = choice("spread", CHOICES, role=Role.QUESTION, pack=True, setting=8, in_cell_json=True)
     """Where the choices of one document go: spread over lanes, or together in one. Spread is as far apart as there is
     room."""
-    limit: int | None = whole(None, 1)
+    limit: int | None = whole(None, 1, role=Role.QUESTION, pack=True, setting=10, in_cell_json=True)
     """First N documents of every subtask; null takes all."""
-    seed: int = whole(0, 0, LARGEST_SEED)
+    seed: int = whole(0, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True, in_cell_json=True)
     """Seed of sampling, and of the batch plan where plan_seed is null."""
-    plan_seed: int | None = whole(None, 0, LARGEST_SEED)
+    plan_seed: int | None = whole(None, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True)
     """Seed of the batch plan: who shares a batch with whom; null takes seed."""
-    plan_seeds: int = whole(1, 1, MOST_PLAN_SEEDS)
+    plan_seeds: int = whole(1, 1, MOST_PLAN_SEEDS, role=Role.COSMETIC)
     """Multirun (-m, or a study): every cell under plan_seed 0 to N-1, which tables pool."""
-    backend: str = choice("transformers", BACKENDS)
+    backend: str = choice("transformers", BACKENDS, role=Role.MEANS, pack=True, setting=2, in_cell_json=True)
     """What runs the model."""
-    dtype: str = choice("auto", DTYPES)
+    dtype: str = choice("auto", DTYPES, role=Role.MEANS, pack=True, setting=3)
     """Number format of the weights; auto is float32 on a CPU, bfloat16 elsewhere."""
-    device: str = "auto"
+    device: str = plain("auto", role=Role.MEANS, pack=True, setting=4)
     """Where the model runs: auto, cpu, mps, cuda or cuda:N."""
-    kernel: str = choice("auto", KERNELS)
+    kernel: str = choice("auto", KERNELS, role=Role.MEANS, pack=True, transformers_only="")
     """What selects experts; auto is Triton on CUDA, where installed."""
-    steps: str = choice("auto", STEPS)
+    steps: str = choice(
+        "auto",
+        STEPS,
+        role=Role.MEANS,
+        pack=True,
+        unless=("device", ("cpu",)),
+        transformers_only="; vllm.enforce_eager says it there",
+    )
     """How decode steps run on a GPU: replayed as CUDA graphs, or launched from Python. captured: recorded once and
     replayed, with compiled layers, or an error; eager: launched; auto: launched where recording fails, and the record
     says why."""
-    threads: int | None = whole(None, 1, MOST_THREADS)
+    threads: int | None = whole(
+        None, 1, MOST_THREADS, role=Role.MEANS, pack=True, transformers_only="; set OMP_NUM_THREADS"
+    )
     """CPU threads of the model; null takes as many as cores are free."""
-    fidelity: bool = False
+    fidelity: bool = plain(False, role=Role.RECORD, paired=False, unless=OF_POLICIES, idle=False, transformers_only="")
     """Compare next-token distributions with vanilla's on vanilla's responses (KL divergence, agreement)."""
-    tokens: bool = False
+    tokens: bool = plain(False, role=Role.RECORD, paired=False, transformers_only="")
     """Write what became of every decoded token of vanilla's responses. That is: confidence of the routers, experts that
     ran, KL divergence after it."""
-    scoring: str = choice("decode", SCORINGS)
+    scoring: str = choice(
+        "decode", SCORINGS, role=Role.QUESTION, pack=True, setting=9, in_cell_json=True, transformers_only=""
+    )
     """How choices are scored: as if decoded in the cell's lanes, or in one prefill pass as lm-eval does."""
-    truncate: str = choice("error", TRUNCATES)
+    truncate: str = choice("error", TRUNCATES, role=Role.QUESTION, pack=True)
     """Prompts that exceed the model's context: error refuses them, left cuts their beginning."""
-    sandbox: str = choice("auto", SANDBOXES)
+    sandbox: str = choice("auto", SANDBOXES, role=Role.COSMETIC)
     """Where generated code runs; auto is the strongest that passes its self-test on this machine. unsafe is a plain
     process."""
-    confirm_unsafe_code: bool = False
+    confirm_unsafe_code: bool = plain(False, role=Role.COSMETIC)
     """Needed for sandbox=unsafe, which runs what the model wrote with your rights."""
-    plan: bool = False
+    plan: bool = plain(False, role=Role.COSMETIC)
     """Say what would be run, what it takes and what is missing for it, and run nothing."""
-    max_failures: int | None = whole(3, 1, optional=True)
+    max_failures: int | None = whole(3, 1, optional=True, role=Role.COSMETIC)
     """A cell that has failed so often in a row, none of its lanes further, is left alone; null tries for ever."""
-    ignore_oom: bool = False
+    ignore_oom: bool = plain(False, role=Role.COSMETIC)
     """Run a cell although a smaller batch of the same has run out of memory."""
-    pack: PackConfig = field(default_factory=PackConfig)
+    pack: PackConfig = node(PackConfig, pack=True)
     """How many lanes are decoded side by side."""
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    measure: MeasureConfig = node(MeasureConfig)
     """What is timed."""
-    vllm: VllmConfig = field(default_factory=VllmConfig)
+    vllm: VllmConfig = node(VllmConfig, pack=True)
     """How vLLM's engine is made."""
-    tracker: TrackerConfig = MISSING
+    tracker: TrackerConfig = node()
     """Where finished cells are shown besides their folder."""
-    results: str = "results"
+    results: str = plain("results", role=Role.COSMETIC)
     """Folder that all results are below."""
-    study_name: str = "default"
+    study_name: str = plain("default", role=Role.COSMETIC)
     """Folder of this study below `results`, a plain name."""
-    then: list[str] = field(default_factory=list)
+    then: list[str] = plain(role=Role.COSMETIC, factory=list)
     """What to do when all cells have run, as a list: table, figures."""
 
     def __post_init__(self) -> None:
@@ -156,22 +177,9 @@ class Config:
     def _check_vllm(self) -> None:
         """ValueError for what only the transformers backend does."""
         only = "only with backend=transformers"
-        for field_name, value, default, hint in (
-            ("fidelity", self.fidelity, False, ""),
-            ("tokens", self.tokens, False, ""),
-            ("measure.context", self.measure.context, None, ""),
-            ("measure.prefill", self.measure.prefill, False, ""),
-            ("measure.breakdown", self.measure.breakdown, False, ""),
-            ("scoring", self.scoring, "decode", ""),
-            ("kernel", self.kernel, "auto", ""),
-            ("steps", self.steps, "auto", "; vllm.enforce_eager says it there"),
-            ("threads", self.threads, None, "; set OMP_NUM_THREADS"),
-            ("model.device_map", self.model.device_map, None, "; give vllm.engine_args.tensor_parallel_size"),
-            ("model.parallel", self.model.parallel, None, "; give vllm.engine_args.tensor_parallel_size"),
-            ("model.experts_implementation", self.model.experts_implementation, "auto", "; vLLM has its own"),
-        ):
-            if value != default:
-                raise ValueError(f"{field_name}={str(value).lower()}: {only}{hint}")
+        for name, value, use in departures(self):
+            if use.transformers_only is not None:
+                raise ValueError(f"{name}={str(value).lower()}: {only}{use.transformers_only}")
         if self.model.kind == "random":
             raise ValueError(
                 f"model.kind=random: {only}; save it with save_pretrained and give model=hub model.id=FOLDER"
@@ -189,13 +197,13 @@ class Config:
     @property
     def is_untouched(self) -> bool:
         """Whether the model routes as it always does: vanilla, or vanilla again on another plan."""
-        return self.policy_name in ("vanilla", "noise_floor")
+        return self.policy_name in UNTOUCHED
 
     @property
     def order_seed(self) -> int:
         """Of the batch plan. Rows that decode alone have no company that it could change: one plan for all seeds."""
         seed = self.seed if self.plan_seed is None or self.batch_size == 1 else self.plan_seed
-        return seed + (NOISE_FLOOR_SEED if self.policy_name == "noise_floor" else 0)
+        return seed + (NOISE_FLOOR_SEED if self.policy_name == NOISE_FLOOR else 0)
 
     @property
     def is_filled(self) -> bool:
@@ -209,7 +217,7 @@ class Config:
 
     @property
     def policy_label(self) -> str:
-        """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what stays at its default (`UNSHOWN`); with
+        """As tables and figures show it: `lynx(alpha=3, beta=2)`, without what is `hidden` at its default; with
         `match_active` in place of the knob that it turns; layers where they are not all."""
         return label_policy(self.policy_name, self.policy_params, self.layers, self.match_active)
 
@@ -229,6 +237,8 @@ def to_config(composed: DictConfig) -> Config:
 
     Raises ValueError (a check, an unknown field), or one of OmegaConf's errors (a missing or mistyped value).
     """
+    from omegaconf import OmegaConf
+
     refuse_unknown(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
+
+from lynx_exp.wording import did_you_mean
 
 PHASES = ("decode", "prefill", "both", "none")
 BATCHINGS = ("auto", "continuous", "static")
@@ -38,14 +39,6 @@ MOST_THREADS = 1024
 """More end a process in OpenMP rather than in an error."""
 LARGEST_SEED = 2**32 - 1
 """What every generator of random numbers takes."""
-
-
-def did_you_mean(value: object, known: Collection[str]) -> str:
-    """`; did you mean X?` if a known name has the same words in another order, or is close to `value`; else nothing."""
-    words = sorted(str(value).split("_"))
-    same = [name for name in known if sorted(name.split("_")) == words]
-    close = same or get_close_matches(str(value), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def one_of(name: str, value: object, allowed: Collection[str], hint: str = "") -> None:

@@ -47,12 +47,9 @@ def class_fields(file: Path, class_name: str) -> dict[str, Field]:
     """Fields of the class `class_name` in `file`, those of its bases first where their source can be found. A field
     that a class declares again without a docstring means what it means in the base."""
     fields: dict[str, Field] = {}
-    tree = _tree(file)
-    node = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == class_name)
-    for base in node.bases:
-        found = _find_class(file, base.id) if isinstance(base, ast.Name) else None
-        if found is not None:
-            fields |= class_fields(*found)
+    node = class_node(file, class_name)
+    for base in base_classes(file, node):
+        fields |= class_fields(*base)
     for each, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not _is_class_variable(each):
             name = each.target.id
@@ -80,15 +77,16 @@ def policy_file(name: str) -> Path | None:
 def policy_parameters(name: str) -> dict[str, Field]:
     """The parameters that the policy's class takes; empty for a policy that has no class of its own."""
     file = policy_file(name)
-    if file is None:
+    found = None if file is None else policy_class(file)
+    if file is None or found is None:
         return {}
-    classes = [each.name for each in _tree(file).body if isinstance(each, ast.ClassDef)]
-    found: dict[str, Field] = {}
-    for each in classes:  # beside helpers of its own, a module defines one policy
-        fields = class_fields(file, each)
-        if "min_batch" in fields:
-            found = fields
-    return {key: value for key, value in found.items() if not key.startswith("_")}
+    return {key: value for key, value in class_fields(file, found).items() if not key.startswith("_")}
+
+
+def policy_class(file: Path) -> str | None:
+    """The one class in a policy's file that is a policy, beside helpers of its own: they all have a `min_batch`."""
+    names = [each.name for each in _tree(file).body if isinstance(each, ast.ClassDef)]
+    return next((name for name in reversed(names) if "min_batch" in class_fields(file, name)), None)
 
 
 def policy_summary(name: str) -> str:
@@ -96,6 +94,17 @@ def policy_summary(name: str) -> str:
     file = policy_file(name)
     text = "" if file is None else " ".join((ast.get_docstring(_tree(file)) or "").split())
     return _ENDS.split(text.removeprefix(f"{name}: "), maxsplit=1)[0]
+
+
+def class_node(file: Path, name: str) -> ast.ClassDef:
+    """The class as `file` defines it."""
+    return next(each for each in _tree(file).body if isinstance(each, ast.ClassDef) and each.name == name)
+
+
+def base_classes(file: Path, node: ast.ClassDef) -> list[tuple[Path, str]]:
+    """(file, name) of its bases, as far as their source can be found."""
+    found = [_find_class(file, base.id) for base in node.bases if isinstance(base, ast.Name)]
+    return [each for each in found if each is not None]
 
 
 @cache

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from omegaconf import MISSING
 
 from lynx_exp.config.allowed import check_fields, choice, whole
 from lynx_exp.config.choices import (
@@ -22,6 +20,14 @@ from lynx_exp.config.choices import (
     at_least,
     one_of,
 )
+from lynx_exp.config.roles import MISSING, Role, node, plain
+
+TENSOR_PARALLEL = "; give vllm.engine_args.tensor_parallel_size"
+"""What to do instead, with backend=vllm."""
+UNTIMED = ("measure.latency", (False, None))
+"""Where nothing is timed."""
+NOT_VLLM = ("backend", ("transformers",))
+"""Where vLLM does not run."""
 
 
 def _check_device_map(value: object) -> None:
@@ -52,30 +58,32 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 class ModelConfig:
     """Which weights, and how their experts are computed."""
 
-    kind: str = choice(MISSING, MODEL_KINDS)
+    kind: str = choice(MISSING, MODEL_KINDS, role=Role.CONTENT)
     """Where the weights come from: the package, a folder or the hub, or a random generator."""
-    id: str = MISSING
+    id: str = plain(MISSING, role=Role.CONTENT, path=True)
     """Name (bundled), folder or hub id (hub), or transformers model_type (random) of the model."""
-    revision: str | None = None
+    revision: str | None = plain(role=Role.CONTENT)
     """Branch, tag or commit on the hub; null is its newest."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = plain(False, role=Role.COSMETIC)
     """Run modelling code that comes with the weights."""
-    allow_partial: bool = False
+    allow_partial: bool = plain(False, role=Role.COSMETIC)
     """Run a checkpoint that lacks weights of its model, or has weights too many. Random ones take the place of those
     that it lacks, and its cells are marked."""
-    experts_implementation: str = choice("auto", EXPERTS_IMPLEMENTATIONS)
+    experts_implementation: str = choice(
+        "auto", EXPERTS_IMPLEMENTATIONS, role=Role.MEANS, transformers_only="; vLLM has its own"
+    )
     """How the experts are multiplied by; auto takes the fastest for the device."""
-    device_map: Any = None
+    device_map: Any = plain(role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
     """Layers over the GPUs of one process: auto, a device, or {module: device}; null: all on `device`. As transformers
     takes it."""
-    parallel: str | None = choice(None, PARALLEL)
+    parallel: str | None = choice(None, PARALLEL, role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
     """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = plain(role=Role.CONTENT, factory=dict)
     """Sizes of a random model in words that any family understands: experts, top_k, layers, hidden, expert_hidden,
     heads, kv_heads, vocab, positions. Empty: those of the family's default configuration."""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
     """Fields of the architecture's configuration, by the family's own names, with kind=random."""
-    seed: int = whole(0, 0, LARGEST_SEED)
+    seed: int = whole(0, 0, LARGEST_SEED, role=Role.CONTENT)
     """Seed of the weights, with kind=random."""
 
     def __post_init__(self) -> None:
@@ -103,16 +111,16 @@ class ModelConfig:
 class GenerationConfig:
     """What to change of how a task generates; null is as its definition says."""
 
-    temperature: float | None = None
+    temperature: float | None = plain(role=Role.CONTENT)
     """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request draws from its own seed, whoever shares its
     lane."""
-    top_p: float | None = None
+    top_p: float | None = plain(role=Role.CONTENT)
     """Draw from the likeliest tokens that hold this probability: above 0, at most 1."""
-    top_k: int | None = whole(None, 1)
+    top_k: int | None = whole(None, 1, role=Role.CONTENT)
     """Draw from so many of the likeliest tokens."""
-    max_gen_toks: int | None = whole(None, 1)
+    max_gen_toks: int | None = whole(None, 1, role=Role.CONTENT)
     """Tokens of a response, at most."""
-    until: list[str] | None = None
+    until: list[str] | None = plain(role=Role.CONTENT)
     """Strings that end a response."""
 
     def __post_init__(self) -> None:
@@ -143,34 +151,34 @@ def _check_stop(text: str) -> None:
 class TaskConfig:
     """One or more lm-eval tasks reported together, and how they are asked (names as in lm-eval's command line)."""
 
-    name: str = MISSING
+    name: str = plain(MISSING, role=Role.COSMETIC)
     """What the task is called in results."""
-    subtasks: list[str] = MISSING
+    subtasks: list[str] = plain(MISSING, role=Role.QUESTION)
     """Names of lm-eval tasks, or YAML files that define one."""
-    data: str = "hub"
+    data: str = plain("hub", role=Role.CONTENT, path=True)
     """Where the documents are: hub, or a file or folder of files with the same fields. JSON, JSON Lines, their .gz or
     parquet; then no network is needed."""
-    revision: str | None = None
+    revision: str | None = plain(role=Role.CONTENT)
     """Branch, tag or commit of the hub's data set; null is its newest."""
-    num_fewshot: int | None = whole(None, 0)
+    num_fewshot: int | None = whole(None, 0, role=Role.CONTENT)
     """Examples before each question; null is as the task is defined."""
-    fewshot_seed: int = whole(1234, 0, LARGEST_SEED)
+    fewshot_seed: int = whole(1234, 0, LARGEST_SEED, role=Role.CONTENT)
     """Seed of the choice of examples, where a task draws them."""
-    apply_chat_template: bool = False
+    apply_chat_template: bool = plain(False, role=Role.CONTENT)
     """Ask in turns, by the chat template of the model's tokenizer."""
-    fewshot_as_multiturn: bool = True
+    fewshot_as_multiturn: bool = plain(True, role=Role.CONTENT)
     """With a chat template, each example is a turn of its own."""
-    chat_template_args: dict[str, Any] = field(default_factory=dict)
+    chat_template_args: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
     """What else the chat template takes, such as enable_thinking."""
-    system_instruction: str | None = None
+    system_instruction: str | None = plain(role=Role.CONTENT)
     """Text that stands before the prompt, in a turn of its own with a chat template."""
-    repeats: int | None = whole(None, 1, MOST_ROWS)
+    repeats: int | None = whole(None, 1, MOST_ROWS, role=Role.CONTENT)
     """Responses to each document, with sampling; null is as the task is defined."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: GenerationConfig = node(GenerationConfig)
     """What to change of how the task generates."""
-    weights: list[float] | None = None
+    weights: list[float] | None = plain(role=Role.QUESTION)
     """A share for each subtask: all become one stream of requests, which fills lanes together."""
-    mixing: str = choice("shuffled", MIXINGS)
+    mixing: str = choice("shuffled", MIXINGS, role=Role.QUESTION, unless=("task.weights", (None,)))
     """With weights: whether lanes hold requests of all subtasks, or of one each (the control)."""
 
     def __post_init__(self) -> None:
@@ -191,27 +199,27 @@ class TaskConfig:
 class MeasureConfig:
     """Timed decode steps of windows drawn from the cell's own run, the policy's interleaved with vanilla's."""
 
-    latency: bool = False
+    latency: bool = plain(False, role=Role.RECORD)
     """Time decode steps, the policy's interleaved with vanilla's."""
-    windows: int = whole(10, 2, MOST_ROWS)
+    windows: int = whole(10, 2, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Places (lane, step) of the run that are timed at least, drawn by the cell's seed. Lanes differ by 2 to 3 % in
     what a policy gains; an interval over fewer places could not show it."""
-    max_windows: int = whole(24, 1, MOST_ROWS)
+    max_windows: int = whole(24, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Places that are timed at most, where precision is not reached before. A vanilla cell never needs more than
     `windows`."""
-    new_tokens: int = whole(4, 1, MOST_ROWS)
+    new_tokens: int = whole(4, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Consecutive decode steps of a window. More of one place say less than another place."""
-    repeats: int = whole(2, 1, MOST_ROWS)
+    repeats: int = whole(2, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Times that a window is timed. A turn that does not count comes before (for the first window, 2 to 10 rounds of
     warm-up)."""
-    precision: float = 0.02
+    precision: float = plain(0.02, role=Role.RECORD, unless=UNTIMED)
     """Half the width of the speed-up's 95 % interval, relative to it, that is timed for: above 0, below 1. A policy's
     own code costs a few percent; coarser than this could not show it."""
-    context: int | None = whole(None, 1)
+    context: int | None = whole(None, 1, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Tokens before each row of a window: its own, repeated or cut; null: its own as they are."""
-    prefill: bool = False
+    prefill: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Time the prefill of the first window's prompts, too."""
-    breakdown: bool = False
+    breakdown: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Time the sections of a decode step, too: attention, router, policy, experts, rest."""
 
     def __post_init__(self) -> None:
@@ -229,12 +237,12 @@ class MeasureConfig:
 class PackConfig:
     """How many lanes, of how many cells, are decoded side by side. Changes speed, not results."""
 
-    max_rows: int = whole(256, 1, MOST_ROWS)
+    max_rows: int = whole(256, 1, MOST_ROWS, role=Role.COSMETIC)
     """Rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
-    memory_gib: float | None = None
+    memory_gib: float | None = plain(role=Role.COSMETIC)
     """Memory for keys, values and prefilled prompts, in GiB, above 0; null: what is safe. That is half of a CPU's
     available memory, 80 % of what a GPU has free."""
-    max_cells: int = whole(48, 1)
+    max_cells: int = whole(48, 1, role=Role.COSMETIC)
     """Cells of one pack: all of them are finished at about the same time."""
 
     def __post_init__(self) -> None:
@@ -247,14 +255,14 @@ class PackConfig:
 class VllmConfig:
     """backend=vllm: how its engine is made."""
 
-    prefix_caching: bool = False
+    prefix_caching: bool = plain(False, role=Role.MEANS, unless=NOT_VLLM)
     """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
-    max_num_batched_tokens: int = whole(16384, 1)
+    max_num_batched_tokens: int = whole(16384, 1, role=Role.MEANS, unless=NOT_VLLM)
     """Tokens of one step, at most. The prompts of a lane must fit, so that its requests decode in step."""
-    enforce_eager: bool = True
+    enforce_eager: bool = plain(True, role=Role.MEANS, unless=NOT_VLLM)
     """Run the model as it is; false compiles it (torch.compile), on a CPU. Where there are CUDA graphs, lanes need
     true."""
-    engine_args: dict[str, Any] = field(default_factory=dict)
+    engine_args: dict[str, Any] = plain(role=Role.MEANS, factory=dict, unless=NOT_VLLM)
     """Whatever else vllm.LLM takes, such as tensor_parallel_size or moe_backend."""
 
     def __post_init__(self) -> None:
@@ -275,17 +283,17 @@ OURS_IN_VLLM = (
 class TrackerConfig:
     """Where finished cells are shown besides their folder."""
 
-    name: str = choice("none", TRACKERS)
+    name: str = choice("none", TRACKERS, role=Role.COSMETIC)
     """Which tracker."""
-    project: str = "lynx_exp"
+    project: str = plain("lynx_exp", role=Role.COSMETIC)
     """Project of Weights & Biases."""
-    entity: str | None = None
+    entity: str | None = plain(role=Role.COSMETIC)
     """User or team of Weights & Biases; null is your own."""
-    mode: str = choice("offline", WANDB_MODES)
+    mode: str = choice("offline", WANDB_MODES, role=Role.COSMETIC)
     """Whether to upload: offline keeps files for `lynx-results sync`."""
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = plain(role=Role.COSMETIC, factory=list)
     """Further tags of every run."""
-    wait_s: float = 1.0
+    wait_s: float = plain(1.0, role=Role.COSMETIC)
     """Seconds that the end of a run waits for uploads that stand still, at least 0. Afterwards they go on by
     themselves. A job whose machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from lynx_exp.wording import did_you_mean
 
-from lynx_exp.config.choices import did_you_mean
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _HYDRAS_OWN = ("hydra", "hydra.env")
 """What Hydra adds by itself."""
@@ -19,6 +20,8 @@ def refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
     Nodes without a dataclass are open: a policy's parameters, an architecture's fields and the like, which are checked
     where they are used.
     """
+    from omegaconf import DictConfig, OmegaConf
+
     kind = OmegaConf.get_type(composed)
     known = [field.name for field in fields(kind)] if kind is not None and is_dataclass(kind) else None
     keys: list[Any] = list(composed)

@@ -19,6 +19,7 @@ from lynx_exp.engine.requests.plan import BatchPlan, Request
 from lynx_exp.models.families import Family, Verdict, examine, families
 from lynx_exp.models.routers import Router
 from lynx_exp.models.slotless import why_no_slots
+from lynx_exp.wording import first_line
 
 _PROMPTS = (tuple(range(3, 17)), (5, 6, 7), (8, 9, 10, 11, 12), (13,))
 """One is longer than a tiny model's windows and chunks."""
@@ -60,7 +61,7 @@ def attempt(verdict: Verdict) -> Attempt:
         try:
             done = trial()
         except (ValueError, RuntimeError, AttributeError, TypeError, IndexError, KeyError) as error:
-            reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+            reasons.append(first_line(error))
             return False
         return done
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lynx_exp.routing.calibration import FILE_NAME
+from lynx_exp.wording import first_line
 
 BUNDLED = {"lynx_tiny": Path(__file__).parent / "lynx_tiny"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -22,7 +23,7 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device}: not usable here ({str(error).splitlines()[0]}); use auto or cpu") from error
+        raise ValueError(f"device={device}: not usable here ({first_line(error)}); use auto or cpu") from error
     return resolved
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lynx_exp.models.odd_routers import PARENT, ChoosesExperts, Form, Output, form_of
+from lynx_exp.wording import first_line
 
 _ROWS = 64
 _HALVINGS = 12
@@ -76,7 +77,7 @@ def ask(module: nn.Module, parent: nn.Module) -> Answers:
     except UnknownRouter:
         raise
     except _FAILURES as error:
-        raise UnknownRouter(f"not a router of a known form: {_first_line(error)}") from error
+        raise UnknownRouter(f"not a router of a known form: {first_line(error)}") from error
     half = rows.dtype in (torch.bfloat16, torch.float16)
     return Answers(
         form=form,
@@ -155,7 +156,3 @@ def _edges(run: Run, hidden: Tensor) -> tuple[Tensor, Tensor]:
         same_T1 = (chosen(middle) == here).all(-1, keepdim=True)
         one, other = torch.where(same_T1, middle, one), torch.where(same_T1, other, middle)
     return one, other
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

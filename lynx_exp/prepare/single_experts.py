@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lynx_exp.models import Router, UnsupportedModel
 from lynx_exp.routing import Routing
+from lynx_exp.wording import first_line
 
 _PROBE_TOKENS = 16
 
@@ -60,7 +61,7 @@ def find_experts(model: nn.Module, routers: Sequence[Router]) -> list[Experts]:
         try:
             wrong = _error(experts, hidden.reshape(len(experts_TK), -1), experts_TK, weights_TK)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise _refusal(model, router, str(error).partition("\n")[0]) from error
+            raise _refusal(model, router, first_line(error)) from error
         if not wrong < (1e-4 if hidden.dtype == torch.float32 else 3e-2):
             raise _refusal(model, router, "the layer's output is not the weighted sum of what its experts give singly")
         found.append(experts)

@@ -15,6 +15,7 @@ from lynx_exp.exits import BAD_INPUT, INTERRUPTED, REQUEUE
 from lynx_exp.own_analysis import protect
 from lynx_exp.run.interrupt import Preempted, stoppable
 from lynx_exp.temporary import check_temporary_folder
+from lynx_exp.wording import did_you_mean, first_line
 
 COMMAND = "lynx-results"
 VERBS = (
@@ -77,7 +78,6 @@ class _OneLine(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{COMMAND}: error: {self._hinted(message)}; see {self.prog} --help\n")
 
     def _hinted(self, message: str) -> str:
-        from lynx_exp.config.choices import did_you_mean
 
         if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message):
             known = found[2].replace("'", "").split(", ")
@@ -151,10 +151,6 @@ def describe_os_error(error: OSError) -> str:
 
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
-from lynx_exp.results.main import describe_os_error, first_line, print_stderr
+from lynx_exp.results.main import describe_os_error, print_stderr
 from lynx_exp.results.selected_cells import finished
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord

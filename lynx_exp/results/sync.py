@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
-from lynx_exp.results.main import first_line, print_stderr
+from lynx_exp.results.main import print_stderr
 from lynx_exp.results.selected_cells import finished
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,7 @@ from lynx_exp.extensions import modules
 from lynx_exp.routing import policies
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
+from lynx_exp.wording import did_you_mean
 
 LARGEST = 2**32 - 1
 """Of any parameter: seeds go that far, and nothing else needs to."""
@@ -31,8 +31,7 @@ def policy_names() -> tuple[str, ...]:
 def policy_class(name: str) -> type[Policy]:
     """The class that the module `name` defines. ValueError for an unknown name."""
     if name not in policy_names():
-        near = get_close_matches(str(name), policy_names(), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, policy_names())
         raise ValueError(f"policy={name}: unknown{hint}; known: {', '.join(policy_names())}")
     module = import_module(f"{policies.__name__}.{name}")
     own = [

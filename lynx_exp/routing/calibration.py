@@ -91,6 +91,8 @@ class Calibrated(Policy):
     calibration: str = AUTO
     """File of `lynx-prepare calibrate`; auto: the model's own, in its folder or under calibrations/."""
 
+    hidden = ("calibration",)
+
     _facts: Calibration | None = field(default=None, init=False, repr=False, compare=False)
 
     @property

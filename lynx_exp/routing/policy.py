@@ -19,6 +19,7 @@ from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.ops.weigh import Weights, weigh
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Phases, Routing, StepContext
+from lynx_exp.wording import policy_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,6 @@ class Knob:
         return low, high
 
 
-COMMON = ("min_batch", "weights", "k2")
-"""Parameters of every policy."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
     """A function from the routing of a step to a new routing. Its fields are its parameters, checked when it is
@@ -62,6 +59,20 @@ class Policy(ABC):
     k2: int | None = None
     """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
 
+    kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
+    """What it looks at: all rows of a lane in a step, or one token at a time."""
+    purpose: ClassVar[Literal["method", "chance", "probe", "control", "baseline"]] = "method"
+    """Why one runs it: to use it (`method`); to be beaten by those (`chance`); to ask what a model tolerates, with
+    figures of its own (`probe`); to know what the machinery does by itself (`control`, and the `baseline`, vanilla)."""
+    hidden: ClassVar[tuple[str, ...]] = ("min_batch", "weights", "seed")
+    """Parameters, besides those of the base class, that a label leaves out where they have their default."""
+    color: ClassVar[str | None] = None
+    """In figures, as `#rrggbb`; None: the next of the palette."""
+    marker: ClassVar[str | None] = None
+    """In figures, as matplotlib names it; None: the next that is free."""
+    yields_marker: ClassVar[bool] = False
+    """Where colour tells something else, another policy may take the marker, and this one gets the next that is
+    free."""
     knob: ClassVar[Knob | None] = None
     beside: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Other parameters, with values for `match_active` to try where the knob alone comes nowhere near."""
@@ -102,14 +113,13 @@ class Policy(ABC):
 
     @property
     def label(self) -> str:
-        """The policy with its parameters, such as `lynx(alpha=3.0, beta=2)`; what all policies have in common stays
-        out at its default."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
-        for name in COMMON:
-            if own[name] == getattr(type(self), name):
-                del own[name]
-        shown = ", ".join(f"{name}={value}" for name, value in own.items())
-        return f"{self.name}({shown})" if shown else self.name
+        """The policy with its parameters, such as `lynx(alpha=3, beta=2)`, as tables show it: without what is null, and
+        what is `hidden` at its default."""
+        known = [field for field in fields(self) if field.init]
+        own = {field.name: getattr(self, field.name) for field in known}
+        usual = {field.name: field.default for field in known}
+        hidden = {name for base in type(self).__mro__ for name in vars(base).get("hidden", ())}
+        return policy_label(self.name, own, usual, hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,7 @@ class LanePolicy(Policy):
 
     min_batch: int = 2  # with one row there is no union of experts to shrink
 
+    kind = "batch-aware"
     serves_groups: ClassVar[bool] = False
     """Whether a router that limits each token to some groups of experts still finds enough in every kept set."""
 

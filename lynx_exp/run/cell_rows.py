@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from lynx_exp.run.batch_plan import numbered_requests
 from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow
-from lynx_exp.store.tables import TOKENS, LaneRecord
+from lynx_exp.store.tables import TOKENS, LaneRecord, prompt_hash
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneResult, Request
@@ -32,7 +31,7 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
                 "doc_id": asked.doc_id,
                 "lane": result.lane,
                 "slot": result.slots[at] if result.slots else at,
-                "prompt_hash": hashlib.sha256(asked.prompt.encode()).hexdigest()[:16],
+                "prompt_hash": prompt_hash(asked.prompt),
                 "prompt_tokens": len(requests[number].prompt_ids),
                 "new_tokens": len(result.token_ids[at]),
                 "entered_step": result.entered[at] if result.entered else 0,

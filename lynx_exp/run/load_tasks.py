@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from lynx_exp.config import Config
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Task
@@ -133,7 +134,7 @@ def _tokenizer(name: str, revision: str | None, trust: bool) -> object:
     try:
         return AutoTokenizer.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"model.id={name}: its tokenizer, which the chat template is in, does not load: {reason}"
         ) from error

@@ -11,6 +11,7 @@ from lynx_exp.config import ModelConfig, did_you_mean
 from lynx_exp.extensions import model_sources
 from lynx_exp.store.identity import digest, folder_digest
 from lynx_exp.store.provenance import scrub
+from lynx_exp.wording import first_line
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 TOP_K = (
@@ -118,7 +119,7 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
             "which cannot be reached; give a folder, or model=lynx_tiny, which is in the package"
         ) from error
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
     return path, f"{model.id}@{path.parent.name}"
 

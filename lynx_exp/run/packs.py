@@ -5,30 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 
-from lynx_exp.config import PerNode
+from lynx_exp.config import Config, PerNode, own_uses
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.store.identity import digest
 
-SHARED = (
-    "model",
-    "task",
-    "batching",
-    "waves",
-    "tail",
-    "choices",
-    "limit",
-    "seed",
-    "plan_seed",
-    "backend",
-    "vllm",
-    "dtype",
-    "device",
-    "kernel",
-    "steps",
-    "threads",
-    "scoring",
-    "truncate",
-)
+SHARED = tuple(name for name, use in own_uses(Config).items() if use.pack)
 """Fields that the cells of a pack have in common: what the engine is, and which requests come in which order."""
 
 
@@ -43,7 +24,7 @@ def pack_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
     shared: PerNode[object, object] = PerNode(_of_node)
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
-        key = tuple(shared(getattr(cell.config, name)) for name in (*SHARED, "pack"))
+        key = tuple(shared(getattr(cell.config, name)) for name in SHARED)
         groups.setdefault(key, []).append(cell)
     return [
         group[start : start + group[0].config.pack.max_cells]

@@ -35,6 +35,7 @@ from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import digest
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load_task import load_task
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine
@@ -282,7 +283,7 @@ class _Run:
     def _refuse_model(self, cells: Sequence[Cell], error: Exception) -> None:
         """A model that does not load costs its own cells; as the only one of a run it is bad input."""
         model = cells[0].config.model.id
-        fault, line = fault_of(error), _line(error)
+        fault, line = fault_of(error), first_line(error)
         kind = fault.kind if fault.kind in (*OUT_OF_MEMORY, "disk_full") else "load"
         alone = not self._ran and len(self._models) == 1
         if alone and kind not in OUT_OF_MEMORY and not isinstance(error, RuntimeError):
@@ -302,10 +303,6 @@ class _Run:
 def follow() -> None:
     """What every rank of torchrun but the first does: the same calls of the engine."""
     ranks.follow(_Engines(open_engine, load_task))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _by_model(cells: Sequence[Cell]) -> list[Cell]:

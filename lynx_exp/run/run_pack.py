@@ -30,6 +30,7 @@ from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
 from lynx_exp.store.tables import BREAKDOWN, TOKENS
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Job, LaneEngine, Request, Scoring
@@ -257,7 +258,7 @@ class Pack:
             except Exception as error:
                 if (over := cannot_store(error, self._open[0].cell.study)) is not None:
                     raise over from error
-                self._progress.note(f"pack of {len(self._open)} cells: {_line(error)}; running them one by one")
+                self._progress.note(f"pack of {len(self._open)} cells: {first_line(error)}; running them one by one")
         for attempt in list(self._open):  # not while the error holds what the pack had in memory
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
 
@@ -402,7 +403,3 @@ class Pack:
     def _scores(self, attempt: Attempt, task: Task) -> Scores:
         given = responses_of(task, attempt.writer.responses(task.name))
         return task.score(given, sandbox=sandbox_of(attempt.cell.config) if task.runs_code else None)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

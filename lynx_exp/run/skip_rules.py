@@ -16,6 +16,7 @@ from lynx_exp.store.faults import OUT_OF_MEMORY
 from lynx_exp.store.file_types import CellInfo
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.reading import value_or_empty
+from lynx_exp.wording import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,14 @@ class Refusals:
         known = self._memory.get(_key(cell.info()))
         if known is not None and known.batch_size < config.batch_size and not config.ignore_oom:
             return (
-                f"not run: batch size {known.batch_size} of the same cell ran out of memory ({_line(known.message)}); "
+                f"not run: batch size {known.batch_size} of the same cell ran out of memory ({_why(known.message)}); "
                 "ignore_oom=true tries it all the same"
             )
         status = value_or_empty(cell.folder / "status.json")
         failures, most = int(status.get("failures") or 0), config.max_failures
         if most is not None and failures >= most:
             last = (status.get("error") or {}).get("message") or "its process ended without a word"
-            return f"not run: failed {failures} times in a row ({_line(last)}); max_failures=null tries again"
+            return f"not run: failed {failures} times in a row ({_why(last)}); max_failures=null tries again"
         return None
 
 
@@ -98,5 +99,5 @@ def _key(info: CellInfo) -> str:
     return f"{info['sizes_id']} {info['device']}"
 
 
-def _line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[0]
+def _why(message: str) -> str:
+    return first_line(message) or "no message"

@@ -36,7 +36,12 @@ def differences(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
 
     A field that a cell does not record says nothing about it, but for variables and packages: that one is not there.
     """
-    known = {cell: fields for cell, provenance in provenances.items() if (fields := fields_of(provenance))}
+    return differing({cell: fields_of(provenance) for cell, provenance in provenances.items()})
+
+
+def differing(environments: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
+    """Likewise, of what `fields_of` gives for each cell."""
+    known = {cell: fields for cell, fields in environments.items() if fields}
     found: dict[str, dict[str, list[str]]] = {}
     for name in sorted({name for fields in known.values() for name in fields}):
         for cell, fields in known.items():

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from lynx_exp.store.cell_columns import columns_in
 from lynx_exp.store.shapes import Shape, anything, count, fields, flag, items, maybe, named, number, text, whole
+from lynx_exp.store.timing_info import USED
 
 _TEXTS = ("pair_id", "sizes_id", "study", "model", "task", "batching", "scoring", "policy", "policy_label", "phases")
 _OF_A_CELL = dict.fromkeys((*_TEXTS, "backend", "dtype", "device"), text) | {
@@ -31,8 +33,7 @@ _METRIC = fields(
         **{"headline": flag, "corpus": flag, "samples": count},
     }
 )
-_MEANS = ("active_experts", "active_experts_all", "mean_live_rows", "new_tokens_mean", "length_stop_share")
-_NUMBERS = dict.fromkeys((*_MEANS, "kl", "agreement", "selection_us"), maybe(number))
+_NUMBERS = dict.fromkeys((*columns_in("metrics.json"), "kl", "agreement"), maybe(number))
 METRICS = fields(
     {"metrics": items(_METRIC)},
     {**_NUMBERS, "by_subtask": named(fields({}, _NUMBERS)), "matched": named(anything)},
@@ -66,7 +67,7 @@ PLAN = named(
 )
 
 _EXPERTS = [f"{name}{of}_active_experts" for name in ("vanilla", "policy") for of in ("", "_prefill")]
-_USED = [f"{name}_{what}" for name in ("vanilla", "policy") for what in ("step_gb", "gb_s", "s_mbu", "j_per_token")]
+_USED = [f"{name}_{what}" for name in ("vanilla", "policy") for what in USED]
 BYTES = fields(dict.fromkeys(("once", "expert", "row", "position", "layers"), number))
 TIMING = fields(
     {},

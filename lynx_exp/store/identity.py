@@ -1,6 +1,6 @@
 """What makes a cell the cell that it is: a hash over everything that can change its science.
 
-Every field of `lynx_exp.config.Config` is in exactly one of three lists below; a test fails on a field in none.
+Every field of `lynx_exp.config.Config` declares whether it is part of that (`lynx_exp.config.roles`).
 """
 
 from __future__ import annotations
@@ -12,117 +12,38 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lynx_exp.config import HASHED, Config, uses
+from lynx_exp.config import NOISE_FLOOR as NOISE_FLOOR
+from lynx_exp.config import UNTOUCHED as UNTOUCHED
+
 SCHEMA = 3
 """Version of a cell's folder. A change of meaning raises it, and old cells run again."""
 
-SCIENTIFIC = (
-    "policy",
-    "phases",
-    "layers",
-    "fidelity",
-    "tokens",
-    "task.subtasks",
-    "task.weights",
-    "task.mixing",
-    "batch_size",
-    "batching",
-    "waves",
-    "tail",
-    "choices",
-    "scoring",
-    "truncate",
-    "limit",
-    "seed",
-    "plan_seed",
-    "backend",
-    "vllm.prefix_caching",
-    "vllm.max_num_batched_tokens",
-    "vllm.enforce_eager",
-    "vllm.engine_args",
-    "dtype",
-    "device",
-    "kernel",
-    "steps",
-    "threads",
-    "model.experts_implementation",
-    "model.device_map",
-    "model.parallel",
-    "measure.latency",
-    "measure.windows",
-    "measure.max_windows",
-    "measure.new_tokens",
-    "measure.repeats",
-    "measure.precision",
-    "measure.context",
-    "measure.prefill",
-    "measure.breakdown",
-)
-"""In the hash. `threads`, `kernel`, `steps` and where the model lies change latency and last bits; a cell without
-`measure` lacks that record."""
+USES = uses(Config)
+"""What each field is for, as its declaration in `lynx_exp.config` says."""
 
-DIGESTED = (
-    *("model.kind", "model.id", "model.revision", "model.sizes", "model.config", "model.seed"),
-    *("task.data", "task.revision", "task.num_fewshot", "task.fewshot_seed", "task.apply_chat_template"),
-    *("task.fewshot_as_multiturn", "task.chat_template_args", "task.system_instruction", "task.repeats"),
-    *("task.generation.temperature", "task.generation.top_p", "task.generation.top_k"),
-    *("task.generation.max_gen_toks", "task.generation.until"),
-)
-"""In the hash by what they lead to: the digest of the weights, so that a model may move; the digest of documents,
-prompts and generation settings, so that data may."""
+SCIENTIFIC = tuple(name for name, use in USES.items() if use.role in HASHED)
+"""Fields that are in the hash."""
 
-COSMETIC = (
-    "model.trust_remote_code",
-    "model.allow_partial",
-    "task.name",
-    "sandbox",
-    "confirm_unsafe_code",
-    "plan",
-    "plan_seeds",
-    "max_failures",
-    "ignore_oom",
-    "pack.max_rows",
-    "pack.memory_gib",
-    "pack.max_cells",
-    "tracker.name",
-    "tracker.project",
-    "tracker.entity",
-    "tracker.mode",
-    "tracker.tags",
-    "tracker.wait_s",
-    "results",
-    "study_name",
-    "then",
-)
-"""Not in the hash. `pack` sets lanes side by side that never see each other."""
-
-NOISE_FLOOR = "noise_floor"
-"""In place of a policy: vanilla again, on another batch plan."""
-
-UNTOUCHED = ("vanilla", NOISE_FLOOR)
-"""Where no policy is attached."""
+NOT_PAIRED = tuple(name for name in SCIENTIFIC if not USES[name].paired)
+"""What may differ between a cell and its baseline."""
 
 USUAL = (("weights", "renormalize"), ("k2", None), ("substitute", True))
 """Parameters of policies that came later, at the values with which it does what it did: not in the hash."""
 
-NOT_PAIRED = ("policy", "phases", "layers", "fidelity", "tokens")
-"""What may differ between a cell and its baseline."""
-
 CODE = ("routing", "models", "engine", "vllm_plugin", "vllm_backend", "tasks")
 """Subpackages whose source is part of the hash."""
-
-OPEN = ("policy", "model.sizes", "model.config", "model.device_map", "task.chat_template_args", "vllm.engine_args")
-"""Nodes whose keys are not fields."""
 
 _WHOLE_FILE = 512 * 2**20
 _SAMPLE = 2**20
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted field names of a nested config; nodes in `OPEN` stay whole."""
+    """Dotted field names of a nested config; a field that holds a mapping stays whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in OPEN:
+        if isinstance(value, Mapping) and name not in USES:
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
@@ -132,30 +53,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the hash takes, with what has no effect brought to one form.
 
-    Raises ValueError for a field that no list above names.
+    Raises ValueError for a field that `Config` does not have.
     """
     flat = flatten(config)
-    unknown = sorted(set(flat) - {*SCIENTIFIC, *DIGESTED, *COSMETIC})
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: neither scientific nor cosmetic; add it to a list in {__name__}")
-    fields = {name: flat[name] for name in SCIENTIFIC}
-    name = fields["policy"]["name"]
+    if unknown := sorted(set(flat) - set(USES)):
+        raise ValueError(f"{', '.join(unknown)}: no field of a cell, so nobody knows whether it makes another one")
+    name = flat["policy"]["name"]
+    known = flat | {"policy.name": name}
+    fields = {name: flat[name] if USES[name].has_effect(known) else USES[name].idle for name in SCIENTIFIC}
     if name in UNTOUCHED:
-        fields |= {"policy": {"name": name}, "phases": "none", "layers": None, "fidelity": False}
+        fields["policy"] = {"name": name}
     else:
         fields["policy"] = {key: value for key, value in fields["policy"].items() if (key, value) not in USUAL}
-    if fields["task.weights"] is None:
-        fields["task.mixing"] = None
-    if fields["device"] == "cpu":
-        fields["steps"] = None
-    if fields["batching"] == "static":
-        fields |= {"waves": None, "tail": None}
     if fields["plan_seed"] is None or fields["batch_size"] == 1:
         fields["plan_seed"] = fields["seed"]
-    if fields["backend"] != "vllm":
-        fields |= {name: None for name in fields if name.startswith("vllm.")}
-    if not fields["measure.latency"]:
-        fields |= {name: None for name in fields if name.startswith("measure.") and name != "measure.latency"}
     return fields
 
 

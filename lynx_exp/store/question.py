@@ -3,23 +3,20 @@ to be the same question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lynx_exp.store.identity import COSMETIC, UNTOUCHED, flatten
+from lynx_exp.config import Role, Use
+from lynx_exp.store.identity import UNTOUCHED, USES, flatten
 from lynx_exp.store.reading import value_or_empty
 
-HOW = (
-    *("backend", "dtype", "device", "kernel", "steps", "threads", "fidelity"),
-    *("model.experts_implementation", "model.device_map", "model.parallel"),
-    *("measure.latency", "measure.windows", "measure.max_windows", "measure.new_tokens", "measure.repeats"),
-    "measure.precision",
-)
-"""Fields that say how an answer is computed, and what is measured beside it."""
+ASKED = (Role.QUESTION, Role.CONTENT)
+HOW = (Role.MEANS, Role.RECORD)
+"""How an answer is computed, and what is measured beside it."""
 
-PLACES = ("model.id", "task.data", "policy.calibration")
-"""Fields that hold a path: its last part counts."""
+PATHS = (*(name for name, use in USES.items() if use.path), "policy.calibration")
+"""Fields that may hold a path: its last part counts."""
 
 SHOWN = (
     *("model", "task", "mixing", "policy", "policy_label", "match_active", "layers", "phases"),
@@ -35,30 +32,32 @@ def read_config_yaml(folder: Path) -> dict[str, Any]:
 
 def question(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the cell of this config asks, as flat fields; those that are null, or have no effect, are left out."""
-    fields = {name: value for name, value in _flat(config).items() if name not in (*COSMETIC, *HOW)}
-    if fields.get("policy.name") in UNTOUCHED:
-        without = ("phases", "layers")
-        fields = {
-            n: v for n, v in fields.items() if n not in without and not (n.startswith("policy.") and n[7:] != "name")
-        }
-    if fields.get("task.weights") is None:
-        fields.pop("task.mixing", None)
-    if fields.get("batching") == "static":
-        fields.pop("waves", None)
-        fields.pop("tail", None)
+    fields = _fields(config, ASKED)
     if fields.get("plan_seed") is None or fields.get("batch_size") == 1:
         fields["plan_seed"] = fields.get("seed")
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def means(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How it is to be answered: the fields of `HOW` that are there and have an effect."""
+    """How it is to be answered: the fields of these roles that are there and have an effect."""
+    return {name: value for name, value in _fields(config, HOW).items() if value is not None}
+
+
+def _fields(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+    """Those of these roles that have an effect. What `Config` does not have (any more) was asked."""
     flat = _flat(config)
-    measured = bool(flat.get("measure.latency"))
-    names = [name for name in HOW if measured or not name.startswith("measure.") or name == "measure.latency"]
-    if flat.get("policy.name") in UNTOUCHED:
-        names.remove("fidelity")
-    return {name: flat[name] for name in names if flat.get(name) is not None}
+    untouched = flat.get("policy.name") in UNTOUCHED
+    found = {}
+    for name, value in flat.items():
+        use = USES.get(name, _ASKED)
+        counts = use.has_effect(flat) and not (untouched and name.startswith("policy.") and name != "policy.name")
+        if counts and use.role in roles:
+            found[name] = value
+    return found
+
+
+_ASKED = Use(role=Role.QUESTION)
+"""Of a policy's parameters, and of fields that `Config` does not have."""
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     policy = flat.pop("policy", None)
     if isinstance(policy, Mapping):
         flat |= {f"policy.{name}": value for name, value in policy.items()}
-    for name in PLACES:
+    for name in PATHS:
         if isinstance(flat.get(name), str):
             flat[name] = Path(flat[name]).name
     return flat

@@ -191,7 +191,7 @@ def _compared(table: str, found: pa.Schema) -> tuple[tuple[str, ...], str | None
     """Names of the columns that are there, and what is wrong with them. Thousands of files have few schemas."""
     schema = TABLES[table]
     held = dict(zip(found.names, found.types, strict=True))
-    may_lack = OPTIONAL_COLUMNS.get(table, ())
+    may_lack = OPTIONAL_COLUMNS[table]
     if lacking := [name for name in schema.names if name not in held and name not in may_lack]:
         return tuple(held), f"has no column {', '.join(lacking)}"
     for name, kind in zip(schema.names, schema.types, strict=True):

@@ -1,4 +1,4 @@
-"""Rows of a cell's tables, as types: what a column means stands with its schema in `tables`."""
+"""Rows of a cell's tables, as types: what a column means stands in `table_columns`."""
 
 from __future__ import annotations
 

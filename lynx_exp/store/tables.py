@@ -1,4 +1,4 @@
-"""Columns of a cell's tables, and the journal's form of one lane."""
+"""Schemas of a cell's tables (`lynx_exp.store.table_columns`), and the journal's form of one lane."""
 
 from __future__ import annotations
 
@@ -13,136 +13,18 @@ import pyarrow as pa
 
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.row_types import PrefillRow, ResponseRow, StepRow
-
-RESPONSES = pa.schema(
-    [
-        ("subtask", pa.string()),
-        ("request", pa.int64()),
-        ("doc_id", pa.int64()),
-        ("lane", pa.int32()),
-        ("slot", pa.int32()),
-        ("prompt_hash", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("new_tokens", pa.int32()),
-        ("entered_step", pa.int32()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-        ("response", pa.string()),
-        ("logprob", pa.float64()),
-        ("greedy", pa.bool_()),
-        ("filler", pa.bool_()),
-    ]
-)
-"""One row a request that is scored, and one a lane and request that filled it behind its own (`filler`: the response of
-such a one is kept, perhaps `cut`, and never scored; another lane may score the same request). `logprob` (sum over the
-continuation) and `greedy` only for scored choices.
-`entered_step`: the lane's decode step that is the first to feed one of its tokens; with n `token_ids` it is live in
-n - 1 steps from there on."""
-
-STEPS = pa.schema(
-    [("subtask", pa.string())]
-    + [(n, pa.int32()) for n in ("lane", "step", "layer", "live_rows", "scored_rows", "active_experts", "changed")]
-)
-"""One row a (subtask, lane, decode step, layer). `live_rows`: fillers included; `scored_rows`: without. `changed`:
-assignments of the live rows (top-k each) that the policy changed: experts that the router chose and that did not run
-for the row."""
-
-PREFILL = pa.schema([("subtask", pa.string())] + [(n, pa.int32()) for n in ("lane", "layer", "tokens", "changed")])
-"""One row a (subtask, lane, layer) of a policy that acts on prompts: their tokens, and of these `changed` as above."""
-
-SAMPLES = pa.schema(
-    [
-        ("subtask", pa.string()),
-        ("doc_id", pa.int64()),
-        ("lane", pa.int32()),
-        ("score", pa.float64()),
-        ("scores", pa.string()),
-        ("target", pa.string()),
-        ("filtered", pa.string()),
-        ("request", pa.int64()),
-        ("slot", pa.int32()),
-        ("prompt_hash", pa.string()),
-        ("response", pa.string()),
-        ("new_tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("verdict", pa.string()),
-        ("sandbox", pa.string()),
-    ]
-)
-"""One row a document. `score`: the headline metric (null for a corpus metric); `scores`: all of them, as JSON. From
-`request` on: of the request whose response was scored (of choices the one chosen, of repeats the first). `verdict`:
-what became of generated code; `sandbox`: where it ran, tier and self-test as JSON."""
-
-TIMING = pa.schema(
-    [
-        ("name", pa.string()),
-        ("window", pa.int32()),
-        ("subtask", pa.string()),
-        ("lane", pa.int32()),
-        ("start_step", pa.int32()),
-        ("repeat", pa.int32()),
-        ("step", pa.int32()),
-        ("live_rows", pa.int32()),
-        ("active_experts", pa.float64()),
-        ("context", pa.float64()),
-        ("ms", pa.float64()),
-    ]
-)
-"""One row a (name, window, repeat, step); name is `vanilla` or `policy`, paired by the three others. Step s of a window
-is step `start_step` + s of its lane. `active_experts`: mean over layers; `context`: positions that a row attends to,
-mean over rows. `vanilla prefill` and `policy prefill` are whole prefills of the prompts of window 0, step 0."""
-
-BREAKDOWN = pa.schema([("name", pa.string()), ("repeat", pa.int32()), ("section", pa.string()), ("ms", pa.float64())])
-"""One row a (name, repeat, section) of a decode step: mean over its steps; sections add up to the step."""
-
-TOKENS = pa.schema(
-    [
-        ("subtask", pa.string()),
-        ("request", pa.int64()),
-        ("doc_id", pa.int64()),
-        ("lane", pa.int32()),
-        ("step", pa.int32()),
-        ("layer", pa.int32()),
-        ("kl", pa.float32()),
-        ("confidence", pa.float32()),
-        ("experts", pa.list_(pa.int16())),
-    ]
-)
-"""One row a (subtask, request, fed token, layer), on vanilla's responses. `step`: the lane's decode step; `kl`: of the
-next-token distribution after it, KL(vanilla || policy) in nats, the same in every layer; `confidence`: variance of the
-router's normalised probabilities, in vanilla's pass; `experts`: what ran."""
-
-FIDELITY = pa.schema(
-    [
-        ("subtask", pa.string()),
-        ("request", pa.int64()),
-        ("doc_id", pa.int64()),
-        ("lane", pa.int32()),
-        ("tokens", pa.int32()),
-        ("kl", pa.float64()),
-        ("agreeing", pa.int32()),
-    ]
-)
-"""One row a request: over the tokens of vanilla's response, the summed KL divergence of the policy's next-token
-distributions from vanilla's (nats), and the number of tokens where both have the same most likely one."""
-
+from lynx_exp.store.table_columns import TABLE_COLUMNS
 
 TABLES = {
-    "responses": RESPONSES,
-    "steps": STEPS,
-    "prefill": PREFILL,
-    "samples": SAMPLES,
-    "timing": TIMING,
-    "breakdown": BREAKDOWN,
-    "tokens": TOKENS,
-    "fidelity": FIDELITY,
+    table: pa.schema([(column.name, column.kind) for column in columns]) for table, columns in TABLE_COLUMNS.items()
 }
 """By the name of the file, without its ending."""
 
+RESPONSES, STEPS, PREFILL, SAMPLES = (TABLES[name] for name in ("responses", "steps", "prefill", "samples"))
+TIMING, BREAKDOWN, TOKENS, FIDELITY = (TABLES[name] for name in ("timing", "breakdown", "tokens", "fidelity"))
+
 OPTIONAL_COLUMNS = {
-    "responses": ("logprob", "greedy", "entered_step", "token_ids", "filler"),
-    "steps": ("changed", "scored_rows"),
-    "samples": ("request", "slot", "prompt_hash", "response", "new_tokens", "finish_reason", "verdict", "sandbox"),
+    table: tuple(column.name for column in columns if column.may_lack) for table, columns in TABLE_COLUMNS.items()
 }
 """Columns that older cells, or those of other programs, do not have."""
 
@@ -191,6 +73,11 @@ class LaneRecord:
                     "active_experts": active,
                     "changed": self.changed[step][layer] if self.changed else None,
                 }
+
+
+def prompt_hash(prompt: str) -> str:
+    """As `prompt_hash` of RESPONSES and SAMPLES: 16 hex digits of the SHA-256 of the prompt's text."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def lane_bytes(lane: LaneRecord, plan_digest: str) -> bytes:

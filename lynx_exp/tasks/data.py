@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_exp.tasks.document_files import ENDINGS, misfit, read_numbered
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +101,7 @@ def _dataset(path: Path) -> Dataset:
     try:
         return Dataset.from_list([dict.fromkeys(fields) | row for _, row in numbered])
     except (ValueError, TypeError, OverflowError, NotImplementedError) as error:  # pyarrow's, among them
-        line = misfit(numbered, list(fields)) or str(error).splitlines()[0]
+        line = misfit(numbered, list(fields)) or first_line(error)
         raise ValueError(f"task.data: {path}, {line}") from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from lynx_exp.extensions import extension_file
 from lynx_exp.tasks.index import cached_index, group_entry, index_of
 from lynx_exp.tasks.mini.dataset import FOLDER
+from lynx_exp.wording import did_you_mean
 
 STOCK: Mapping[str, str] = {
     "gsm8k": "gsm8k/gsm8k.yaml",
@@ -117,10 +117,7 @@ def _entry(folder: Path, name: str) -> Mapping[str, Any]:
             return {"path": str(found.relative_to(folder))}
         index = index_of(folder)
     if name not in index:
-        names, words = [*known_tasks(), *index], sorted(name.split("_"))
-        same = [each for each in names if sorted(each.split("_")) == words]
-        close = same or get_close_matches(name, names, n=1, cutoff=0.7)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(name, [*known_tasks(), *index], cutoff=0.7) or "."
         known_names = ", ".join(known_tasks())
         raise ValueError(f"task: unknown {name!r}{hint} Known tasks: {known_names}, and every task of lm-eval's own")
     return index[name]

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lynx_exp.wording import first_line
+
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
 DEEPEST = 64
@@ -44,9 +46,9 @@ def _read(path: Path, _modified: int, _size: int) -> Numbered:
             text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
             found = _json_rows(text, path)
     except (OSError, EOFError, UnicodeDecodeError) as error:  # pyarrow's errors are among them, or of ValueError
-        raise ValueError(f"task.data: {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"task.data: {path} cannot be read: {first_line(error)}") from error
     except ValueError as error:
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         raise ValueError(text if text.startswith("task.data") else f"task.data: {path}: {text}") from error
     if not found or not all(isinstance(row, dict) for _, row in found):
         raise ValueError(f"task.data: {path}: must hold at least one document, each an object with the task's fields")

@@ -12,6 +12,7 @@ import numpy as np
 from lynx_exp.store.provenance import scrub
 from lynx_exp.store.read import CellRecord
 from lynx_exp.store.reading import read_value
+from lynx_exp.store.timing_info import hardware_numbers
 
 SAMPLES_SHOWN = 100
 STEPS_SHOWN = 512
@@ -64,7 +65,7 @@ def summary(record: CellRecord) -> dict[str, Any]:
 
     `score/SUBTASK`: the headline metric. `SUBTASK/METRIC,FILTER`: every metric. `active_experts`, `kl` and the others
     of metrics.json under their own names; `SUBTASK/active_experts`. `step_ms`, `vanilla_step_ms`, `speedup`: of timed
-    cells, medians over the decode steps of all windows; `step_gb`, `gb_s`, `s_mbu`, `copy_gb_s`, `j_per_token`: what
+    cells, as tables show them; `step_gb`, `gb_s`, `s_mbu`, `copy_gb_s`, `j_per_token`: what
     the hardware gave, where it is known.
     """
     metrics = record.metrics
@@ -88,27 +89,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _times(record: CellRecord) -> dict[str, float]:
+    from lynx_exp.store.step_times import headline
+
     table = record.timing()
-    if table is None or not table.num_rows:
-        return {}
-    steps = table.to_pandas().pivot(index=["window", "repeat", "step"], columns="name", values="ms")
-    is_vanilla = record.info["policy"] == "vanilla"
-    found = {"vanilla_step_ms": float(steps["vanilla"].median())} if "vanilla" in steps else {}
-    own = "vanilla" if is_vanilla else "policy"
-    if own in steps:
-        found["step_ms"] = float(steps[own].median())
-    if not is_vanilla and {"vanilla", "policy"} <= set(steps.columns):
-        found["speedup"] = float((steps["vanilla"] / steps["policy"]).median())
-    return found
+    return {} if table is None else headline(table.to_pandas(), str(record.info["policy"]))
 
 
 def _hardware(record: CellRecord) -> dict[str, float]:
-    """Of the policy, or of vanilla where no policy was timed; what was not measured is not there."""
-    timing = record.timing_info
-    own = "vanilla" if timing.get("policy_active_experts") is None else "policy"
-    wanted = {name: f"{own}_{name}" for name in ("step_gb", "gb_s", "s_mbu", "j_per_token")}
-    wanted["copy_gb_s"] = "copy_gb_s"
-    return {name: timing[field] for name, field in wanted.items() if field in timing}
+    """What was not measured is not there."""
+    return {name: value for name, value in hardware_numbers(record.timing_info).items() if value is not None}
 
 
 def curves(record: CellRecord) -> Iterator[dict[str, Any]]:

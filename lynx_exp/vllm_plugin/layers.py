@@ -17,6 +17,7 @@ from lynx_exp.models.odd_routers import TRIPLE
 from lynx_exp.routing import RouterRule
 from lynx_exp.vllm_plugin.plugin_settings import WHERE
 from lynx_exp.vllm_plugin.requirements import check_layer
+from lynx_exp.wording import first_line
 
 _ROWS = 1024
 
@@ -140,7 +141,7 @@ def _ask(router: Any, dtype: torch.dtype, device: torch.device) -> Answers:
     try:
         weights_TK, experts_TK = router._compute_routing(hidden, logits_TE, None)
     except Exception as error:  # a router may need what a probe has not: the tokens, a hash table
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UnknownRouter(f"cannot be asked about random logits: {reason}") from error
     if tuple(experts_TK.shape) != (_ROWS, router.top_k):
         raise UnknownRouter(f"gives a token {experts_TK.shape[1]} experts, not {router.top_k}: some are shared ones")

@@ -101,7 +101,13 @@ def test_without_bytes_on_record_the_figure_is_not_missed(
     assert "figure step_vs_bytes skipped: no cell has the bytes" in caplog.text
 
 
-@given(st.lists(st.sampled_from([*looks._FAMILIES, "mine", "yours", "theirs"]), min_size=1, max_size=20, unique=True))
+POLICY_NAMES = [
+    *(path.stem for path in (Path(__file__).parents[2] / "lynx_exp/routing/policies").glob("[!_]*.py")),
+    "noise_floor",
+]
+
+
+@given(st.lists(st.sampled_from([*POLICY_NAMES, "mine", "yours", "theirs"]), min_size=1, max_size=20, unique=True))
 def test_where_colour_tells_the_batch_no_two_policies_share_a_marker(policies: list[str]) -> None:
     """As `lynx` and `coverage` do elsewhere, in two colours."""
     found = looks.markers(pd.DataFrame({"series": policies, "policy": policies}))

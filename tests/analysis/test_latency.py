@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import latency
+from analysis import latency, load
+from analysis.compare import results
 from analysis.statistics import Estimate
+from lynx_exp.engine.timing.repeats import ratio_interval
+from lynx_exp.engine.timing.window_timing import StepTime, pairs_of
+from lynx_exp.store.read import read_cells
+from lynx_exp.store.step_times import headline, pairs_of_cells, step_ms_per_window, steps_of_cells, window_pairs
+from lynx_exp.tracking.run_content import summary
 
 
 def _timing(vanilla: list[list[list[float]]], policy: list[list[list[float]]]) -> pd.DataFrame:
@@ -28,7 +35,7 @@ def _timing(vanilla: list[list[list[float]]], policy: list[list[list[float]]]) -
 
 def test_a_step_is_the_median_of_its_window() -> None:
     timing = _timing([[[1.0, 3.0], [2.0, 99.0]], [[4.0, 4.0], [4.0, 4.0]]], [])
-    assert latency.step_ms_per_window(timing, "vanilla").tolist() == [2.5, 4.0]
+    assert step_ms_per_window(timing, "vanilla").tolist() == [2.5, 4.0]
     estimate = latency.mean_step(np.array([2.0, 4.0]))
     assert estimate.value == 3.0 and estimate.high - 3.0 == pytest.approx(12.706, rel=1e-4)
 
@@ -38,15 +45,44 @@ def test_windows_pair_step_by_step() -> None:
     timing = _timing(
         [[[2.0, 2.0], [2.0, 99.0]], [[8.0, 8.0], [8.0, 8.0]]], [[[1.0, 1.0], [1.0, 1.0]], [[2.0, 2.0]] * 2]
     )
-    assert latency.window_pairs(timing).tolist() == [[2.0, 1.0], [8.0, 2.0]]
-    assert latency.speedup(latency.window_pairs(timing)).value == pytest.approx(10 / 3)
-    assert not len(latency.window_pairs(_timing([[[2.0]]], [])))
+    assert window_pairs(timing).tolist() == [[2.0, 1.0], [8.0, 2.0]]
+    assert latency.speedup(window_pairs(timing)).value == pytest.approx(10 / 3)
+    assert not len(window_pairs(_timing([[[2.0]]], [])))
 
 
 def test_cells_of_before_there_were_windows_pair_by_repeat() -> None:
     timing = _timing([[[2.0], [4.0], [9.0]]], [[[1.0], [2.0]]]).drop(columns="window")
-    assert latency.window_pairs(timing).tolist() == [[2.0, 1.0], [4.0, 2.0]]
-    assert latency.step_ms_per_window(timing, "vanilla").tolist() == [2.0, 4.0, 9.0]
+    assert window_pairs(timing).tolist() == [[2.0, 1.0], [4.0, 2.0]]
+    assert step_ms_per_window(timing, "vanilla").tolist() == [2.0, 4.0, 9.0]
+
+
+windows = st.lists(
+    st.lists(st.lists(st.floats(0.5, 9), min_size=2, max_size=2), min_size=1, max_size=3), min_size=2, max_size=4
+)
+
+
+@settings(max_examples=25)
+@given(windows, st.data())
+def test_what_stops_the_timing_is_what_is_shown(vanilla: list[list[list[float]]], data: st.DataObject) -> None:
+    """The engine, which has no pandas, takes the same pair of times of each window."""
+    policy = [[[data.draw(st.floats(0.5, 9)) for _ in steps] for steps in repeats] for repeats in vanilla]
+    timing = _timing(vanilla, policy)
+    rows = [StepTime(*row, active_experts=1.0) for row in timing.itertuples(index=False, name=None)]
+    assert np.allclose(pairs_of(rows, "policy"), window_pairs(timing))
+    shown = headline(timing, "policy")
+    assert shown["speedup"] == pytest.approx(ratio_interval(pairs_of(rows, "policy"))[0])
+    assert shown["speedup"] == pytest.approx(latency.speedup(window_pairs(timing)).value)
+
+
+def test_trackers_show_the_tables_times(study: Path) -> None:
+    table = results(load(study)).drop_duplicates("cell_id").set_index("cell_id")
+    timed = 0
+    for cell in read_cells(study):
+        row, shown = table.loc[cell.info["cell_id"]], summary(cell)
+        for name in ("step_ms", "vanilla_step_ms", "speedup"):
+            assert shown.get(name, math.nan) == pytest.approx(row[name], nan_ok=True), name
+        timed += "step_ms" in shown
+    assert timed > 9
 
 
 @given(st.lists(st.tuples(*(st.integers(0, 2) for _ in range(4)), st.booleans(), st.floats(1, 9)), max_size=40))
@@ -55,12 +91,12 @@ def test_cells_together_are_each_alone(rows: list[tuple[int, int, int, int, bool
     names = ["cell_id", "window", "repeat", "step", "own", "ms"]
     timing = pd.DataFrame(rows, columns=names).drop_duplicates(names[:-1])
     timing = timing.astype({"cell_id": str}).assign(name=np.where(timing["own"], "policy", "vanilla"))
-    pairs = latency.pairs_of_cells(timing)
+    pairs = pairs_of_cells(timing)
     for cell, part in timing.groupby("cell_id"):
-        assert pairs.pop(cell, np.empty((0, 2))).tolist() == latency.window_pairs(part).tolist()
+        assert pairs.pop(cell, np.empty((0, 2))).tolist() == window_pairs(part).tolist()
         for name in ("vanilla", "policy"):
-            alone = latency.step_ms_per_window(part, name).tolist()
-            assert latency.steps_of_cells(timing, name).get(cell, np.empty(0)).tolist() == alone
+            alone = step_ms_per_window(part, name).tolist()
+            assert steps_of_cells(timing, name).get(cell, np.empty(0)).tolist() == alone
             of = part[part["name"] == name]
             by = "window" if of["window"].nunique() > 1 else "repeat"
             assert alone == [float(np.median(same["ms"])) for _, same in of.groupby(by, sort=True)]
@@ -69,7 +105,7 @@ def test_cells_together_are_each_alone(rows: list[tuple[int, int, int, int, bool
 
 def test_pairing_cancels_drift() -> None:
     drift = [1.0, 1.5, 2.0, 2.5, 3.0]
-    speedup = latency.speedup(latency.window_pairs(_timing([[[3 * d]] for d in drift], [[[2 * d]] for d in drift])))
+    speedup = latency.speedup(window_pairs(_timing([[[3 * d]] for d in drift], [[[2 * d]] for d in drift])))
     assert (speedup.low, speedup.value, speedup.high) == pytest.approx((1.5, 1.5, 1.5))
 
 

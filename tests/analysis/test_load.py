@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import POLICIES, strip_hardware
 
-from analysis import describe, load, schema
+from analysis import describe, load
 from analysis.compare import results
 from analysis.macro import summary
+from lynx_exp.store.cell_columns import FRAME_ROWS, FRAMES, frame_columns
 from lynx_exp.store.done import seal
 from lynx_exp.store.reading import read_value
 
@@ -30,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_frames_have_the_documented_columns(study: Path) -> None:
     records = load(study)
-    for table in schema.TABLES:
-        assert list(getattr(records, table).columns) == schema.names(table)
+    for table in FRAMES:
+        assert list(getattr(records, table).columns) == frame_columns(table)
     assert len(records.cells) == 5 * 4 * 2
     assert records.cells["cell_id"].is_unique
     assert set(records.samples["cell_id"]) == set(records.cells["cell_id"])
@@ -48,8 +49,8 @@ def test_the_documentation_is_up_to_date() -> None:
     written = (ROOT / "docs" / "records.md").read_text()
     assert written == describe.page(), "run `python -m analysis.describe > docs/records.md`"
     assert "(docs/records.md)" in (ROOT / "README.md").read_text()
-    assert list(schema.ROWS) == list(schema.TABLES)
-    for table, columns in schema.TABLES.items():
+    assert list(FRAME_ROWS) == list(FRAMES)
+    for table, columns in FRAMES.items():
         section = written.split(f"\n## {table}\n")[1].split("\n## ")[0]
         rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
         assert [row[0].strip("| `") for row in rows] == [column.name for column in columns]

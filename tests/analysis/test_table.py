@@ -104,6 +104,14 @@ def test_settings_are_not_mixed(cell: Write, tmp_path: Path) -> None:
     assert averaged["setting"].tolist() == ["model one, dtype float32", "model two, dtype bfloat16"]
 
 
+def test_what_keeps_lanes_full_is_a_setting_and_none_of_a_lane_that_drains(cell: Write, tmp_path: Path) -> None:
+    for more in ({"tail": "filler"}, {"tail": "drain"}, {"batching": "static", "waves": 9}):
+        cell(**more)
+    rows = analysed(tmp_path).rows
+    settings = ["batching continuous, tail drain", "batching continuous, tail filler", "batching static"]
+    assert rows["setting"].unique().tolist() == settings and len(rows) == len(rows.drop_duplicates("cell_id"))
+
+
 def _printed(root: Path, width: int = 100, csv: Path | None = None, **more: Any) -> str:
     stream = io.StringIO()
     print_table(root, console=Console(file=stream, width=width), csv=csv, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lynx_exp.config import label_policy, policy_declaration
 from lynx_exp.routing import ModelShape, RouterRule, StepContext, build_policy, layer_range, policy_names
 from lynx_exp.routing.policies.coverage import FLOOR, Coverage
 from tests.routing.laws import bound, calibration, route
@@ -150,6 +151,18 @@ def test_every_policy_builds_from_its_defaults_and_has_a_label() -> None:
     for name in policy_names():
         assert build_policy(name).label.startswith(name)
         assert build_policy(name).name == name
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_what_a_class_declares_is_read_from_its_source(name):
+    policy, read = build_policy(name), policy_declaration(name)
+    told = (policy.kind, policy.purpose, policy.color, policy.marker, policy.yields_marker)
+    assert told == (read.kind, read.purpose, read.color, read.marker, read.yields_marker)
+    assert (policy.knob and policy.knob.parameter) == read.knob
+    assert (policy.kind == "batch-aware") == (policy.min_batch > 1)
+    parameters = {field.name: getattr(policy, field.name) for field in fields(policy) if field.init}
+    assert {"min_batch", *type(policy).hidden} <= {*read.hidden} and {*type(policy).hidden} - {"seed"} <= {*parameters}
+    assert policy.label == label_policy(name, parameters)
 
 
 def test_oea_and_lynx_serve_routers_with_groups_and_budgets_are_refused() -> None:

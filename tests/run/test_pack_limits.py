@@ -73,7 +73,7 @@ BESIDE = {
 
 
 def test_every_field_is_decided():
-    assert set(SHARED) == {*APART, "backend"}
+    assert set(SHARED) == {*APART, "backend", "pack"}
     assert {f.name for f in fields(Config)} == set(TOGETHER) | set(APART) | BESIDE
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_exp.config import Config, ModelConfig, TaskConfig, TrackerConfig
+from lynx_exp.config import Config, ModelConfig, Role, TaskConfig, TrackerConfig
+from lynx_exp.config.roles import own_uses, plain, uses
 from lynx_exp.store.identity import (
-    COSMETIC,
-    DIGESTED,
     NOT_PAIRED,
     SCIENTIFIC,
+    USES,
     Ids,
     cell_ids,
     code_digest,
@@ -23,6 +25,7 @@ from lynx_exp.store.identity import (
     flatten,
     folder_digest,
 )
+from tests.store.known_ids import configs, ids
 
 AROUND: dict[str, Any] = {"model_digest": "m", "data_digests": {"t": "d"}, "code": "c"}
 
@@ -78,15 +81,41 @@ def schema_fields(cls: type = Config, prefix: str = "") -> set[str]:
     return names
 
 
-def test_every_field_is_in_exactly_one_list():
-    lists = [*SCIENTIFIC, *DIGESTED, *COSMETIC]
-    assert len(lists) == len(set(lists))
-    assert schema_fields() == set(lists)
-    assert set(flatten(base())) == set(lists)
+def test_every_field_has_exactly_one_role():
+    assert set(USES) == schema_fields() == set(flatten(base()))
+    assert all(isinstance(use.role, Role) for use in USES.values())
 
 
-def test_a_field_in_no_list_is_refused():
-    with pytest.raises(ValueError, match="temperature: neither scientific nor cosmetic"):
+def test_a_field_without_a_role_is_refused_in_plain_words():
+    @dataclass
+    class Node:
+        known: int = plain(1, role=Role.COSMETIC)
+        temperature: float = 1.0
+
+    with pytest.raises(
+        ValueError, match=r"Node\.temperature: has no role, .*declare one, as in `temperature: "
+    ) as error:
+        uses(Node)
+    assert "\n" not in str(error.value)
+
+
+def test_conditions_name_fields_that_there_are():
+    known = {*USES, "policy.name"}
+    assert {use.unless[0] for use in USES.values() if use.unless is not None} <= known
+    assert list(own_uses(Config)) == [f.name for f in fields(Config)]
+    places = sorted(use.setting for use in own_uses(Config).values() if use.setting)
+    assert places == list(range(1, len(places) + 1)), "of the parts of a setting's name"
+
+
+def test_known_cells_keep_their_ids():
+    """Those of the version that first declared roles at the fields: made by the lists of names that were before."""
+    known = json.loads((Path(__file__).parent / "known_ids.json").read_text())
+    wrong = [config for config, was, now in zip(configs(), known, ids(), strict=True) if was != now]
+    assert not wrong and len(set(known)) > 100
+
+
+def test_a_field_of_no_cell_is_refused():
+    with pytest.raises(ValueError, match="^temperature: no field of a cell"):
         cell_ids(base() | {"temperature": 1}, **AROUND)
 
 
@@ -100,7 +129,7 @@ def test_scientific_fields_make_another_cell(name):
     assert (sizes == other_sizes) == (name == "batch_size")
 
 
-@pytest.mark.parametrize("name", [*COSMETIC, *DIGESTED])
+@pytest.mark.parametrize("name", [name for name in USES if name not in SCIENTIFIC])
 def test_other_fields_do_not(name):
     assert cell_ids(changed(name), **AROUND) == cell_ids(base(), **AROUND)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lynx_exp.store import row_types
 from lynx_exp.store.cell_writer import CellWriter
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.done import seal
@@ -16,7 +17,8 @@ from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.provenance import cpu_model, git_state, provenance, scrub
 from lynx_exp.store.read import is_done, read_cell, read_cells
 from lynx_exp.store.survey import requests_kept
-from lynx_exp.store.tables import RESPONSES, LaneRecord, lane_bytes, read_lane
+from lynx_exp.store.table_columns import TABLE_COLUMNS
+from lynx_exp.store.tables import OPTIONAL_COLUMNS, RESPONSES, TABLES, LaneRecord, lane_bytes, read_lane
 
 
 def lane_record(requests=(4, 2)) -> LaneRecord:
@@ -181,3 +183,11 @@ def test_lanes_of_any_task_stay_in_their_folder_and_are_found_again(name, tmp_pa
     assert [path.parent.name for path in tmp_path.rglob("*-00000.json")] == ["lanes"]
     assert opened().missing(name) == [] and requests_kept(tmp_path / "cell") == 2
     claims.close()
+
+
+@pytest.mark.parametrize("table", [name for name in TABLE_COLUMNS if name != "tokens"])
+def test_types_of_rows_have_the_columns(table):
+    kind = getattr(row_types, f"{table.removesuffix('s').title()}Row")
+    assert list(kind.__annotations__) == [column.name for column in TABLE_COLUMNS[table]]
+    assert set(OPTIONAL_COLUMNS[table]) <= set(TABLES[table].names)
+    assert all(column.unit and column.meaning for column in TABLE_COLUMNS[table])

@@ -85,7 +85,7 @@ def test_groups_and_tags_stand_for_their_tasks(tmp_path):
         ("extra", r"extra\.yaml: cannot be loaded: ModuleNotFoundError: .*; pip install a_package_that_nobody_has"),
         ("gone", r"gone\.yaml: cannot be loaded: AttributeError: .*no function 'nothing'"),
         ("exits", r"exits\.yaml: cannot be loaded: SystemExit: install it"),
-        ("quotd", r"task: unknown 'quotd'; did you mean 'quoted'\?"),
+        ("quotd", r"task: unknown 'quotd'; did you mean quoted\?"),
     ],
 )
 def test_what_does_not_run_says_why_in_one_line(name, message):

@@ -173,7 +173,7 @@ BAD = (
     ({"decode_bach": 3}, "did you mean decode_batch?"),
     ({"alpha": -1}, "alpha=-1"),
     ({"match_active": 0.5}, "match_active: needs vanilla's responses"),
-    ({"policy": "lynxx"}, "policy=lynxx: unknown (did you mean lynx?)"),
+    ({"policy": "lynxx"}, "policy=lynxx: unknown; did you mean lynx?"),
     ({"phases": "encode"}, "phases=encode: must be one of"),
     ({"scoring": "both"}, "scoring=both: must be one of decode, prefill"),
     ({"truncate": "right"}, "truncate=right: must be one of"),

@@ -64,6 +64,10 @@ class Coverage(LanePolicy):
     rounds: int | None = None
     """Rounds in which the set grows, 1..64; None: an expert at a time, greedily."""
 
+    hidden = ("utility", "power", "guarantee")
+    color = "#000000"
+    marker = "o"
+    yields_marker = True
     serves_groups = True
     knob = Knob(parameter="tolerance", low=1e-3, high=1.0, whole=False, falling=True, logarithmic=True)
 

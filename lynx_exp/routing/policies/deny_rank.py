@@ -25,6 +25,10 @@ class DenyRank(Policy):
     mode: Literal["replace", "drop"] = "replace"
     """Whether the next best expert takes its place, or none."""
 
+    purpose = "probe"
+    color = "#CC79A7"
+    marker = "v"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "rank", 0)

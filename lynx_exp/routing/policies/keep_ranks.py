@@ -21,6 +21,7 @@ class KeepRanks(Policy):
     ranks: int = 1
     """Ranks kept, the best first: 1..K."""
 
+    purpose = "probe"
     knob = Knob(parameter="ranks", low=1, high="K")
 
     def __post_init__(self) -> None:

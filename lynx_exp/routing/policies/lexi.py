@@ -28,6 +28,8 @@ class Lexi(Calibrated):
     """Experts of a token at most, mean over layers: 1..K. The paper's OLMoE setting is 100 over 16 layers, 6.25 of
     8."""
 
+    color = "#8c8c8c"
+    marker = ">"
     knob = Knob(parameter="mean_k", low=1.0, high="K", whole=False)
 
     def __post_init__(self) -> None:

@@ -41,6 +41,9 @@ class Lynx(LanePolicy):
     bins: Literal["ceil", "continuous"] = "ceil"
     """Whether a logit gap is rounded up to a whole bin, or counts as it is."""
 
+    hidden = ("bins",)
+    color = "#0072B2"
+    marker = "o"
     serves_groups = True
     # Wider bins than of one logit drop even first choices: worse, and hardly fewer experts. Wider still, ties decide.
     knob = Knob(parameter="alpha", low=1.0, high=8.0, whole=False, logarithmic=True)

@@ -25,6 +25,8 @@ class LynxV1Accuracy(LanePolicy):
     min_experts: int = 2
     """Floor on the experts that a lane keeps; K where that is more."""
 
+    color = "#E69F00"
+    marker = "P"
     knob = Knob(parameter="confidence", low=0.0, high=1.0, whole=False, falling=True)
 
     def __post_init__(self) -> None:

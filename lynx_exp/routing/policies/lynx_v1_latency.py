@@ -21,6 +21,8 @@ class LynxV1Latency(LanePolicy):
     keep_experts: int = 4
     """Experts that each lane keeps in each layer and step: K..E."""
 
+    color = "#D55E00"
+    marker = "s"
     knob = Knob(parameter="keep_experts", low="K", high="E")
 
     def __post_init__(self) -> None:

@@ -22,6 +22,9 @@ class MinP(Policy):
     """Share of the first expert's weight below which one is dropped: 0..1. 0 drops nothing, 1 all that is weaker than
     the first."""
 
+    color = "#8c8c8c"
+    marker = "^"
+    yields_marker = True
     knob = Knob(parameter="ratio", low=0.0, high=1.0, whole=False, falling=True)
 
     def __post_init__(self) -> None:

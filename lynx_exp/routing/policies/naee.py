@@ -31,6 +31,8 @@ class Naee(Calibrated):
     strength: float = 1.0
     """Factor on the calibrated ratios: at least 0; 1 is the paper's rule, 0 skips nothing."""
 
+    color = "#8c8c8c"
+    marker = "<"
     knob = Knob(parameter="strength", low=0.0, high=20.0, whole=False, falling=True)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,9 @@ from lynx_exp.routing.types import Routing, StepContext
 class NoDrop(LanePolicy):
     """Keeps all experts, by the ranking that `lynx_v1_latency` uses."""
 
+    purpose = "control"
+    color = "#8c8c8c"
+    marker = "X"
     serves_groups = True
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:

@@ -34,6 +34,9 @@ class Oea(LanePolicy):
     max_rank: int | None = None
     """How far down its ranking a token looks for company; None: to the end, which the paper finds best."""
 
+    hidden = ("p",)
+    color = "#CC79A7"
+    marker = "p"
     serves_groups = True
     knob = Knob(parameter="k0", low=1, high="K")
 

@@ -28,6 +28,9 @@ class RandomKeep(LanePolicy):
     seed: int = 0
     """Seed of the draw."""
 
+    purpose = "chance"
+    color = "#56B4E9"
+    marker = "D"
     knob = Knob(parameter="keep_experts", low="K", high="E")
 
     def __post_init__(self) -> None:

@@ -39,6 +39,9 @@ class Reassign(Policy):
     seed: int = 0
     """Seed of the draw."""
 
+    purpose = "probe"
+    hidden = ("first_rank", "new_weight")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, "fraction", 0.0, 1.0)

@@ -33,6 +33,10 @@ class Sere(Calibrated):
     metric: Literal["frobenius", "cosine", "cka"] = "frobenius"
     """How similarity of two experts is measured."""
 
+    kind = "batch-aware"
+    hidden = ("metric",)
+    color = "#E69F00"
+    marker = "d"
     knob = Knob(parameter="threshold", low=0.0, high=1.0, whole=False)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,8 @@ class TopK(Policy):
     k: int = 1
     """Experts of each token: 1..K."""
 
+    color = "#009E73"
+    marker = "^"
     knob = Knob(parameter="k", low=1, high="K")
 
     def __post_init__(self) -> None:

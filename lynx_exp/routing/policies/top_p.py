@@ -21,6 +21,9 @@ class TopP(Policy):
     p: float = 0.4
     """Probability to cover: above 0, at most 1."""
 
+    color = "#8c8c8c"
+    marker = "v"
+    yields_marker = True
     knob = Knob(parameter="p", low=1e-3, high=1.0, whole=False)
 
     def __post_init__(self) -> None:

@@ -13,5 +13,9 @@ from lynx_exp.routing.types import Routing, StepContext
 class Vanilla(Policy):
     """The baseline. An engine attaches nothing for it."""
 
+    purpose = "baseline"
+    color = "#000000"
+    marker = "*"
+
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         return routing

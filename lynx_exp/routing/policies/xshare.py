@@ -46,6 +46,9 @@ class XShare(LanePolicy):
     substitute: bool = True
     """Whether the best of the kept experts take the place of those that a token loses."""
 
+    hidden = ("score", "warm_up", "warm_up_for", "substitute")
+    color = "#009E73"
+    marker = "h"
     knob = Knob(parameter="budget", low="K", high="E")
 
     def __post_init__(self) -> None:

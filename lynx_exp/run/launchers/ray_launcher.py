@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.config import Config, at_least
 from lynx_exp.run.launchers.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     import ray
@@ -96,7 +97,7 @@ class Ray:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             address = self.conf.address or "null"
-            raise ValueError(f"hydra.launcher.address={address}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"hydra.launcher.address={address}: {first_line(error)}") from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminated)  # Ray took it
         if self.conf.address is None and any(node["NodeManagerAddress"] != _LOOPBACK for node in ray.nodes()):
@@ -150,7 +151,7 @@ class RayJob:
         except ray.exceptions.RayTaskError as error:  # the task raised: its traceback, the exception last
             raise Lost(str(error).rstrip().splitlines()[-1].strip()) from error
         except ray.exceptions.RayError as error:
-            raise Lost(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise Lost(f"{type(error).__name__}: {first_line(error)}") from error
 
     def cancel(self) -> None:
         import ray

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.config import Config, at_least, one_of
 from lynx_exp.run.launchers.plugin import PLUGIN_MODULE, LauncherConf, LynxLauncher
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     import submitit
@@ -101,7 +102,7 @@ class Slurm:
             return [SlurmJob(job) for job in executor.submit_array(list(works))]
         except (RuntimeError, OSError) as error:  # no Slurm here, or sbatch's own words
             hint = "" if self.conf.cluster != "slurm" else "; hydra.launcher.cluster=local needs no Slurm"
-            raise ValueError(f"hydra/launcher=slurm: {_first_line(str(error))}{hint}") from error
+            raise ValueError(f"hydra/launcher=slurm: {first_line(error)}{hint}") from error
 
     def close(self) -> None:
         """Jobs were cancelled or have ended."""
@@ -142,7 +143,7 @@ class SlurmJob:
         except UncompletedJobError as error:
             raise Lost(_reason(str(error))) from error
         except Exception as error:  # a result that cannot be read
-            raise Lost(f"{type(error).__name__}: {_first_line(str(error))}") from error
+            raise Lost(f"{type(error).__name__}: {first_line(error)}") from error
 
     def cancel(self) -> None:
         self._job.cancel(check=False)
@@ -154,8 +155,4 @@ def _reason(text: str) -> str:
     if trace:
         return trace[1].rstrip().splitlines()[-1].strip()
     state = re.search(r"\(state: (.*?)\)", text)
-    return f"it left no result (state {state[1]})" if state else _first_line(text)
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return f"it left no result (state {state[1]})" if state else first_line(text) or "no reason given"

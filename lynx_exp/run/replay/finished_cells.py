@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,9 @@ from lynx_exp.store.done import read_done
 from lynx_exp.store.files import sha256_of
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import read_value
+from lynx_exp.store.tables import prompt_hash
 from lynx_exp.tasks.load_task import load_task
+from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Task
@@ -70,7 +71,7 @@ def read_config(path: Path) -> Config:
         assert isinstance(stored, DictConfig)
         return to_config(stored)
     except (OSError, OmegaConfBaseException, YAMLError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ValueError(f"config.yaml: not one that this version reads: {line}") from error
 
 
@@ -89,7 +90,7 @@ def _check_task(task: Task, digest: str | None, rows: Sequence[ResponseRow]) -> 
             f"provenance.json: data_sha256 has no hash of {task.name}: what the cell answered cannot be known; run it "
             "again (remove its DONE)"
         )
-    asked = [hashlib.sha256(request.prompt.encode()).hexdigest()[:16] for request in task.requests]
+    asked = [prompt_hash(request.prompt) for request in task.requests]
     other = sum(1 for row, prompt in zip(rows, asked, strict=False) if row["prompt_hash"] != prompt)
     what = "the prompts are the same; its targets, examples' settings or lm-eval's version of it are not"
     if len(rows) != len(asked):

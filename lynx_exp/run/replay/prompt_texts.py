@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from lynx_exp.run.load_tasks import LoadTask
 from lynx_exp.run.replay.finished_cells import open_stored
 from lynx_exp.store.identity import digest
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.tables import prompt_hash
 from lynx_exp.tasks.load_task import load_task
+from lynx_exp.wording import first_line
 
 
 def prompts_of(records: Sequence[CellRecord], *, load: LoadTask = load_task) -> tuple[dict[str, str], list[str]]:
@@ -25,10 +26,10 @@ def prompts_of(records: Sequence[CellRecord], *, load: LoadTask = load_task) -> 
         try:
             tasks = open_stored(record, load=load).tasks
         except ValueError as error:
-            missing.setdefault(asked, f"{record.info['task']}: {(str(error).splitlines() or ['?'])[0]}")
+            missing.setdefault(asked, f"{record.info['task']}: {first_line(error)}")
             continue
         opened.add(asked)
         missing.pop(asked, None)
         for task in tasks:
-            found |= {hashlib.sha256(one.prompt.encode()).hexdigest()[:16]: one.prompt for one in task.requests}
+            found |= {prompt_hash(one.prompt): one.prompt for one in task.requests}
     return found, list(missing.values())
