@@ -40,6 +40,7 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
                 "response": asked.continuation if scored else result.texts[at],
                 "logprob": result.logprobs[at] if result.logprobs is not None else None,
                 "greedy": result.greedy[at] if result.greedy is not None else None,
+                # fillers come last in a lane's results
                 "filler": at >= result.own,
             }
         )

@@ -30,6 +30,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
 
     generates = task.kind == "generate"
     prompts, continuations = _prompts(task, engine) if generates else _choices(task, engine)
+    # else the embedding would fail later with an index error, or on a GPU take the process with it
     _check_known(task, engine, [*prompts, *continuations])
     readable = engine.tokenizer is not None  # else no stop string can be found
     end = _text_of_eos(engine.tokenizer)
@@ -40,7 +41,9 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
         truncate = "left" if number >= len(task.requests) else truncate  # of fillers nobody reads the answer
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:
+            # EOS may also come as its text, letter by letter, which lm-eval cuts off as well
             stop = tuple(asked.until) + end if readable else ()
+            # the n-th request of a document draws with the n-th seed, whatever stands between them
             repeat = repeats[asked.subtask, asked.doc_id] = repeats.get((asked.subtask, asked.doc_id), -1) + 1
             sampling = sampling_of(asked, repeat, seed, engine.drawing)
             made.append(

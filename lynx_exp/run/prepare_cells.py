@@ -41,10 +41,12 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
 
+    # a missing package is told before any task is loaded
     if here and any(config.backend == "vllm" for config in configs):
         from lynx_exp.vllm_backend.startup import check_installed
 
         check_installed()
+    # a sweep has thousands of configs that share most nodes: each node is looked at once
     as_dict = AsDict()
     model_key: PerNode[ModelConfig, str] = PerNode(lambda model: digest(asdict(model)))
     task_key: PerNode[TaskConfig, str] = PerNode(lambda task: digest(asdict(task)))
@@ -54,6 +56,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         chat = model_key(config.model) if config.task.apply_chat_template else None
         return task_key(config.task), config.limit, chat, config.is_filled
 
+    # `build` sees a node alone, and whether it is vanilla depends on the config that it stands in
     owners = {id(config.policy): config for config in configs}
 
     @PerNode
@@ -65,11 +68,13 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     policies = [build(config.policy) for config in configs]
 
+    # models are described from their files, without loading weights
     facts: dict[str, ModelFacts] = {}
     for config in configs:
         if (name := model_key(config.model)) not in facts:
             facts[name] = inspect_model(config.model)
     notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
+    # what `auto` comes to is settled before ids are computed: it is part of the question
     configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]
 
     found: dict[_Question, tuple[Task, ...]] = {}
@@ -83,6 +88,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             for task in found[key]:
                 check_documents(config, task)
 
+    # policies are held against the models, whose E, K and layers bound their parameters
     for config, policy in zip(configs, policies, strict=True):
         name = model_key(config.model)
         if policy is not None:
@@ -96,6 +102,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         if config.layers is not None:  # vanilla's, too, which leaves it aside
             layer_range(config.layers, facts[name].num_layers)
 
+    # remembered for the same reason: one task or file serves many cells
     longest = PerNode(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
@@ -105,12 +112,14 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         check_lengths(config, [longest(task) for task in tasks], model.context)
         if here:
             check_threads(config.threads)
+        # a device that is named may be one that only the other machine has: it is not looked for here
         device = resolve_device(config.device) if here or config.device == "auto" else torch.device(config.device)
         if config.kernel == "triton" and device.type != "cuda":
             raise ValueError(f"kernel=triton: needs a CUDA device, not device={device.type}; use kernel=auto or torch")
         if config.steps == "captured" and device.type != "cuda":
             raise ValueError(f"steps=captured: needs a CUDA device, not device={device.type}; use steps=auto or eager")
         dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
+        # device and dtype as they came out, since `auto` names different science on different machines
         ids = cell_ids(
             as_dict(config)
             | {"device": device.type, "dtype": dtype}

@@ -147,6 +147,7 @@ def run_cells(
     """
     console = console or Console(emoji=False, soft_wrap=True)
     cells = prepare_cells(configs, load)
+    # configs that come to one cell are run once; the first of them decides the order
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
     for note in dict.fromkeys(cell.note for cell in unique if cell.note is not None):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -154,9 +155,11 @@ def run_cells(
         print_plan(unique, console, packed=packed)
         return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
     with ExitStack() as stack:
+        # written before the first cell, so that `status` can name what is missing after a kill
         stack.enter_context(recorded_sweeps(unique))
         stack.enter_context(stoppable())
         claims = claims or Claims()
+        # given back on every way out, so that whoever waits for these cells may go on
         stack.callback(claims.close)
         run = _Run(unique, console, _Engines(open_engine, load), claims, packed)
         stack.enter_context(run.progress)

@@ -187,6 +187,7 @@ class Pack:
                 if task.name not in encoded:
                     encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate, cell.config.seed)
             plans = {task.name: plan_of(cell, task) for task in cell.tasks}
+            # from here on the folder is this attempt's, and lanes that an earlier one committed are not run again
             writer = CellWriter.open(
                 self._hold_of(cell.folder),
                 info=cell.info() | {"num_layers": self._engine.num_layers},
@@ -210,6 +211,7 @@ class Pack:
             self._progress.note(f"{cell.name}: another process has taken it over")
             return
         except Exception as error:
+            # a full disk fails every cell alike: the run ends instead of failing them one by one
             if (over := cannot_store(error, cell.folder)) is not None:
                 raise over from error
             with suppress(OSError, ClaimLost):
@@ -222,13 +224,16 @@ class Pack:
         if cell.note is not None:
             writer.notes.append(cell.note)
         for task in cell.tasks:
+            # such lanes have fewer rows at the end than their batch size says: the reader must know
             few = drained(plans[task.name])
             if few:
                 writer.notes.append(
                     f"{task.name}: no other documents for {few} of {len(plans[task.name].lanes)} lanes, which may drain"
                 )
+            # resumed requests move the bar, but not the rate that the time left is computed from
             found = sum(len(plans[task.name].lanes[lane]) for lane in writer.lanes[task.name])
             self._progress.advance(cell, (task.name, cell.config.batch_size), found, run=False)
+        # under a guard, as all that runs the model for one cell: it must not take the pack with it
         if cell.policy is not None and cell.config.match_active is not None:
             self._guard(attempt, lambda: self._match(attempt))
 
@@ -363,6 +368,7 @@ class Pack:
         more: dict[str, pa.Table] = {}
         if attempt.tokens is not None:
             more["tokens"] = pa.concat_tables([TOKENS.empty_table(), *attempt.tokens])
+        # times come after all answers: windows are drawn from the finished run
         if cell.config.measure.latency:
             with self._progress.timing():
                 timing_rows, timing_info, sections = measure_cell(
@@ -376,6 +382,7 @@ class Pack:
                 )
             if sections:
                 more["breakdown"] = pa.Table.from_pylist(sections, schema=BREAKDOWN)
+        # generated code runs here, in the sandbox, while no model step is timed
         scores = {task.name: self._scores(attempt, task) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],

@@ -55,6 +55,7 @@ def measure_cell(
     measure, batch_size = cell.config.measure, cell.config.batch_size
     runs = list(_runs(cell, requests, lanes))
     try:
+        # drawn from the steps that the cell has recorded, so that times are of the very batches that were scored
         windows = list(draw_windows(runs, measure.new_tokens, measure.max_windows, cell.config.order_seed))
     except ValueError as error:
         note(f"{cell.name}: {NOT_TIMED} {error}")
@@ -68,6 +69,7 @@ def measure_cell(
                 f"measure.context={measure.context}: with measure.new_tokens={measure.new_tokens} beyond the model's "
                 f"{most} positions"
             )
+        # all rows are brought to one length; who is in which lane stays as it was
         windows = [at_context(window, measure.context) for window in windows]
         prompts = [cut_or_repeat(prompt, measure.context) for prompt in prompts]
     common: _Common = {
@@ -75,6 +77,7 @@ def measure_cell(
         "phases": cast("Phases", cell.config.phases),  # one of PHASES: Config has checked it
         "layers": cell.config.layers,
     }
+    # neighbours are looked at between steps: with the median a reader can tell a busy machine
     others = OtherLoad()
 
     def on_step(tokens: int) -> None:
@@ -93,11 +96,13 @@ def measure_cell(
         note(f"{cell.name}: {timing.experts_note}")
     if timing.steps_note is not None:
         note(f"{cell.name}: timed steps are launched from Python: {timing.steps_note}")
+    # said and recorded, not refused: the interval shows what it is worth
     if not timing.stable:
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
     rows = timing_rows(timing)
     info = _info(cell, timing) | {"other_threads": others.median(), "cpus": usable_cores()}
+    # timed apart: a prompt enters once, a step comes with every token
     if measure.prefill:
         until: _Until = {
             "repeats": measure.windows,
@@ -123,6 +128,7 @@ def measure_cell(
         info |= {f"{name}_prefill_active_experts": active for name, active in prefills.active_experts.items()}
         info |= {"prefill_tokens": prefills.prompt_tokens, "prefill_stable": prefills.stable}
     sections: list[BreakdownRow] = []
+    # a run of its own: the marks between sections cost time
     if measure.breakdown:
         found = engine.breakdown(
             prompts, batch_size=len(prompts), new_tokens=measure.new_tokens, repeats=measure.windows, **common

@@ -91,6 +91,7 @@ class CellWriter:
         cell is claimed by now: an attempt that still counts as running was lost."""
         folder = hold.folder
         hold.make_folder(folder / "lanes")
+        # first: from here on the folder must not look finished
         hold.remove(folder / "DONE")
         _clean(hold)
         before = value_or_empty(folder / "status.json")
@@ -116,6 +117,8 @@ class CellWriter:
         state, error = str(before.get("state")), before.get("error")
         error = error if isinstance(error, Mapping) else {}
         self.failures = _number(before.get("failures"))
+        # nobody said that the attempt ended: it was killed; with no new lane since, it counts as one more failure in a
+        # row
         if state == "running":
             state, error = "lost", {"kind": "lost"}
             self.failures = self.failures + 1 if self.found <= _number(before.get("lanes")) else 1
@@ -180,6 +183,7 @@ class CellWriter:
         """Fold the journal into the tables, write the rest, then DONE, then drop the journal. `invalid`: why nobody
         should trust what the cell gives; `more`: further tables by name, without the ending."""
         folder, hold = self.folder, self.hold
+        # by plan order, so that bytes do not depend on which lane was done first
         responses = [row for subtask in self.plan for row in self._rows(subtask)]
         hold.write_parquet(folder / "responses.parquet", pa.Table.from_pylist(responses, schema=RESPONSES))
         hold.write_parquet(folder / "steps.parquet", pa.Table.from_pylist(list(self.steps()), schema=STEPS))
@@ -203,6 +207,7 @@ class CellWriter:
         for name, table in tables.items():
             hold.write_parquet(folder / f"{name}.parquet", table)
             files += (f"{name}.parquet",)
+        # after all other files, before DONE, which holds the hash of this one too
         self._status("done", invalid=invalid)
         hold.write_json(folder / "DONE", seal(folder, files))
         with suppress(OSError, ClaimLost):  # the cell is done; who sees the rest next takes it away (`tidy`)

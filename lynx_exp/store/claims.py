@@ -114,10 +114,12 @@ class Claims:
     def take(self, folder: Path) -> bool:
         """Claim the cell; False if somebody else has it. The folder is made."""
         folder.mkdir(parents=True, exist_ok=True)
+        # the cheap look first: most cells that are taken are taken by somebody who lives
         if not self._clear(folder):
             return False
         mine = self._me()
         hold = Hold(folder=folder, claim=folder / CLAIM / mine.token)
+        # prepared beside the cell and moved in whole: nobody ever sees a claim without its holder
         draft = _temporary_name(folder)
         try:
             _prepare(draft / mine.token, mine)
@@ -210,6 +212,7 @@ class Claims:
         if alive is not None:
             return not alive
         now = self._clock()
+        # clocks of two machines may differ: what counts is that the heartbeat did not move while we watched
         known = self._seen.get(folder)
         if known is None or known[:2] != (found.path, found.beat):
             self._seen[folder] = known = (found.path, found.beat, now)

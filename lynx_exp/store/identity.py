@@ -60,7 +60,9 @@ def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{', '.join(unknown)}: no field of a cell, so nobody knows whether it makes another one")
     name = flat["policy"]["name"]
     known = flat | {"policy.name": name}
+    # options that have no effect are brought to one value, so that equal science has one id
     fields = {name: flat[name] if USES[name].has_effect(known) else USES[name].idle for name in SCIENTIFIC}
+    # what only a policy reads must not make two cells of one vanilla
     if name in UNTOUCHED:
         fields["policy"] = {"name": name}
     else:

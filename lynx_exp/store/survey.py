@@ -158,12 +158,14 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
         except Damaged as error:
             damage = damage or str(error)
     status, plan = parts.values()
+    # status.json says what the last writer knew; only its claim shows whether it still lives
     held = not done and is_held(folder)
     ended = status.get("error") or {}
     known = str(status.get("state"))
     state = "done" if done else "running" if held else "waiting" if not status else known
     if state not in STATES or (state in ("done", "running") and not (done or held)):
         state = "lost"
+    # a file that is being replaced may look damaged for a moment
     if damage is not None and not held:
         done, state = False, "damaged"
     sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
@@ -172,6 +174,7 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
     committed = {key: path for path in files if path.suffix == ".json" and (key := _key(path)) in sizes}
     if done:
         lanes, requests = (total[0], total[0]), (total[1], total[1])
+        # what earlier runs had done says nothing about the rate of this one
         fresh = total[1] - _earlier(status, total, started) if _since(status.get("finished"), started) else 0
     else:
         lanes = len(committed), total[0]

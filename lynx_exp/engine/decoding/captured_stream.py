@@ -69,10 +69,12 @@ class CapturedStream:
         """Numbers of the acts that the recorded steps know."""
         self.seats = 0
         """Rows of every step, dead ones included."""
+        # reversed: lanes are popped off the end, and the first is to enter first
         waiting = list(lanes_of(jobs, self._acts))[::-1]
         if not waiting:
             return
         asked = [jobs[lane.job].requests[number] for lane in waiting for number in (*lane.queue, *lane.fillers)]
+        # one capacity for every seat: a recorded step has fixed addresses, whoever sits there
         self._capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
         like, _ = stores[waiting[-1].job].get(asked[-1].prompt_ids)
         widest = max(lane.width for lane in waiting)
@@ -80,10 +82,12 @@ class CapturedStream:
         self.experts = experts(self.seats)
         slots = Slots(like, self.seats, self._capacity)
         self._seating = Seating(model, routers, stopper, jobs, stores, waiting, slots, self.seats)
+        # the step reads its inputs from these buffers; a replay sees what has been written into them since
         device = model.get_input_embeddings().weight.device
         self._buffers = Seats(self.seats, self._seating.places, device)
         self._cursor = Cursor(self._buffers.every_S, self._buffers.every_S, 0)
         self._decoder = make_decoder(model, slots, self._cursor)
+        # None where all requests are greedy: their steps then have no sampling in them
         self._draw = SeatDraw.of(self.seats, [request.sampling for request in asked], device)
 
     @torch.inference_mode()  # a generator leaves the mode at each yield
@@ -93,6 +97,7 @@ class CapturedStream:
             return
         seating = self._seating
         while seating.waiting or seating.open:
+            # requests that end with their first token enter and leave here without ever taking a seat
             before = seating.entered
             if seating.admit():
                 self._lead.interrupted()
@@ -103,6 +108,7 @@ class CapturedStream:
                 self._flights.clear()  # in vain, all of them
                 continue
             self._launch()
+            # the reading of the last launch may be put off until the next one runs, but no further
             while len(self._flights) > self._ahead():
                 self._read()
             yield from seating.complete()
@@ -118,9 +124,11 @@ class CapturedStream:
             if samplings:
                 self._draw.write(samplings)
             self._send_noise(self._draw)
+        # launches that are not read have made tokens that the rows do not show yet
         furthest = max(prompt + len(row.tokens) for _, row, prompt in self._seating.live()) + len(self._flights)
         chosen_S, counts, following = self._replay(width_of(furthest, self._capacity))
         self._flights.append((self._seating.launches, Readback(chosen_S, counts)))
+        # the next step's tokens and positions come from this one on the device: the host is not waited for
         self._buffers.advance(following)
         self._seating.launches += 1
         self._lead.launched()
@@ -161,6 +169,7 @@ class CapturedStream:
 
     def _ahead(self) -> int:
         """Launches that may be on their way unread."""
+        # the host knows these ends without reading: max_new_tokens is reached by counting
         will_end = any(
             len(row.tokens) + self._unread_launches(each) >= row.request.max_new_tokens
             for each, row, _ in self._seating.live()
@@ -173,11 +182,13 @@ class CapturedStream:
         chosen_S, counts = made.read()
         rows = ends = 0
         for each in self._seating.open:
+            # its rows changed after this launch, whose step was in vain here and is done again
             if number < each.since or not each.live:
                 continue
             lane: Lane = each.lane
             lane.count()
             each.steps.append(counts[:, lane.place].copy())
+            # after the counts: a row that ends with this token still took part in the step
             for row, _ in each.live.values():
                 row.take(int(chosen_S[each.seats[row.slot]]))
             rows += len(each.live)

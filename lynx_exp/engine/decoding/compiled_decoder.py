@@ -83,9 +83,11 @@ def _layer_of(form: Form) -> _Layer:
         block_norm: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(what goes on besides the block of experts, what that block adds). `added`: by the layer before."""
+        # the sum is taken here so that it is fused with the norm that reads it
         hidden = hidden + added
         every = linear(rms_norm(hidden, hidden.shape[-1:], norm, form.eps), qkv, qkv_bias)
         values = form.values * form.size
+        # queries and keys lie side by side, so that norm and rotation are one operation for both
         both, value = every[:, :-values], every[:, -values:].unflatten(-1, (-1, form.size))
         if form.normed == "whole":
             assert q_norm is not None and k_norm is not None

@@ -62,6 +62,7 @@ def compare_pack(
         forced = force_pack(model, routers, attachment, requests, plan, lanes, None if act.prefills else store)
         return forced, attachment
 
+    # once for all policies: it is what each of them is held against
     vanilla, watched = run(Act(policy=None), confident=bool(tokens))
     before_RTV, given_RT = vanilla.logits_RTV.log_softmax(-1), vanilla.given_RT
     tokens_R = given_RT.sum(-1)
@@ -70,6 +71,7 @@ def compare_pack(
         after_RTV = forced.logits_RTV.log_softmax(-1)
         agreeing_R = ((before_RTV.argmax(-1) == after_RTV.argmax(-1)) & given_RT).sum(-1)
         kl_RT = torch.zeros(given_RT.shape, dtype=torch.float64)
+        # row by row: in fp64 all rows at once would take twice the memory of the logits again
         for row, (before_TV, after_TV) in enumerate(zip(before_RTV, after_RTV, strict=True)):
             given_T = given_RT[row]
             before_TV, after_TV = before_TV[given_T].double(), after_TV[given_T].double()
@@ -78,6 +80,7 @@ def compare_pack(
         rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(given_RT)
         on_step(int(tokens_R.sum()))
         for row, request in enumerate(vanilla.plan.numbers):
+            # fillers shape the batch, and are not part of the result
             if vanilla.plan.fillers[row]:
                 continue
             yield Fidelity(

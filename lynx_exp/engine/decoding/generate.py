@@ -84,15 +84,18 @@ def generate_pack(
 
     # Attached for the forward pass alone: whoever holds this generator may use the model between two lanes.
     prompt_rows = batch.prefill_rows()
+    # prompts are counted only where a policy decides in prefill: that costs a record of every layer
     record: Record | None = [] if attachment.on_prompts else None
     attachment.rows, attachment.record = prompt_rows, record
     with attachment:
         logits = batch.prefill()
     prompts = _of_prompts(record, prompt_rows) if record is not None else [(0, [])] * len(lanes)
     while True:
+        # finished rows stay in the batch until it is compacted; what they are given is not taken
         asked, said = [row.request for row in rows], [row.tokens for row in rows]
         logits = processed(asked, said, logits, stopper.model_eos_ids)
         token_R = most_likely(logits) if draw is None else draw(logits, [len(rows[at].tokens) for at in draw.rows])
+        # before tokens are taken: the rows that this step was run for
         fed = [row for row in rows if row.finish is None]
         for row, token in zip(rows, token_R.tolist(), strict=True):
             if row.finish is None:
@@ -105,6 +108,7 @@ def generate_pack(
         live = [row.finish is None for row in rows]
         if not any(live):
             return
+        # copying keys and values pays only once many rows are dead
         if sum(live) < COMPACT_BELOW * len(rows):
             kept = torch.tensor([i for i, alive in enumerate(live) if alive], device=token_R.device)
             batch.select(kept)

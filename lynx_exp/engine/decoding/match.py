@@ -55,6 +55,7 @@ def match_active(policy: Policy, target: float, shape: ModelShape, active: Calla
         raise ValueError(
             f"{policy.name}: match_active={target}: this policy has no parameter that sets how many experts run"
         )
+    # a share of vanilla's count; but fewer than a token's own K cannot run
     if target < 1:
         target = max(target * active(None), float(shape.top_k))
     if not shape.top_k <= target <= shape.num_experts:
@@ -62,9 +63,11 @@ def match_active(policy: Policy, target: float, shape: ModelShape, active: Calla
     best: tuple[float, float, Policy, float] | None = None
     for number, candidate in enumerate([policy, *_beside(policy)]):
         value, count = _search(candidate, knob, target, shape, active)
+        # of two that come equally near, the one with fewer changed parameters
         found = (abs(count - target), number, _set(candidate, knob, value), value)
         if best is None or found[:2] < best[:2]:
             best, nearest = found, count
+        # near enough: other parameters are left as they are
         if best[0] <= _FAR * target:
             break
     assert best is not None
@@ -78,6 +81,7 @@ def _search(
 ) -> tuple[float, float]:
     """(value of the knob, active experts with it) nearest to the target."""
     low, high = knob.bounds(shape)
+    # a measurement is a whole run of the model: no value is measured twice
     seen: dict[float, float] = {}
 
     def measured(value: float) -> float:
@@ -94,6 +98,7 @@ def _search(
             for one, other in zip(grid, grid[1:], strict=False)
         ]
         around = [each for each in pairs if measured(each[0]) < target < measured(each[1])]
+        # of several crossings the one whose ends differ least: there the knob turns gently
         pair = min(around, key=lambda each: measured(each[1]) - measured(each[0]), default=None)
     if pair is not None:
         below, over = pair
@@ -107,6 +112,7 @@ def _search(
                 over = middle
             if abs(seen[middle] - target) <= _CLOSE * target:
                 break
+    # the nearest of all that were measured, which need not be the last
     value = min(seen, key=lambda tried: (abs(seen[tried] - target), tried))
     return value, seen[value]
 

@@ -94,12 +94,14 @@ def force_pack(
     device = model.get_input_embeddings().weight.device
     asked = [requests[number] for number in steps.numbers]
     given = [request.continuation_ids[:length] for request, length in zip(asked, steps.lengths, strict=True)]
+    # padded on the right: token t of every row lies in column t, which is decode step t
     target_RT, given_RT = _right_pad(given, device)
     attachment.record, attachment.idle_dead = [], True
     if store is None:
         logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
     else:
         logits_RTV = _from_store(model, attachment, asked, steps, target_RT, given_RT, store)
+    # scored as one prefill there are no decode steps to count
     decode_steps = 0 if scoring == "prefill" else steps.num_steps
     active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, steps, decode_steps)
     return Forced(
@@ -158,7 +160,9 @@ def _from_store(
 ) -> Tensor:
     """`[R, T, V]`: the continuations alone, after keys and values of the store."""
     device = target_RT.device
+    # prompts went through the model once, for all policies that leave them alone
     places = [store.get(request.prompt_ids) for request in asked]
+    # the first token's logits are the last ones of the prompt
     first_RV = torch.stack([prefilled.logits[row] for prefilled, row in places])[:, None].float()
     width = target_RT.shape[1] - 1
     if not width:
@@ -166,6 +170,7 @@ def _from_store(
     length_R = torch.tensor([prefilled.lengths[row] for prefilled, row in places], device=device)
     columns = round_up(int(length_R.max()))
     cache = gather(model.config, places, columns)
+    # a token sees its own prompt, and what comes before it in its own continuation
     past = torch.arange(columns, device=device) < length_R[:, None]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     mask = torch.cat([past[:, None].expand(-1, width, -1), causal.expand(len(asked), -1, -1)], -1)
@@ -202,6 +207,7 @@ def score_pack(
         logprob_R = torch.stack([row.sum() for row in own])
     else:
         logprob_R = token_logprob_RT.double().sum(-1)
+    # better no result than a score that compares as false with everything
     if logprob_R.isnan().any():
         bad = forced.plan.numbers[int(logprob_R.isnan().nonzero()[0])]
         raise NotANumber(f"request {bad}: the model's logits are no numbers along its continuation")
@@ -282,6 +288,7 @@ def _counts(
         return none, none, None, [0] * num_lanes
     assert rows is not None
     changed = count_changed(record, rows.lane, rows.live, rows.num_lanes)
+    # batches of decode steps are numbered behind those of prefills
     first = rows.num_lanes - num_lanes * num_steps
     shape = (num_lanes, num_steps, len(record))
     active_GSL = torch.zeros(shape, dtype=torch.long)

@@ -72,9 +72,11 @@ class Sections:
         them."""
         acts, lanes, rows = np.asarray(act_R), np.asarray(lane_R), len(act_R)
         slots_R = np.asarray(slot_R, np.int64) * POSITIONS
+        # rows of one policy are made contiguous; stable, so that a lane's rows keep their order
         order = np.argsort(acts, kind="stable")
         self._rows, self._dead = rows, dead
         self._order: Tensor | None = None
+        # most often one policy runs alone, and nothing has to be permuted
         if not np.array_equal(order, np.arange(rows)):
             self._order = torch.from_numpy(order).to(self._device)
             self._back = torch.from_numpy(np.argsort(order)).to(self._device)
@@ -82,6 +84,7 @@ class Sections:
         for number in np.unique(acts):
             mine = order[acts[order] == number]
             start = int(np.searchsorted(acts[order], number))
+            # policies number their lanes from 0: what others are in the pack must not show
             places, local = np.unique(lanes[mine], return_inverse=True)
             ones = torch.ones(len(mine), dtype=torch.bool, device=self._device)
             fixed: LastingRows = {
@@ -93,6 +96,7 @@ class Sections:
             }
             part = _Part(act=self._acts[number], start=start, stop=start + len(mine), lane_places=places, fixed=fixed)
             self._parts.append(part)
+        # dead rows count for lane 0, where `_live_T` leaves them out again
         padded = np.concatenate([lanes, np.zeros(dead, lanes.dtype)]) if dead else lanes
         self._lane_T = torch.from_numpy(padded.astype(np.int64)).to(self._device)
         self._live_T = torch.arange(rows + dead, device=self._device) < rows
@@ -123,6 +127,7 @@ class Sections:
             new = Routing(logits=routing.logits, experts=used.experts, weights=weights)
         used = new or routing
         self._record.append((used.experts, used.weights, routing.experts))
+        # ranks that share the model must have chosen the same experts
         if self._agreement.required:
             self._agreement.check(router.layer, used.experts, self._live_T)
         return new
@@ -140,6 +145,7 @@ class Sections:
                 assert part.act.policy is not None and part.step is not None
                 mine = part.act.policy(mine, StepContext(layer=router.layer, **part.step), router.rule)
             made.append((mine.experts, mine.weights.to(weights.dtype)))
+        # policies may keep other numbers of slots: all are widened by empty ones to be joined again
         width = max(e.shape[1] for e, _ in made)
         experts = torch.cat([more_slots(e, width) for e, _ in made])
         weights = torch.cat([more_weights(w, width) for _, w in made])

@@ -62,6 +62,7 @@ class Stream:
         self._jobs, self._least_rows, self._on_step = jobs, least_rows, on_step
         self._device = model.get_input_embeddings().weight.device
         gated = any(getattr(module, "out_features", None) == 1 for module in model.modules())
+        # a gate with one output rounds its last rows otherwise (GATE_ROWS)
         self._block = GATE_ROWS if gated and least_rows > 1 else 1
         acts = list(dict.fromkeys(job.act for job in jobs))
         self._waiting = list(lanes_of(jobs, acts))[::-1]
@@ -86,6 +87,7 @@ class Stream:
         capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
         widths = [lane.width for lane in self._waiting]
         wanted = min(max(max_rows, max(widths)), sum(widths))
+        # any prompt will do: it shows how large a row's keys and values are in this model
         like, _ = self._stores[self._waiting[-1].job].get(asked[-1].prompt_ids)
         self._most_rows = slots_that_fit(wanted, max(widths), like.row_bytes(capacity), budget)
         slots = self._rows_of_step(self._most_rows)
@@ -118,10 +120,13 @@ class Stream:
         for lane in self._lanes:
             if lane.free:
                 self._enter(lane, loads)
+        # a lane enters only if it could fill all its slots: otherwise its own batch would depend on who else is here
         reserved = sum(lane.reserved for lane in self._lanes)
         while self._waiting and self._free_places and reserved + self._waiting[-1].width <= self._most_rows:
             lane = self._waiting.pop()
             lane.place, lane.began = self._free_places.pop(), self._forgotten + len(self._history)
+            # the upper half names the lane, the lower one counts its steps: random policies draw from it, so that their
+            # draws do not depend on the packing
             self._key_G[lane.place] = lane.number << 32
             self._lanes.append(lane)
             self._enter(lane, loads)
@@ -154,6 +159,7 @@ class Stream:
             [row.slot for row, _ in self._rows],
             dead=self._rows_of_step(rows) - rows,
         )
+        # rows lie one behind another at the front: only `_leave` makes holes, and fills them
         self._cursor.rows = torch.arange(self._rows_of_step(rows), device=self._device)
         self._draw = Draw.of([row.request.sampling for row, _ in self._rows])
         self._processes = any(row.request.processing for row, _ in self._rows)
@@ -165,9 +171,11 @@ class Stream:
     def _step(self) -> None:
         """One token for every row."""
         rows, total = len(self._rows), self._cursor.rows.shape[0]
+        # dead rows read and write one position of slots that nobody uses
         self._position[rows:total] = 0
         tokens = [row.tokens[-1] for row, _ in self._rows] + [0] * (total - rows)
         self._cursor.position = torch.from_numpy(self._position[:total].copy()).to(self._device)
+        # attention reads no further than the longest row, in steps of a block
         self._cursor.width = round_up(int(self._position[:rows].max()) + 1)
         self._sections.begin(self._key_G)
         with self._sections:  # whoever holds the generator may use the model between two lanes
@@ -175,6 +183,7 @@ class Stream:
         self._history.append(self._sections.counts())
         for lane in self._lanes:
             lane.count()
+        # dead rows are dropped before anything looks at logits
         logits = logits[:rows]
         if self._processes:
             asked, said = [row.request for row, _ in self._rows], [row.tokens for row, _ in self._rows]
@@ -200,6 +209,7 @@ class Stream:
                     lane.leave(row)
         gone = self._gone()
         left = len(self._rows) - len(gone)
+        # rows behind `left` that are not finished move into the holes before it, so that live rows stay contiguous
         holes = [at for at in gone if at < left]
         if holes:
             last = [at for at in range(left, len(self._rows)) if self._rows[at][0].finish is None]
@@ -221,6 +231,7 @@ class Stream:
         self._lanes = [lane for lane in self._lanes if not lane.is_over]
         self._free_places += [lane.place for lane in over]
         results = [(lane.job, self._result(lane)) for lane in over]
+        # counts are kept from the first step that an open lane still needs
         oldest = min((lane.began for lane in self._lanes), default=self._forgotten + len(self._history))
         del self._history[: oldest - self._forgotten]
         self._forgotten = oldest

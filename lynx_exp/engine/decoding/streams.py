@@ -45,7 +45,9 @@ def run_stream(
     while True:
         stream: Stream | CapturedStream | None = None  # the slots of one that failed go before others are made
         widths = [width for job in jobs for width in job.widths]
+        # no more rows than the lanes that are left can fill
         rows = min(max(max_rows, *widths), sum(widths)) if widths else 0
+        # a new decoder each time: the one before is bound to slots that are gone
         given = model, routers, make_decoder(), stopper, jobs, stores
         try:
             capture = steps.capture_for(jobs)
@@ -67,10 +69,13 @@ def run_stream(
                 if stream.seats:
                     steps.began(given[2], stream.seats, stream.experts)
             for number, lane in stream.run():
+                # what was yielded is done: a stream that has to start again leaves it out
                 jobs = [job.without(lane.lane) if at == number else job for at, job in enumerate(jobs)]
                 yield number, lane
             return
         except Exception as error:
+            # a step that cannot be recorded can still be launched from Python; wrong numbers and full memory cannot be
+            # helped so
             if isinstance(stream, CapturedStream) and not is_out_of_memory(error) and not isinstance(error, NotANumber):
                 steps.refuse(str(error) if isinstance(error, CannotRecord) else reason_of(error))
                 on_note(steps.note)
@@ -80,5 +85,6 @@ def run_stream(
             widest = max((width for job in jobs for width in job.widths), default=0)
             if rows <= widest:
                 raise OutOfMemory(widest, rows) from error
+            # half of what failed, but a lane cannot be divided
             max_rows = max(rows // 2, widest)
             on_note(f"out of memory; going on with {max_rows} rows at a time")

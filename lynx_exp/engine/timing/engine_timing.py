@@ -50,6 +50,7 @@ def measure_windows(
     check_windows(
         policies, windows, repeats=repeats, least=len(windows) if least is None else least, precision=precision
     )
+    # how experts are computed is chosen on rows of the run itself, and kept for all subjects
     first = [windows[0].contexts[seat.row] for seat in windows[0].steps[0]]
     chosen, candidates = choose_experts(self, first)
 

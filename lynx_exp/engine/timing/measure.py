@@ -245,12 +245,14 @@ def measure(
             )
         return made
 
+    # all subjects are fed vanilla's tokens, so that all do the same steps
     vanilla = subject(None)
     tokens_SR = vanilla.greedy(vanilla.prefill(), new_tokens)
     subjects = {VANILLA: vanilla}
     for name, policy in policies.items():
         subjects[name] = (
             subject(policy)
+            # prompts that a policy has changed are other keys and values, which need a batch of their own
             if phases in ("prefill", "both")
             else _Subject(model, routers, policy, phases, layers, vanilla.batch, clock)
         )
@@ -262,11 +264,14 @@ def measure(
         on_step(len(prompts) * new_tokens)
         return times
 
+    # apart from the timed rounds, which count nothing
     active = {name: each.mean_active(tokens_SR) for name, each in subjects.items()}
+    # all subjects or none: a graph beside a launch from Python would compare nothing
     refused = None if capture is None else _capture(subjects.values(), capture, tokens_SR)
     turns = {name: partial(turn, each) for name, each in subjects.items()}
     times = timed(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
     alone = {name: partial(each.run, tokens_SR) for name, each in subjects.items()}
+    # last, since the counter needs seconds of each subject alone
     joules = {} if meter is None else joules_per_token(alone, len(prompts) * new_tokens, meter, clock)
     return Timing(
         **times,

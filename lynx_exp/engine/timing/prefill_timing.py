@@ -63,6 +63,7 @@ def time_prefill(
         return attachment
 
     def turn(policy: Policy | None) -> list[float]:
+        # vanilla is the plain model, without a hook on any router
         attachment = None if policy is None else attach(policy).attach()
         try:
             wait()
@@ -85,6 +86,7 @@ def time_prefill(
     subjects: dict[str, Policy | None] = {VANILLA: None, **policies}
     active_experts = {name: active(policy) for name, policy in subjects.items()}
     turns = {name: partial(turn, policy) for name, policy in subjects.items()}
+    # the warm-up's own times are not kept
     _, stable = warm_up(turns)
     ms, reached = repeat(turns, repeats=repeats, max_repeats=max_repeats, precision=precision)
     return PrefillTiming(

@@ -156,6 +156,7 @@ def time_windows(
     rows: list[StepTime] = []
     warmup_ms, stable, reached, turns = Times(), False, False, 0
     enabled = gc.isenabled()
+    # a collection in the middle of a step would count as the policy's
     gc.collect()
     gc.disable()
     try:
@@ -163,11 +164,14 @@ def time_windows(
             enter(window)
             active: dict[str, list[float]] = {}
             if not number:
+                # the first window alone needs a warm-up, for which all subjects must have been in it
                 active = {name: subjects[name].enter(window) for name in names}
                 warmup_ms, stable = warm_up({name: subject.turn for name, subject in subjects.items()})
             for repeat in range(repeats):
                 for at in range(len(names)):
+                    # who comes first rotates from turn to turn
                     name = names[(turns + at) % len(names)]
+                    # directly before its turn, so that caches hold what this subject's own run would leave there
                     if name in active:
                         subjects[name].settle()
                     else:
@@ -179,6 +183,7 @@ def time_windows(
                     on_step(sum(map(len, window.steps)))
                 turns += 1
             turns += 1 - repeats % 2  # else, after an even number of repeats, every window began with the same one
+            # whole windows only: each is timed equally often under every subject
             if number + 1 >= least:
                 intervals = [ratio_interval(pairs_of(rows, name)) for name in names[1:]]
                 reached = all(is_narrow(interval, precision) for interval in intervals)
@@ -306,6 +311,7 @@ def measure_windows(
     where there is one; it is read over the last window."""
     check_windows(policies, windows, repeats=repeats, least=least, precision=precision)
     batch = make_batch(max(window.most_rows for window in windows), max(window.positions for window in windows))
+    # graphs first; should one of them fail, everything again without
     ways, refused = (None,) if capture is None else (capture, None), None
     for way in ways:
         subjects: dict[str, Subject] = {

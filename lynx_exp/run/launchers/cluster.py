@@ -49,6 +49,7 @@ def run_on_cluster(
     Ctrl-C or SIGTERM, the jobs cancelled.
     """
     console = console or Console(emoji=False, soft_wrap=True)
+    # checked here, where the user sees the error, rather than in a job hours later
     cells = prepare_cells([_there(config, cluster.device) for config in configs], load, here=cluster.device is None)
     by_folder: dict[Path, Cell] = {}
     for cell in cells:
@@ -64,6 +65,7 @@ def run_on_cluster(
         print_plan(unique, console, packed=packed)
         return Report(outcomes=[Outcome(state="planned", folder=cell.folder) for cell in cells])
     outcomes = {cell.folder: Outcome(state="skipped", folder=cell.folder) for cell in unique if is_done(cell.folder)}
+    # a job whose cells are all done is not worth its place in the queue
     todo = [cell for cell in unique if cell.folder not in outcomes]
     chunks = deal(pack_groups(todo) if packed else [[cell] for cell in todo], cluster.jobs)
     with recorded_sweeps(unique):

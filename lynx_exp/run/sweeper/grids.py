@@ -62,9 +62,11 @@ def job_grids(
         key = word.partition("=")[0].lstrip("+~")
         return any(key == name or key.startswith(f"{name}.") for name in typed)
 
+    # cells may become equal once what the user typed is taken out of them
     unions = list(dict.fromkeys(tuple(word for word in cell.split() if not overridden(word)) for cell in cells)) or [()]
     shared = [*arguments, *(word for word in params if not overridden(word))]
 
+    # most jobs share a cell's grid: it is parsed once
     known: dict[tuple[str, ...], list[list[str]]] = {}
 
     def own_grid(base: list[str], cell: tuple[str, ...]) -> list[list[str]]:
@@ -79,6 +81,7 @@ def job_grids(
     for base in grid(shared, parser, most):
         for cell in unions:
             jobs += [[*base, *own] for own in own_grid(base, cell)]
+            # inside the loop, before a mistyped range has filled the memory
             check_count(len(jobs), most)
     for control in controls:
         keys = [word.partition("=")[0] for word in control.split()]
@@ -87,6 +90,7 @@ def job_grids(
             key = word.partition("=")[0].lstrip("+~")
             return any(key == name or key.startswith(f"{name}.") for name in keys)
 
+        # a control ignores its own keys, so jobs that differ only in these are one
         left = [tuple(word for word in job if not replaced(word)) for job in jobs]
         jobs += [[*job, *control.split()] for job in dict.fromkeys(left)]
     return jobs
