@@ -6,12 +6,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
+from lynx_exp.run.attempt import Attempt, Encoded
 from lynx_exp.run.batch_plan import drained, plan_json, plan_of
 from lynx_exp.run.cell_rows import lane_record, responses_of, sample_rows
 from lynx_exp.run.encode import encode_requests
@@ -33,58 +33,11 @@ from lynx_exp.store.tables import BREAKDOWN, TOKENS
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
-    from lynx_exp.engine import BatchPlan, Job, LaneEngine, Request, Scoring
-    from lynx_exp.routing import Phases, Policy
-    from lynx_exp.store.row_types import FidelityRow
+    from lynx_exp.engine import LaneEngine, Scoring
     from lynx_exp.tasks import Scores
 
 _NEAR = 0.1
 """Relative: a knob that comes no nearer to the active experts asked for is worth a line."""
-
-Encoded = dict[str, "list[Request]"]
-"""Requests of a subtask. The cells of a pack have the same ones, once."""
-
-
-class _Acts(TypedDict):
-    """Where a policy acts."""
-
-    phases: Phases
-    layers: str | None
-
-
-@dataclass(kw_only=True, eq=False)
-class Attempt:
-    """One cell of a pack, begun."""
-
-    cell: Cell
-    requests: Encoded
-    plans: dict[str, BatchPlan]
-    writer: CellWriter
-    policy: Policy | None
-    """With its knob set, where `match_active` asks for that."""
-    extra: dict[str, object] = field(default_factory=dict)
-    """More metrics."""
-    fidelity: list[FidelityRow] | None = None
-    tokens: list[pa.Table] | None = None
-
-    @property
-    def phases(self) -> Phases:
-        return cast("Phases", self.cell.config.phases)  # one of PHASES: Config has checked it
-
-    @property
-    def acts(self) -> _Acts:
-        return {"phases": self.phases, "layers": self.cell.config.layers}
-
-    @property
-    def compares(self) -> bool:
-        """Whether its distributions are compared with vanilla's."""
-        return self.policy is not None and self.cell.config.fidelity
-
-    def job(self, task: Task, engine: LaneEngine) -> Job:
-        """Its missing lanes of a task that generates."""
-        missing = self.writer.missing(task.name)
-        return engine.job(self.requests[task.name], self.plans[task.name], self.policy, lanes=missing, **self.acts)
-
 
 Failed = Callable[[Cell, Exception], None]
 HoldOf = Callable[[Path], Hold]

@@ -26,13 +26,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, drafts:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
+            # before the rename: after a power cut the name must not stand for an empty file
             os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone; a group reads a study together
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # what went wrong first is what is told
             Path(temporary).unlink(missing_ok=True)
         raise
+    # the new name, too, is durable only once its folder is
     sync(path.parent)
 
 

@@ -52,6 +52,7 @@ class Hold:
 
     def write_json(self, path: Path, value: Any) -> None:
         """As `files.write_json`."""
+        # before the file is opened: a value that is no JSON leaves nothing behind
         content = json_bytes(value)
         self.write(path, lambda file: file.write(content))
 
@@ -60,6 +61,7 @@ class Hold:
 
     def make_folder(self, path: Path) -> None:
         """Nothing if it is there."""
+        # made inside the claim and moved out: the move fails once the claim is another's, mkdir would not
         made = self._new()
         with self._fenced():
             made.mkdir()
@@ -97,6 +99,7 @@ class Hold:
         try:
             yield
         except OSError as error:
+            # the same errors come of a cell that somebody deleted, which is another matter
             if error.errno in _GONE and not self.is_valid():
                 raise ClaimLost(str(self.folder)) from error
             raise

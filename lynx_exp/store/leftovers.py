@@ -108,6 +108,7 @@ def delete(item: Item, claims: Claims) -> bool:
         return True
     if not claims.take(item.cell):
         return False
+    # everything below goes through the claim: between the search and now somebody may have begun to work
     hold = claims.hold(item.cell)
     try:
         if item.path == item.cell:

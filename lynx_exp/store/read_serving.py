@@ -90,6 +90,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not a result of `vllm bench serve --save-result`")
     records = []
     for place, content in enumerate(contents, 1):
+        # a file may hold many runs: an error names the one
         head = f"{path}: run {place}" if len(contents) > 1 else str(path)
         if reason := fault(content, _RUN):
             raise ValueError(f"{head}: {reason}")

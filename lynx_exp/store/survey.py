@@ -133,6 +133,7 @@ class Survey:
 
     def _read_state(self, folder: Path, asked: SweepCell | None, started: datetime | None) -> CellState:
         try:
+            # `status` looks again every few seconds: finished cells are read once
             age = (folder / "DONE").stat().st_mtime_ns
         except OSError:
             return _state_of(folder, asked, started)
@@ -170,6 +171,7 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
         done, state = False, "damaged"
     sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
     total = (len(sizes), sum(sizes.values()) or (asked.requests if asked is not None else 0))
+    # one listing: on a file server each look at a file costs a round trip
     files = _files(folder / "lanes")
     committed = {key: path for path in files if path.suffix == ".json" and (key := _key(path)) in sizes}
     if done:

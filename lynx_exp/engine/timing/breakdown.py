@@ -135,11 +135,13 @@ def break_down(
     watch = Stopwatch(model.get_input_embeddings().weight.device)
     batch = SlotBatch(model, partial(_watched, watch, make_decoder), prompts, new_tokens)
     subjects: dict[str, Policy | None] = {VANILLA: None, **policies}
+    # the same tokens for all, so that all attend to as many positions
     fed = _greedy(batch, new_tokens)
     ms: dict[str, dict[str, list[float]]] = {name: {section: [] for section in SECTIONS} for name in subjects}
     for number in range(WARM_UPS + repeats):
         names = list(subjects)
         for turn in range(len(names)):
+            # rotates, so that none has the same place every time
             name = names[(number + turn) % len(names)]
             found = _run(model, routers, batch, watch, subjects[name], phases, layers, fed)
             if number >= WARM_UPS:
@@ -172,9 +174,11 @@ def _run(
         attachment = _TimedAttachment(routers, policy, phases, layers)
         attachment.watch = watch
         attachment.attach()
+    # after the policy's own hooks, which then run inside the section of the router
     removers = _hooks(model, routers, watch)
     live = torch.ones(batch.num_rows, dtype=torch.bool, device=batch.lane.device)
     batch.rewind()
+    # what the prefill left on the watch is not this run's
     watch.read()
     try:
         for token_R in fed:

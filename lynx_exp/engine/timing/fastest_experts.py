@@ -109,6 +109,7 @@ def _timed(
                 for _ in range(_STEPS):
                     start = _now(token_R)
                     step(name)
+                    # the first round compiles, tunes or captures
                     if trial:
                         times[name].append((_now(token_R) - start) * 1e3)
     return {name: median(steps) for name, steps in times.items()}

@@ -65,6 +65,7 @@ def repeat(subjects: Mapping[str, Turn], *, repeats: int, max_repeats: int, prec
     reached = False
     for number in range(max_repeats):
         _round(subjects, number, times)
+        # no look before: a few repeats have an interval by luck alone
         if number + 1 >= repeats:
             intervals = [median_interval(paired_ratios(times[baseline], times[name])) for name in others]
             reached = all(is_narrow(interval, precision) for interval in intervals)

@@ -40,12 +40,14 @@ def selection_time(
     with Attachment(routers, listener) as attachment:
         attachment.rows = batch.prefill_rows()
         token_R = batch.prefill().argmax(-1)
+        # prompts were routed too; only the decode step is wanted
         listener.recorded.clear()
         attachment.rows = batch.step_rows(torch.ones_like(token_R, dtype=torch.bool))
         batch.step(token_R)
     times = []
     for _ in range(_PASSES):
         shared: dict[str, Any] = {}
+        # new objects for each pass: a routing remembers views of itself that policies have asked for
         fresh = [
             (Routing(logits=r.logits, experts=r.experts, weights=r.weights), replace(step, shared=shared), rule)
             for r, step, rule in listener.recorded

@@ -58,6 +58,7 @@ class WindowBatch:
 
     def enter(self, window: Window) -> None:
         """Prefill its rows."""
+        # a recurrent state cannot be rewound to a position: it is made for the first one, keys and values for all
         contexts = window.before if self._keeps_states else window.contexts
         store = PromptStore(self._model, contexts, self._store_bytes)
         self._places = [store.get(context) for context in contexts]
@@ -72,6 +73,7 @@ class WindowBatch:
         window, seats = self.window, self.window.steps[number]
         ones = self._ones[: len(seats)]
         slot_R = torch.tensor([seat.slot for seat in seats], device=self.device) * POSITIONS
+        # the key that the run gave this lane's step, so that random policies draw as they did
         key = (window.lane << 32) + window.start + number
         return _Step(
             token_R=torch.tensor(window.tokens(number), device=self.device),
@@ -100,7 +102,9 @@ class WindowBatch:
                 stay = set(self._seated).intersection(wanted)
                 sources = [self._seated.index(row) for row in wanted if row in stay]
                 targets = [at for at, row in enumerate(wanted) if row in stay]
+                # states have gone on since they were loaded: who stays takes its own along
                 self._slots.move(sources, targets, self._capacity)
+            # one copy for all rows that were prefilled together
             loads: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
             for at, row in enumerate(wanted):
                 if row in stay:

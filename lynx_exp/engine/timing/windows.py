@@ -105,6 +105,7 @@ def window_of(run: LaneRun, start: int, steps: int) -> Window:
     for step in seats:
         for seat in step:
             ends[seat.row] = seat.position + 1
+    # rows are numbered anew: the window knows only those that live in it
     rows = {row: number for number, row in enumerate(ends)}
     contexts = tuple((*run.prompts[row], *run.tokens[row])[:end] for row, end in ends.items())
     return Window(
@@ -119,6 +120,7 @@ def window_of(run: LaneRun, start: int, steps: int) -> Window:
 def draw_windows(runs: Sequence[LaneRun], steps: int, most: int, seed: int) -> Iterator[Window]:
     """Up to `most` windows of `steps` steps, each place of the run as likely as any other, none twice: the windows'
     steps are a sample of the run's. ValueError if no lane is long enough."""
+    # drawn by place, not by lane: a long lane has more windows, as it has more steps
     places = list(accumulate((max(run.num_steps - steps + 1, 0) for run in runs), initial=0))
     if not places[-1]:
         longest = max((run.num_steps for run in runs), default=0)
