@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lynx_exp.models.align_outputs import AlignOutputs, align
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
@@ -71,6 +72,7 @@ class Attachment:
         self._phases = phases
         self._routers = routers
         self._agreement = Agreement(routers)
+        self._aligned = AlignOutputs(routers, [self._policy])
         self._removers: list[Callable[[], None]] = []
 
     @property
@@ -106,6 +108,7 @@ class Attachment:
             if self._step is None:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
             new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
+            self._aligned.note(router.layer, self._policy, routing, new)
         if self._dead_T1 is not None:
             used = new or routing
             weights = used.weights.masked_fill(self._dead_T1, 0)
@@ -123,6 +126,7 @@ class Attachment:
     def attach(self) -> Attachment:
         assert not self._removers, "already attached"
         self._removers = [router.intercept(partial(self._route, router)) for router in self._routers]
+        self._removers += self._aligned.hook()
         return self
 
     def detach(self) -> None:
@@ -154,7 +158,7 @@ def bind(policy: Policy, routers: Sequence[Described], calibration: str | None =
     ]
     for shape in shapes[1:]:
         policy.accept(shape)
-    return policy.bind(shapes[0])
+    return align(policy, policy.bind(shapes[0]), routers)
 
 
 def count_active(record: Record, lane: Tensor, live: Tensor, num_lanes: int, num_experts: int) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lynx_exp.engine import Engine
     from lynx_exp.routing import Calibration
+    from lynx_exp.routing.alignment import Alignment
 
 OnStep = Callable[[int, int], None]
 """Called with (units of work done, units in all); a layer of a batch is one unit."""
@@ -34,6 +35,9 @@ class CalibrateConfig:
 
     model: ModelConfig = MISSING
     """As for `lynx-exp`: model=NAME, or model=hub model.id=PATH_OR_HUB_ID."""
+    policy: Any = None
+    """null: what sere, naee and lexi must know. Or, as for `lynx-exp`, a policy with its parameters: its alignment,
+    which `policy.weights=affine` takes; batch_size is then the batch that it sees."""
     out: str | None = None
     """The file to write; null is calibrations/MODEL.safetensors, where `calibration=auto` finds it."""
     data: str = MINI
@@ -119,6 +123,44 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
         ratio=torch.stack([layer.ratio() for layer in facts]),
         divergence=torch.stack([layer.divergence() for layer in facts]),
         provenance=_provenance(config, engine, about.name, about.digest, texts, facts[0].tokens),
+    )
+
+
+def measure_alignment(config: CalibrateConfig, on_step: OnStep = lambda done, total: None) -> Alignment:
+    """Load the model and measure `config.policy` on it. Equal inputs give equal results, as far as the device's sums
+    repeat. ValueError, in one line, for a bad input."""
+    from lynx_exp.models import find_calibration
+    from lynx_exp.routing import build_policy
+    from lynx_exp.run.model_facts import inspect_model
+
+    given = {key: value for key, value in config.policy.items() if key not in ("name", "match_active")}
+    if config.out is not None:
+        raise ValueError(f"out={config.out}: an alignment is found by what it is of, in calibrations/; leave out=null")
+    policy = build_policy(config.policy["name"], **given)
+    texts = read_texts(config.data, config.sequences, config.seed)
+    about = inspect_model(config.model)
+
+    import torch
+
+    from lynx_exp.prepare.align import measure
+    from lynx_exp.prepare.single_experts import find_experts
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    engine = _open(config)
+    batches = _batches(engine, texts, config)
+    total, done = len(batches) * len(engine.routers), count(1)
+    said = _provenance(config, engine, about.name, about.digest, texts, sum(int(real.sum()) for _, real in batches))
+    return measure(
+        engine.model,
+        engine.routers,
+        find_experts(engine.model, engine.routers),
+        policy,
+        batches,
+        said["data_sha256"],
+        said | {"policy": policy.label},
+        lambda: on_step(next(done), total),
+        None if config.model.kind == "random" else find_calibration(config.model.id),
     )
 
 

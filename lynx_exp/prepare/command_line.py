@@ -38,6 +38,13 @@ Another model's file is refused, by a hash of its routers. lynx_tiny has its fil
   lynx-prepare calibrate model=hub model.id=PATH_OR_HUB_ID data=web.txt sequences=200 dtype=bfloat16
   lynx-exp model=mixtral_8x7b policy=sere
 
+With policy=NAME and its parameters it measures an alignment instead: by how much that policy, with these parameters,
+moves and widens each layer's output on the texts, which policy.weights=affine undoes. Another policy, other parameters
+or another model are refused, by hash.
+
+  lynx-prepare calibrate policy=xshare policy.budget=5 batch_size=16
+  lynx-exp policy=xshare policy.budget=5 policy.weights=affine batch_size=16
+
 Ctrl-C leaves what was there before. Equal commands write equal bytes."""
 PREFETCH_HELP = """\
 Download every model and data set that `lynx-exp` would need for the same arguments, so that it then runs on a machine
@@ -264,11 +271,13 @@ def _calibrate(asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from lynx_exp.prepare.calibrate import calibrate
+    from lynx_exp.prepare.calibrate import calibrate, measure_alignment
     from lynx_exp.prepare.prepare_progress import calibrate_callback
+    from lynx_exp.routing.alignment import Alignment
 
     config = read_calibration(asked.overrides)
-    _check_writable(config.file())
+    if config.policy is None:
+        _check_writable(config.file())
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # this run has its own
@@ -276,7 +285,14 @@ def _calibrate(asked: argparse.Namespace) -> None:
     columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         update = partial(bar.update, bar.add_task("", total=None))
-        measured = calibrate(config, calibrate_callback(console, update))
+        told = calibrate_callback(console, update)
+        measured = calibrate(config, told) if config.policy is None else measure_alignment(config, told)
+    if isinstance(measured, Alignment):
+        measured.save(measured.file())
+        rows = measured.provenance["changed_rows"]
+        made = f"{measured.file()}: {measured.provenance['policy']}, measured where it changed rows ({rows} by layer)"
+        console.print(f"{made}; use it with policy.weights=affine", highlight=False, markup=False)
+        return
     out = config.file()
     measured.save(out)
     console.print(f"{out}: {_summary(measured)}; {_use(config, out)}", highlight=False, markup=False)

@@ -55,7 +55,8 @@ class Policy(ABC):
     weights: Weights = "renormalize"
     """What the experts that run weigh, where they are not the router's own choice. renormalize: as the policy is
     published, over those that run; mass: their sum is the token's own top-K mass; original: each its weight in the
-    router's top-K; reference: over the k2 best of all."""
+    router's top-K; reference: over the k2 best of all; affine: renormalize, and the layer's output mapped to vanilla's
+    mean and deviation, which `lynx-prepare calibrate policy=...` has measured."""
     k2: int | None = None
     """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
 

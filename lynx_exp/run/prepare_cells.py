@@ -97,6 +97,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
             with _about_the_policy():
                 policy.bind(shape)
+                _check_aligned(config, policy)
             check_layers(policy, config.model)
             check_match(config.match_active, facts[name])
         if config.layers is not None:  # vanilla's, too, which leaves it aside
@@ -155,6 +156,7 @@ def _with_content(config: Config, policy: Policy | None, content: Callable[[str]
     """The policy node, with what its calibration file holds in place of where it is, and the hash of an extension's
     source."""
     from lynx_exp.routing import Calibrated, PerLayer
+    from lynx_exp.routing.alignment import files_for
     from lynx_exp.routing.calibration import AUTO
 
     if policy is None:
@@ -164,7 +166,30 @@ def _with_content(config: Config, policy: Policy | None, content: Callable[[str]
     parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
     named = [part.calibration for part in parts if isinstance(part, Calibrated)]
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
+    if _is_aligned(policy):
+        node = node | {"alignments": [content(str(file)) for file in files_for(policy)]}
     return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
+
+
+def _is_aligned(policy: Policy) -> bool:
+    return any(part.weights == "affine" for part in getattr(policy, "policies", (policy,)))
+
+
+def _check_aligned(config: Config, policy: Policy) -> None:
+    """ValueError for weights=affine where it cannot be, or has not been measured."""
+    from lynx_exp.routing.alignment import files_for
+
+    if not _is_aligned(policy):
+        return
+    if config.backend == "vllm":
+        raise ValueError(f"{policy.name}: weights=affine: only with backend=transformers")
+    if config.model.parallel is not None:
+        raise ValueError(f"{policy.name}: weights=affine: not with model.parallel={config.model.parallel}")
+    if config.match_active is not None:
+        raise ValueError(
+            f"{policy.name}: weights=affine: is measured for fixed parameters; give those that match_active found"
+        )
+    files_for(policy)
 
 
 @contextmanager

@@ -36,6 +36,11 @@ class Acting:
             policy = build_policy(name, **{key: value for key, value in given.items() if key not in _NOT_OF_THE_POLICY})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+        if any(part.weights == "affine" for part in getattr(policy, "policies", (policy,))):
+            raise ValueError(
+                f"{where}: {name}: weights=affine: maps what a layer's experts give, which vLLM's kernels do not hand "
+                "out; only with backend=transformers"
+            )
         acts = name != "vanilla" and phases != "none"
         return cls(policy=policy if acts else None, phases=phases, layers=None if layers is None else str(layers))
 

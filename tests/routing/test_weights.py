@@ -103,6 +103,7 @@ GOLDEN = {
     # best three .4089 .3700 .0826
     "reference": [0.4747, 0.0958],
     "renormalize": [0.8320, 0.1680],
+    "affine": [0.8320, 0.1680],
 }
 
 
@@ -116,7 +117,7 @@ def test_golden(weights: Weights) -> None:
     assert torch.equal(out.weights[rows], vanilla().weights[rows]), "rows that stay, stay to the bit"
 
 
-@pytest.mark.parametrize("weights", OTHERS)
+@pytest.mark.parametrize("weights", [*OTHERS, "affine"])
 @examples
 @given(case=cases())
 def test_no_drop_is_vanilla_bit_for_bit_under_every_one(weights: Weights, case: Case) -> None:
@@ -144,7 +145,7 @@ def test_refusals() -> None:
     shape = ModelShape(num_experts=6, top_k=2)
     grouped = RouterRule(groups=3, top_groups=1)
     cases = [
-        ("weights=half: must be one of renormalize, original, mass, reference", {"weights": "half"}),
+        ("weights=half: must be one of renormalize, original, mass, reference, affine", {"weights": "half"}),
         ("k2=4: only weights=reference takes one, not weights=mass", {"weights": "mass", "k2": 4}),
         ("k2=many: must be of type int", {"weights": "reference", "k2": "many"}),
     ]

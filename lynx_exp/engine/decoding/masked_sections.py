@@ -17,6 +17,7 @@ from torch import Tensor
 from lynx_exp.engine.decoding.sections import Act, more_slots, more_weights
 from lynx_exp.engine.kv_cache.seats import ACT, LIVE, NUMBER, PLACE, Seats
 from lynx_exp.models import Record, Router, count_active, count_changed
+from lynx_exp.models.align_outputs import AlignOutputs
 from lynx_exp.routing import Policy, Routing, StepContext, layer_range
 from lynx_exp.routing.types import StepRows
 
@@ -40,6 +41,7 @@ class MaskedSections:
         """`acts`: those whose lanes may be in the seats, by their numbers in the seats' table."""
         self._routers, self._acts, self._seats = routers, acts, seats
         self._record: Record = []
+        self._aligned = AlignOutputs(routers, [act.policy for act in acts.values()])
         self._removers: list[Callable[[], None]] = []
         self._ones_S = torch.ones_like(seats.every_S, dtype=torch.bool)
 
@@ -80,6 +82,7 @@ class MaskedSections:
             new = part.policy(routing, StepContext(layer=router.layer, **part.step), router.rule)
             if new is routing:
                 continue
+            self._aligned.note(router.layer, part.policy, routing, new)
             if len(self._acts) == 1:  # rows that are not live come back as they were
                 experts, weights = new.experts, new.weights.to(routing.weights.dtype)
                 continue
@@ -94,6 +97,7 @@ class MaskedSections:
 
     def __enter__(self) -> MaskedSections:
         self._removers = [router.intercept(partial(self._route, router)) for router in self._routers]
+        self._removers += self._aligned.hook()
         return self
 
     def __exit__(

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from lynx_exp.engine.kv_cache.batch import POSITIONS
 from lynx_exp.models import Record, Router, count_active, count_changed
+from lynx_exp.models.align_outputs import AlignOutputs
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.routing import Phases, Policy, Routing, StepContext, layer_range
 from lynx_exp.routing.types import LastingRows, StepRows
@@ -66,6 +67,7 @@ class Sections:
         self._removers: list[Callable[[], None]] = []
         self._record: Record = []
         self._agreement = Agreement(routers)
+        self._aligned = AlignOutputs(routers, [act.policy for act in acts])
 
     def arrange(self, act_R: Sequence[int], lane_R: Sequence[int], slot_R: Sequence[int], dead: int) -> None:
         """For each row in use the number of its act, the place of its lane, its slot in the lane; `dead` rows follow
@@ -143,7 +145,10 @@ class Sections:
             layers = self._layers[self._acts.index(part.act)]
             if part.act.decodes and (layers is None or router.layer in layers):
                 assert part.act.policy is not None and part.step is not None
-                mine = part.act.policy(mine, StepContext(layer=router.layer, **part.step), router.rule)
+                before = mine
+                mine = part.act.policy(before, StepContext(layer=router.layer, **part.step), router.rule)
+                place = self._places_of(part), len(routing.experts)
+                self._aligned.note(router.layer, part.act.policy, before, mine, place)
             made.append((mine.experts, mine.weights.to(weights.dtype)))
         # policies may keep other numbers of slots: all are widened by empty ones to be joined again
         width = max(e.shape[1] for e, _ in made)
@@ -156,8 +161,15 @@ class Sections:
             weights = torch.cat([weights, more_weights(routing.weights[rows:], width)])
         return Routing(logits=routing.logits, experts=experts, weights=weights)
 
+    def _places_of(self, part: _Part) -> Tensor:
+        """Of its rows among those of the step."""
+        if self._order is not None:
+            return self._order[part.start : part.stop]
+        return torch.arange(part.start, part.stop, device=self._device)
+
     def __enter__(self) -> Sections:
         self._removers = [router.intercept(partial(self._route, router)) for router in self._routers]
+        self._removers += self._aligned.hook()
         return self
 
     def __exit__(

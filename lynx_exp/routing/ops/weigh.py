@@ -15,6 +15,7 @@ weighs M p_i / D:
                token's mass), which is `mass` with another order of sums; `top_k` and `lexi` leave the weights of a
                router that does not renormalise as they are, `sere` and `reassign` may hand on the weight of the
                expert that was replaced.
+  affine       As `renormalize`; then the layer's output is mapped (`lynx_exp.routing.alignment`).
 
 "Best" is by the router's own choice, bias and groups included, as everywhere; p is never biased. A row that the policy
 left as it was keeps its weights to the bit under all of them. An expert that fills two slots weighs once, in the first.
@@ -33,14 +34,16 @@ from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
-Weights = Literal["renormalize", "original", "mass", "reference"]
+Weights = Literal["renormalize", "original", "mass", "reference", "affine"]
 
+OWN_WAY: tuple[Weights, ...] = ("renormalize", "affine")
+"""Where weights are the policy's own."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def weigh(before: Routing, after: Routing, rule: RouterRule, weights: Weights, k2: int | None) -> Routing:
     """`after` with the weights of the rows whose experts are not those of `before`; `k2` None: K."""
-    if weights == "renormalize" or after.experts is before.experts:
+    if weights in OWN_WAY or after.experts is before.experts:
         return after
     scores_TE, choice_TE = before.scores(rule), before.choice(rule)
     count = denominator_of(weights, k2, before.top_k)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lynx_exp.routing.ops.draws import LOW_32, mix, mix_64
 from lynx_exp.routing.ops.lanes import mask_of
 from lynx_exp.routing.ops.remap import reweigh
+from lynx_exp.routing.ops.weigh import OWN_WAY
 from lynx_exp.routing.policy import Policy, at_least, between
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Routing, StepContext
@@ -48,7 +49,7 @@ class Reassign(Policy):
         at_least(self, "first_rank", 0)
         at_least(self, "threshold", 0.0)
         between(self, "seed", 0, 2**31 - 1)
-        if self.new_weight == "slot" and self.weights != "renormalize":
+        if self.new_weight == "slot" and self.weights not in OWN_WAY:
             raise ValueError(f"{self.name}: new_weight=slot: weights={self.weights} says what a new expert weighs")
 
     def check(self, shape: ModelShape) -> None:

@@ -1,0 +1,134 @@
+"""weights=affine: the output of a layer's experts, where a policy changed which run, is mapped to the mean and
+deviation that it would have had (arXiv 2609.09241; its text could not be read, the definition is secondary).
+
+Per layer and dimension, before the residual, with eps = 1e-5:
+
+  y' = (y - mean under the policy) / (deviation under the policy + eps) * vanilla's deviation + vanilla's mean
+
+`lynx-prepare calibrate policy=NAME` measures the four on text, each layer with vanilla's layers before it, for exactly
+this policy with these parameters, this model and this corpus, and keeps them in a file that is named by what it is of.
+Here, and not in what is known of the paper: only rows that run other experts than their router chose are measured and
+mapped, since the others need nothing, so that `no_drop` stays vanilla to the bit; and what is mapped is the weighted
+sum of the routed experts, without shared experts, on which no policy has an effect.
+
+L layers with a router, D width of the experts' outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lynx_exp.routing.policy import Policy
+
+FOLDER = Path("calibrations")
+EPS = 1e-5
+TABLES = ("policy_mean", "policy_deviation", "vanilla_mean", "vanilla_deviation")
+_FORMAT = 1
+_KEY = "lynx_exp_alignment"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Alignment:
+    """Measured for one policy on one model and corpus."""
+
+    policy: str
+    """`policy_digest` of the policy."""
+    fingerprint: str
+    """Of the routers' weights."""
+    corpus: str
+    """sha256 of the texts."""
+    tables: dict[str, Tensor] = field(repr=False)
+    """`TABLES`, each `[L, D]` float32; of a layer that the policy never changed, the policy's are vanilla's."""
+    provenance: dict[str, str]
+    """What it was measured on."""
+    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def file(self, folder: Path = FOLDER) -> Path:
+        return folder / f"{self.policy[:12]}-{self.fingerprint[:12]}.aligned.safetensors"
+
+    def save(self, path: Path) -> None:
+        """Written in one step; the same tables give the same bytes."""
+        about = {name: getattr(self, name) for name in ("policy", "fingerprint", "corpus", "provenance")}
+        about |= {"format": _FORMAT, "tables": _digest(self.tables)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(serialize(self.tables, metadata={_KEY: json.dumps(about, sort_keys=True)}))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Alignment:
+        """ValueError, in one line, for a file that is something else or has been changed."""
+        again = "make it again with `lynx-prepare calibrate policy=...`"
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+                tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        except SafetensorError as error:
+            raise ValueError(f"{path}: cannot be read ({error}); {again}") from error
+        if about.get("format") != _FORMAT or set(tables) != set(TABLES):
+            raise ValueError(f"{path}: holds no alignment of this version; {again}")
+        if about["tables"] != _digest(tables):
+            raise ValueError(f"{path}: its tables do not hash to what it says of them; {again}")
+        return cls(tables=tables, **{name: about[name] for name in ("policy", "fingerprint", "corpus", "provenance")})
+
+    def gain_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`[L, D]` each: y' = y * gain + shift; kept, since a CUDA graph may hold the address."""
+        if device not in self._on_device:
+            mean, deviation, vanilla_mean, vanilla_deviation = (self.tables[name].double() for name in TABLES)
+            gain = vanilla_deviation / (deviation + EPS)
+            shift = vanilla_mean - mean * gain
+            self._on_device[device] = gain.float().to(device), shift.float().to(device)
+        return self._on_device[device]
+
+
+def policy_digest(policy: Policy) -> str:
+    """sha256 over a policy's name and parameters, without where its calibration is."""
+    parts = getattr(policy, "policies", (policy,))
+    left_out = ("calibration", "weights", "k2")
+    said = [
+        {"name": part.name} | {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name not in left_out}
+        for part in parts
+    ]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
+    """The alignments of this policy with these parameters, of whatever models. ValueError if there is none."""
+    found = sorted(folder.glob(f"{policy_digest(policy)[:12]}-*.aligned.safetensors"))
+    if not found:
+        raise ValueError(
+            f"{policy.name}: weights=affine: {folder}/ has no alignment for this policy with these parameters (hash "
+            f"{policy_digest(policy)[:12]}); `lynx-prepare calibrate policy={policy.name}` with the same makes one"
+        )
+    return found
+
+
+def find_alignment(policy: Policy, fingerprint: str, folder: Path = FOLDER) -> Alignment:
+    """The one for this policy and model. ValueError, naming the hashes, if there is none."""
+    files = files_for(policy, folder)
+    held = [Alignment.load(path) for path in files]
+    for alignment in held:
+        if (alignment.policy, alignment.fingerprint) == (policy_digest(policy), fingerprint):
+            return alignment
+    raise ValueError(
+        f"{policy.name}: weights=affine: {', '.join(map(str, files))}: made for another model (its routers hash to "
+        f"{held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "
+        f"policy={policy.name}` for this one"
+    )
+
+
+def _digest(tables: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tables):
+        total.update(name.encode() + tables[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
