@@ -98,6 +98,12 @@ def model_sources() -> str | None:
     return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest() if files else None
 
 
+def has_policy(name: str) -> bool:
+    """Whether this package or an extension has a policy of this name."""
+    own = Path(__file__).parent / "routing/policies" / f"{name}.py"
+    return own.is_file() or extension_file("policies", f"{name}.py") is not None
+
+
 def policy_source(name: str) -> str | None:
     """SHA-256 of an extension's policy, which is part of what its cells are; None for a policy of this package."""
     file = extension_file("policies", f"{name}.py")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import TABLES, Content
-from lynx_exp.extensions import policy_source
+from lynx_exp.extensions import VARIABLE, has_policy, policy_source
 from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
@@ -115,6 +116,10 @@ def expected_files(content: Content) -> list[str]:
     return files
 
 
+def _path_state() -> str:
+    return f"is {os.environ[VARIABLE]}" if os.environ.get(VARIABLE) else "not set: is it missing?"
+
+
 def check_identity(content: Content) -> None:
     """The folder bears the id; the id is the hash of what it should be, as far as this version can tell."""
     info = content.info
@@ -124,6 +129,10 @@ def check_identity(content: Content) -> None:
             "identity", "cell.json", f"the id that the folder ends in, {content.folder.name[-10:]}", cell_id[:10]
         )
     policy = content.config["policy"]
+    if policy["name"] not in UNTOUCHED and not has_policy(policy["name"]):
+        hint = f"a policy of this lynx_exp, or of a folder that LYNX_EXP_PATH names ({_path_state()})"
+        content.add("identity", "cell.json", hint, f"policy {policy['name']}, which is unknown here")
+        return
     if (
         content.provenance.get("code_sha256") != code_digest()
         or "calibration" in policy
