@@ -128,9 +128,9 @@ def _difference(row: Row) -> Text | str:
 
 _WORDS = {
     verdicts.WORSE: ("worse", "red"),
-    verdicts.BETTER: ("gains", "green"),
+    verdicts.BETTER: ("better", "green"),
     verdicts.PERHAPS_WORSE: ("worse?", "red"),
-    verdicts.PERHAPS_BETTER: ("gains?", "green"),
+    verdicts.PERHAPS_BETTER: ("better?", "green"),
     verdicts.NONE: ("-", ""),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis import columns, guards, outputs
-from analysis.layout import title, wrapped
+from analysis.layout import WIDTH, title, wrapped
 
 By = Literal["mean", "task", "all"]
 """Which blocks: means over subtasks, each subtask, or both."""
@@ -31,7 +31,8 @@ def print_rows(
     if by in ("mean", "all") and not single:
         for (setting, batch), group in summary.groupby(["setting", "batch_size"], sort=True):
             heading = title("mean over subtasks", f"batch size {batch}", setting)
-            _print_block(group, heading, f"{group['all_subtasks'].max()} subtasks, points", console, sort)
+            ran = rows[(rows["setting"] == setting) & (rows["batch_size"] == batch)]["subtask"].unique()
+            _print_block(group, heading, f"{_subtasks(sorted(ran), heading)}, points", console, sort)
     if by in ("task", "all") or single:
         for (setting, task, subtask, batch), group in rows.groupby(
             ["setting", "task", "subtask", "batch_size"], sort=True
@@ -52,6 +53,13 @@ def print_rows(
         console.print(Text("Each subtask: --by task. Legend and columns: --legend, docs/records.md.", style="dim"))
     else:
         print_legend(rows, summary, console)
+
+
+def _subtasks(names: Sequence[str], heading: str) -> str:
+    """How many, and which where the line has room for them."""
+    named = f"{len(names)} subtask{'' if len(names) == 1 else 's'}"
+    listed = f"{named}: {', '.join(names)}"
+    return listed if len(heading) + len(listed) + len("   , points") <= WIDTH else named
 
 
 def _print_hardware(summary: pd.DataFrame, console: Console) -> None:
@@ -79,12 +87,12 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
 
 _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane. difference: to vanilla on the same documents, points.\n"
-    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or gains, beyond chance (5 %,\n"
+    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or better, beyond chance (5 %,\n"
     "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
     "±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are alike, but it takes N\n"
     "lanes to have seen a rare kind that loses half its documents. act. exp.: distinct experts a layer in\n"
     "the steps that made the scored tokens. full: steps in which every slot was taken. Policies act in\n"
-    "decode unless a phase is named. score: percent, or BLEU.\n"
+    "decode unless a phase is named. score: percent, or BLEU. -: nothing to compare, or not measured.\n"
 )
 
 _TIMES_LEGEND = (

@@ -4,6 +4,7 @@ The experts of the largest summed router probability serve the whole lane. docs/
 `lynx-exp policy=NAME` knows.
 """
 
+import sys
 from dataclasses import dataclass
 from statistics import mean
 
@@ -24,8 +25,10 @@ class Strongest(LanePolicy):
         return best_mask(mass_GE, mass_GE, self.count)
 
 
+print("loading lynx_tiny; the first run compiles lynx's loops, which takes a while", file=sys.stderr)
 engine = Engine.from_pretrained("lynx_tiny", device="cpu")
 prompts = [item.prompt for item in held_out("mini_gsm8k")[:16]]
+print("vanilla, then two policies, 16 prompts each", file=sys.stderr)
 plain = engine.generate(prompts, batch_size=8, max_new_tokens=48, stop=("\n\n",))
 for name, policy in {"strongest": Strongest(), "lynx": build_policy("lynx", alpha=1.0, beta=2)}.items():
     run = engine.generate(prompts, batch_size=8, policy=policy, max_new_tokens=48, stop=("\n\n",))

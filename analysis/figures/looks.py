@@ -66,7 +66,20 @@ def looks(frame: pd.DataFrame) -> dict[str, Look]:
         color, marker = declared.color or default[0], declared.marker or default[1]
         found[name] = Look(color=color, marker=marker, fill=_FILLS[seen.get(policy, 0) % len(_FILLS)])
         seen[policy] = seen.get(policy, 0) + 1
-    return found
+    return _apart(found, frame, others)
+
+
+def _apart(found: dict[str, Look], frame: pd.DataFrame, others: Sequence[str]) -> dict[str, Look]:
+    """Policies without a colour of their own (`others`) get those that no other policy of the frame has."""
+    policy_of = dict(frame[["series", "policy"]].itertuples(index=False))
+    used = {look.color for series, look in found.items() if policy_of[series] not in others}
+    free = [color for color in (*PALETTE, *_MORE_COLORS) if color not in used]
+    colors = {policy: free[at % len(free)] for at, policy in enumerate(others)}
+    return {series: replace(look, color=colors.get(policy_of[series], look.color)) for series, look in found.items()}
+
+
+_MORE_COLORS = ("#7b4ab5", "#8a5a2b", "#a50f3c", "#4d7a1f", "#2f7f86", "#b8860b")
+"""For policies beyond those that have a colour."""
 
 
 def markers(frame: pd.DataFrame) -> dict[str, str]:

@@ -24,6 +24,8 @@ _DEEP = -20.0
 """A loss beyond this many points would flatten everything near vanilla: the axis turns logarithmic far from zero."""
 _LINEAR = 5.0
 _BAND = "#eef3ee"
+_LABEL_IN = 2.0
+"""Inches that the label of the vertical axis is long."""
 
 
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
@@ -36,6 +38,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     means, rows = (frame[~of_purpose(frame["policy"], "probe")] for frame in (study.summary, study.rows))
     means = means.assign(subtask=MACRO)
     resampler = Resampler(study.records)
+    look = looks.looks(rows)  # the same in all figures of the study
     written = []
     for saving in SAVINGS:
         for name, frame, layout, most in (
@@ -47,7 +50,8 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
                 style.skip(f"{name}{suffix}", saving.missing)
                 continue
             for part, ending in _split(points, most):
-                written += _draw(part, left_out, study.margin, saving, folder, f"{name}{ending}{suffix}", layout)
+                file_name = f"{name}{ending}{suffix}"
+                written += _draw(part, look, left_out, study.margin, saving, folder, file_name, layout)
             if frame is means:
                 file = folder / f"{name}_families{suffix}.csv"
                 write_csv(file, families_of(points, study.rows, saving, resampler))
@@ -135,12 +139,20 @@ Layout = Callable[[pd.DataFrame, Saving, float], tuple[Figure, Panels]]
 
 
 def _draw(
-    points: pd.DataFrame, left_out: list[str], margin: float, saving: Saving, folder: Path, name: str, layout: Layout
+    points: pd.DataFrame,
+    look: dict[str, looks.Look],
+    left_out: list[str],
+    margin: float,
+    saving: Saving,
+    folder: Path,
+    name: str,
+    layout: Layout,
 ) -> list[Path]:
-    look = looks.looks(points)
     handles, labels = looks.family_entries(points, look)
     handles.append(Patch(facecolor=_BAND))
-    labels.append(f"within ±{margin:g}; dotted: frontier; pale: beaten by another")
+    unsure = saving.column == "speedup" and not points["timing_final"].astype(bool).all()
+    pale = "beaten, or its time is not final (~)" if unsure else "beaten by another"
+    labels.append(f"within ±{margin:g}; dotted: frontier; pale: {pale}")
     rings = looks.ring_entry(points)
     handles, labels = handles + rings[0], labels + rings[1]
     legend_in = style.LEGEND_ROW_IN * len(labels)
@@ -160,7 +172,7 @@ def _draw(
 
 def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
     batches = sorted(points["batch_size"].unique())
-    fig = style.figure(1.55 * len(batches) + legend_in + 0.35)
+    fig = style.figure(max(1.55 * len(batches) + 0.35, _LABEL_IN) + legend_in)
     grid = fig.subplots(len(batches), 1, sharex=saving.sign > 0, squeeze=False)
     grid[-1, 0].set_xlabel(" ".join(saving.label))
     panels = {}
@@ -172,7 +184,7 @@ def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Fi
 
 def _grid(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
     batches, subtasks = sorted(points["batch_size"].unique()), sorted(points["subtask"].unique())
-    fig = style.figure(1.1 * len(subtasks) + legend_in + 0.35)
+    fig = style.figure(max(1.1 * len(subtasks) + 0.35, _LABEL_IN) + legend_in)
     grid = fig.subplots(len(subtasks), len(batches), sharex="col", sharey="row", squeeze=False)
     panels = {}
     for axes in grid[-1]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
 from lynx_exp.results.main import print_stderr
 from lynx_exp.results.selected_cells import finished
+from lynx_exp.store.faults import kind_of
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             if mode == "online" and not args.again and is_logged(record, place):
                 print(f"{head}: is there", flush=True)
                 continue
+            check_room(record.path.parent / "wandb")
             try:
                 print(
                     f"{head}: run {log_cell(record, place)}{_left(started, logged, len(records) - number)}", flush=True
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 print_stderr(f"{head}: error: {first_line(error)}")
         for study in dict.fromkeys(record.path.parent for record in records):
             place = place_of(next(record for record in records if record.path.parent == study), args, mode)
+            check_room(study / "wandb")
             name = next(record.info["study"] for record in records if record.path.parent == study)
             run_id = log_study(study, place, name=name, tables=tables_of(study), figures=figures_of(study))
             print(f"{name} (tables and figures): run {run_id}", flush=True)
@@ -66,6 +71,26 @@ def run(args: argparse.Namespace) -> int:
     finally:
         end()
     return FAILED if failed else 0
+
+
+_ROOM = 2**20
+"""Bytes: about what wandb writes for a cell."""
+
+
+def check_room(folder: Path) -> None:
+    """ValueError, in one line, where wandb could not write its files: it would say so in many, or not at all."""
+    probe = folder / f".room-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(_ROOM))
+    except OSError as error:
+        full = kind_of(error) == "disk_full"
+        why = "the disk is full, or a quota is" if full else error.strerror or str(error)
+        what = "make room" if full else "copy the study to where you may write"
+        raise ValueError(f"{folder}: {why}; wandb keeps its files with the study: {what}, then sync again") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def place_of(record: CellRecord, args: argparse.Namespace, mode: str) -> Place:

@@ -141,4 +141,7 @@ def _missing(cell: Cell) -> Iterator[str]:
 
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     if not any(isinstance(try_to_load_from_cache(model.id, name, revision=model.revision), str) for name in names):
-        yield f"to download: the weights of {model.id}; `lynx-prepare prefetch` with the same arguments fetches them"
+        yield (
+            f"to download: the weights of {model.id}, which are not in the hub's cache (its size above is by its "
+            "configuration); `lynx-prepare prefetch` with the same arguments fetches them"
+        )

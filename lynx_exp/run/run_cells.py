@@ -34,6 +34,7 @@ from lynx_exp.store.faults import OUT_OF_MEMORY, CannotStore, cannot_store, faul
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import digest
 from lynx_exp.store.read import is_done
+from lynx_exp.store.survey import requests_kept
 from lynx_exp.tasks.load_task import load_task
 from lynx_exp.wording import first_line
 
@@ -166,7 +167,7 @@ def run_cells(
         try:
             run.all(poll_s)
         except CannotStore as over:
-            run.give_up(f"not run: {over}")
+            run.give_up(str(over))
         except KeyboardInterrupt as stop:
             raise with_message(stop, kept(unique)) from None
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
@@ -220,8 +221,13 @@ class _Run:
                 sleep(poll_s)
 
     def give_up(self, reason: str) -> None:
+        """Nothing more can be stored: of each cell that is left, whether any of it is."""
         for cell in self._todo:
-            self.outcomes.setdefault(cell.folder, Outcome(state="failed", folder=cell.folder, error=reason))
+            kept, total = requests_kept(cell.folder), sum(len(task.requests) for task in cell.tasks)
+            what = f"stopped, {kept} of {total} requests are kept" if kept else "not run"
+            self.outcomes.setdefault(
+                cell.folder, Outcome(state="failed", folder=cell.folder, error=f"{what}: {reason}")
+            )
 
     def _pack(self, cells: Sequence[Cell]) -> None:
         """Those of a pack that nobody else works on."""
