@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,8 +30,7 @@ class Throughput:
     """Seconds a request, by what was run: read from the finished cells below a folder of results."""
 
     def __init__(self, results: Iterable[Path]) -> None:
-        self._seconds: dict[tuple[str, ...], float] = defaultdict(float)
-        self._requests: dict[tuple[str, ...], int] = defaultdict(int)
+        self._costs: dict[tuple[str, ...], list[tuple[int, float]]] = defaultdict(list)
         self.cells = 0
         """Finished cells that say how long they took."""
         for root in results:
@@ -53,24 +52,40 @@ class Throughput:
         self.cells += 1
         timed = str((folder / "timing.json").exists())
         for key in _keys(cast(CellInfo, info), timed):
-            self._seconds[key] += seconds
-            self._requests[key] += requests
+            self._costs[key].append((requests, seconds))
 
     def seconds(self, cell: Cell) -> float | None:
         """None if no cell of this model has been run on this kind of device."""
         if not self.cells:
             return None
         key = self._key(cell)
-        return None if key is None else self._seconds[key] / self._requests[key] * _num_requests(cell)
+        return None if key is None else seconds_for(_num_requests(cell), self._costs[key])
 
     def stretch(self, cell: Cell) -> float:
         """Requests of the cell for each one that its estimate comes from; 0 where there is none."""
         key = self._key(cell)
-        return 0.0 if key is None else _num_requests(cell) / self._requests[key]
+        return 0.0 if key is None else _num_requests(cell) / sum(requests for requests, _ in self._costs[key])
 
     def _key(self, cell: Cell) -> tuple[str, ...] | None:
         keys = _keys(cell.info(), str(cell.config.measure.latency))
-        return next((key for key in keys if self._requests.get(key)), None)
+        return next((key for key in keys if self._costs.get(key)), None)
+
+
+def seconds_for(requests: int, costs: Sequence[tuple[int, float]]) -> float:
+    """What so many requests take, by (requests, seconds) of cells that were run.
+
+    A line through them where their sizes differ, since what a cell costs whatever its size is most of what a tiny one
+    takes; else in proportion, which for many more requests than those had is too much rather than too little.
+    """
+    total, spent = sum(size for size, _ in costs), sum(seconds for _, seconds in costs)
+    mean = total / len(costs)
+    spread = sum((size - mean) ** 2 for size, _ in costs)
+    if len(costs) > 2 and spread > 0.25 * mean**2 * len(costs):
+        slope = sum((size - mean) * seconds for size, seconds in costs) / spread
+        fixed = spent / len(costs) - slope * mean
+        if slope > 0 and fixed > 0:
+            return fixed + slope * requests
+    return spent / total * requests
 
 
 def _num_requests(cell: Cell) -> int:

@@ -103,8 +103,8 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
     more = f", and {unknown} cells of which nothing is known" if unknown else ""
     cells = "1 finished cell" if times.cells == 1 else f"{times.cells} finished cells"
     stretch = max(map(times.stretch, todo))
-    coarse = f"; coarse: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
-    return f"time: about {clock(sum(known))}{more}, by what {cells} took{coarse}"
+    coarse = f"; likely less: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
+    return f"time: {'at most' if coarse else 'about'} {clock(sum(known))}{more}, by what {cells} took{coarse}"
 
 
 def _memory(cell: Cell, together: Sequence[Cell]) -> str:

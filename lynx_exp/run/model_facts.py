@@ -116,7 +116,8 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
     except LocalEntryNotFoundError as error:
         raise ValueError(
             f"model.id={model.id}: no such folder, nor in the local cache of the hub{revision}, "
-            "which cannot be reached; give a folder, or model=lynx_tiny, which is in the package"
+            "which cannot be reached: its shape is unknown; `lynx-prepare prefetch` with the same arguments fetches it "
+            "where there is a network; or give a folder, or model=lynx_tiny, which is in the package"
         ) from error
     except OSError as error:
         reason = first_line(error)

@@ -70,7 +70,7 @@ def test_times_follow_the_most_alike_cells(planned, bench, config):
 def test_a_time_from_a_far_smaller_run_says_so(planned, bench, config):
     bench.run([config(limit=2)])
     assert "by what 1 finished cell took\n" in planned(config(LYNX, limit=20))
-    assert "took; coarse: 15 times as many requests as those had\n" in planned(config(LYNX, limit=30))
+    assert "took; likely less: 15 times as many requests as those had\n" in planned(config(LYNX, limit=30))
 
 
 def test_a_policy_without_vanilla_is_told_how_to_get_it(bench, config):
@@ -142,6 +142,6 @@ def test_weights_that_are_not_here(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     cell = SimpleNamespace(config=SimpleNamespace(model=ModelConfig(kind="hub", id="some/Model-8x7B")))
-    assert "to download: the weights of some/Model-8x7B; `lynx-prepare prefetch`" in next(_missing(cell))  # type: ignore[arg-type]
+    assert "to download: the weights of some/Model-8x7B, which are not in the hub's cache" in next(_missing(cell))  # type: ignore[arg-type]
     folder = SimpleNamespace(config=SimpleNamespace(model=ModelConfig(kind="hub", id=str(Path(tmp_path)))))
     assert list(_missing(folder)) == []  # type: ignore[arg-type]
