@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.load import Records, load
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Records", "load", "print_table", "write_figures"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Scipy, sacrebleu and rich are imported when a table or figure is asked for, not before."""
     if name in ("print_table", "write_figures"):
         from analysis import commands as report

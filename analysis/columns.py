@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from rich.cells import cell_len
@@ -15,9 +14,8 @@ from rich.text import Text
 
 from analysis import verdicts
 from analysis.activity import FULL
+from analysis.frame_rows import Row
 from analysis.layout import WIDTH, count, interval, label, number
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

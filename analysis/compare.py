@@ -6,13 +6,13 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, latency_model, statistics
 from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share, ratios
+from analysis.frame_rows import Row
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
 from analysis.pairing import partners_of
@@ -158,7 +158,7 @@ def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
     }
 
 
-def _is_final(cell: Mapping[str, Any]) -> bool:
+def _is_final(cell: Row) -> bool:
     """Whether what was timed may be ranked: as precise as was asked for, on a machine with nothing else to do. True
     where nothing was timed, and for vanilla, to which no ratio belongs."""
     missed = cell["precision_reached"] is not None and not pd.isna(cell["precision_reached"])
@@ -167,23 +167,23 @@ def _is_final(cell: Mapping[str, Any]) -> bool:
     return cell["policy"] == "vanilla" or not (missed or busy)
 
 
-def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _row_order(row: Row) -> tuple[object, ...]:
     policy = policy_order(row["policy"], row["policy_params"], row["phases"])
     return row["setting"], row["task"], row["subtask"], row["batch_size"], *policy, row["cell_id"]
 
 
-def _headlines(records: Records) -> dict[str, list[dict[str, Any]]]:
+def _headlines(records: Records) -> dict[str, list[Row]]:
     chosen = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates(["cell_id", "subtask"])
     chosen = chosen.assign(value=chosen["value"].astype(float))  # null where it is no finite number
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Row]] = {}
     for row in chosen.to_dict("records"):
         found.setdefault(row["cell_id"], []).append(row)
     return found
 
 
-def _guard_columns(guard: guards.Guard | None) -> dict[str, Any]:
+def _guard_columns(guard: guards.Guard | None) -> dict[str, float | str]:
     names = ("new_tokens", "new_tokens_difference", "length_stop_share", "length_stop_share_difference")
-    columns: dict[str, Any] = {}
+    columns: dict[str, float | str] = {}
     for name in names:
         columns |= flat(name, NO_ESTIMATE if guard is None else getattr(guard, name))
     return columns | {"guard": guards.NOTHING_TO_COMPARE if guard is None else guard.flag}
@@ -197,14 +197,14 @@ def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
     return {key: flat("kl", kl[key].scaled(1000)) | flat("agreement", agreement[key].scaled(100)) for key in kl}
 
 
-def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Integrated | None) -> dict[str, Any]:
+def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Integrated | None) -> dict[str, object]:
     """`own` [W]: steps of the cell's windows in ms, `pairs` [W, 2]: vanilla's and the policy's."""
     step = vanilla = latency.mean_step(own) if len(own) else NO_ESTIMATE
     speedup = Estimate(value=1.0) if len(own) and policy == "vanilla" else NO_ESTIMATE
     if len(pairs):
         step, vanilla = latency.mean_step(pairs[:, 1]), latency.mean_step(pairs[:, 0])
         speedup = latency.speedup(pairs)
-    found: dict[str, Any] = {"windows": len(own)}
+    found: dict[str, object] = {"windows": len(own)}
     for name, estimate in (("step_ms", step), ("vanilla_step_ms", vanilla), ("speedup", speedup)):
         found |= flat(name, estimate)
     for name, value in latency_model.columns(integrated).items():
@@ -232,7 +232,7 @@ def _units(records: Records) -> dict[str, str]:
 
 
 def _scores(
-    headline: Mapping[str, Any],
+    headline: Row,
     unit: str,
     own: _Samples | None,
     other: _Samples | None,
@@ -281,7 +281,7 @@ def _matched(own: _Samples, other: _Samples) -> tuple[np.ndarray, np.ndarray]:
     return mine, theirs
 
 
-def _check_value(cell: Mapping[str, Any], headline: Mapping[str, Any], unit: str, score: Estimate) -> None:
+def _check_value(cell: Row, headline: Row, unit: str, score: Estimate) -> None:
     stored = headline["value"] * (100 if unit == "%" else 1)
     if abs(stored - score.value) > 1e-6:
         log.warning(

@@ -80,7 +80,7 @@ def summary(lanes: pd.DataFrame) -> pd.DataFrame:
     is missing, or if no lane mixes (batch size 1). Several cells (seeds) are averaged and do not narrow an interval.
     """
     known = lanes[lanes["active_experts"].notna()] if len(lanes) else lanes
-    found: dict[tuple[Any, ...], tuple[dict[str, Any], Estimate]] = {}
+    found: dict[tuple[object, ...], tuple[dict[str, Any], Estimate]] = {}
     for key, part in known.groupby(list(SUMMARY_COLUMNS), sort=False):
         active = _over_cells(part)
         row = dict(zip(SUMMARY_COLUMNS, key, strict=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,7 +99,7 @@ def outside(difference: Estimate, band: float) -> int:
     return int(math.copysign(1, difference.value)) if beyond else 0
 
 
-def is_flagged(flag: Any) -> bool:
+def is_flagged(flag: object) -> bool:
     return isinstance(flag, str) and flag not in (INSIDE, NOTHING_TO_COMPARE)
 
 

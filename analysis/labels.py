@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pandas as pd
 
@@ -68,7 +67,7 @@ def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     return named
 
 
-def policy_order(policy: str, params: str, phases: str) -> tuple[Any, ...]:
+def policy_order(policy: str, params: str, phases: str) -> tuple[object, ...]:
     """Sort key: vanilla, noise_floor, other controls, then by name, numeric parameters by size; `params` is JSON."""
     values = json.loads(params)
     numbers = [(k, 0, v, "") if isinstance(v, int | float) else (k, 1, 0, str(v)) for k, v in sorted(values.items())]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +145,7 @@ def fits(records: Records) -> pd.DataFrame:
     """One row per fit: what it shares, timed steps, R squared, relative errors, and milliseconds per row, expert and
     position of a typical vanilla step."""
     steps = _timed_steps(records)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     if steps.empty:
         return pd.DataFrame(rows)
     shared = records.cells.set_index("cell_id")[list(POOLED)]

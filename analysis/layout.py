@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from analysis import guards
+from analysis.frame_rows import Row
 
 WIDTH = 100
 """Columns that a table fits into; also the width where output is not a terminal."""
@@ -36,13 +36,13 @@ def title(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def label(row: Mapping[str, Any]) -> Text:
+def label(row: Row) -> Text:
     """The policy of a row; `!` behind it if its responses leave vanilla's band."""
     text = Text(row["series"], style="bold" if row["policy"] == "vanilla" else "")
     return text.append(" !", style="bold red") if guards.is_flagged(row["guard"]) else text
 
 
-def interval(row: Mapping[str, Any], name: str, form: str, ends: str = "") -> Text | str:
+def interval(row: Row, name: str, form: str, ends: str = "") -> Text | str:
     """`value [low,high]`, or the value alone where there is no interval."""
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if math.isnan(value) or math.isnan(low):

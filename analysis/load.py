@@ -108,7 +108,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     )
 
 
-def _cell_row(cell: CellRecord) -> dict[str, Any]:
+def _cell_row(cell: CellRecord) -> dict[str, object]:
     info, metrics = cell.info, cell.metrics
     params = info.get("policy_params") or {}
     row = dict.fromkeys(frame_columns("cells")) | {name: info.get(name) for name in columns_in("cell.json")}
@@ -123,7 +123,7 @@ def _cell_row(cell: CellRecord) -> dict[str, Any]:
     return row
 
 
-def _timed(cell: CellRecord) -> dict[str, Any]:
+def _timed(cell: CellRecord) -> dict[str, object]:
     """What the cell's policy (or vanilla, in its own cell) had on when it was timed."""
     timing = cell.timing_info
     found = {}
@@ -189,7 +189,7 @@ def _answered(table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(pc.fill_null(table["filler"].cast(pa.bool_()), False))).drop_columns(["filler"])
 
 
-def _kept(tables: Mapping[int, Any], damaged: Collection[int]) -> dict[int, pa.Table]:
+def _kept(tables: Mapping[int, pa.Table], damaged: Collection[int]) -> dict[int, pa.Table]:
     """Of cells that are shown, by their place among these."""
     left_out = sorted(damaged)
     return {code - bisect(left_out, code): part for code, part in tables.items() if code not in damaged}

@@ -13,13 +13,11 @@ import pandas as pd
 
 from analysis import guards, latency, statistics
 from analysis.compare import NO_ESTIMATE, flat
+from analysis.frame_rows import Row
 from analysis.load import Records
 from analysis.statistics import Estimate
 
 log = logging.getLogger("analysis")
-
-Row = dict[str, Any]
-"""Of `compare.results`."""
 
 
 def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
@@ -90,9 +88,9 @@ _SERIES_FIELDS = (
 )
 
 
-def _by(rows: Sequence[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+def _by(rows: Sequence[Row], *columns: str) -> dict[tuple[object, ...], list[Row]]:
     """In the order of first rows. (Groups of a frame with a hundred columns cost a thousand times as much.)"""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[column] for column in columns), []).append(row)
     return found
@@ -132,7 +130,7 @@ def _cells(part: Sequence[Row]) -> list[Row]:
     return [same[0] for same in _by(part, "cell_id").values()]
 
 
-def _macro_times(part: Sequence[Row]) -> dict[str, Any]:
+def _macro_times(part: Sequence[Row]) -> dict[str, float]:
     cells = _cells(part)
     every = all(any(cell["windows"] > 0 for cell in of) for of in _by(cells, "task").values())
     estimates = {name: _geometric(cells, name) if every else NO_ESTIMATE for name in TIMES}

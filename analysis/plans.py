@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def pooled(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     return together.sort_values("at").drop(columns="at").reset_index(drop=True)
 
 
-def _one(part: pd.DataFrame, samples: dict[Any, pd.DataFrame], partners: dict[str, str]) -> dict[str, Any]:
+def _one(part: pd.DataFrame, samples: Mapping[Hashable, pd.DataFrame], partners: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = part.iloc[0].to_dict()
     for name in part.columns:
         if f"{name}_low" in part.columns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import guards, statistics, verdicts
+from analysis.frame_rows import Row
 from analysis.frontiers import ACTIVE, SPEEDUP, Saving
 from analysis.labels import of_purpose
 from analysis.layout import WIDTH, interval, print_warnings
@@ -49,7 +49,7 @@ _DIFFERENCE = ("difference", "difference_low", "difference_high", "verdict", "gu
 _COLUMNS = [*_KEPT, "saving", "value", "value_low", "value_high", *_DIFFERENCE, "p_within", "why"]
 
 
-def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
+def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, object]]:
     saving = SPEEDUP if group["speedup"].notna().any() else ACTIVE
     seen, paired = group[saving.column].notna(), group["paired"].astype(bool)
     complete = group["subtasks"] >= group["all_subtasks"] if "subtasks" in group else True
@@ -58,7 +58,7 @@ def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
     ordered = group.assign(p_within=adjusted, seen=seen)
     ordered["ahead"] = saving.sign * ordered[saving.column]
     ordered = ordered.sort_values(["seen", "ahead"], ascending=False, kind="stable")
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     best: float | None = None
     for row in ordered.to_dict("records"):
         against = _against(row, saving, margin)
@@ -76,7 +76,7 @@ def _behind(saving: Saving, value: float, best: float | None) -> str:
     return f"slower: {value:.2f} < {best:.2f}" if saving is SPEEDUP else f"more experts: {value:.2f} > {best:.2f}"
 
 
-def _against(row: dict[str, Any], saving: Saving, margin: float) -> str | None:
+def _against(row: Row, saving: Saving, margin: float) -> str | None:
     """What speaks against a candidate, the gravest first; None if nothing does."""
     if not row["paired"]:
         return "no vanilla partner to compare with"
@@ -88,7 +88,7 @@ def _against(row: dict[str, Any], saving: Saving, margin: float) -> str | None:
     return (obstacle or ALONE) if row["verdict"] == verdicts.WITHIN else _not_within(row, margin)
 
 
-def _obstacle(row: dict[str, Any], saving: Saving) -> str | None:
+def _obstacle(row: Row, saving: Saving) -> str | None:
     """What speaks against a candidate that is within the margin."""
     if guards.is_flagged(row["guard"]):
         return f"within, but look at its responses: {row['guard']}"
@@ -101,7 +101,7 @@ def _obstacle(row: dict[str, Any], saving: Saving) -> str | None:
     return None
 
 
-def _not_within(row: dict[str, Any], margin: float) -> str:
+def _not_within(row: Row, margin: float) -> str:
     if row["verdict"] == verdicts.WORSE:
         return "worse than vanilla"
     if row["verdict"] == verdicts.BETTER:
@@ -162,5 +162,5 @@ def _print_block(block: pd.DataFrame, heading: str, margin: float, console: Cons
     console.print()
 
 
-def _shown(row: dict[str, Any], name: str, form: str) -> str:
+def _shown(row: Row, name: str, form: str) -> str:
     return str(interval(row, name, form))

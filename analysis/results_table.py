@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from analysis import columns, guards, outputs
+from analysis.frame_rows import Row
 from analysis.layout import WIDTH, title, wrapped
 
 By = Literal["mean", "task", "all"]
@@ -156,7 +157,7 @@ def _many(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _what_is_off(row: Mapping[str, Any]) -> str:
+def _what_is_off(row: Row) -> str:
     if "guarded" in row:
         return f"{row['guard']} in {row['guarded']}"
     tokens, stops = row["new_tokens"], 100 * row["length_stop_share"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.frame_rows import Row
 from analysis.labels import policy_rank
 from lynx_exp.store.read_serving import STOCK, read_serving
 
@@ -67,7 +67,7 @@ def frame(study: Path, quality: pd.DataFrame | None = None) -> pd.DataFrame:
     return made.drop(columns="order").reset_index(drop=True)
 
 
-def _concurrency(record: dict[str, Any]) -> float:
+def _concurrency(record: Row) -> float:
     """NaN where arrivals have a rate and nothing bounds them."""
     bound = record["max_concurrency"]
     if bound is None and record["request_rate"] is None:
@@ -75,7 +75,7 @@ def _concurrency(record: dict[str, Any]) -> float:
     return float("nan") if bound is None else float(bound)
 
 
-def _load(record: dict[str, Any]) -> str:
+def _load(record: Row) -> str:
     rate, concurrency = record["request_rate"], record["max_concurrency"]
     at_once = "no limit" if concurrency is None else f"{concurrency} at once"
     if rate is None and concurrency is None:

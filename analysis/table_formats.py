@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from analysis.study import Study
 def as_json(study: Study, *, by: By = "all", sort: str = "policy") -> str:
     """`conclusions`, `warnings`, `margin`, and the rows of `means` and `subtasks`, with every column; what
     is missing is null."""
-    whole: dict[str, Any] = {
+    whole: dict[str, object] = {
         "conclusions": conclusions(study),
         "warnings": list(study.warnings),
         "margin": study.margin,
@@ -61,12 +60,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _records(rows: pd.DataFrame) -> list[dict[str, object]]:
     visible = [name for name in rows.columns if not str(name).startswith("_")]
     return [{name: _value(row[name]) for name in visible} for row in rows.to_dict("records")]
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

@@ -3,12 +3,11 @@ tell."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
 from analysis import statistics
+from analysis.frame_rows import Row, rows_of
 from analysis.statistics import LEVEL, Estimate
 
 MARGIN = 1.0
@@ -64,12 +63,11 @@ _LOOKED_AT = (
 )
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = rows[[name for name in _LOOKED_AT if name in rows]].to_dict("records")
-    return records
+def _records(rows: pd.DataFrame) -> list[Row]:
+    return rows_of(rows[[name for name in _LOOKED_AT if name in rows]])
 
 
-def _difference(row: dict[str, Any]) -> Estimate:
+def _difference(row: Row) -> Estimate:
     """Without an interval where there is nothing to test."""
     parts = {name: float(row[f"difference_{name}"]) for name in ("low", "high", "se", "df")}
     nothing = row["policy"] == "vanilla" or row.get("unit", "%") == "own" or not row["paired"]
@@ -78,13 +76,13 @@ def _difference(row: dict[str, Any]) -> Estimate:
     return Estimate(value=row["difference"], **parts, pad=row.get("difference_pad", 0.0))
 
 
-def _lanes(row: dict[str, Any]) -> float:
+def _lanes(row: Row) -> float:
     """Lanes that were filled: of B documents each, or fewer."""
     documents = float(row.get("plans", 1.0)) * float(row["documents"])
     return max(float(row.get("lanes", 0.0)), documents / max(float(row.get("batch_size", 1.0)), 1.0))
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: Row) -> str:
     alpha = 1 - LEVEL
     if np.isnan(row["p_difference"]):
         return NONE

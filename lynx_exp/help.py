@@ -91,12 +91,12 @@ def group_options() -> dict[str, list[str]]:
     return {group: sorted(hydra.config_loader.get_group_options(group)) for group in groups}
 
 
-def field_values(config: DictConfig) -> Iterator[tuple[Field, Any]]:
+def field_values(config: DictConfig) -> Iterator[tuple[Field, object]]:
     """Every field below the cell, by its full name, and its value; of the policy node those of its class."""
     yield from _fields_of_node(config, Config, "")
 
 
-def _fields_of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple[Field, Any]]:
+def _fields_of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple[Field, object]]:
     declared = dataclass_fields(kind)
     limits = allowed(kind)
     for each in fields(kind):
@@ -111,7 +111,7 @@ def _fields_of_node(node: DictConfig, kind: type, prefix: str) -> Iterator[tuple
             yield declared[each.name].named(name, str(limits.get(each.name, ""))), value
 
 
-def _fields_of_policy(node: DictConfig) -> Iterator[tuple[Field, Any]]:
+def _fields_of_policy(node: DictConfig) -> Iterator[tuple[Field, object]]:
     name = str(node["name"])
     declared = policy_parameters(name)
     yield Field(name="policy", kind="str", docstring=policy_summary(name)), name

@@ -4,7 +4,6 @@ divergence, by task and layer (beside Lynx figure 6)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from scipy import stats
 from analysis.figures import curves, looks, style
 from analysis.figures.fig4 import reassigned
 from analysis.figures.fig9 import layers_of
+from analysis.frame_rows import Row
 from analysis.statistics import LEVEL, Array, cluster_sums, lane_draws
 from analysis.study import Study
 from analysis.token_tables import cells_with_tokens, read_tokens
@@ -54,14 +54,14 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"confidence{suffix}", pd.concat([frame, bins], axis=1))
 
 
-def _rows_of_cell(cell: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows_of_cell(cell: Row) -> list[Row]:
     """One row a subtask, if the cell's policy acts in one layer."""
     acting = layers_of(cell["layers"], int(cell["num_layers"]))
     if len(acting) != 1:
         return []
     tokens = read_tokens(cell["path"])
     tokens = tokens[tokens["layer"] == acting[0]]
-    rows = []
+    rows: list[Row] = []
     for subtask, part in tokens.groupby("subtask", sort=True):
         if len(part) < 2 * BINS or part["confidence"].nunique() < 2 or part["kl"].nunique() < 2:
             continue

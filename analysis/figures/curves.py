@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,7 +39,7 @@ def zero(axes: Axes) -> None:
     axes.axhline(0.0, color="#999999", linewidth=0.6, zorder=1)
 
 
-def key(look: Mapping[str, looks.Look], points: pd.DataFrame) -> tuple[list[Any], list[str]]:
+def key(look: Mapping[str, looks.Look], points: pd.DataFrame) -> tuple[list[style.Handle], list[str]]:
     """Handles and labels of a legend, with that of the rings if one of `points` is flagged."""
     rings = looks.ring_entry(points)
     return [*(Line2D([], [], **one.line_kwargs()) for one in look.values()), *rings[0]], [*look, *rings[1]]

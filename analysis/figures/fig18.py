@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from matplotlib.patches import Patch
 
 from analysis import latency
 from analysis.figures import style
+from analysis.frame_rows import Row
 from analysis.study import Study
 
 SECTIONS = ("attention", "router", "policy", "experts", "rest")
@@ -64,7 +64,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"fig18{suffix}", points)
 
 
-def _own(parts: pd.DataFrame, cells: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
+def _own(parts: pd.DataFrame, cells: pd.DataFrame, cell: Row) -> pd.DataFrame:
     """What was timed of the cell's policy. Vanilla is timed in turns with every policy: all of those turns are its."""
     if cell["policy"] != "vanilla":
         return parts[(parts["cell_id"] == cell["cell_id"]) & (parts["name"] == "policy")]

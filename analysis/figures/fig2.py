@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -11,6 +10,7 @@ from matplotlib.lines import Line2D
 from analysis import latency
 from analysis.figures import looks, style
 from analysis.figures.step_vs_active import equation, least_squares
+from analysis.frame_rows import Row
 from analysis.study import Study
 from lynx_exp.store.step_times import step_ms_per_window
 
@@ -34,7 +34,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[at % len(style.PALETTE)] for at, batch in enumerate(batches)}
     fig = style.figure(3.6 + style.LEGEND_ROW_IN * 2 * len(batches))
-    handles: list[Any] = []
+    handles: list[style.Handle] = []
     labels = []
     for axes, (phase, (_, _, ylabel, xlabel)) in zip(fig.subplots(2, 1), STEPS.items(), strict=True):
         axes.set_title(phase, loc="left")
@@ -59,7 +59,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"fig2{suffix}", points)
 
 
-def _points(row: dict[str, Any], timing: pd.DataFrame) -> list[dict[str, Any]]:
+def _points(row: Row, timing: pd.DataFrame) -> list[dict[str, object]]:
     """Of one cell: a point of each phase."""
     own = timing[timing["cell_id"] == row["cell_id"]]
     who = "vanilla" if row["policy"] == "vanilla" else "policy"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.figures import style
+from analysis.frame_rows import Row
 from analysis.study import Study
 from analysis.token_tables import cells_with_tokens, expert_counts
 
@@ -40,12 +40,12 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, f"fig3{suffix}", numbers)
 
 
-def _usages(cell: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _usages(cell: Row) -> list[tuple[Row, Row]]:
     """Of each subtask that decodes: over all decode steps, and in the first full one."""
     experts = int(cell["num_experts"])
     who, counts = expert_counts(cell["path"], experts)
     top_k, layer = float(cell["top_k"]), int(who["layer"].max() + 1) // 2
-    found = []
+    found: list[tuple[Row, Row]] = []
     for subtask in who["subtask"].unique():
         own = (who["subtask"] == subtask).to_numpy()
         rows = counts[own].sum(axis=1)
@@ -68,7 +68,7 @@ def _usages(cell: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]
     return found
 
 
-def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, top_k: float) -> dict[str, Any]:
+def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, top_k: float) -> dict[str, object]:
     """`spread`: mean over the rows of `counts` of standard deviation over mean; `chance`: that of uniform routing,
     where each of `tokens` runs top_k of E experts: sqrt((E - K) / (K T))."""
     experts = counts.shape[1]
@@ -77,6 +77,6 @@ def _spread(counts: NDArray[np.int64], shown: NDArray[np.int64], tokens: int, to
     return {"share": shown / shown.sum(), "spread": spread, "chance": chance}
 
 
-def _numbers(part: dict[str, Any]) -> pd.DataFrame:
+def _numbers(part: Row) -> pd.DataFrame:
     fixed = {name: value for name, value in part.items() if name != "share"}
     return pd.DataFrame({"expert": np.arange(part["share"].size), "share": part["share"]}).assign(**fixed)

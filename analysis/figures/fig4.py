@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import curves, looks, style
+from analysis.frame_rows import Row
 from analysis.study import Study
 
 PHASES = ("prefill", "decode", "both")
@@ -57,7 +57,7 @@ def reassigned(rows: pd.DataFrame, *, gated: bool) -> pd.DataFrame:
     return cells[(gates != "none") == gated]
 
 
-def _share(row: dict[str, Any]) -> float:
+def _share(row: Row) -> float:
     shares = {"decode": [row["changed"]], "prefill": [row["prompt_changed"]]}
     given = shares.get(row["phases"], [row["changed"], row["prompt_changed"]])
     return float(sum(given) / len(given))

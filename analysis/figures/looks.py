@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.typing import FillStyleType
 
 from analysis import guards
-from analysis.figures.style import PALETTE, RC, width_in
+from analysis.figures.style import PALETTE, RC, Handle, LineStyle, width_in
 from lynx_exp.config import policy_declaration
 
 _LABEL_LETTERS = 54
@@ -25,7 +24,7 @@ _FREE_MARKERS = ("D", "p", "h", "d", "<", ">", "v", "^", "P", "H", "8", "+", "1"
 """Those that are told apart best come first; the last ones are no policy's own."""
 _SIZES = {"*": 5.5, "X": 7.0}
 """Vanilla's star fits on the control's cross: the two nearly coincide, and both must be seen."""
-_FILLS = ("full", "none", "left", "right", "top", "bottom")
+_FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +33,26 @@ class Look:
 
     color: str
     marker: str
-    fill: str = "full"
+    fill: FillStyleType = "full"
     line: str = "-"
 
-    def line_kwargs(self) -> dict[str, Any]:
+    def line_kwargs(self) -> LineStyle:
         """Arguments of `Axes.plot` for a line with markers."""
         return self.marker_kwargs() | {"linestyle": self.line}
 
-    def marker_kwargs(self) -> dict[str, Any]:
+    def marker_kwargs(self) -> LineStyle:
         """Arguments of `Axes.plot` for markers without a line; what is not filled is white, so bars end at the rim."""
-        face = {"fillstyle": "full", "markerfacecolor": "white"} if self.fill == "none" else {"fillstyle": self.fill}
-        size = _SIZES.get(self.marker, RC["lines.markersize"])
-        common = {"color": self.color, "marker": self.marker, "markersize": size, "linestyle": "none"}
-        return {**common, **face, "markerfacecoloralt": "white"}
+        style: LineStyle = {
+            "color": self.color,
+            "marker": self.marker,
+            "markersize": _SIZES.get(self.marker, RC["lines.markersize"]),
+            "linestyle": "none",
+            "fillstyle": "full" if self.fill == "none" else self.fill,
+            "markerfacecoloralt": "white",
+        }
+        if self.fill == "none":
+            style["markerfacecolor"] = "white"
+        return style
 
     def faint(self) -> Look:
         """The same look, pale but opaque."""
@@ -113,9 +119,9 @@ def distinct(names: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+def family_entries(frame: pd.DataFrame, look: dict[str, Look]) -> tuple[list[Handle], list[str]]:
     """Legend handles and labels, one line per policy: its markers, then its parameter values in the same order."""
-    handles: list[Artist | tuple[Artist, ...]] = []
+    handles: list[Handle] = []
     labels = []
     for policy, part in frame.drop_duplicates("series").groupby("policy", sort=False):
         shown = part["series"] if len(part) <= len(_FILLS) else part["series"].iloc[:1]
@@ -139,7 +145,7 @@ def _family_label(policy: str, part: pd.DataFrame) -> str:
     return label if len(label) <= _LABEL_LETTERS * width_in() / 3.25 else many
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -153,7 +159,7 @@ def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
             lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
 
 
-_RING: dict[str, Any] = {
+_RING: LineStyle = {
     "marker": "o",
     "linestyle": "none",
     "color": "#C00000",
@@ -169,8 +175,8 @@ def ring(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
     axes.plot(flagged[x], flagged[y], **_RING, markersize=_RING_SIZE, zorder=7)
 
 
-def ring_entry(points: pd.DataFrame) -> tuple[list[Artist | tuple[Artist, ...]], list[str]]:
+def ring_entry(points: pd.DataFrame) -> tuple[list[Handle], list[str]]:
     """The legend's handle and label of the rings; none if no point is flagged."""
     if not points["guard"].map(guards.is_flagged).any():
         return [], []
-    return [Line2D([], [], **_RING, markersize=7)], ["responses longer or shorter than vanilla's"]
+    return [Line2D([], [], **_RING | {"markersize": 7})], ["responses longer or shorter than vanilla's"]

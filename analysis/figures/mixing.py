@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -56,10 +55,10 @@ def _draw(lanes: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     look = _looks(means)
     shifts = {series: number * min(_SPREAD, _SPREAD_OF_ALL / len(look)) for number, series in enumerate(look)}
     means["x"] = means["effective_tasks"] + means["series"].map(shifts)
-    handles: list[Any] = [Line2D([], [], **one.marker_kwargs()) for one in look.values()]
-    plain: dict[str, Any] = {"color": "#444444", "marker": "o", "linestyle": "none"}
+    handles: list[style.Handle] = [Line2D([], [], **one.marker_kwargs()) for one in look.values()]
+    plain: style.LineStyle = {"color": "#444444", "marker": "o", "linestyle": "none"}
     handles.append(Line2D([], [], **plain))
-    handles.append(Line2D([], [], **plain, markerfacecolor="white"))
+    handles.append(Line2D([], [], **plain | {"markerfacecolor": "white"}))
     rings = looks.ring_entry(means)
     labels = [*look, "filled: shuffled lanes, mean and 95 % interval", "open: separate lanes of the same requests"]
     handles, labels = handles + rings[0], labels + rings[1]
@@ -92,12 +91,12 @@ def _panel(
     for series, drawn in reversed(look.items()):  # vanilla last, on top of its control
         own, mean = lanes[lanes["series"] == series], means[means["series"] == series].sort_values("mixing")
         faint, shift = drawn.faint().color, shifts[series]
-        dots: dict[str, Any] = {"marker": ".", "linestyle": "none", "markersize": 2.5, "color": faint, "zorder": 2}
+        dots: style.LineStyle = {"marker": ".", "linestyle": "none", "markersize": 2.5, "color": faint, "zorder": 2}
         axes.plot(own["effective_tasks"] + shift, own["active_experts"], **dots)
         axes.plot(mean["x"], mean["active_experts"], color=drawn.color, linewidth=0.7, zorder=3)
         axes.vlines(mean["x"], mean["active_experts_low"], mean["active_experts_high"], color=drawn.color, zorder=3)
         for point in mean.to_dict("records"):
-            face = {} if point["mixing"] == composition.MIXED else {"markerfacecolor": "white"}
+            face: style.LineStyle = {} if point["mixing"] == composition.MIXED else {"markerfacecolor": "white"}
             axes.plot([point["x"]], [point["active_experts"]], **drawn.marker_kwargs() | face, zorder=4)
     looks.ring(axes, means, "x", "active_experts")
     axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +43,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
         return style.skip(name, "no cell was timed with active experts on record (measure.latency=true records timing)")
     marker = looks.markers(points)
     fits, labels = {}, []
-    handles: list[Any] = []
+    handles: list[style.Handle] = []
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
     for batch, part in points.groupby("batch_size", sort=True):

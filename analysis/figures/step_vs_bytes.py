@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +14,8 @@ from analysis.labels import of_purpose
 from analysis.study import Study
 
 NAME = "step_vs_bytes"
-_IDEAL: dict[str, Any] = {"color": "#000000", "linestyle": "--", "linewidth": 0.7}
-_HALF: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 0.7}
+_IDEAL: style.LineStyle = {"color": "#000000", "linestyle": "--", "linewidth": 0.7}
+_HALF: style.LineStyle = {"color": "#777777", "linestyle": ":", "linewidth": 0.7}
 
 
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
@@ -29,7 +28,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     marker = looks.markers(points)
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
-    handles: list[Any] = [Line2D([], [], **_IDEAL), Line2D([], [], **_HALF)]
+    handles: list[style.Handle] = [Line2D([], [], **_IDEAL), Line2D([], [], **_HALF)]
     labels = [f"every byte once, at the rate of a plain copy: {_rates(points['copy_gb_s'])} GB/s", "half that rate"]
     for batch, part in points.groupby("batch_size", sort=True):
         handles.append(Line2D([], [], color=colors[batch], linewidth=3))

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import matplotlib
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
+from matplotlib.typing import FillStyleType
 from tueplots import figsizes
 
 from analysis.outputs import write_bytes, write_csv
@@ -99,10 +101,29 @@ def figure(height_in: float) -> Figure:
     return Figure(figsize=(width_in(), height_in), layout="constrained")
 
 
-def legend(fig: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int = 1) -> None:
+Handle = Artist | tuple[Artist, ...]
+"""What stands beside a line of a legend: an artist, or several side by side."""
+
+
+class LineStyle(TypedDict, total=False):
+    """Arguments of `Axes.plot` and `Line2D`, as matplotlib has them."""
+
+    color: str
+    marker: str
+    markersize: float
+    markerfacecolor: str
+    markerfacecoloralt: str
+    markeredgewidth: float
+    fillstyle: FillStyleType
+    linestyle: str
+    linewidth: float
+    zorder: float
+
+
+def legend(fig: Figure, handles: Sequence[Handle], labels: Sequence[str], columns: int = 1) -> None:
     """One legend below all panels, where it can cover no point."""
     fig.legend(
-        handles,
+        cast("Sequence[Artist]", handles),  # the handler_map takes tuples of them, too
         labels,
         loc="outside lower center",
         ncols=columns,
@@ -162,7 +183,7 @@ def save(fig: Figure, folder: Path, name: str, numbers: pd.DataFrame, left_out: 
     return [pdf, png, csv]
 
 
-def _drawn(fig: Figure, form: str, metadata: dict[str, Any]) -> bytes:
+def _drawn(fig: Figure, form: str, metadata: Mapping[str, str | None]) -> bytes:
     drawn = BytesIO()
     fig.savefig(drawn, format=form, metadata=metadata)
     return drawn.getvalue()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import guards, latency
 from analysis.figures import curves, style
+from analysis.frame_rows import Row
 from analysis.labels import of_purpose
 from analysis.latex import booktabs, escape, number
 from analysis.outputs import write_bytes, write_csv
@@ -67,7 +67,7 @@ def _steps(part: pd.DataFrame, timing: pd.DataFrame) -> dict[str, list[float]]:
     return found
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _row(row: Row) -> list[str]:
     vanilla = row["policy"] == "vanilla"
     return [
         escape(row["subtask"]) if vanilla else "",

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from analysis.load import Records
 from analysis.page.text import visible
 from analysis.pairing import partners_of
 from lynx_exp.store.read import CellRecord
+from lynx_exp.store.row_types import SampleRow
 
 PAGE_LETTERS = 1_500_000
 """Letters of all texts together, and about 30 for each answer."""
@@ -33,13 +34,25 @@ Key = tuple[str, str]
 """(pair id, subtask)"""
 
 
+class _Run(TypedDict):
+    """A cell, as the page tells it from others."""
+
+    task: str
+    batch_size: int
+    seed: int
+    policy: str
+    cell: str
+    setting: str
+    series: str
+
+
 @dataclass(kw_only=True)
 class _Texts:
     """Every text once, by number."""
 
     numbers: dict[str, int] = field(default_factory=dict)
 
-    def add(self, text: Any) -> int:
+    def add(self, text: object) -> int:
         """-1 for a missing one."""
         if not isinstance(text, str):
             return -1
@@ -54,18 +67,18 @@ def shortened(text: str) -> str:
     return f"{text[:head]}\n[… {left_out} letters left out …]\n{text[head + left_out :]}"
 
 
-def browser(records: Records, cells: Sequence[CellRecord], prompts: Mapping[str, str]) -> dict[str, Any]:
+def browser(records: Records, cells: Sequence[CellRecord], prompts: Mapping[str, str]) -> dict[str, object]:
     """Texts, and groups of runs that answered the same requests in the same lanes, as JSON.
 
     `cells`: those of `records`. `prompts`: prompt hash -> text; a prompt that is not there is shown by its hash.
     """
     texts, runs = _Texts(), _runs(records, cells)
     ranked = {subtask: docs[:CANDIDATES] for subtask, docs in ranked_documents(records).items()}
-    answers: dict[tuple[str, str, int], dict[str, Any]] = {}
+    answers: dict[tuple[str, str, int], SampleRow] = {}
     for cell in cells:
         for row in _rows(cell, ranked):
             answers[cell.info["cell_id"], row["subtask"], row["doc_id"]] = row
-    by_document: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    by_document: dict[tuple[str, int], list[SampleRow]] = {}
     for (_, subtask, doc), row in answers.items():
         by_document.setdefault((subtask, doc), []).append(row)
     chosen = _within_page(ranked, by_document, prompts)
@@ -105,28 +118,34 @@ def _changed(own: pd.DataFrame, other: pd.DataFrame) -> list[int]:
     return numbers
 
 
-def _runs(records: Records, cells: Sequence[CellRecord]) -> dict[Key, list[dict[str, Any]]]:
+def _runs(records: Records, cells: Sequence[CellRecord]) -> dict[Key, list[_Run]]:
     """Of each group its cells, vanilla first, in the order of the tables."""
     settings, labels = settings_of(records.cells), series_of(records.cells)
     subtasks = records.samples.drop_duplicates(["cell_id", "subtask"]).groupby("cell_id", observed=True)["subtask"]
     held = {str(cell): [str(name) for name in names] for cell, names in subtasks}
-    found: dict[Key, list[dict[str, Any]]] = {}
+    found: dict[Key, list[_Run]] = {}
     order = sorted(records.cells.to_dict("records"), key=lambda row: (row["policy"] != "vanilla", row["policy_label"]))
     for row in order:
-        run = {name: row[name] for name in ("task", "batch_size", "seed", "policy")}
-        run |= {"cell": row["cell_id"], "setting": settings[row["cell_id"]]}
-        run["series"] = labels[row["policy_label"], row["policy_params"], row["phases"]]
+        run: _Run = {
+            "task": row["task"],
+            "batch_size": row["batch_size"],
+            "seed": row["seed"],
+            "policy": row["policy"],
+            "cell": row["cell_id"],
+            "setting": settings[row["cell_id"]],
+            "series": labels[row["policy_label"], row["policy_params"], row["phases"]],
+        }
         for subtask in held.get(row["cell_id"], ()):
             found.setdefault((row["pair_id"], subtask), []).append(run)
 
-    def place(key: Key) -> tuple[Any, ...]:
+    def place(key: Key) -> tuple[str, str, int, int, str]:
         first = found[key][0]
         return key[1], first["setting"], first["batch_size"], first["seed"], key[0]
 
     return {key: found[key] for key in sorted(found, key=place)}
 
 
-def _rows(cell: CellRecord, wanted: Mapping[str, Sequence[int]]) -> Iterable[dict[str, Any]]:
+def _rows(cell: CellRecord, wanted: Mapping[str, Sequence[int]]) -> Iterable[SampleRow]:
     sets = {subtask: set(docs) for subtask, docs in wanted.items()}
     for row in cell.samples().to_pylist():
         if row["doc_id"] in sets.get(row["subtask"], ()):
@@ -135,7 +154,7 @@ def _rows(cell: CellRecord, wanted: Mapping[str, Sequence[int]]) -> Iterable[dic
 
 def _within_page(
     ranked: Mapping[str, Sequence[int]],
-    by_document: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    by_document: Mapping[tuple[str, int], Sequence[SampleRow]],
     prompts: Mapping[str, str],
 ) -> dict[str, set[int]]:
     """The documents that fit, subtasks in turns; at least one of each."""
@@ -156,7 +175,7 @@ def _within_page(
     return chosen
 
 
-def _texts_of(row: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
+def _texts_of(row: SampleRow, prompts: Mapping[str, str]) -> list[str]:
     texts = [row["response"], row["filtered"], row["target"], prompts.get(row["prompt_hash"])]
     return [text for text in texts if isinstance(text, str)]
 
@@ -164,11 +183,11 @@ def _texts_of(row: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
 def _group(
     subtask: str,
     docs: Sequence[int],
-    runs: Sequence[Mapping[str, Any]],
-    answers: Mapping[tuple[str, str, int], Mapping[str, Any]],
+    runs: Sequence[_Run],
+    answers: Mapping[tuple[str, str, int], SampleRow],
     prompts: Mapping[str, str],
     texts: _Texts,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     first = runs[0]
     about = []
     for doc in docs:
@@ -192,7 +211,7 @@ def _group(
     }
 
 
-def _answer(row: Mapping[str, Any] | None, texts: _Texts) -> list[Any] | None:
+def _answer(row: SampleRow | None, texts: _Texts) -> list[int | float | None] | None:
     """[response, filtered, score, verdict, why it ended, tokens, lane]"""
     if row is None:
         return None

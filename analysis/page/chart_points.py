@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TypedDict
 
 import pandas as pd
 
 from analysis import guards, verdicts
 from analysis.figures import looks
 from analysis.figures.pareto import MACRO, points_of
+from analysis.frame_rows import Row, rows_of
 from analysis.frontiers import SAVINGS
 from analysis.labels import of_purpose
 from analysis.page.text import visible
@@ -31,7 +32,7 @@ AXES: dict[str, tuple[str, str, str, int]] = {
 ACROSS, UP = ("speedup", "active_experts", "step_ms"), ("difference", "score", "kl")
 
 
-def chart(study: Study) -> dict[str, Any]:
+def chart(study: Study) -> dict[str, object]:
     """Axes, looks and points, as JSON. A quantity that no point has is no axis.
 
     Points of one setting and task share a chart, one panel a batch size; the macro means come first.
@@ -56,13 +57,34 @@ def chart(study: Study) -> dict[str, Any]:
     }
 
 
-def _records(frame: pd.DataFrame) -> Iterator[tuple[Any, dict[str, Any]]]:
-    return zip(frame.index, frame.to_dict("records"), strict=True)
+class _Point(TypedDict):
+    """Of a chart."""
+
+    setting: str
+    task: str
+    batch: int
+    series: str
+    policy: str
+    phases: str
+    params: dict[str, str]
+    unit: str
+    guard: str
+    paired: bool
+    partial: str
+    about: str
+    values: dict[str, list[float | None]]
+    """Of each quantity: estimate, ends of its interval."""
+    verdict: str
+    frontier: Mapping[str, float]
 
 
-def _frontiers(study: Study) -> dict[str, dict[Any, dict[str, float]]]:
+def _records(frame: pd.DataFrame) -> Iterator[tuple[Hashable, Row]]:
+    return zip(frame.index, rows_of(frame), strict=True)
+
+
+def _frontiers(study: Study) -> dict[str, dict[Hashable, dict[str, float]]]:
     """Of each point that can be on a frontier of differences, by its index: saving -> in what share of worlds it is."""
-    found: dict[str, dict[Any, dict[str, float]]] = {"means": {}, "rows": {}}
+    found: dict[str, dict[Hashable, dict[str, float]]] = {"means": {}, "rows": {}}
     resampler = Resampler(study.records)
     for setting in sorted(set(study.rows["setting"])):
         part = study.of(setting)
@@ -74,12 +96,12 @@ def _frontiers(study: Study) -> dict[str, dict[Any, dict[str, float]]]:
     return found
 
 
-def _task(row: Mapping[str, Any]) -> str:
+def _task(row: Row) -> str:
     return visible(row["subtask"] if row["task"] == row["subtask"] else f"{row['task']}: {row['subtask']}")
 
 
-def _point(row: Mapping[str, Any], task: str, unit: str, frontier: Mapping[str, float] | None) -> dict[str, Any]:
-    values = {}
+def _point(row: Row, task: str, unit: str, frontier: Mapping[str, float] | None) -> _Point:
+    values: dict[str, list[float | None]] = {}
     for name in AXES:
         numbers = [row[f"{name}{end}"] for end in ("", "_low", "_high")]
         if not math.isnan(numbers[0]):
@@ -106,7 +128,7 @@ def _point(row: Mapping[str, Any], task: str, unit: str, frontier: Mapping[str, 
     }
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(row: Row) -> str:
     """What its difference amounts to."""
     margin, verdict = f"±{row['margin']:g} points", row["verdict"]
     if verdict == verdicts.WITHIN:
@@ -124,12 +146,12 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return words.get(verdict, "")
 
 
-def _about(row: Mapping[str, Any]) -> str:
+def _about(row: Row) -> str:
     """What stands behind the point."""
     if "subtasks" in row:
         return f"{row['subtasks']} subtasks, {row['cells']} cells"
     return f"{row['documents']} documents in {row['lanes']} lanes, seed {row['seed']}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +36,7 @@ class HtmlConsole:
     def __init__(self) -> None:
         self.blocks: list[Block] = []
 
-    def print(self, what: Any = "", **_: Any) -> None:
+    def print(self, what: object = "", **_: object) -> None:
         if isinstance(what, Table):
             title = what.title if isinstance(what.title, Text) else Text(str(what.title or ""))
             self.blocks.append(Block(title=inline(title), plain_title=title.plain, table=table_html(what)))
@@ -81,10 +80,10 @@ def table_html(table: Table) -> str:
     return f'<table class="results"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def _heading(header: Any) -> str:
+def _heading(header: RenderableType) -> str:
     return inline(_plain(header))
 
 
-def _plain(header: Any) -> str:
+def _plain(header: RenderableType) -> str:
     text = header if isinstance(header, Text) else Text(str(header))
     return " ".join(text.plain.split())

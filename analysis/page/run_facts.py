@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from lynx_exp.store.read import CellRecord
 from lynx_exp.store.reading import value_or_empty
@@ -32,7 +31,7 @@ def _environment(cell: CellRecord) -> dict[str, str]:
     return dict(_flat({name: value for name, value in cell.provenance.items() if name not in OF_A_CELL}))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import unicodedata
 from html import escape as escape_html
-from typing import Any
 
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 """Unicode categories that show nothing, or change how other text shows (right-to-left overrides)."""
@@ -33,7 +32,7 @@ def escape(text: object) -> str:
     return escape_html(visible(str(text)), quote=True)
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
     """As content of a `<script type="application/json">`: ASCII, without a character that HTML could take for its own.
 
     Texts in `value` must be `visible` already. NaN has no place in JSON: ValueError.

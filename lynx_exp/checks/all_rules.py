@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.checks.between_rules import check_duplicates, check_machines, check_pair, check_sweeps
 from lynx_exp.checks.file_rules import check_config, check_files, check_identity, check_leftovers, check_state
@@ -93,7 +92,7 @@ class _Study:
 
     path: Path
     ids: dict[Path, str] = field(default_factory=dict)
-    provenances: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenances: dict[str, Mapping[str, object]] = field(default_factory=dict)
     requests: dict[str, int | None] = field(default_factory=dict)
     """In the plan of each cell; None: it has not come so far as to have one."""
     differing: set[str] = field(default_factory=set)
@@ -119,7 +118,7 @@ class _Study:
 
 def _pairs(folders: Sequence[Path]) -> list[list[Path]]:
     """Cells with one pair id, in the order of the first of each; cells without, each alone."""
-    pairs: dict[Any, list[Path]] = {}
+    pairs: dict[object, list[Path]] = {}
     for folder in folders:
         named = value_or_empty(folder / "cell.json").get("pair_id")
         pairs.setdefault(named or folder, []).append(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.checks.file_rules import LEFT_BY_A_KILL
 from lynx_exp.checks.findings import Finding, some
@@ -44,7 +43,7 @@ def _check_same_plan(cell: Content, reference: Content) -> None:
         cell.add("pairing", "responses.parquet", f"the prompts of {reference.folder.name}", found)
 
 
-def _prompts(cell: Content) -> dict[tuple[str, int], tuple[Any, ...]]:
+def _prompts(cell: Content) -> dict[tuple[str, int], tuple[object, ...]]:
     """Of each request: document, hash and length."""
     table = cell.table("responses")
     if table is None:
@@ -95,7 +94,7 @@ def check_duplicates(folders: Mapping[Path, str]) -> Iterator[Finding]:
 
 
 def check_machines(
-    study: Path, provenances: Mapping[str, Mapping[str, Any]], unlike: Collection[str]
+    study: Path, provenances: Mapping[str, Mapping[str, object]], unlike: Collection[str]
 ) -> Iterator[Finding]:
     """Differences within a study but for fields that are `unlike` within its pairs, which is worse."""
     for field, values in differences(provenances).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import TABLES, Content
@@ -12,6 +12,7 @@ from lynx_exp.extensions import VARIABLE, has_policy, policy_source
 from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
+from lynx_exp.store.file_types import Done
 from lynx_exp.store.identity import SCHEMA, UNTOUCHED, USES, cell_ids, code_digest
 from lynx_exp.wording import first_line
 
@@ -68,7 +69,7 @@ def check_files(content: Content) -> None:
     lacking = [name for name in expected_files(content) if name not in named]
     if lacking:
         content.add("hash", "DONE", f"the hash of {some(lacking)}", "none")
-    if sizes_and_times(content.values["DONE"]) is None:
+    if sizes_and_times(cast(Done, content.values["DONE"])) is None:
         content.add("hash", "DONE", "sizes and times of files that agree with their hash", "others")
 
 
@@ -148,10 +149,11 @@ def check_identity(content: Content) -> None:
         )
     except ValueError:
         return  # fields that this version does not have
+    held = dict(info)
     for name, wanted in {"cell_id": expected.cell, "pair_id": expected.pair, "sizes_id": expected.sizes}.items():
-        if name in info and info[name] != wanted:
+        if name in held and held[name] != wanted:
             why = f"{wanted[:10]}, which config.yaml and provenance.json make"
-            content.add("identity", "cell.json", f"{name} {why}", str(info[name])[:10])
+            content.add("identity", "cell.json", f"{name} {why}", str(held[name])[:10])
 
 
 def check_config(content: Content) -> None:
@@ -177,7 +179,7 @@ def check_config(content: Content) -> None:
     _compare(content, "provenance.json", ran, content.provenance.get("model", {}))
 
 
-def _compare(content: Content, file: str, wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _compare(content: Content, file: str, wanted: Mapping[str, object], given: Mapping[str, object]) -> None:
     """Fields that older cells do not have are not missed."""
     for name, value in wanted.items():
         if name in given and given[name] != value:

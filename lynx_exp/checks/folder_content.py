@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lynx_exp.checks.findings import Finding, some
 from lynx_exp.store.cell_writer import FINISHED_FILES, TIMING_FILES
+from lynx_exp.store.file_types import CellInfo, CellStatus, Plan
 from lynx_exp.store.identity import UNTOUCHED
 from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes
 from lynx_exp.store.tables import FIDELITY, OPTIONAL_COLUMNS, RESPONSES, SAMPLES, STEPS, TIMING
@@ -49,24 +50,24 @@ class Content:
     findings: list[Finding] = field(default_factory=list)
 
     @property
-    def info(self) -> dict[str, Any]:
-        return self.values.get("cell.json", {})
+    def info(self) -> CellInfo:
+        return cast(CellInfo, self.values.get("cell.json", {}))
 
     @property
     def config(self) -> dict[str, Any]:
         return self.values.get("config.yaml", {})
 
     @property
-    def status(self) -> dict[str, Any]:
-        return self.values.get("status.json", {})
+    def status(self) -> CellStatus:
+        return cast(CellStatus, self.values.get("status.json", {}))
 
     @property
     def provenance(self) -> dict[str, Any]:
         return self.values.get("provenance.json", {})
 
     @property
-    def plan(self) -> dict[str, dict[str, Any]]:
-        return self.values.get("plan.json", {})
+    def plan(self) -> Plan:
+        return cast(Plan, self.values.get("plan.json", {}))
 
     @property
     def finished(self) -> bool:

@@ -9,13 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import Columns, Content
+from lynx_exp.store.file_types import PlanEntry
 
 ENDINGS = ("eos", "stop", "length", "scored", "cut")
 PASSING = 1e-6
@@ -45,7 +45,7 @@ def check_plan(content: Content) -> None:
             content.add("plan", "plan.json", f"digest {digest[:12]} of {stream}", str(plan["digest"])[:12])
 
 
-def _check_fillers(content: Content, stream: str, plan: dict[str, Any]) -> None:
+def _check_fillers(content: Content, stream: str, plan: PlanEntry) -> None:
     wanted = len(plan["lanes"]) if plan["batching"] == "continuous" and plan["tail"] == "filler" else 0
     if len(plan["fillers"]) != wanted:
         content.add("plan", "plan.json", f"fillers for {wanted} lanes of {stream}", f"for {len(plan['fillers'])}")
@@ -247,7 +247,7 @@ def _check_values(content: Content, table: Columns) -> None:
             _check_validity(content, stream, endings[own], table["response"][own])
 
 
-def _check_validity(content: Content, stream: str, endings: NDArray[Any], texts: NDArray[Any]) -> None:
+def _check_validity(content: Content, stream: str, endings: NDArray[np.object_], texts: NDArray[np.object_]) -> None:
     """That a cell which answers nothing says so. Random weights cannot; older cells do not."""
     silent = content.status.get("invalid") == [] and content.config["model"]["kind"] != "random"
     if silent and len(endings) and ((endings == "length").all() or not any(text.strip() for text in texts)):
@@ -333,7 +333,7 @@ def _check_active(content: Content, steps: Columns) -> None:
     most = np.minimum(steps["live_rows"].astype(np.int64) * top_k, experts)
     wrong = np.flatnonzero((steps["active_experts"] < least) | (steps["active_experts"] > most))
     if len(wrong):
-        row: dict[str, Any] = {name: column[wrong[0]] for name, column in steps.items()}
+        row: dict[str, object] = {name: column[wrong[0]] for name, column in steps.items()}
         place = "lane {lane} of {subtask}, step {step}, layer {layer}".format(**row)
         expected = f"{least} to {most[wrong[0]]} active experts for {row['live_rows']} live rows in {place}"
         content.add("active", "steps.parquet", expected, f"{row['active_experts']}{_others(wrong)}")

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,9 @@ from numpy.typing import NDArray
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import Columns, Content
 from lynx_exp.checks.lane_rules import rows_of
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 CLOSE = 1e-9
 """Relative: sums taken in another order."""
@@ -112,7 +114,7 @@ def _check_value(content: Content, name: str, possible: Sequence[float], value: 
         content.add("scores", "metrics.json", f"{name} {possible[0]:.10g}, of the samples' scores", value)
 
 
-def _check_headline(content: Content, name: str, score: Any, values: Any) -> None:
+def _check_headline(content: Content, name: str, score: Floats, values: Floats) -> None:
     wrong = np.flatnonzero(~((score == values) | (np.isnan(score) & np.isnan(values))))
     if len(wrong):
         found = f"{score[wrong[0]]}{f' and {len(wrong) - 1} more that differ' if len(wrong) > 1 else ''}"
@@ -164,7 +166,7 @@ def check_numbers(content: Content) -> None:
                 _check_means(content, name, _fidelity(fidelity, fidelity["subtask"] == name), given)
 
 
-def _means(responses: Columns, steps: Columns, rows: Any, taken: Any, batch_size: int) -> dict[str, float | None]:
+def _means(responses: Columns, steps: Columns, rows: Bools, taken: Bools, batch_size: int) -> dict[str, float | None]:
     lane, step, live, scored = (
         steps[name][taken].astype(np.int64) for name in ("lane", "step", "live_rows", "scored_rows")
     )
@@ -183,7 +185,7 @@ def _means(responses: Columns, steps: Columns, rows: Any, taken: Any, batch_size
     }
 
 
-def _fidelity(fidelity: Columns, own: Any) -> dict[str, float | None]:
+def _fidelity(fidelity: Columns, own: Bools) -> dict[str, float | None]:
     tokens = int(fidelity["tokens"][own].sum())
     summed = {name: float(fidelity[name][own].sum()) for name in ("kl", "agreeing")}
     return {
@@ -192,11 +194,13 @@ def _fidelity(fidelity: Columns, own: Any) -> dict[str, float | None]:
     }
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: NDArray[np.number] | Bools) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _check_means(content: Content, subtask: str, wanted: Mapping[str, float | None], given: Mapping[str, Any]) -> None:
+def _check_means(
+    content: Content, subtask: str, wanted: Mapping[str, float | None], given: Mapping[str, float | None]
+) -> None:
     of = f" of {subtask}" if subtask else ""
     for name, value in wanted.items():
         if name not in given:

@@ -17,7 +17,7 @@ _KEY = "allowed"
 
 
 class Allowed(Protocol):
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: object) -> None:
         """ValueError, naming the field, its value and what is allowed."""
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class _Names:
     names: tuple[str, ...]
     optional: bool
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: object) -> None:
         if not (self.optional and value is None):
             one_of(name, value, self.names)
 

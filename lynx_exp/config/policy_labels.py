@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from lynx_exp.config.folders import config_folder
 from lynx_exp.config.policy_declarations import policy_declaration
@@ -13,7 +12,7 @@ from lynx_exp.wording import policy_label
 
 
 def label_policy(
-    name: str, parameters: Mapping[str, Any], layers: str | None = None, match_active: float | None = None
+    name: str, parameters: Mapping[str, object], layers: str | None = None, match_active: float | None = None
 ) -> str:
     """See `Config.policy_label`."""
     declared = policy_declaration(name)
@@ -23,14 +22,14 @@ def label_policy(
     return policy_label(name, given, usual, declared.hidden, match_active=match_active, layers=layers)
 
 
-def default_parameters(policy: str) -> dict[str, Any] | None:
+def default_parameters(policy: str) -> dict[str, object] | None:
     """A policy's parameters as conf/policy has them; None for a policy that it does not have."""
     usual = _usual_parameters(policy)
     return {key: value for key, value in usual.items() if key not in ("name", "match_active")} if usual else None
 
 
 @cache
-def _usual_parameters(policy: str) -> dict[str, Any]:
+def _usual_parameters(policy: str) -> dict[str, object]:
     """What conf/policy says of a policy; empty where it has no file."""
     from omegaconf import OmegaConf
 

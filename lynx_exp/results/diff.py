@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import WHERE
@@ -124,7 +124,7 @@ def _surroundings(pair: Pair) -> Iterator[tuple[str, str, str]]:
         yield f"asked: {field}", _or_dash(was), _or_dash(now)
 
 
-def _at(value: Any, path: Sequence[str]) -> Any:
+def _at(value: object, path: Sequence[str]) -> object:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -104,7 +104,7 @@ class _Verb(_OneLine):
 
     add: Callable[[argparse.ArgumentParser], None]
 
-    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+    def parse_known_args(self, *given: object, **more: object) -> Any:
         self.add(self)
         return super().parse_known_args(*given, **more)
 

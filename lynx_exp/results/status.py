@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if any(study.is_bad for study in studies) else 0
 
 
-def watch(survey: Survey, console: Console, wait: Callable[[float], Any] = sleep) -> list[StudyState]:
+def watch(survey: Survey, console: Console, wait: Callable[[float], object] = sleep) -> list[StudyState]:
     """Draw until all cells are over, or Ctrl-C; what was seen last."""
     from rich.live import Live
 
@@ -171,7 +171,7 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _json(study: StudyState) -> dict[str, Any]:
+def _json(study: StudyState) -> dict[str, object]:
     committed, total = study.requests
     return {
         "study": str(study.path),
@@ -188,7 +188,7 @@ def _json(study: StudyState) -> dict[str, Any]:
     }
 
 
-def _cell_json(cell: CellState) -> dict[str, Any]:
+def _cell_json(cell: CellState) -> dict[str, object]:
     return {
         "folder": Path(cell.folder).name,
         "name": cell.name,

@@ -44,7 +44,7 @@ def policy_class(name: str) -> type[Policy]:
     return own[0]
 
 
-def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
+def _checked(policy: str, parameter: str, kind: Any, value: object) -> Any:
     where = f"{policy}: {parameter}={value}"
     if NoneType in get_args(kind):
         if value is None:
@@ -65,7 +65,7 @@ def _checked(policy: str, parameter: str, kind: Any, value: Any) -> Any:
     return kind(value)
 
 
-def build_policy(name: str, **parameters: Any) -> Policy:
+def build_policy(name: str, **parameters: object) -> Policy:
     """The policy `name`, its parameters typed and range-checked. A list gives a parameter one value for each layer.
 
     Raises ValueError naming the policy, the parameter, its value and what is allowed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Policy(ABC):
     """Where colour tells something else, another policy may take the marker, and this one gets the next that is
     free."""
     knob: ClassVar[Knob | None] = None
-    beside: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    beside: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     """Other parameters, with values for `match_active` to try where the knob alone comes nowhere near."""
 
     def __post_init__(self) -> None:

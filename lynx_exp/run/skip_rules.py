@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.store.cell_writer import record_failure
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.faults import OUT_OF_MEMORY
-from lynx_exp.store.file_types import CellInfo
+from lynx_exp.store.file_types import CellInfo, CellStatus
 from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.reading import value_or_empty
 from lynx_exp.wording import first_line
@@ -84,14 +84,14 @@ class Refusals:
         return None
 
 
-def _failed(study: Path) -> Iterable[tuple[CellInfo, Mapping[str, Any]]]:
+def _failed(study: Path) -> Iterable[tuple[CellInfo, CellStatus]]:
     """(cell.json, status.json) of the cells of a study that are not done."""
     for path in study.glob("*/cell.json") if study.is_dir() else ():
         if (path.parent / "DONE").exists():
             continue
         info, status = value_or_empty(path), value_or_empty(path.with_name("status.json"))
         if status and {"sizes_id", "device", "batch_size"} <= set(info):
-            yield cast(CellInfo, info), status
+            yield cast(CellInfo, info), cast(CellStatus, status)
 
 
 def _key(info: CellInfo) -> str:

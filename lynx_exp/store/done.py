@@ -13,15 +13,16 @@ import stat
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from lynx_exp.store.file_types import Done
 from lynx_exp.store.files import sha256_of
 from lynx_exp.store.reading import Damaged, Missing, one_line, read_value
 
 DONE = "DONE"
 
 
-def seal(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+def seal(folder: Path, names: Iterable[str]) -> Done:
     """The content of DONE for files that are written."""
     # sizes and times spare readers the hashes of files that nobody touched
     hashes, seen = {}, {}
@@ -32,7 +33,7 @@ def seal(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     return {"files": hashes, "seen": seen, "seen_sha256": _digest(seen)}
 
 
-def sizes_and_times(done: dict[str, Any]) -> dict[str, list[int]] | None:
+def sizes_and_times(done: Done) -> dict[str, list[int]] | None:
     """Name -> size in bytes and time in ns, as on record; None if they are not those that were written. (Of cells from
     before there was a hash of them: as they are.)"""
     seen = done.get("seen", {})
@@ -46,9 +47,9 @@ def _digest(seen: dict[str, list[int]]) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
-def read_done(folder: Path) -> dict[str, Any]:
+def read_done(folder: Path) -> Done:
     """Damaged (Missing where there is none) if it is not what the store writes."""
-    done = read_value(folder / DONE)
+    done = cast(Done, read_value(folder / DONE))
     strange = [name for name in done["files"] if Path(name).name != name]
     if strange:
         raise Damaged(folder / DONE, f"names {strange[0]!r}, which is no file of a cell")
@@ -63,7 +64,7 @@ def is_done(folder: Path) -> bool:
         return False
 
 
-def check_sealed(folder: Path, done: dict[str, Any], allow_changed: Collection[str] = ()) -> None:
+def check_sealed(folder: Path, done: Done, allow_changed: Collection[str] = ()) -> None:
     """Damaged if a file is not the one that DONE names, but for those in `allow_changed`."""
     seen = sizes_and_times(done) or {}
     for name, digest in done["files"].items():

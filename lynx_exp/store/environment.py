@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from lynx_exp.store.provenance import numerics
 
@@ -16,7 +15,7 @@ _OPEN = ("packages.", "environment.")
 """Fields of which a cell records those that there are."""
 
 
-def fields_of(provenance: Mapping[str, Any]) -> dict[str, str]:
+def fields_of(provenance: Mapping[str, object]) -> dict[str, str]:
     """What of a cell's provenance can change a number: field -> value, as people read it. Older cells lack some."""
     recorded = provenance.get("numerics")
     if isinstance(recorded, Mapping):
@@ -31,7 +30,7 @@ def fields_of(provenance: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def differences(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+def differences(provenances: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, list[str]]]:
     """Of cells by name: field -> value -> the cells that have it, for each field of which there are several values.
 
     A field that a cell does not record says nothing about it, but for variables and packages: that one is not there.
@@ -51,7 +50,7 @@ def differing(environments: Mapping[str, Mapping[str, str]]) -> dict[str, dict[s
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return ABSENT
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -7,7 +7,6 @@ import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 KINDS: Mapping[str, str] = {
     "oom_device": "the accelerator's memory ran out",
@@ -51,7 +50,7 @@ class Fault:
     where: str | None = None
     """Of an accelerator whose memory ran out: what it is."""
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """With `class`, which Python keeps for itself."""
         fields = asdict(self)
         return {"kind": fields.pop("kind"), "class": fields.pop("cls")} | fields

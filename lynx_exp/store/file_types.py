@@ -71,3 +71,51 @@ class CellInfo(TypedDict, total=False):
     backend: str
     dtype: str
     device: str
+
+
+class Done(TypedDict):
+    """DONE."""
+
+    files: dict[str, str]
+    """Of each file of the cell its sha256."""
+    seen: NotRequired[dict[str, list[int]]]
+    """Its size in bytes and its time in ns."""
+    seen_sha256: NotRequired[str]
+    """Of `seen`, as JSON."""
+
+
+ErrorEntry = TypedDict(
+    "ErrorEntry",
+    {"kind": str | None, "class": str | None, "message": str | None, "where": str | None},
+    total=False,
+)
+"""Of status.json: why an attempt ended. (`class` cannot be a field of a class.)"""
+
+
+class AttemptEntry(TypedDict, total=False):
+    """Of status.json: an earlier attempt."""
+
+    attempt: int | None
+    state: str | None
+    kind: str | None
+    started: str | None
+    seconds: float | None
+    lanes: int | None
+
+
+class CellStatus(TypedDict, total=False):
+    """status.json. Older cells lack some of it."""
+
+    state: str
+    error: ErrorEntry | None
+    invalid: list[str]
+    notes: list[str]
+    attempt: int
+    attempts: list[AttemptEntry]
+    failures: int
+    lanes: int
+    together: int
+    started: str
+    finished: str | None
+    seconds: float | None
+    steps: dict[str, object]

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,13 +61,13 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Strict JSON: NaN and infinities are refused, for other readers would choke on them."""
     content = json_bytes(value)
     write_atomically(path, lambda file: file.write(content))
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -79,7 +79,7 @@ def parquet_writer(table: pa.Table) -> Callable[[BinaryIO], object]:
     return lambda file: pq.write_table(table, file, compression="zstd")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """The value, whatever it is, or None if the file is missing or no JSON: for files that are not a study's. Those are
     read by `lynx_exp.store.reading`. A pipe in its place is none, and is not waited for."""
     try:

@@ -4,7 +4,6 @@ not looked at."""
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from lynx_exp.store.cell_columns import columns_in
 from lynx_exp.store.shapes import Shape, anything, count, fields, flag, items, maybe, named, number, text, whole
@@ -95,8 +94,15 @@ PROVENANCE = fields(
 )
 
 DONE = fields({"files": named(text)}, {"seen": named(items(whole)), "seen_sha256": text})
+
+
+def _process_id(value: object) -> str | None:
+    too_large = isinstance(value, int) and value >= 2**31
+    return count(value) or (": no process id" if too_large else None)
+
+
 CLAIM = fields(
-    {"token": text, "host": text, "pid": lambda value: count(value) or (": no process id" if value >= 2**31 else None)},
+    {"token": text, "host": text, "pid": _process_id},
     {"boot": text, "born": text, "job": maybe(text)},
 )
 SWEEP = fields(
@@ -125,7 +131,7 @@ def form_of(name: str) -> Shape:
     return _NAMES.get(name, named(anything))
 
 
-def fault(value: Any, shape: Shape) -> str | None:
+def fault(value: object, shape: Shape) -> str | None:
     """What is wrong with the value, in a few words; None if it has the form."""
     found = shape(value)
     return None if found is None else re.sub(r"^: ", "holds ", found)

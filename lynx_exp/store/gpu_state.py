@@ -9,11 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import NewType, Protocol
+
+Handle = NewType("Handle", object)
+"""NVML's of a GPU."""
+
+
+class _Process(Protocol):
+    pid: int
+    usedGpuMemory: int | None
+    """In bytes."""
 
 
 @cache
-def gpu_state() -> dict[str, Any] | None:
+def gpu_state() -> dict[str, object] | None:
     """Facts of each GPU, its clock now, and the other processes that compute on them.
 
     None without an NVIDIA driver, or where it fails. Read once in a process: later it would see its own load.
@@ -32,12 +42,12 @@ def gpu_state() -> dict[str, Any] | None:
         return None
 
 
-def _read(nvml: Any) -> dict[str, Any]:
+def _read(nvml: ModuleType) -> dict[str, object]:
     gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     own = (os.getpid(), os.getppid())
     others = [it for gpu in gpus for it in _processes(nvml, gpu) if it.pid not in own]
 
-    def clock(gpu: Any) -> str:
+    def clock(gpu: Handle) -> str:
         return _mhz(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
 
     return {
@@ -48,7 +58,7 @@ def _read(nvml: Any) -> dict[str, Any]:
     }
 
 
-def _processes(nvml: Any, gpu: Any) -> list[Any]:
+def _processes(nvml: ModuleType, gpu: Handle) -> list[_Process]:
     """Those that compute; none where the driver does not list them, as of a card that is cut into slices."""
     try:
         return list(nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
@@ -56,8 +66,8 @@ def _processes(nvml: Any, gpu: Any) -> list[Any]:
         return []
 
 
-def _facts(nvml: Any, gpu: Any) -> dict[str, str]:
-    readers: dict[str, Callable[[Any], str]] = {
+def _facts(nvml: ModuleType, gpu: Handle) -> dict[str, str]:
+    readers: dict[str, Callable[[Handle], str]] = {
         "name": nvml.nvmlDeviceGetName,
         "driver_version": lambda _: nvml.nvmlSystemGetDriverVersion(),
         "clocks.max.sm": lambda gpu: _mhz(nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)),
@@ -69,7 +79,7 @@ def _facts(nvml: Any, gpu: Any) -> dict[str, str]:
     return {name: _text(nvml, read, gpu) for name, read in readers.items()}
 
 
-def _text(nvml: Any, read: Callable[[Any], str], gpu: Any) -> str:
+def _text(nvml: ModuleType, read: Callable[[Handle], str], gpu: Handle) -> str:
     """`read(gpu)`; what a card does not have, such as ECC on one for games, is no reason to know nothing else of it."""
     try:
         return read(gpu)

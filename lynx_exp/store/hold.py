@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -50,7 +50,7 @@ class Hold:
     def write_text(self, path: Path, text: str) -> None:
         self.write(path, lambda file: file.write(text.encode()))
 
-    def write_json(self, path: Path, value: Any) -> None:
+    def write_json(self, path: Path, value: object) -> None:
         """As `files.write_json`."""
         # before the file is opened: a value that is no JSON leaves nothing behind
         content = json_bytes(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +38,9 @@ _WHOLE_FILE = 512 * 2**20
 _SAMPLE = 2**20
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Dotted field names of a nested config; a field that holds a mapping stays whole."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and name not in USES:
@@ -50,7 +50,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def scientific_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def scientific_fields(config: Mapping[str, object]) -> dict[str, object]:
     """The fields that the hash takes, with what has no effect brought to one form.
 
     Raises ValueError for a field that `Config` does not have.
@@ -82,9 +82,9 @@ class Ids(NamedTuple):
     """Equal for cells that differ in batch size only."""
 
 
-def cell_ids(config: Mapping[str, Any], *, model_digest: str, data_digests: Mapping[str, str], code: str) -> Ids:
+def cell_ids(config: Mapping[str, object], *, model_digest: str, data_digests: Mapping[str, str], code: str) -> Ids:
     """The batch plan follows from these: number of requests (data, limit), batch size, seed and the engine's code."""
-    fields = _canonical(scientific_fields(config))
+    fields = {name: _canonical(value) for name, value in scientific_fields(config).items()}
     around = {"schema": SCHEMA, "model": model_digest, "data": dict(data_digests), "code": code}
     paired = {name: value for name, value in fields.items() if name not in NOT_PAIRED}
     sizes = {name: value for name, value in fields.items() if name != "batch_size"}
@@ -95,13 +95,13 @@ def cell_ids(config: Mapping[str, Any], *, model_digest: str, data_digests: Mapp
     )
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """sha256 of a JSON value, independent of the order of keys; 3 and 3.0 are one value."""
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,7 +129,7 @@ def folder_digest(folder: Path) -> str:
     return _hash_files(folder, files)
 
 
-def _hash_files(root: Path, files: Any) -> str:
+def _hash_files(root: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for path in sorted(files):
         total.update(path.relative_to(root).as_posix().encode() + b"\0" + _file_hash(path))

@@ -71,7 +71,7 @@ def _git(*arguments: str) -> str | None:
 
 
 @cache
-def git_state() -> dict[str, Any]:
+def git_state() -> dict[str, object]:
     """Revision, whether tracked files differ from it, and a hash of the difference; nulls outside a checkout."""
     prefix = _git("rev-parse", "--show-prefix")
     if prefix is None or prefix.strip("/") != "lynx_exp/store":
@@ -102,7 +102,7 @@ def cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _torch_state() -> dict[str, Any] | None:
+def _torch_state() -> dict[str, object] | None:
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -117,7 +117,7 @@ def _torch_state() -> dict[str, Any] | None:
     }
 
 
-def numerics(found: Mapping[str, Any]) -> dict[str, Any]:
+def numerics(found: Mapping[str, Any]) -> dict[str, object]:
     """Of a provenance, what can change results or times, flat: what cells that are compared should have in common.
     Threads are not among them: a run takes as many as cores are free, and bytes do not depend on them."""
     torch, gpu, model = (found.get(name) or {} for name in ("torch", "gpu", "model"))
@@ -130,11 +130,11 @@ def numerics(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance(
-    code: str, model: dict[str, Any], data: dict[str, str], revisions: dict[str, str | None] | None = None
-) -> dict[str, Any]:
+    code: str, model: dict[str, object], data: dict[str, str], revisions: dict[str, str | None] | None = None
+) -> dict[str, object]:
     """All of it, as JSON. `code` is the code digest; `model` and `data` say what was loaded; `revisions` the commits of
     data sets that came from the hub."""
-    found = {
+    found: dict[str, object] = {
         "git": git_state(),
         "code_sha256": code,
         "model": model,
@@ -143,7 +143,7 @@ def provenance(
         "command": [Path(sys.argv[0]).name, *map(scrub, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "torch": _torch_state(),
         "cpu": cpu_model(),
         "cpus": usable_cores(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.config import Role, Use
 from lynx_exp.store.identity import UNTOUCHED, USES, flatten
@@ -25,12 +24,12 @@ SHOWN = (
 """Fields of cell.json by which people know a cell."""
 
 
-def read_config_yaml(folder: Path) -> dict[str, Any]:
+def read_config_yaml(folder: Path) -> dict[str, object]:
     """config.yaml of a cell of any version; empty if it cannot be read."""
     return value_or_empty(folder / "config.yaml")
 
 
-def question(config: Mapping[str, Any]) -> dict[str, Any]:
+def question(config: Mapping[str, object]) -> dict[str, object]:
     """What the cell of this config asks, as flat fields; those that are null, or have no effect, are left out."""
     fields = _fields(config, ASKED)
     if fields.get("plan_seed") is None or fields.get("batch_size") == 1:
@@ -38,12 +37,12 @@ def question(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def means(config: Mapping[str, Any]) -> dict[str, Any]:
+def means(config: Mapping[str, object]) -> dict[str, object]:
     """How it is to be answered: the fields of these roles that are there and have an effect."""
     return {name: value for name, value in _fields(config, HOW).items() if value is not None}
 
 
-def _fields(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+def _fields(config: Mapping[str, object], roles: Collection[Role]) -> dict[str, object]:
     """Those of these roles that have an effect. What `Config` does not have (any more) was asked."""
     flat = _flat(config)
     untouched = flat.get("policy.name") in UNTOUCHED
@@ -60,7 +59,7 @@ _ASKED = Use(role=Role.QUESTION)
 """Of a policy's parameters, and of fields that `Config` does not have."""
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(config: Mapping[str, object]) -> dict[str, object]:
     flat = flatten(config)
     policy = flat.pop("policy", None)
     if isinstance(policy, Mapping):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from lynx_exp.store.done import DONE, check_sealed, is_done, read_done
+from lynx_exp.store.file_types import CellInfo, CellStatus
 from lynx_exp.store.find import find_any_cells
 from lynx_exp.store.forms import CELL, FINISHED_CELL
 from lynx_exp.store.identity import SCHEMA
@@ -23,11 +24,11 @@ class CellRecord:
     """One cell's folder. Tables are read when asked for; columns as in `lynx_exp.store.tables`."""
 
     path: Path
-    info: dict[str, Any]
+    info: CellInfo
     """cell.json"""
     metrics: dict[str, Any] = field(repr=False)
     """metrics.json; empty while the cell is unfinished."""
-    status: dict[str, Any] = field(repr=False)
+    status: CellStatus = field(repr=False)
     """status.json"""
     provenance: dict[str, Any] = field(repr=False)
     """provenance.json"""
@@ -104,13 +105,14 @@ def read_cells(root: Path | str, *, allow_changed: Collection[str] = ()) -> list
 
 
 def _read(folder: Path, allow_changed: Collection[str]) -> CellRecord:
-    parts: dict[str, dict[str, Any]] = {"info": {}, "metrics": {}, "status": {}, "provenance": {}, "timing_info": {}}
+    info: CellInfo = {}
+    parts: dict[str, dict[str, Any]] = {"metrics": {}, "status": {}, "provenance": {}, "timing_info": {}}
     found: list[str] = []
     form = None
     finished = (folder / DONE).exists()
     try:
-        parts["info"] = _info(folder, finished)
-        form = _other_form(parts["info"])
+        info = _info(folder, finished)
+        form = _other_form(info)
         if finished and form is None:
             check_sealed(folder, read_done(folder), allow_changed)
     except Damaged as error:
@@ -123,7 +125,17 @@ def _read(folder: Path, allow_changed: Collection[str]) -> CellRecord:
         except Damaged as error:
             found.append(str(error))
     done = finished and not form and not found
-    return CellRecord(path=folder, done=done, damage=found[0] if found else None, form=form, **parts)
+    return CellRecord(
+        path=folder,
+        done=done,
+        damage=found[0] if found else None,
+        form=form,
+        info=info,
+        metrics=parts["metrics"],
+        status=cast(CellStatus, parts["status"]),
+        provenance=parts["provenance"],
+        timing_info=parts["timing_info"],
+    )
 
 
 _FILES = {
@@ -134,7 +146,7 @@ _FILES = {
 }
 
 
-def _info(folder: Path, finished: bool) -> dict[str, Any]:
+def _info(folder: Path, finished: bool) -> CellInfo:
     """cell.json; empty where a cell has only begun."""
     path = folder / "cell.json"
     try:
@@ -144,10 +156,11 @@ def _info(folder: Path, finished: bool) -> dict[str, Any]:
             raise
         return {}
     info = parse(path, data, CELL)
-    return parse(path, data, FINISHED_CELL) if finished and info["schema"] == SCHEMA else info
+    whole = finished and info["schema"] == SCHEMA
+    return cast(CellInfo, parse(path, data, FINISHED_CELL) if whole else info)
 
 
-def _other_form(info: dict[str, Any]) -> str | None:
+def _other_form(info: CellInfo) -> str | None:
     if not info or info["schema"] == SCHEMA:
         return None
     return (

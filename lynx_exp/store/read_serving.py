@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 from lynx_exp.config import default_parameters, did_you_mean, label_policy
 from lynx_exp.store.forms import fault
@@ -65,12 +65,12 @@ def _values(path: Path) -> list[Any]:
     return found
 
 
-def is_run(content: Any) -> bool:
+def is_run(content: object) -> bool:
     """Whether this is what `vllm bench serve` saved of one run."""
     return isinstance(content, dict) and "request_throughput" in content and "median_tpot_ms" in content
 
 
-def read_bench(path: Path) -> dict[str, Any]:
+def read_bench(path: Path) -> dict[str, object]:
     """The only run of a file, as `read_runs`."""
     found = read_runs(path)
     if len(found) != 1:
@@ -78,7 +78,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     return found[0]
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
+def read_runs(path: Path) -> list[dict[str, object]]:
     """Every run of a file in our form: policy, load, throughput, TTFT / TPOT / ITL / E2EL in milliseconds, and the
     experts that the server's plugin counted, where its report is at hand. ValueError if there is something else in it,
     or a run of no use."""
@@ -113,11 +113,11 @@ _RUN = fields(
 """What `vllm bench serve` saves, as far as it is read."""
 
 
-def _record(content: Mapping[str, Any], path: Path, place: int | None) -> dict[str, Any]:
+def _record(content: Mapping[str, object], path: Path, place: int | None) -> dict[str, object]:
     """`place`: of the run in its file, where there are several."""
     setting = setting_of(content, path)
     whole = path.read_bytes() if place is None else json.dumps(content, sort_keys=True).encode()
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "source": path.name,
         "sha256": hashlib.sha256(whole).hexdigest(),
         "date": content.get("date"),
@@ -136,7 +136,7 @@ def _record(content: Mapping[str, Any], path: Path, place: int | None) -> dict[s
     return record
 
 
-def setting_of(content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+def setting_of(content: Mapping[str, object], path: Path) -> dict[str, object] | None:
     """The plugin's setting of the server: `vllm bench sweep` notes it as it is; of a single run it is in the metadata
     (`--metadata policy=lynx alpha=3`). None: the server had none."""
     more = content.get("additional_config")
@@ -162,10 +162,10 @@ def _policies() -> list[str]:
     return sorted(path.stem for path in (config_folder() / "policy").glob("*.yaml"))
 
 
-def _policy(setting: Mapping[str, Any] | None) -> dict[str, Any]:
+def _policy(setting: Mapping[str, object] | None) -> dict[str, object]:
     if setting is None:
         return {"policy": STOCK, "policy_label": STOCK, "phases": "none"}
-    name, layers = str(setting.get("policy", "vanilla")), setting.get("layers")
+    name, layers = str(setting.get("policy", "vanilla")), cast("str | None", setting.get("layers"))
     given = {key: value for key, value in setting.items() if key not in _OWN}
     label = label_policy(name, (default_parameters(name) or {}) | given, layers)
     return {"policy": name, "policy_label": label, "phases": setting.get("phases", "decode")}
@@ -177,7 +177,7 @@ _REPORT = fields(
 """What the plugin writes, as far as it is read."""
 
 
-def _experts(setting: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | None:
+def _experts(setting: Mapping[str, object] | None, path: Path) -> dict[str, object] | None:
     """What the plugin counted over the life of the server: its report, where the setting says, or beside the file."""
     named = None if setting is None else setting.get("report")
     if not isinstance(named, str):
@@ -195,23 +195,23 @@ def _experts(setting: Mapping[str, Any] | None, path: Path) -> dict[str, Any] | 
     return None
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: object) -> float | None:
     """vLLM writes an unlimited rate as the string `inf`."""
-    return None if value in (None, "inf") else float(value)
+    return None if value in (None, "inf") else float(cast(float, value))
 
 
-def _number(said: Any) -> Any:
+def _number(said: object) -> object:
     """Metadata are strings."""
     try:
-        return json.loads(said)
-    except (TypeError, ValueError, RecursionError):
+        return json.loads(said) if isinstance(said, str) else said
+    except (ValueError, RecursionError):
         return said
 
 
-def file_of(study: Path, record: Mapping[str, Any]) -> Path:
+def file_of(study: Path, record: Mapping[str, object]) -> Path:
     """Where a study keeps a run: the same run is always the same file."""
     slug = re.sub(r"[^A-Za-z0-9.]+", "_", f"{record['model']}-{record['policy_label']}").strip("_")
-    return study / FOLDER / f"{slug[:80]}-{record['sha256'][:10]}.json"
+    return study / FOLDER / f"{slug[:80]}-{str(record['sha256'])[:10]}.json"
 
 
 def read_serving(study: Path) -> list[dict[str, Any]]:
@@ -237,7 +237,7 @@ _KEPT = fields(
 """What `import` keeps of a run."""
 
 
-def _kept(study: Path) -> Iterator[dict[str, Any] | Damaged]:
+def _kept(study: Path) -> Iterator[dict[str, object] | Damaged]:
     for path in sorted((study / FOLDER).glob("*.json")):
         try:
             yield read_value(path, _KEPT)

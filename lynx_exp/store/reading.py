@@ -73,14 +73,14 @@ def value_or_empty(path: Path, shape: Shape | None = None) -> dict[str, Any]:
         return {}
 
 
-def parse(path: Path, data: bytes, shape: Shape | None = None) -> dict[str, Any]:
+def parse(path: Path, data: bytes, shape: Shape | None = None) -> dict[str, object]:
     """`read_value` of what was read from `path`."""
     if not data.strip():
         raise Damaged(path, "is empty")
     is_yaml = path.suffix in (".yaml", ".yml")
     try:
         text = data.decode()
-        value: dict[str, Any] = parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_refuse)
+        value: dict[str, object] = parse_yaml(text) if is_yaml else json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise Damaged(path, "nested too deep") from error
     except ValueError as error:
@@ -102,13 +102,13 @@ def _brackets(data: bytes) -> int:
     return data.count(b"[") + data.count(b"{")
 
 
-def _is_deep(value: Any) -> bool:
+def _is_deep(value: object) -> bool:
     level = [value]
     for _ in range(DEEPEST):
         level = [
             part
             for item in level
-            for part in (item.values() if isinstance(item, dict) else item)
+            for part in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
             if isinstance(part, dict | list)
         ]
         if not level:

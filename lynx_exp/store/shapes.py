@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
-Shape = Callable[[Any], str | None]
+Shape = Callable[[object], str | None]
 """Value -> "FIELD: what it is, not what it should be", the field empty for the value itself; None if all is well."""
 
 _LARGEST = 2**63
@@ -14,30 +13,30 @@ _SHOWN = 40
 """Characters of a wrong value."""
 
 
-def anything(value: Any) -> str | None:
+def anything(value: object) -> str | None:
     return None
 
 
-def text(value: Any) -> str | None:
+def text(value: object) -> str | None:
     return None if isinstance(value, str) else wrong(value, "a text")
 
 
-def flag(value: Any) -> str | None:
+def flag(value: object) -> str | None:
     return None if isinstance(value, bool) else wrong(value, "true or false")
 
 
-def whole(value: Any) -> str | None:
+def whole(value: object) -> str | None:
     """An integer of 64 bits."""
     fits = isinstance(value, int) and not isinstance(value, bool) and -_LARGEST <= value < _LARGEST
     return None if fits else wrong(value, "a whole number")
 
 
-def count(value: Any) -> str | None:
+def count(value: object) -> str | None:
     """A whole number of 0 or more."""
-    return wrong(value, "a number of 0 or more") if whole(value) or value < 0 else None
+    return wrong(value, "a number of 0 or more") if whole(value) or (isinstance(value, int) and value < 0) else None
 
 
-def number(value: Any) -> str | None:
+def number(value: object) -> str | None:
     """A finite one that a float can hold."""
     if isinstance(value, float):
         return None if math.isfinite(value) else wrong(value, "a finite number")
@@ -52,7 +51,7 @@ def maybe(shape: Shape) -> Shape:
 def either(*shapes: Shape) -> Shape:
     """One of them; the last says what is wrong."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         found = None
         for shape in shapes:
             found = shape(value)
@@ -66,7 +65,7 @@ def either(*shapes: Shape) -> Shape:
 def items(shape: Shape) -> Shape:
     """A list."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, list):
             return wrong(value, "a list")
         for at, item in enumerate(value):
@@ -80,7 +79,7 @@ def items(shape: Shape) -> Shape:
 def named(shape: Shape) -> Shape:
     """Names, each with a value of the shape."""
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, dict):
             return wrong(value, "fields with names")
         for name, item in value.items():
@@ -95,7 +94,7 @@ def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = N
     """Fields by name; others may be there, too: another version may know more."""
     known = {**needed, **(optional or {})}
 
-    def check(value: Any) -> str | None:
+    def check(value: object) -> str | None:
         if not isinstance(value, dict):
             return wrong(value, "fields with names")
         for name in needed:
@@ -109,7 +108,7 @@ def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = N
     return check
 
 
-def wrong(value: Any, wanted: str) -> str:
+def wrong(value: object, wanted: str) -> str:
     """Of a value that is not what is wanted."""
     shown = {type(None): "null", dict: "an object", list: "a list"}.get(type(value)) or _short(value)
     return f": {shown}, not {wanted}"
@@ -120,7 +119,7 @@ def within(name: str, found: str) -> str:
     return f"{name}{found}" if found[0] in ":[" else f"{name}.{found}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) and abs(value) >= _LARGEST:

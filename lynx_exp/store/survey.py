@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lynx_exp.store.claims import holder_of, is_held
 from lynx_exp.store.done import DONE, check_sealed, read_done
+from lynx_exp.store.file_types import CellStatus, Plan
 from lynx_exp.store.files import file_name
 from lynx_exp.store.find import find_cells
 from lynx_exp.store.reading import Damaged, Missing, read_value, value_or_empty
@@ -158,7 +159,7 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
             pass
         except Damaged as error:
             damage = damage or str(error)
-    status, plan = parts.values()
+    status, plan = cast(CellStatus, parts["status.json"]), cast(Plan, parts["plan.json"])
     # status.json says what the last writer knew; only its claim shows whether it still lives
     held = not done and is_held(folder)
     ended = status.get("error") or {}
@@ -200,11 +201,11 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
 
 def requests_kept(folder: Path) -> int:
     """Requests that the journal of a cell holds."""
-    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(value_or_empty(folder / "plan.json"))}
+    sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(cast(Plan, value_or_empty(folder / "plan.json")))}
     return sum(sizes.get(_key(path) or ("", -1), 0) for path in _files(folder / "lanes") if path.suffix == ".json")
 
 
-def _lanes(plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Sequence[int]]]:
+def _lanes(plan: Plan) -> Iterator[tuple[str, int, Sequence[int]]]:
     """(subtask as its files are named, lane, requests)"""
     for stream, part in plan.items():
         for at, lane in enumerate(part["lanes"]):
@@ -224,7 +225,7 @@ def _key(path: Path) -> tuple[str, int] | None:
     return (stream, int(number)) if number.isdecimal() else None
 
 
-def _earlier(status: Mapping[str, Any], total: tuple[int, int], started: datetime | None) -> int:
+def _earlier(status: CellStatus, total: tuple[int, int], started: datetime | None) -> int:
     """Requests of a finished cell that attempts before the sweep's start had committed, lanes taken as equal."""
     before = [entry for entry in status.get("attempts") or () if not _since(entry.get("started"), started)]
     lanes = int(before[-1].get("lanes") or 0) if before else 0

@@ -42,7 +42,7 @@ def write_sweep(study: Path, cells: Sequence[SweepCell], command: Sequence[str])
     """The same cells, asked again, take the place of the file that they left before."""
     (study / FOLDER).mkdir(parents=True, exist_ok=True)
     path = sweep_file(study, cells)
-    content: Mapping[str, Any] = {
+    content: Mapping[str, object] = {
         "schema": SCHEMA,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),

@@ -120,7 +120,7 @@ def _search(
 def _beside(policy: Policy) -> list[Policy]:
     """The policy with other values of what it has beside its knob."""
     return [
-        replace(policy, **{name: value})
+        _with(policy, {name: value})
         for name, values in policy.beside.items()
         for value in values
         if value != getattr(policy, name)
@@ -157,5 +157,9 @@ def _middle(knob: Knob, a: float, b: float) -> float:
 
 
 def _set(policy: Policy, knob: Knob, value: float) -> Policy:
-    turned: dict[str, Any] = {knob.parameter: int(value) if knob.whole else float(value)}
-    return replace(policy, **turned)
+    return _with(policy, {knob.parameter: int(value) if knob.whole else float(value)})
+
+
+def _with(policy: Policy, values: Mapping[str, Any]) -> Policy:
+    """The policy with other values of some parameters."""
+    return replace(policy, **values)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -46,7 +45,7 @@ def selection_time(
         batch.step(token_R)
     times = []
     for _ in range(_PASSES):
-        shared: dict[str, Any] = {}
+        shared: dict[str, object] = {}
         # new objects for each pass: a routing remembers views of itself that policies have asked for
         fresh = [
             (Routing(logits=r.logits, experts=r.experts, weights=r.weights), replace(step, shared=shared), rule)

@@ -255,5 +255,7 @@ def _is_whole(path: Path, lines: int | None) -> bool:
 
 def _finished(record: CellRecord) -> str:
     """In place of today's date, so that an export writes over the one before."""
-    moment = datetime.fromisoformat(record.status["finished"]).replace(tzinfo=None)
+    finished = record.status["finished"]
+    assert finished is not None, "the cell is done"
+    moment = datetime.fromisoformat(finished).replace(tzinfo=None)
     return moment.isoformat(timespec="microseconds").replace(":", "-")

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+F = TypeVar("F")
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from lynx_exp.routing.types import StepContext
@@ -30,7 +34,7 @@ try:
 except ImportError:
     AVAILABLE = False
 
-    def njit(**_options: Any) -> Any:  # type: ignore[no-redef]
+    def njit(**_options: object) -> Callable[[F], F]:  # type: ignore[no-redef]  # in place of numba's
         return lambda function: function
 else:
     AVAILABLE = True

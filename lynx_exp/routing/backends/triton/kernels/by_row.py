@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from triton import next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
+from lynx_exp.routing.backends.triton.kernels.launch_sizes import Sizes
 from lynx_exp.routing.backends.triton.kernels.row_programs import (
     BEYOND,
     COVERED,
@@ -81,7 +82,7 @@ def run(
     routing: Routing,
     step: StepContext,
     rule: RouterRule,
-    sizes: dict[str, Any],
+    sizes: Sizes,
     numbers: Tensor,
 ) -> Routing:
     """One launch; `numbers` are those of the plan, on the device, and what is not used points there."""
@@ -89,7 +90,8 @@ def run(
     new_experts = torch.empty_like(own_experts)
     new_weights = torch.empty_like(own_weights)
     grid = (-(-sizes["num_rows"] // sizes["BT"]),)
-    shared = sizes | {
+    shared = {
+        **sizes,
         "experts_ptr": own_experts,
         "weights_ptr": own_weights,
         "scale_ptr": numbers if rule.expert_scale is None else rule.expert_scale.float(),

@@ -5,21 +5,18 @@ T token rows, E experts, K top-k, G lanes, R rounds.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from triton import next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels.launch_plans import Plan
+from lynx_exp.routing.backends.triton.kernels.launch_sizes import Sizes
 from lynx_exp.routing.backends.triton.kernels.rounds import round_kernel, settle_kernel, start_kernel
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext
 
 
-def run(
-    plan: Plan, routing: Routing, step: StepContext, rule: RouterRule, sizes: dict[str, Any], numbers: Tensor
-) -> Routing:
+def run(plan: Plan, routing: Routing, step: StepContext, rule: RouterRule, sizes: Sizes, numbers: Tensor) -> Routing:
     """`numbers` are those of the plan, on the device; `sizes` those of every launch. Not for routers with groups."""
     rounds, lanes, experts = plan.rounds, step.num_lanes, sizes["E"]
     assert rounds is not None
@@ -27,7 +24,8 @@ def run(
     new_experts, new_weights = torch.empty_like(own_experts), torch.empty_like(own_weights)
     grid = (-(-sizes["num_rows"] // sizes["BT"]), lanes)
     zeros = own_experts.new_zeros(2 * rounds + 1, lanes, experts)  # gains and bids of each round, and totals
-    rows = {name: value for name, value in sizes.items() if name != "BE"} | {
+    rows: dict[str, object] = {
+        **{name: value for name, value in sizes.items() if name != "BE"},
         "experts_ptr": own_experts,
         "lane_ptr": step.lane.contiguous(),
         "live_ptr": step.live.contiguous(),

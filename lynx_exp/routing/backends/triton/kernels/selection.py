@@ -22,7 +22,6 @@ T token rows, E experts, K top-k, G lanes, W columns afterwards, BT/BE/BK/BW the
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from lynx_exp.routing.backends.triton.kernels import by_row, fallback, in_rounds
 from lynx_exp.routing.backends.triton.kernels.choose import MOST_EXPERTS, MOST_ROWS
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
+from lynx_exp.routing.backends.triton.kernels.launch_sizes import Sizes
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
 from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
 from lynx_exp.routing.backends.triton.kernels.sums import BINNED, DRAWN
@@ -66,7 +66,7 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
     if isinstance(lane_kernel, JITFunction) and not routing.logits.is_cuda:
         raise RuntimeError("on a CPU the kernels run only where TRITON_INTERPRET=1 was set beforehand")
     block_experts = next_power_of_2(experts)
-    sizes = {
+    sizes: Sizes = {
         "num_rows": rows,
         "E": experts,
         "K": top_k,
@@ -96,7 +96,7 @@ def _coverage(
     routing: Routing,
     step: StepContext,
     rule: RouterRule,
-    sizes: dict[str, Any],
+    sizes: Sizes,
     numbers: Tensor,
 ) -> Routing:
     rows, block_k = sizes["num_rows"], next_power_of_2(sizes["K"])
@@ -105,7 +105,8 @@ def _coverage(
     together = rows <= ROWS_A_LAUNCH * step.num_lanes
     # what is not used still has to point somewhere
     kept = numbers if together else numbers.new_empty(step.num_lanes, sizes["E"], dtype=torch.int8)
-    rest = sizes | {
+    rest = {
+        **sizes,
         "choice_ptr": routing.choice(rule).contiguous(),
         "scores_ptr": routing.scores(rule).contiguous(),
         "experts_ptr": own_experts,
@@ -142,7 +143,7 @@ def _blocks(
     routing: Routing,
     step: StepContext,
     rule: RouterRule,
-    sizes: dict[str, Any],
+    sizes: Sizes,
     numbers: Tensor,
 ) -> Routing:
     own_experts, own_weights = routing.experts.contiguous(), routing.weights.contiguous()
@@ -153,7 +154,8 @@ def _blocks(
     new_weights = own_weights if substitutes else own_weights.new_empty(len(own_weights), width)
     spread = sizes["num_rows"] > ROWS_A_LAUNCH * step.num_lanes
     grid = (-(-sizes["num_rows"] // sizes["BT"]) if spread else 1, step.num_lanes)
-    rows = sizes | {
+    rows = {
+        **sizes,
         "view_ptr": _view(plan, routing, rule, numbers),
         "lane_ptr": step.lane.contiguous(),
         "live_ptr": step.live.contiguous(),
