@@ -8,14 +8,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lynx_exp.config import Config, ModelConfig
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+    from lynx_exp.tasks.yaml_definition import TaskDefinition
 
 State = Literal["to fetch", "already there", "fetched", "failed"]
 TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm")
@@ -179,7 +184,7 @@ class HubTask:
     """A cell that asks it; others with the same data set need nothing more."""
 
     @cached_property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> TaskDefinition:
         """ValueError if there is no such task."""
         from lynx_exp.tasks.definition import find_definition, read_definition
 
@@ -232,10 +237,10 @@ class HubTask:
         state: State = seen.state if seen.state == "already there" else "fetched"
         return replace(seen, revision=loaded.revision or seen.revision, state=state)
 
-    def _builder(self) -> Any:
+    def _builder(self) -> DatasetBuilder:
         from datasets import load_dataset_builder
 
-        kwargs: Mapping[str, Any] = self.definition.get("dataset_kwargs") or {}
+        kwargs = self.definition.get("dataset_kwargs") or {}
         given = {key: value for key, value in kwargs.items() if key not in ("trust_remote_code", "revision")}
         revision = self.config.task.revision or kwargs.get("revision")
         return load_dataset_builder(str(self.repo), self.definition.get("dataset_name"), revision=revision, **given)

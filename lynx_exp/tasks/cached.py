@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lynx_exp.tasks.yaml_definition import TaskDefinition
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def at_revision(config: Mapping[str, Any], revision: str | None) -> dict[str, Any]:
+def at_revision(config: TaskDefinition, revision: str | None) -> TaskDefinition:
     """The definition of a task from the hub, with its documents at `revision` (None: as defined, else main).
 
     Without a network `datasets` takes what it converted last, whichever commit that is and whichever is asked for: then
@@ -22,20 +23,20 @@ def at_revision(config: Mapping[str, Any], revision: str | None) -> dict[str, An
     """
     import datasets
 
-    pinned = dict(config)
+    pinned, path, name = config.copy(), config.get("dataset_path"), config.get("dataset_name")
     kwargs = dict(config.get("dataset_kwargs") or {})
     if revision is not None:
         pinned["dataset_kwargs"] = kwargs = kwargs | {"revision": revision}
-    if not datasets.config.HF_HUB_OFFLINE or set(kwargs) - {"revision", "trust_remote_code"}:
+    if not path or not datasets.config.HF_HUB_OFFLINE or set(kwargs) - {"revision", "trust_remote_code"}:
         return pinned
     asked = kwargs.get("revision")
-    folder = _converted(config["dataset_path"], config.get("dataset_name"), asked or "main")
+    folder = _converted(path, name, str(asked or "main"))
     if folder is not None:
-        pinned["custom_dataset"] = CachedData(config["dataset_path"], folder)
+        pinned["custom_dataset"] = CachedData(path, folder)
     elif asked is not None:
-        name = " ".join(part for part in (config["dataset_path"], config.get("dataset_name")) if part)
+        named = f"{path} {name}" if name else path
         raise ValueError(
-            f"task.revision={asked}: {name} at this revision is not in the local cache; run `lynx-prepare prefetch` "
+            f"task.revision={asked}: {named} at this revision is not in the local cache; run `lynx-prepare prefetch` "
             "with the same arguments where there is network"
         )
     return pinned
@@ -70,7 +71,7 @@ class CachedData:
 
     __name__ = "CachedData"
 
-    def __call__(self, **_: Any) -> dict[str, Dataset]:
+    def __call__(self, **_: object) -> dict[str, Dataset]:
         """Split -> documents. Arguments are those of the definition; they are in the choice of the folder."""
         from datasets.packaged_modules.cache.cache import Cache
 
@@ -80,7 +81,7 @@ class CachedData:
         return dict(builder.as_dataset())
 
 
-def hub_revision(dataset: Any) -> str | None:
+def hub_revision(dataset: DatasetDict) -> str | None:
     """The commit of the hub that a loaded data set was made from, by the folder of its files; None if unknown."""
     for split in dict(dataset).values():
         for file in getattr(split, "cache_files", None) or ():

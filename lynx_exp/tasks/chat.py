@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,12 @@ class ChatTemplate:
     """Two are equal where template and arguments are."""
 
     digest: str
-    tokenizer: Any = field(compare=False, repr=False)
-    arguments: tuple[tuple[str, Any], ...] = ()
+    tokenizer: PreTrainedTokenizerBase = field(compare=False, repr=False)
+    arguments: tuple[tuple[str, object], ...] = ()
     """More of what the template takes, such as enable_thinking."""
 
     @classmethod
-    def of(cls, tokenizer: Any, arguments: dict[str, Any] | None = None) -> ChatTemplate:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, arguments: dict[str, object] | None = None) -> ChatTemplate:
         """ValueError if the tokenizer has no template."""
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("task.apply_chat_template=true: the model's tokenizer has no chat template")

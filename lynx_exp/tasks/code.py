@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from math import comb
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from lynx_exp.tasks.process import Doc
 from lynx_exp.tasks.run_programs import Program, Verdict, run_programs
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class CodeRun:
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         """`sandbox`: None for the strongest that this machine has, opened where there is a program to run."""
         self.sandbox = sandbox
-        self.doc: tuple[int, Mapping[str, Any]] = (0, {})
+        self.doc: tuple[int, Doc] = (0, {})
         """Number and content of the document being scored."""
         self._noted: dict[Program, None] | None = None
         """Programs of the documents being scored for the first time; None: they are scored in earnest."""
@@ -113,8 +114,8 @@ class CodeEval:
         references: Sequence[str],
         predictions: Sequence[Sequence[str]],
         k: Sequence[int] = (1, 10, 100),
-        **_: Any,
-    ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
+        **_: object,
+    ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, object]]]]]:
         """(pass@k, results by problem): `references` are tests, `predictions` the programs tried on each.
 
         pass@k is the unbiased estimator of arXiv 2107.03374, section 2.1, for each k that has enough programs.
@@ -147,7 +148,7 @@ def pass_at_k(total: int, right: int, k: int) -> float:
     return 1.0 - comb(total - right, k) / comb(total, k)
 
 
-def program_of(source: str, test: str, doc: Mapping[str, Any]) -> Program:
+def program_of(source: str, test: str, doc: Doc) -> Program:
     """What is known of a program beyond its text: HumanEval's prompt defines helpers that its tests trust."""
     prompt, check, entry = (doc.get(name) for name in ("prompt", "test", "entry_point"))
     if isinstance(prompt, str) and isinstance(entry, str) and test == f"{check}\ncheck({entry})":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.document_files import ENDINGS, misfit, read_numbered
+from lynx_exp.tasks.yaml_definition import TaskDefinition
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 HUB = "hub"
 
 
-def with_local_data(config: Mapping[str, Any], data: str) -> dict[str, Any]:
+def with_local_data(config: TaskDefinition, data: str) -> TaskDefinition:
     """A task's definition whose documents come from `data`: a file, or a folder.
 
     A file holds the documents that are asked. In a folder, the documents of a split are those of the first that exists
@@ -35,27 +36,30 @@ def with_local_data(config: Mapping[str, Any], data: str) -> dict[str, Any]:
             if where.is_dir()
             else f"task.data={data}: no such file or folder; give hub, a file ({', '.join(ENDINGS)}) or a folder"
         )
-    local = dict(config)
+    local = config.copy()
     local |= {"dataset_path": None, "dataset_name": None, "dataset_kwargs": None}
     local["custom_dataset"] = LocalData(tuple(sorted(files.items())))
     local["training_split"] = config.get("training_split") if config.get("training_split") in files else None
     if not has_samples(config):
         if config.get("fewshot_split") not in files:
             local["fewshot_split"] = local["training_split"] or asked
-        if isinstance(config.get("fewshot_config"), Mapping) and config["fewshot_config"].get("split") not in files:
-            local["fewshot_config"] = {key: value for key, value in config["fewshot_config"].items() if key != "split"}
+        fewshot = config.get("fewshot_config")
+        if isinstance(fewshot, dict) and fewshot.get("split") not in files:
+            others = fewshot.copy()
+            others.pop("split", None)
+            local["fewshot_config"] = others
     return local
 
 
-def has_samples(config: Mapping[str, Any]) -> bool:
+def has_samples(config: TaskDefinition) -> bool:
     """Whether a definition brings its own examples."""
     return bool((config.get("fewshot_config") or {}).get("samples"))
 
 
-def _splits(config: Mapping[str, Any]) -> list[str]:
-    fewshot = config.get("fewshot_config") or {}
-    named = [config.get(f"{kind}_split") for kind in ("test", "validation", "training", "fewshot")]
-    return list(dict.fromkeys(split for split in [*named, fewshot.get("split")] if split))
+def _splits(config: TaskDefinition) -> list[str]:
+    named = [config.get("test_split"), config.get("validation_split"), config.get("training_split")]
+    named += [config.get("fewshot_split"), (config.get("fewshot_config") or {}).get("split")]
+    return list(dict.fromkeys(split for split in named if split))
 
 
 def _stems(name: str, split: str) -> tuple[str, ...]:
@@ -85,7 +89,7 @@ class LocalData:
 
     __name__ = "LocalData"
 
-    def __call__(self, **_: Any) -> dict[str, Dataset]:
+    def __call__(self, **_: object) -> dict[str, Dataset]:
         """Split -> documents. Arguments are those of the definition's metadata; they change nothing."""
         return {split: _dataset(path) for split, path in self.files}
 
@@ -105,12 +109,12 @@ def _dataset(path: Path) -> Dataset:
         raise ValueError(f"task.data: {path}, {line}") from error
 
 
-def check_texts(config: Mapping[str, Any], data: LocalData) -> None:
+def check_texts(config: TaskDefinition, data: LocalData) -> None:
     """ValueError for a document without the text that a plain template of the task asks of it: it would read "None".
 
     Templates that decide anything by themselves ({% if ... %}), and functions, may know what to do.
     """
-    templates = [config.get(name) for name in ("doc_to_text", "doc_to_target")]
+    templates = [config.get("doc_to_text"), config.get("doc_to_target")]
     plain = [text for text in templates if isinstance(text, str) and "{%" not in text]
     asked = {field for text in plain for field in re.findall(r"\{\{-?\s*(\w+)\s*-?\}\}", text)} | set(plain)
     for _, path in data.files:

@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.extensions import extension_file
-from lynx_exp.tasks.index import cached_index, group_entry, index_of
+from lynx_exp.tasks.index import Entry, cached_index, group_entry, index_of
 from lynx_exp.tasks.mini.dataset import FOLDER
+from lynx_exp.tasks.yaml_definition import TaskDefinition
 from lynx_exp.wording import did_you_mean
 
 STOCK: Mapping[str, str] = {
@@ -88,7 +88,7 @@ def _members(name: str, within: tuple[str, ...]) -> Iterator[str]:
         raise ValueError(f"task {name}: is a group that contains itself")
     if name.endswith(_YAML):
         definition = _unresolved(_existing(name))
-        entry: Mapping[str, Any] = group_entry(definition) if "group" in definition else {}
+        entry: Entry = group_entry(definition) if "group" in definition else {}
     elif name in known_tasks():
         entry = {}
     else:
@@ -108,7 +108,7 @@ def _existing(name: str) -> Path:
     return path
 
 
-def _entry(folder: Path, name: str) -> Mapping[str, Any]:
+def _entry(folder: Path, name: str) -> Entry:
     """What lm-eval has by this name; a plain task is found without an index, as long as there is none."""
     index = cached_index(folder)
     if index is None:
@@ -136,7 +136,7 @@ def _search(folder: Path, name: str) -> Path | None:
     return next((path for path in sorted(folder.rglob("*.yaml")) if wanted.search(path.read_bytes())), None)
 
 
-def read_definition(path: Path) -> dict[str, Any]:
+def read_definition(path: Path) -> TaskDefinition:
     """The definition with its `include`s and functions resolved. ValueError if it is not one task, or cannot be read:
     wrong YAML, a function that is not there, a package that is not installed."""
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -177,7 +177,7 @@ def _about_the_file(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be loaded: {type(error).__name__}: {said}{missing}") from error
 
 
-def _unresolved(path: Path) -> dict[str, Any]:
+def _unresolved(path: Path) -> Mapping[str, object]:
     """The definition as it is written, functions by their names."""
     from lm_eval.tasks._yaml_loader import load_yaml
 

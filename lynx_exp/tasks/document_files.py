@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.wording import first_line
 
@@ -16,11 +15,11 @@ ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 DEEPEST = 64
 """Lists and objects within one another at most: what holds the documents in memory walks them recursively."""
 
-Numbered = list[tuple[str, dict[str, Any]]]
+Numbered = list[tuple[str, dict[str, object]]]
 """Documents, each with where it stands: "line 3" of JSON Lines, else "document 3"."""
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, object]]:
     """The documents of one file. ValueError if they cannot be read, naming the line of JSON Lines."""
     return [row for _, row in read_numbered(path)]
 
@@ -50,36 +49,37 @@ def _read(path: Path, _modified: int, _size: int) -> Numbered:
     except ValueError as error:
         text = first_line(error)
         raise ValueError(text if text.startswith("task.data") else f"task.data: {path}: {text}") from error
-    if not found or not all(isinstance(row, dict) for _, row in found):
+    rows = [(where, row) for where, row in found if isinstance(row, dict)]
+    if not rows or len(rows) < len(found):
         raise ValueError(f"task.data: {path}: must hold at least one document, each an object with the task's fields")
-    for where, row in found:
+    for where, row in rows:
         for field, value in row.items():
             if _depth(value) > DEEPEST:
                 raise ValueError(f"task.data: {path}, {where}: field {field}: nested more than {DEEPEST} deep")
-    return found
+    return rows
 
 
 def misfit(numbered: Numbered, fields: Sequence[str]) -> str | None:
     """Where the first value is that has no place in its field's column, and why; None if each field is one column."""
-    import pyarrow as pa
-
     for field in fields:
         values = [row.get(field) for _, row in numbered]
-        if _is_column(pa, values):
+        if _is_column(values):
             continue
         low, high = 0, len(values)  # the first `low` are a column, the first `high` are not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if _is_column(pa, values[:middle]) else (low, middle)
+            low, high = (middle, high) if _is_column(values[:middle]) else (low, middle)
         where, value = numbered[low][0], values[low]
-        if not _is_column(pa, [value]):
+        if not _is_column([value]):
             return f"{where}: field {field}: {_shown(value)} cannot be stored (numbers to 64 bits, texts in UTF-8)"
         other = next(at for at, before in enumerate(values) if before is not None)
         return f"{where}: field {field}: {_shown(value)}, and {_shown(values[other])} in {numbered[other][0]}"
     return None
 
 
-def _is_column(pa: Any, values: Sequence[Any]) -> bool:
+def _is_column(values: Sequence[object]) -> bool:
+    import pyarrow as pa
+
     try:
         pa.array(values)
     except (ValueError, TypeError, OverflowError, NotImplementedError):
@@ -87,16 +87,16 @@ def _is_column(pa: Any, values: Sequence[Any]) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = ascii(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
-def _counted(rows: Sequence[Any]) -> list[tuple[str, Any]]:
+def _counted(rows: Sequence[object]) -> list[tuple[str, object]]:
     return [(f"document {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:
+def _json_rows(text: str, path: Path) -> list[tuple[str, object]]:
     """JSON Lines, whose only separator is a line feed; or one JSON value: a list of documents."""
     if path.name.endswith((".json", ".json.gz")):
         try:
@@ -115,17 +115,17 @@ def _json_rows(text: str, path: Path) -> list[tuple[str, Any]]:
     return rows
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     """Of lists and objects within one another."""
     level, depth = [value], 0
-    while level := [part for part in level if isinstance(part, list | dict)]:
+    while containers := [part for part in level if isinstance(part, list | dict)]:
         depth += 1
-        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+        level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
     return depth

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lynx_exp.tasks.user_cache import cache_folder, write_whole
 
@@ -19,9 +19,9 @@ FORM = 1
 _GROUP_FIELDS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag", "include", "version")
 """Of a group's definition what does not change its tasks."""
 
-Index = Mapping[str, Mapping[str, Any]]
-"""Name -> {"path": its file, below the folder of tasks} of a task; {"members": names} of a group or a tag; or
-{"not": why it cannot run}."""
+Entry = TypedDict("Entry", {"path": str, "members": list[str], "not": str}, total=False)
+"""Of a task its file, below the folder of tasks; of a group or a tag the names of its members; or why it cannot run."""
+Index = Mapping[str, Entry]
 
 
 def cached_index(folder: Path) -> Index | None:
@@ -56,7 +56,7 @@ def _build(folder: Path) -> Index:
         entries = TaskIndex.build([folder])
     finally:
         logging.disable(level)
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[str, Entry] = {}
     for name, entry in entries.items():
         if entry.kind is Kind.TAG:
             made[name] = {"members": sorted(entry.tags)}
@@ -68,21 +68,24 @@ def _build(folder: Path) -> Index:
     return made
 
 
-def group_entry(definition: Mapping[str, Any]) -> dict[str, Any]:
+def group_entry(definition: Mapping[str, object]) -> Entry:
     """A group's entry. One that changes its members is refused: then they are other tasks than those of their names."""
     members = definition.get("task")
     changed = sorted(set(definition) - set(_GROUP_FIELDS))
     if changed:
         return {"not": f"is a group that changes its tasks ({', '.join(changed)}); name the tasks themselves"}
-    names = [members] if isinstance(members, str) else list(members or ())
-    plain: list[Any] = [member["task"] if _only_names(member) else member for member in names]  # type: ignore[index]
-    if not plain or not all(isinstance(member, str) for member in plain):
+    names = [_name_of(member) for member in (members if isinstance(members, list) else [members])]
+    plain = [name for name in names if name is not None]
+    if not plain or len(plain) < len(names):
         return {"not": "is a group that defines or changes tasks of its own; name the tasks themselves"}
     return {"members": plain}
 
 
-def _only_names(member: Any) -> bool:
-    return isinstance(member, Mapping) and set(member) <= {"task", "task_alias"} and isinstance(member.get("task"), str)
+def _name_of(member: object) -> str | None:
+    """Of a task that a group takes as it is; None for one that it defines or changes."""
+    if isinstance(member, Mapping) and set(member) <= {"task", "task_alias"}:
+        member = member.get("task")
+    return member if isinstance(member, str) else None
 
 
 def _file(folder: Path) -> Path:

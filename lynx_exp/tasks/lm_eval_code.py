@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.code import CodeEval, code_run, current_run, forget_task_modules, run_from_now_on
+from lynx_exp.tasks.process import MetricValues
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
     from lynx_exp.tasks.run_programs import Sandbox
 
 
@@ -28,10 +31,10 @@ def run_code_in(sandbox: Sandbox | None) -> None:
         return
     load, apply = evaluate.load, ConfigurableTask.apply_filters
 
-    def load_sandboxed(path: str, *given: Any, **more: Any) -> Any:
+    def load_sandboxed(path: str, *given: object, **more: object) -> object:
         return CodeEval() if path == "code_eval" else load(path, *given, **more)
 
-    def apply_and_score(task: Any) -> Any:
+    def apply_and_score(task: ConfigurableTask) -> object:
         if not getattr(task, "UNSAFE_CODE", False):
             return apply(task)
         with code_run(_opened()):
@@ -55,12 +58,12 @@ def _opened() -> Sandbox:
     return run.sandbox
 
 
-def _scored(task: Any) -> deque[dict[str, Any]]:
+def _scored(task: ConfigurableTask) -> deque[MetricValues]:
     """The values of the task's metrics, in the order in which lm-eval asks: filter by filter, document by document."""
     run, process = current_run(), type(task).process_results
     by_doc = [list(of_doc) for _, of_doc in groupby(task.instances, key=lambda instance: instance.doc_id)]
 
-    def every() -> list[dict[str, Any]]:
+    def every() -> list[MetricValues]:
         made = []
         for name in task.instances[0].filtered_resps:
             for number, of_doc in enumerate(by_doc):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.data import LocalData, with_local_data
 from lynx_exp.tasks.definition import find_definition, mini_tasks, read_definition
@@ -32,7 +32,7 @@ def write_lm_eval_task(name: str, data: str, folder: Path) -> Path:
     local = with_local_data(definition, data)
     documents = local["custom_dataset"]
     assert isinstance(documents, LocalData)
-    changed: dict[str, Any] = {"include": str(path.resolve()), "task": definition["task"]}
+    changed: dict[str, object] = {"include": str(path.resolve()), "task": definition["task"]}
     changed |= {key: local.get(key) for key in OVERRIDDEN if local.get(key) != definition.get(key)}
     changed["dataset_kwargs"] = {"files": {split: str(file.resolve()) for split, file in documents.files}}
     try:
@@ -49,7 +49,7 @@ def write_lm_eval_task(name: str, data: str, folder: Path) -> Path:
     return written
 
 
-def read_files(files: Mapping[str, str], **_: Any) -> dict[str, Dataset]:
+def read_files(files: Mapping[str, str], **_: object) -> dict[str, Dataset]:
     """The data set of such a file, as lm-eval's `custom_dataset` wants it: split -> documents. Further arguments are
     those of the task's metadata; they change nothing."""
     return LocalData(tuple((split, Path(file)) for split, file in files.items()))()

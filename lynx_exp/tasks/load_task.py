@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.cached import at_revision, hub_revision
-from lynx_exp.tasks.data import HUB, check_texts, has_samples, not_cached, with_local_data
+from lynx_exp.tasks.data import HUB, LocalData, check_texts, has_samples, not_cached, with_local_data
 from lynx_exp.tasks.definition import find_definition, mini_tasks, read_definition
 from lynx_exp.tasks.request_cache import cache_path, read_cached, write_cached
 from lynx_exp.tasks.task import BuiltTask, EvalTask, TaskSpec
 from lynx_exp.tasks.task_settings import TaskSettings
+from lynx_exp.tasks.yaml_definition import TaskDefinition
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
 
 
 def load_task(name: str, *, limit: int | None = None, settings: TaskSettings | None = None) -> EvalTask:
@@ -54,7 +58,9 @@ def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltT
         local = settings.data != HUB and name not in mini_tasks()
         if local:
             config = with_local_data(config, settings.data)
-            check_texts(config, config["custom_dataset"])
+            documents = config["custom_dataset"]
+            assert isinstance(documents, LocalData)
+            check_texts(config, documents)
         elif config.get("dataset_path"):
             config = at_revision(config, settings.revision)
         with _errors_in_one_line(name, config, settings.data if local else HUB):
@@ -63,7 +69,7 @@ def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltT
     return BuiltTask(task=task, spec=TaskSpec.of(task, revision), process=scored_elsewhere(path))
 
 
-def _built(config: dict[str, Any], limit: int | None, settings: TaskSettings) -> Any:
+def _built(config: TaskDefinition, limit: int | None, settings: TaskSettings) -> ConfigurableTask:
     from lm_eval.api.task import ConfigurableTask
 
     if not config.get("num_fewshot") and config.get("dataset_path") and not has_samples(config):
@@ -88,7 +94,7 @@ def _built(config: dict[str, Any], limit: int | None, settings: TaskSettings) ->
     return task
 
 
-def _with_shots(config: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
+def _with_shots(config: TaskDefinition, settings: TaskSettings) -> TaskDefinition:
     """The definition with as many examples as asked, by the rules of lm-eval's command line."""
     name = config["task"]
     if settings.num_fewshot is not None:
@@ -102,7 +108,7 @@ def _with_shots(config: dict[str, Any], settings: TaskSettings) -> dict[str, Any
 
 
 @contextmanager
-def _errors_in_one_line(name: str, config: Mapping[str, Any], data: str) -> Iterator[None]:
+def _errors_in_one_line(name: str, config: TaskDefinition, data: str) -> Iterator[None]:
     """What goes wrong with a task's documents, in one line."""
     from jinja2 import UndefinedError
 
@@ -123,7 +129,7 @@ def _errors_in_one_line(name: str, config: Mapping[str, Any], data: str) -> Iter
         raise ValueError(line) from error
 
 
-def _few(error: Exception, name: str, config: Mapping[str, Any], data: str) -> str | None:
+def _few(error: Exception, name: str, config: TaskDefinition, data: str) -> str | None:
     """The line to say where lm-eval found fewer examples than it should show."""
     if not re.search("larger than population|number of fewshot samples", str(error)):
         return None
@@ -131,7 +137,7 @@ def _few(error: Exception, name: str, config: Mapping[str, Any], data: str) -> s
     return f"{shots}: task.data={data} has too few documents to take {name}'s examples from"
 
 
-def _hub_name(config: Mapping[str, Any]) -> str:
+def _hub_name(config: TaskDefinition) -> str:
     parts = (config.get("dataset_path"), config.get("dataset_name"))
     return " ".join(part for part in parts if part)
 

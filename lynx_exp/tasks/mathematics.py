@@ -19,10 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lynx_exp.tasks.antlr import PACKAGE, VERSION, find_antlr
-from lynx_exp.tasks.process import Process
+from lynx_exp.tasks.process import Doc, MetricValues, Process
 
 SECONDS = 120.0
 """For one document, after which its scoring has failed. lm-eval's and math-verify's own alarms, of 5 s each, end a
@@ -101,7 +100,7 @@ class ChildProcess:
     seconds: float = SECONDS
     """Longest for one document."""
 
-    def __call__(self, docs: Sequence[Mapping[str, Any]], filtered: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    def __call__(self, docs: Sequence[Doc], filtered: Sequence[list[object]]) -> list[MetricValues]:
         """The values of each document's metrics. RuntimeError, naming the document, if the child ends before it did
         them all: it crashed, was killed, or took too long."""
         asked = {
@@ -140,14 +139,14 @@ def _reason(returncode: int, said: str, seconds: float) -> str:
     return lines[-1][:200] if lines else f"exit status {returncode}"
 
 
-def _read(definition: Path) -> dict[str, Any]:
+def _read(definition: Path) -> Mapping[str, object]:
     """The definition with its includes, but no function imported."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return load_yaml(definition, resolve_func=False)
 
 
-def _function(value: Any) -> tuple[Path, str] | None:
+def _function(value: object) -> tuple[Path, str] | None:
     """File and name of an unresolved `!function` with a module beside its definition, as lm-eval looks for it."""
     found = re.fullmatch(r"(/.+)/([\w.]+)\.(\w+)", value) if isinstance(value, str) and len(value) < 1000 else None
     if found is None:

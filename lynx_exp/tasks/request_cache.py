@@ -69,7 +69,7 @@ def _request(held: dict[str, Any]) -> TaskRequest:
     return TaskRequest(**held | {"until": tuple(held["until"]), "processing": processing})
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 

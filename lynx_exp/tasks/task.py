@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from lynx_exp.tasks.code import CodeRun, code_run
 from lynx_exp.tasks.definition import HEADLINES
-from lynx_exp.tasks.process import Process
+from lynx_exp.tasks.process import Doc, MetricValues, Process
 from lynx_exp.tasks.rouge import no_bootstrap_of_one
 from lynx_exp.tasks.task_settings import Generation
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lynx_exp.tasks.run_programs import Sandbox
 
 Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
+Results: TypeAlias = dict[tuple[str, str], list[object]]
+"""(metric, filter) -> one value per document"""
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class TaskRequest:
     """0: greedy, and the other two have no effect. None: as the model's generation_config.json says."""
     top_p: float | None = None
     top_k: int | None = None
-    processing: tuple[tuple[str, Any], ...] = ()
+    processing: tuple[tuple[str, object], ...] = ()
     """What else changes logits before a token is chosen: settings of transformers by name."""
     subtask: str = ""
     """The task that it belongs to."""
@@ -208,7 +211,7 @@ class EvalTask:
             for ensemble in self._task._filters:
                 ensemble.apply(instances)
             filters = list(instances[0].filtered_resps)
-            results: dict[tuple[str, str], list[Any]] = {}  # (metric, filter) -> one entry per document
+            results: Results = {}
             for filter_name in filters:
                 filtered = [[instance.filtered_resps[filter_name] for instance in of_doc] for of_doc in by_doc]
                 values = self.process([of_doc[0].doc for of_doc in by_doc], filtered)
@@ -222,12 +225,12 @@ class EvalTask:
                 metrics=list(self._metrics(results, headline)),
             )
 
-    def _process_each(self, docs: Sequence[Mapping[str, Any]], filtered: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    def _process_each(self, docs: Sequence[Doc], filtered: Sequence[list[object]]) -> list[MetricValues]:
         from lynx_exp.tasks.code import current_run
 
         run = current_run()
 
-        def every() -> list[dict[str, Any]]:
+        def every() -> list[MetricValues]:
             made = []
             for number, (doc, responses) in enumerate(zip(docs, filtered, strict=True)):
                 run.doc = (number, doc)
@@ -244,14 +247,14 @@ class EvalTask:
                 expected = "a text" if self.kind == "generate" else "a (log-likelihood, is greedy) pair"
                 raise ValueError(f"responses[{number}]: {response!r}, {self.name} needs {expected}")
 
-    def _metrics(self, results: dict[tuple[str, str], list[Any]], headline: tuple[str, str]) -> Iterator[Metric]:
+    def _metrics(self, results: Results, headline: tuple[str, str]) -> Iterator[Metric]:
         aggregations, directions = self._task.aggregation(), self._task.higher_is_better()
         for (metric, filter_name), values in results.items():
             yield Metric(
                 subtask=self.name,
                 metric=metric,
                 filter=filter_name,
-                value=float(aggregations[metric](values) if metric in aggregations else sum(values) / len(values)),
+                value=float(aggregations.get(metric, _mean)(values)),
                 higher_is_better=bool(directions.get(metric, True)),
                 headline=(metric, filter_name) == headline,
                 corpus=not isinstance(values[0], Real),
@@ -262,7 +265,7 @@ class EvalTask:
         self,
         number: int,
         of_doc: list[Instance],
-        results: dict[tuple[str, str], list[Any]],
+        results: Results,
         headline: tuple[str, str],
         run: CodeRun,
     ) -> SampleScore:
@@ -276,7 +279,7 @@ class EvalTask:
         if isinstance(filtered, list) and len(filtered) == 1:  # filters that keep every repeat
             filtered = filtered[0]
         scores = {
-            ",".join(key): float(values[number]) for key, values in results.items() if isinstance(values[number], Real)
+            ",".join(key): float(value) for key, values in results.items() if isinstance(value := values[number], Real)
         }
         reasons = run.reasons(number)
         return SampleScore(
@@ -301,11 +304,15 @@ def _digest(task: ConfigurableTask, instances: Sequence[Instance]) -> str:
     return total.hexdigest()
 
 
-def _once_a_document(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Remembers what it gave for a document, which must live as long as the result."""
-    known: dict[int, tuple[Any, Any]] = {}
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
-    def remembered(doc: Any, *more: Any) -> Any:
+
+def _once_a_document(function: Callable[..., Given]) -> Callable[..., Given]:
+    """Remembers what it gave for a document, which must live as long as the result."""
+    known: dict[int, tuple[object, Given]] = {}
+
+    def remembered(doc: object, *more: object) -> Given:
         if more:
             return function(doc, *more)
         if id(doc) not in known:

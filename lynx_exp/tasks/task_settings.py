@@ -41,9 +41,9 @@ class TaskSettings:
     repeats: int | None = None
     """Responses to each document."""
 
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> dict[str, object]:
         """What changes in a definition's `generation_kwargs`."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        given: dict[str, object] = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         if self.temperature is not None:
             given["do_sample"] = self.temperature > 0
         given["max_gen_toks"] = self.max_gen_toks
@@ -61,7 +61,7 @@ class Generation:
     """0: greedy."""
     top_p: float | None
     top_k: int | None
-    processing: tuple[tuple[str, Any], ...] = ()
+    processing: tuple[tuple[str, object], ...] = ()
     """What else changes logits before a token is chosen."""
 
     @classmethod

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lynx_exp
 from lynx_exp.tasks import ExecutionError, Program, run_programs
-from lynx_exp.tasks import run_programs as execute
 from lynx_exp.tasks.sandbox import start_supervisor as launch
 
 PATIENT_S = 30.0
@@ -144,7 +144,7 @@ def test_no_programs():
 def test_as_an_ordinary_user():
     """In every tier that such a user can have."""
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
-    root = str(Path(execute.__file__).parents[2])
+    root = str(Path(lynx_exp.__file__).parents[1])
     code = f"""
 import sys
 sys.path.insert(0, {root!r})

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.tasks import TaskSettings, mini_tasks, request_cache
-from lynx_exp.tasks import load_task as load
+from lynx_exp.tasks import EvalTask, TaskSettings, mini_tasks, request_cache
 from lynx_exp.tasks.definition import find_definition
+from lynx_exp.tasks.load_task import _load
 from lynx_exp.tasks.mini.dataset import FOLDER
 
 ASKED = ("name", "kind", "repeats", "headline", "runs_code", "revision", "data_digest", "requests")
@@ -21,12 +21,12 @@ PLAIN = TaskSettings()
 
 
 @pytest.fixture
-def again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., load.EvalTask]:
+def again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EvalTask]:
     """Load a task as a new process does, with an empty cache at first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def loaded(name: str, **more: object) -> load.EvalTask:
-        return load._load.__wrapped__(find_definition(name), 3, replace(PLAIN, **more))
+    def loaded(name: str, **more: object) -> EvalTask:
+        return _load.__wrapped__(find_definition(name), 3, replace(PLAIN, **more))
 
     return loaded
 
@@ -36,7 +36,7 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", mini_tasks())
-def test_a_cached_task_asks_and_scores_like_one_made_anew(name: str, again: Callable[..., load.EvalTask]) -> None:
+def test_a_cached_task_asks_and_scores_like_one_made_anew(name: str, again: Callable[..., EvalTask]) -> None:
     made, found = again(name), again(name)
     assert "_built_task" not in vars(found), "lm-eval's own is not needed to ask"
     assert [getattr(found, field) for field in ASKED] == [getattr(made, field) for field in ASKED]
@@ -48,7 +48,7 @@ def test_a_cached_task_asks_and_scores_like_one_made_anew(name: str, again: Call
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"abc\n{}", None, "cut"])
 def test_a_damaged_file_is_made_anew(
-    damage: bytes | str | None, again: Callable[..., load.EvalTask], tmp_path: Path
+    damage: bytes | str | None, again: Callable[..., EvalTask], tmp_path: Path
 ) -> None:
     made = again("mini_gsm8k")
     (file,) = files(tmp_path)
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_made_anew(
     assert file.read_bytes() == whole
 
 
-def test_a_forged_file_is_another_task_and_does_not_score(again: Callable[..., load.EvalTask], tmp_path: Path) -> None:
+def test_a_forged_file_is_another_task_and_does_not_score(again: Callable[..., EvalTask], tmp_path: Path) -> None:
     made = again("mini_gsm8k")
     (file,) = files(tmp_path)
     spec = request_cache.read_cached(file)
@@ -75,7 +75,7 @@ def test_a_forged_file_is_another_task_and_does_not_score(again: Callable[..., l
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"requests": [1]}', '{"name": "x", "requests": []}'])
-def test_a_file_of_another_shape_is_made_anew(text: str, again: Callable[..., load.EvalTask], tmp_path: Path) -> None:
+def test_a_file_of_another_shape_is_made_anew(text: str, again: Callable[..., EvalTask], tmp_path: Path) -> None:
     made = again("mini_gsm8k")
     (file,) = files(tmp_path)
     file.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
@@ -119,7 +119,7 @@ def test_only_the_mini_tasks_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_task_that_is_no_longer_what_was_asked_does_not_score(
-    again: Callable[..., load.EvalTask], tmp_path: Path
+    again: Callable[..., EvalTask], tmp_path: Path
 ) -> None:
     again("mini_gsm8k")
     (file,) = files(tmp_path)
@@ -131,7 +131,7 @@ def test_a_task_that_is_no_longer_what_was_asked_does_not_score(
 
 
 def test_the_latest_files_are_kept_and_a_closed_cache_costs_nothing_but_time(
-    again: Callable[..., load.EvalTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: Callable[..., EvalTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_cache, "MOST", 1)
     again("mini_gsm8k"), again("mini_wmt16")

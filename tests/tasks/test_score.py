@@ -105,7 +105,7 @@ def test_responses_of_the_wrong_number_or_kind(task):
 
 def test_a_prompt_that_does_not_compile_alone():
     """Infilling cuts a prompt in the middle of a function: its whole helpers are the test's, the rest is completed."""
-    from lynx_exp.tasks import run_programs as execute
+    from lynx_exp.tasks import run_programs
     from lynx_exp.tasks.code import program_of
 
     helper = "def twice(x):\n    return 2 * x\n\n"
@@ -116,5 +116,5 @@ def test_a_prompt_that_does_not_compile_alone():
         doc = {"prompt": helper + cut, "test": "def check(c):\n    assert c(3) == twice(3)\n", "entry_point": "f"}
         program = program_of(helper + cut + rest, f"{doc['test']}\ncheck(f)", doc)
         assert program.prelude == helper and program.entry_point == "f"
-        [verdict] = execute.run_programs([program], timeout_s=30.0)
+        [verdict] = run_programs([program], timeout_s=30.0)
         assert verdict.reason == "passed"

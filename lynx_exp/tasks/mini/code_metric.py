@@ -6,8 +6,7 @@ See `lynx_exp.tasks.sandbox` for what contains them and what does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from lynx_exp.tasks.code import current_run
 from lynx_exp.tasks.run_programs import Program
@@ -15,7 +14,7 @@ from lynx_exp.tasks.run_programs import Program
 PASSED = "passed"
 
 
-def run_tests(resps: Iterable[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[list[str]]:
+def run_tests(resps: Iterable[Sequence[str]], docs: Sequence[Mapping[str, str]]) -> list[list[str]]:
     """Per document and response: "passed" if `prompt + response` passes the document's test, else why it did not."""
     counted = [list(of_doc) for of_doc in resps]
     programs = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.mini import GENERATORS, held_out
 
@@ -42,7 +42,7 @@ def write_data(folder: Path = FOLDER) -> list[Path]:
     return paths
 
 
-def read_rows(rows: str, **_: Any) -> dict[str, Dataset]:
+def read_rows(rows: str, **_: object) -> dict[str, Dataset]:
     """The data set of a mini task, as lm-eval's `custom_dataset` wants it: split name -> rows.
 
     Further keyword arguments are those that lm-eval passes from a task's metadata; they change nothing here.

@@ -176,18 +176,18 @@ def sample(rng: Random) -> Item:
     prompt = f'def {name}({arguments}):\n    """{docstring}"""\n'
     body = "".join(f"    {line}\n" for line in lines)
     doc = {"prompt": prompt, "canonical_solution": body, "entry_point": name, "argument": kind_of_argument}
-    return Item(prompt=prompt, answer=body, doc=doc)
+    return Item(prompt=prompt, answer=body, doc=dict(doc))
 
 
 def with_test(item: Item, rng: Random) -> Item:
     """The item with HumanEval's `test` field: assertions on random arguments, results of the gold solution."""
     namespace: dict[str, Any] = {}
     exec(item.prompt + item.answer, namespace)  # our own generated gold solution, never a model's
-    function = namespace[item.doc["entry_point"]]
+    function, kind = namespace[item.doc["entry_point"]], str(item.doc["argument"])
     arity = function.__code__.co_argcount
     lines = ["def check(candidate):"]
     for _ in range(CHECKS):
-        arguments = [_argument(rng, item.doc["argument"]) for _ in range(arity)]
+        arguments = [_argument(rng, kind) for _ in range(arity)]
         call = ", ".join(map(repr, arguments))
         lines.append(f"    assert candidate({call}) == {function(*arguments)!r}")
     return Item(prompt=item.prompt, answer=item.answer, doc=item.doc | {"test": "\n".join(lines) + "\n"})

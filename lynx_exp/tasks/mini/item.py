@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,5 +11,5 @@ class Item:
     """Text up to where the model continues; equal to what the task's lm-eval YAML renders from `doc`."""
     answer: str
     """The gold continuation, its leading white space included."""
-    doc: dict[str, Any] = field(hash=False)
+    doc: dict[str, object] = field(hash=False)
     """The row of the task's JSONL file."""
