@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
@@ -169,13 +169,24 @@ def _open(config: CalibrateConfig) -> Engine:
     from lynx_exp.models.family_sizes import random_fields
 
     model = config.model
-    common: dict[str, Any] = {"dtype": config.dtype, "device": config.device}
-    common["experts_implementation"] = model.experts_implementation
     if model.kind == "random":
-        fields = random_fields(model.id, model.sizes, model.config)
-        return Engine.from_config(model.id, fields, seed=model.seed, **common)
-    common |= {name: getattr(model, name) for name in ("trust_remote_code", "allow_partial")}
-    return Engine.from_pretrained(model.id, revision=model.revision, **common)
+        return Engine.from_config(
+            model.id,
+            random_fields(model.id, model.sizes, model.config),
+            seed=model.seed,
+            dtype=config.dtype,
+            device=config.device,
+            experts_implementation=model.experts_implementation,
+        )
+    return Engine.from_pretrained(
+        model.id,
+        revision=model.revision,
+        dtype=config.dtype,
+        device=config.device,
+        experts_implementation=model.experts_implementation,
+        trust_remote_code=model.trust_remote_code,
+        allow_partial=model.allow_partial,
+    )
 
 
 def _batches(engine: Engine, texts: Sequence[str], config: CalibrateConfig) -> list[tuple[Tensor, Tensor]]:

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lynx_exp.models import Router, UnsupportedModel
 from lynx_exp.prepare.layer_facts import LayerFacts
 from lynx_exp.prepare.single_experts import Experts
 from lynx_exp.routing import Routing
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 OnLayer = Callable[[], None]
 """Called when a layer has been served in one pass."""
-Hook = Callable[..., Any]
+Given: TypeAlias = tuple[Tensor, ...]
+"""What a module is called with."""
+Chose: TypeAlias = Callable[[int, Routing], None]
+Reads: TypeAlias = Callable[[int, nn.Module, Given], None]
+Replace: TypeAlias = Callable[[int, nn.Module, Given], Given]
 
 
 class Observed:
     """A model with the experts of its routers, and where what they read is to go."""
 
     def __init__(
-        self, model: Any, routers: Sequence[Router], experts: Sequence[Experts], facts: Sequence[LayerFacts]
+        self, model: PreTrainedModel, routers: Sequence[Router], experts: Sequence[Experts], facts: Sequence[LayerFacts]
     ) -> None:
         self._model, self._routers, self._experts, self._facts = model, routers, experts, facts
 
@@ -37,7 +44,7 @@ class Observed:
         def chose(layer: int, routing: Routing) -> None:
             self._facts[layer].add_routing(routing, real_T)
 
-        def reads(layer: int, _module: Any, given: tuple[Any, ...]) -> None:
+        def reads(layer: int, _module: nn.Module, given: Given) -> None:
             self._facts[layer].add_hidden(given[0].reshape(len(real_T), -1)[real_T])
             on_layer()
 
@@ -56,7 +63,7 @@ class Observed:
         routed: dict[int, tuple[Tensor, Routing]] = {}
         noise_TH: dict[int, Tensor] = {}
 
-        def replace(layer: int, _module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        def replace(layer: int, _module: nn.Module, given: Given) -> Given:
             if not given:
                 name = self._routers[layer].name
                 raise UnsupportedModel(f"{name}: gets its hidden states by keyword; they cannot be replaced by noise")
@@ -67,7 +74,7 @@ class Observed:
         def chose(layer: int, routing: Routing) -> None:
             routed[layer] = noise_TH.pop(layer), routing
 
-        def reads(layer: int, _module: Any, given: tuple[Any, ...]) -> None:
+        def reads(layer: int, _module: nn.Module, given: Given) -> None:
             hidden, routing = routed.pop(layer)
             width = given[0].shape[-1]
             if hidden.shape[-1] != width:  # the experts read a projection
@@ -84,7 +91,7 @@ class Observed:
         self._hooked(passes, chose, reads, replace)
 
     @torch.inference_mode()
-    def _hooked(self, passes: Callable[[], None], chose: Hook, reads: Hook, replace: Hook | None = None) -> None:
+    def _hooked(self, passes: Callable[[], None], chose: Chose, reads: Reads, replace: Replace | None = None) -> None:
         """Run `passes` with a function of the layer behind each router, before its experts and before the router."""
         removers: list[Callable[[], None]] = []
         try:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.config import Config, config_folder, to_config
 
 if TYPE_CHECKING:
+    from hydra._internal.callbacks import Callbacks
+
     from lynx_exp.prepare.hub import Entry, HubModel, HubTask
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -51,7 +54,7 @@ def prefetch(arguments: Sequence[str], *, multirun: bool = False, dry_run: bool 
     for source, seen in zip(sources, plan, strict=True):
         if seen.state != "failed":
             print(f"{seen.kind} {seen.name} ...", file=sys.stderr, flush=True)
-            seen = _tried(lambda source=source, seen=seen: source.fetch(seen), source, seen)
+            seen = _tried(partial(source.fetch, seen), source, seen)
         done.append(seen)
     if not done:
         return None
@@ -117,7 +120,7 @@ def _sets_policy(word: str) -> bool:
     return key == "policy" or key.startswith("policy.")
 
 
-def _no_callbacks() -> Any:
+def _no_callbacks() -> Callbacks:
     from hydra._internal.callbacks import Callbacks
 
     return Callbacks()
@@ -150,7 +153,7 @@ def needs(configs: Sequence[Config]) -> Needs:
     return Needs(list(models), [task for task in tasks.values() if task.repo is not None], list(here))
 
 
-def _tried(act: Any, source: HubModel | HubTask, seen: Entry | None = None) -> Entry:
+def _tried(act: Callable[[], Entry], source: HubModel | HubTask, seen: Entry | None = None) -> Entry:
     """What `act` gives; if it fails, the row says why and the others go on."""
     from lynx_exp.prepare.hub import HubModel
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from lynx_exp.models import Router, UnsupportedModel
 from lynx_exp.routing import Routing
 from lynx_exp.wording import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PROBE_TOKENS = 16
 
@@ -49,7 +52,7 @@ class Experts:
 
 
 @torch.inference_mode()
-def find_experts(model: nn.Module, routers: Sequence[Router]) -> list[Experts]:
+def find_experts(model: PreTrainedModel, routers: Sequence[Router]) -> list[Experts]:
     """The experts behind each router. UnsupportedModel names the first router whose experts cannot be run singly."""
     calls = _probe(model, routers)
     found = []
@@ -72,7 +75,7 @@ def _refusal(model: nn.Module, router: Router, why: str) -> UnsupportedModel:
     return UnsupportedModel(f"{type(model).__name__}: {router.name}: its experts cannot be run one by one: {why}")
 
 
-def _probe(model: Any, routers: Sequence[Router]) -> dict[int, tuple[nn.Module, Tensor, Tensor, Tensor]]:
+def _probe(model: PreTrainedModel, routers: Sequence[Router]) -> dict[int, tuple[nn.Module, Tensor, Tensor, Tensor]]:
     """By layer: the module that got a router's choice in a forward pass of a few tokens, and what it got."""
     last: list[tuple[int, Routing]] = []
     calls: dict[int, tuple[nn.Module, Tensor, Tensor, Tensor]] = {}
@@ -80,9 +83,10 @@ def _probe(model: Any, routers: Sequence[Router]) -> dict[int, tuple[nn.Module, 
     def note(layer: int, routing: Routing) -> None:
         last.append((layer, routing))
 
-    def look(module: nn.Module, given: tuple[Any, ...]) -> None:
+    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         if last and last[-1][0] not in calls and len(given) >= 3 and _is_choice(given[1], last[-1][1]):
-            calls[last[-1][0]] = (module, *given[:3])
+            hidden, experts_TK, weights_TK = given[:3]
+            calls[last[-1][0]] = module, hidden, experts_TK, weights_TK
 
     removers = [router.intercept(partial(note, router.layer)) for router in routers]
     removers += [module.register_forward_pre_hook(look).remove for module in model.modules()]
@@ -95,7 +99,7 @@ def _probe(model: Any, routers: Sequence[Router]) -> dict[int, tuple[nn.Module, 
     return calls
 
 
-def _is_choice(value: Any, routing: Routing) -> bool:
+def _is_choice(value: object, routing: Routing) -> bool:
     if not isinstance(value, Tensor) or value.shape != routing.experts.shape or value.is_floating_point():
         return False
     return torch.equal(value.sort(-1).values, routing.experts.to(value.dtype).sort(-1).values)

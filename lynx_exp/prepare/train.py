@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +140,7 @@ def _loss(model: MixtralForCausalLM, routers: _Routers, batch: Batch, balance_we
     return entropy.mean() + balance_weight * routers.balance(batch.real_RN.flatten()), entropy.detach()
 
 
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
+def _save_atomically(state: dict[str, object], path: Path) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
     torch.save(state, temporary)
     os.replace(temporary, path)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(made._to_model().model_dump(by_alias=True, exclude_none=True, mode="json"), indent=1))
         return found.code
     try:
-        made.save()
+        made.save()  # type: ignore[no-untyped-call]  # a workspace's says nothing of what it gives
     except Exception as error:  # of wandb, wandb-workspaces or the network: they have no common class
         print_stderr(f"error: wandb: {one_line(error)}")
         return FAILED

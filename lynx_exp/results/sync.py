@@ -98,7 +98,7 @@ def place_of(record: CellRecord, args: argparse.Namespace, mode: str) -> Place:
     from lynx_exp.tracking.run_content import config
     from lynx_exp.tracking.wandb_runs import Place
 
-    return Place.of(config(record).get("tracker") or {}, project=args.project, entity=args.entity, mode=mode)
+    return Place.of(config(record).get("tracker"), project=args.project, entity=args.entity, mode=mode)
 
 
 def _left(started: float, done: int, left: int) -> str:

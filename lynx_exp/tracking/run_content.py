@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -32,8 +32,18 @@ def run_id_of(record: CellRecord) -> str:
     return run_id("cell", record.info["study"], record.info["cell_id"])
 
 
-def init_arguments(record: CellRecord) -> dict[str, Any]:
-    """Arguments of `wandb.init` that name the run."""
+class InitArguments(TypedDict):
+    """Arguments of `wandb.init` that name a run."""
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: NotRequired[list[str]]
+    config: NotRequired[dict[str, object]]
+
+
+def init_arguments(record: CellRecord) -> InitArguments:
     info = record.info
     return {
         "id": run_id_of(record),
@@ -45,22 +55,26 @@ def init_arguments(record: CellRecord) -> dict[str, Any]:
     }
 
 
-def config(record: CellRecord) -> dict[str, Any]:
+def config(record: CellRecord) -> dict[str, object]:
     """The resolved config as it was run, with what the cell and its surroundings were."""
     stored = read_value(record.path / "config.yaml")
     label = {"policy_label": record.info["policy_label"]}  # what people group runs by
-    return _scrubbed(stored) | label | {"cell": _scrubbed(record.info), "provenance": _scrubbed(record.provenance)}
+    return _fields(stored) | label | {"cell": _fields(record.info), "provenance": _fields(record.provenance)}
 
 
-def _scrubbed(value: Any) -> Any:
+def _fields(values: Mapping[str, object]) -> dict[str, object]:
+    return {str(key): _scrubbed(item) for key, item in values.items()}
+
+
+def _scrubbed(value: object) -> object:
     if isinstance(value, dict):
-        return {str(key): _scrubbed(item) for key, item in value.items()}
+        return _fields(value)
     if isinstance(value, list):
         return [_scrubbed(item) for item in value]
     return scrub(value) if isinstance(value, str) else value
 
 
-def summary(record: CellRecord) -> dict[str, Any]:
+def summary(record: CellRecord) -> dict[str, object]:
     """The headline numbers.
 
     `score/SUBTASK`: the headline metric. `SUBTASK/METRIC,FILTER`: every metric. `active_experts`, `kl` and the others
@@ -69,7 +83,7 @@ def summary(record: CellRecord) -> dict[str, Any]:
     the hardware gave, where it is known.
     """
     metrics = record.metrics
-    found: dict[str, Any] = {key: value for key, value in metrics.items() if _is_number(value)}
+    found: dict[str, object] = {key: value for key, value in metrics.items() if _is_number(value)}
     for key, value in (metrics.get("matched") or {}).items():
         if _is_number(value):
             found[f"matched/{key}"] = value
@@ -84,7 +98,7 @@ def summary(record: CellRecord) -> dict[str, Any]:
     return found | {"seconds": record.status.get("seconds"), "attempt": record.status.get("attempt")}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -100,7 +114,7 @@ def _hardware(record: CellRecord) -> dict[str, float]:
     return {name: value for name, value in hardware_numbers(record.timing_info).items() if value is not None}
 
 
-def curves(record: CellRecord) -> Iterator[dict[str, Any]]:
+def curves(record: CellRecord) -> Iterator[dict[str, object]]:
     """A row a decode step, in order: of each subtask the mean and the histogram (counts, edges) of the active experts
     of all lanes and layers, and the mean of live rows."""
     table = record.steps().to_pandas()
@@ -110,7 +124,7 @@ def curves(record: CellRecord) -> Iterator[dict[str, Any]]:
     last = int(table["step"].max())
     shown = table[table["step"] % (last // STEPS_SHOWN + 1) == 0]
     for step, rows in shown.groupby("step", sort=True):
-        row: dict[str, Any] = {STEP: int(step)}
+        row: dict[str, object] = {STEP: int(step)}
         for subtask, part in rows.groupby("subtask", sort=True):
             counts, _ = np.histogram(part["active_experts"], bins=edges)
             row[f"steps/{subtask}/active_experts"] = float(part["active_experts"].mean())
@@ -119,12 +133,12 @@ def curves(record: CellRecord) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def samples(record: CellRecord) -> list[list[Any]]:
+def samples(record: CellRecord) -> list[list[object]]:
     """The first documents of every subtask in turn, columns as in SAMPLE_COLUMNS."""
     table = record.samples()
     known = [name for name in SAMPLE_COLUMNS if name in table.column_names]
     rows = table.select(known).to_pylist()
-    by_subtask: dict[str, list[dict[str, Any]]] = {}
+    by_subtask: dict[str, list[dict[str, object]]] = {}
     for row in rows:
         by_subtask.setdefault(row["subtask"], []).append(row)
     share = max(SAMPLES_SHOWN // max(len(by_subtask), 1), 1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-Table = tuple[list[str], list[list[Any]]]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Table = tuple[list[str], list[list[object]]]
 """Columns, rows."""
 
 
@@ -22,7 +25,7 @@ def figures_of(study: Path) -> list[Path]:
     return sorted(path for path in (study / "figures").glob("*") if path.suffix in (".pdf", ".png", ".csv"))
 
 
-def _plain(frame: Any) -> Table:
+def _plain(frame: DataFrame) -> Table:
     """Without NaN, which JSON does not know."""
     columns = [str(name) for name in frame.columns]
     rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()

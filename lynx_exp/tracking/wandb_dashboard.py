@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 from lynx_exp.store.read import CellRecord
 from lynx_exp.tracking.run_content import STEP, summary
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
+    from wandb_workspaces.workspaces import Workspace
 
 Kind = Literal["workspace", "report"]
 HARDWARE = {"s_mbu": "share of a plain copy's rate (S-MBU)", "j_per_token": "energy of a decoded token, J"}
@@ -47,7 +53,7 @@ class PanelData:
         )
 
 
-def build(kind: Kind, shown: PanelData, *, entity: str, project: str, printed: bool = False) -> Any:
+def build(kind: Kind, shown: PanelData, *, entity: str, project: str, printed: bool = False) -> Workspace | Report:
     """A `Workspace` or a `Report`, not saved. ValueError if wandb-workspaces is not installed.
 
     `printed`: without a server, at which a report otherwise looks up the project of its runs; then they are those of
@@ -72,7 +78,7 @@ def build(kind: Kind, shown: PanelData, *, entity: str, project: str, printed: b
             ],
             runset_settings=workspaces.RunsetSettings(filters=runs, pinned_columns=_columns(shown)),
         )
-    blocks: list[Any] = [
+    blocks: list[BlockTypes] = [
         reports.P(
             "Each run is a cell: a model, an expert-selection policy, a task and a serving batch size. Numbers without "
             "an interval here: `lynx-results table` and `lynx-results report` give them, paired with vanilla."
@@ -95,7 +101,7 @@ def _columns(shown: PanelData) -> list[str]:
     return [*columns, "summary:active_experts", *(["summary:speedup"] if shown.timed else [])]
 
 
-def _sections(wr: Any, shown: PanelData) -> list[tuple[str, list[Any]]]:
+def _sections(wr: ModuleType, shown: PanelData) -> list[tuple[str, list[PanelTypes]]]:
     """(title, panels), in order."""
     label = wr.Config(LABEL)
     scores = [wr.SummaryMetric(f"score/{name}") for name in shown.subtasks]

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.store.files import read_json, sha256_of, write_json
 from lynx_exp.store.read import CellRecord
 from lynx_exp.tracking import run_content as content
+from lynx_exp.tracking.study_content import Table
+
+if TYPE_CHECKING:
+    from wandb import Run, Settings
 
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 120.0
@@ -32,9 +36,10 @@ class Place:
     tags: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tracker: Mapping[str, Any], **others: Any) -> Place:
-        """From a config's `tracker`; `others` that are not None take the place of its values."""
-        given = {name: tracker.get(name) for name in ("project", "entity", "mode", "tags")}
+    def of(cls, tracker: object, **others: str | None) -> Place:
+        """From a config's `tracker`, if it is one; `others` that are not None take the place of its values."""
+        told = tracker if isinstance(tracker, Mapping) else {}
+        given = {name: told.get(name) for name in ("project", "entity", "mode", "tags")}
         given |= {name: value for name, value in others.items() if value is not None}
         return cls(**given | {"tags": tuple(given["tags"] or ())})
 
@@ -70,13 +75,14 @@ def log_cell(record: CellRecord, place: Place) -> str:
 
 
 def log_study(
-    study: Path, place: Place, *, name: str, tables: Mapping[str, tuple[list[str], list[list[Any]]]],
+    study: Path, place: Place, *, name: str, tables: Mapping[str, Table],
     figures: Sequence[Path],
 ) -> str:  # fmt: skip
     """Log what all cells of a study say together: tables (columns, rows) and figures, as pictures and as files."""
     import wandb
 
-    about = {"id": content.run_id("study", name), "name": f"{name} analysis", "group": name, "job_type": "analysis"}
+    identity = content.run_id("study", name)
+    about = content.InitArguments(id=identity, name=f"{name} analysis", group=name, job_type="analysis")
     run = _init(place, study, about)
     try:
         for title, (columns, rows) in tables.items():
@@ -115,7 +121,7 @@ def is_logged(record: CellRecord, place: Place) -> bool:
     return read_json(_note_path(record)) == _stamp(record, place)
 
 
-def _init(place: Place, folder: Path, about: Mapping[str, Any]) -> Any:
+def _init(place: Place, folder: Path, about: content.InitArguments) -> Run:
     import wandb
 
     online = place.mode == "online"
@@ -134,7 +140,6 @@ def _init(place: Place, folder: Path, about: Mapping[str, Any]) -> Any:
         finish_timeout_raises=True,
     )
     _quiet()
-    named = dict(about) | {"tags": [*place.tags, *about.get("tags", ())]}
     try:
         return wandb.init(
             project=place.project,
@@ -144,7 +149,12 @@ def _init(place: Place, folder: Path, about: Mapping[str, Any]) -> Any:
             resume="allow" if online else None,
             reinit="create_new",
             settings=settings,
-            **named,
+            id=about["id"],
+            name=about["name"],
+            group=about["group"],
+            job_type=about["job_type"],
+            tags=[*place.tags, *about.get("tags", ())],
+            config=about.get("config"),
         )
     except (wandb.errors.Error, OSError, TimeoutError) as error:
         if online:
@@ -152,32 +162,32 @@ def _init(place: Place, folder: Path, about: Mapping[str, Any]) -> Any:
         raise
 
 
-def _quiet() -> Any:
-    """wandb's global state, which must be told before a run that nothing is to be said."""
+def _quiet() -> Settings:
+    """wandb's own, which must be told before a run that nothing is to be said."""
     import wandb
 
-    return wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb.setup(settings=wandb.Settings(silent=True)).settings
 
 
-def _define(run: Any) -> None:
+def _define(run: Run) -> None:
     run.define_metric(content.STEP, hidden=True, summary="none")
     run.define_metric("steps/*", step_metric=content.STEP, summary="none")
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     import wandb
 
     return wandb.Histogram(np_histogram=value) if isinstance(value, tuple) else value
 
 
-def _finish(run: Any) -> None:
+def _finish(run: Run) -> None:
     try:
         run.finish()
     except TimeoutError as error:
         raise Unreachable(f"an upload did not end within {FINISH_TIMEOUT_S:g} s") from error
 
 
-def _abandon(run: Any) -> None:
+def _abandon(run: Run) -> None:
     """Close what failed; how that goes no longer matters."""
     try:
         run.finish(exit_code=1)
@@ -186,7 +196,7 @@ def _abandon(run: Any) -> None:
             raise
 
 
-def _forget_older(study: Path, identity: str, run: Any) -> None:
+def _forget_older(study: Path, identity: str, run: Run) -> None:
     """Remove local copies of the run from before. One that was begun later is another process's, which will remove
     this one in its turn: so the last always stays."""
     if not run.dir:
@@ -215,6 +225,6 @@ def _note_path(record: CellRecord) -> Path:
     return record.path.parent / "wandb" / "logged" / f"{content.run_id_of(record)}.json"
 
 
-def _stamp(record: CellRecord, place: Place) -> dict[str, Any]:
-    where = {"server": _quiet().settings.base_url, "entity": place.entity, "project": place.project}
+def _stamp(record: CellRecord, place: Place) -> dict[str, str | None]:
+    where = {"server": _quiet().base_url, "entity": place.entity, "project": place.project}
     return where | {"done_sha256": sha256_of(record.path / "DONE")}

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 from time import monotonic
-from typing import IO, Any
+from typing import IO
 
 from lynx_exp.store.read import read_cell
 from lynx_exp.tracking.study_content import figures_of, tables_of
@@ -62,7 +62,7 @@ def _lines() -> Iterator[str]:
         yield line
 
 
-def _do(job: Mapping[str, Any], place: Place) -> None:
+def _do(job: Mapping[str, str], place: Place) -> None:
     if "cell" in job:
         log_cell(read_cell(Path(job["cell"])), place)
         return

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lynx_exp.engine.decoding.sections import Act
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.routing import Phases, Policy
 from lynx_exp.vllm_plugin.record import LaneCount
 
+if TYPE_CHECKING:
+    from vllm import LLM
+
 
 class VllmHost(Protocol):
     """A `vllm.LLM` whose plugin takes policies from requests."""
 
-    llm: Any
+    llm: LLM
     max_rows: int
     """Requests of a step at most."""
     step_tokens: int

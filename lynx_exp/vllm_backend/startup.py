@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.models import locate
 from lynx_exp.vllm_plugin import make_llvmlite_bearable, register
 from lynx_exp.vllm_plugin.requirements import check_version
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 CPU_CACHE_GIB = 2.0
 """For keys and values where nothing else is said; vLLM would take nearly all of the machine."""
@@ -46,8 +49,8 @@ def open_llm(
     prefix_caching: bool = False,
     max_num_batched_tokens: int = 16384,
     enforce_eager: bool = True,
-    engine_args: Mapping[str, Any] | None = None,
-) -> Any:
+    engine_args: Mapping[str, object] | None = None,
+) -> LLM:
     """A `vllm.LLM`. ValueError, in one line, if it cannot be made, or runs elsewhere than on `device` (cpu or cuda)."""
     check_installed()
     for name, value in _VARIABLES.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lynx_exp.engine import (
     BatchPlan,
@@ -32,6 +32,9 @@ from lynx_exp.vllm_backend.vllm_timing import measure, measure_windows
 from lynx_exp.vllm_plugin.plugin_settings import spec_of
 from lynx_exp.vllm_plugin.record import LaneCount
 
+if TYPE_CHECKING:
+    from vllm import LLM
+
 
 def _silent(*_said: object) -> None:
     """Progress that nobody watches."""
@@ -42,7 +45,7 @@ class VllmEngine:
 
     feeds_last = True  # a request ends where its tokens are as many as the positions
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: LLM) -> None:
         from transformers import GenerationConfig
 
         self.llm = llm
@@ -92,7 +95,7 @@ class VllmEngine:
         """vLLM's version, and its own experts."""
         return f"vllm {_version()} {self._facts['experts']}"
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _ask(self, method: str, *arguments: object) -> Any:
         """The first worker's answer. RuntimeError if another one's differs: ranks decide alike, or not at all."""
         first, *others = self.llm.collective_rpc(method, args=arguments)
         if any(other != first for other in others):
@@ -263,11 +266,11 @@ class VllmEngine:
             on_step=on_step,
         )
 
-    def measure_prefill(self, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+    def measure_prefill(self, prompts: Sequence[Sequence[int]], **_: object) -> NoReturn:
         """Refused: a serving engine times requests (`Timing.serving` has their time to the first token)."""
         raise ValueError("measure.prefill: only with backend=transformers")
 
-    def breakdown(self, prompts: Sequence[Sequence[int]], **_: Any) -> Any:
+    def breakdown(self, prompts: Sequence[Sequence[int]], **_: object) -> NoReturn:
         """Refused: its layers are compiled, and not to be taken apart."""
         raise ValueError("measure.breakdown: only with backend=transformers")
 

@@ -10,28 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lynx_exp.engine import Job, LaneResult, Request
 from lynx_exp.engine.decoding.lane import Lane, Row, lanes_of
+from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.vllm_backend.host import VllmHost
 from lynx_exp.vllm_plugin.plugin_settings import spec_of
 from lynx_exp.vllm_plugin.record import LaneCount
+
+if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
 
 
 class ServedRow(Row):
     """A request in vLLM: as `Row`, or made to say its continuation."""
 
     def __init__(
-        self, request: Request, number: int, slot: int, stopper: Any, filler: bool = False, *, scored: bool
+        self, request: Request, number: int, slot: int, stopper: Stopper, filler: bool = False, *, scored: bool
     ) -> None:
         super().__init__(request, number, slot, stopper, filler)
         self.scored = scored
         self.logprob, self.greedy = 0.0, True
 
-    def append(self, token: int, logprob: Any) -> None:
+    def append(self, token: int, logprob: Logprob) -> None:
         """`logprob`: vLLM's of the token, where it was asked for."""
         if not self.scored:
             self.take(token)
@@ -306,16 +310,18 @@ class Stream:
         )
 
 
-def submit(engine: VllmHost, request: Request, where: dict[str, Any], *, scored: bool, salt: str | None = None) -> str:
+def submit(
+    engine: VllmHost, request: Request, where: dict[str, object], *, scored: bool, salt: str | None = None
+) -> str:
     """Hand a request to vLLM; its name there. `scored`: it says its continuation."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    extra: dict[str, Any] = {"lynx": where}
+    extra: dict[str, object] = {"lynx": where}
     if scored:
         extra["lynx_forced"] = list(request.continuation_ids)
     sampling = request.sampling
-    drawn: dict[str, Any] = {"temperature": 0.0}
+    drawn: dict[str, object] = {"temperature": 0.0}
     if sampling is not None and not scored:
         drawn = {
             "temperature": sampling.temperature,
@@ -332,7 +338,7 @@ def submit(engine: VllmHost, request: Request, where: dict[str, Any], *, scored:
         output_kind=RequestOutputKind.DELTA,
         extra_args=extra,
     )
-    prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
+    prompt: dict[str, object] = {"prompt_token_ids": list(request.prompt_ids)}
     if salt is not None:
         prompt["cache_salt"] = salt
     name = f"{where['lane']}-{where['slot']}-{next(_numbers)}"

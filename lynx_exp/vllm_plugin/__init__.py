@@ -11,7 +11,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 _MARK = "__lynx_exp__"
 
@@ -26,14 +31,14 @@ def register() -> None:
     make_llvmlite_bearable()
 
 
-def _wrap(owner: type, name: str, afterwards: Any) -> None:
+def _wrap(owner: type, name: str, afterwards: Callable[..., None]) -> None:
     """`afterwards(self, result)` once the method has returned."""
     original = getattr(owner, name)
     if hasattr(original, _MARK):
         return
 
     @functools.wraps(original)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapped(self: object, *args: object, **kwargs: object) -> object:
         result = original(self, *args, **kwargs)
         afterwards(self, result)
         return result
@@ -42,13 +47,13 @@ def _wrap(owner: type, name: str, afterwards: Any) -> None:
     setattr(owner, name, wrapped)
 
 
-def _asked(vllm_config: Any) -> Any:
+def _asked(vllm_config: VllmConfig) -> object:
     """The setting; None without one."""
     more = vllm_config.additional_config
     return more.get("lynx") if isinstance(more, dict) else None
 
 
-def _check_config(_engine_args: Any, vllm_config: Any) -> None:
+def _check_config(_engine_args: object, vllm_config: VllmConfig) -> None:
     """In the process that the user started: what is wrong is said there, before any other process starts."""
     if _asked(vllm_config) is not None:
         from lynx_exp.vllm_plugin.plugin_settings import Settings
@@ -58,7 +63,7 @@ def _check_config(_engine_args: Any, vllm_config: Any) -> None:
         make_llvmlite_bearable()
 
 
-def _install(wrapper: Any, _result: Any) -> None:
+def _install(wrapper: WorkerWrapperBase, _result: object) -> None:
     """In each worker, when it has its device and not yet its model."""
     if _asked(wrapper.vllm_config) is not None:
         from lynx_exp.vllm_plugin.plugin_settings import Settings

@@ -7,7 +7,6 @@ T token rows (with padding, if there is any), G lanes, L layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ class Part:
 
     acting: Acting
     live_T: Tensor
-    shared: dict[str, Any]
+    shared: dict[str, object]
     """`StepContext.shared` of this step."""
 
 

@@ -5,11 +5,15 @@ Imported by vLLM alone. The raw log-probabilities that vLLM hands out are those 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import RequestLogitsProcessor
 
 NAME = "lynx_forced"
 """Of the tokens in `SamplingParams.extra_args`."""
@@ -19,7 +23,7 @@ class Forced(AdapterLogitsProcessor):
     def is_argmax_invariant(self) -> bool:
         return False
 
-    def new_req_logits_processor(self, params: Any) -> Any:
+    def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
         tokens = (params.extra_args or {}).get(NAME)
         if not tokens:
             return None

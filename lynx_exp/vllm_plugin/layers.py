@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from lynx_exp.vllm_plugin.plugin_settings import WHERE
 from lynx_exp.vllm_plugin.requirements import check_layer
 from lynx_exp.wording import first_line
 
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+
 _ROWS = 1024
 
 
@@ -29,7 +33,7 @@ class Layer:
     layer: int
     """Its number among those of the model, from the first on."""
     name: str
-    router: Any
+    router: BaseRouter
     """vLLM's router object."""
     gate: nn.Module | None
     """What gives the logits; None if it is not beside the experts."""
@@ -86,7 +90,9 @@ def find_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> l
     return found
 
 
-def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torch.dtype, device: torch.device) -> Layer:
+def _described(
+    model: nn.Module, layer: int, name: str, runner: MoERunnerInterface, dtype: torch.dtype, device: torch.device
+) -> Layer:
     router = runner.router
     gate = getattr(model.get_submodule(name.rpartition(".")[0]), "gate", None)
     try:
@@ -108,7 +114,7 @@ def _described(model: nn.Module, layer: int, name: str, runner: Any, dtype: torc
     )
 
 
-def prove_router(router: Any, dtype: torch.dtype, device: torch.device) -> tuple[LiveRule, bool]:
+def prove_router(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> tuple[LiveRule, bool]:
     """(the rule by which a router of vLLM scores, whether experts come best first); UnknownRouter says why it cannot be
     known."""
     return prove_answers(
@@ -124,14 +130,14 @@ def prove_router(router: Any, dtype: torch.dtype, device: torch.device) -> tuple
     )
 
 
-def _experts_of(runner: Any) -> str:
+def _experts_of(runner: MoERunnerInterface) -> str:
     method = runner._quant_method
     kernel = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
     return type(method if kernel is None else kernel).__name__
 
 
 @torch.no_grad()
-def _ask(router: Any, dtype: torch.dtype, device: torch.device) -> Answers:
+def _ask(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> Answers:
     """What the router makes of random logits, of which some are all but tied."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(_ROWS, router.global_num_experts, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, cast, get_args
+from typing import get_args
 
 from lynx_exp.routing import PerLayer, Phases, Policy, build_policy
 
@@ -22,16 +22,17 @@ class Acting:
     layers: str | None = None
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], where: str) -> Acting:
+    def parse(cls, given: Mapping[str, object], where: str) -> Acting:
         """From a policy's name and parameters side by side, as in `{"policy": "lynx", "alpha": 3, "layers": "1:"}`.
 
         Raises ValueError naming what is wrong.
         """
-        name, phases, layers = given.get("policy"), given.get("phases", "decode"), given.get("layers")
+        name, wanted, layers = given.get("policy"), given.get("phases", "decode"), given.get("layers")
         if not isinstance(name, str):
             raise ValueError(f"{where}.policy={name}: must be the name of a policy")
-        if phases not in get_args(Phases):
-            raise ValueError(f"{where}.phases={phases}: must be one of {', '.join(get_args(Phases))}")
+        phases = next((known for known in get_args(Phases) if known == wanted), None)
+        if phases is None:
+            raise ValueError(f"{where}.phases={wanted}: must be one of {', '.join(get_args(Phases))}")
         try:
             policy = build_policy(name, **{key: value for key, value in given.items() if key not in _NOT_OF_THE_POLICY})
         except ValueError as error:
@@ -52,7 +53,7 @@ class Acting:
 VANILLA = Acting(policy=None)
 
 
-def spec_of(policy: Policy | None, phases: Phases, layers: str | None) -> dict[str, Any]:
+def spec_of(policy: Policy | None, phases: Phases, layers: str | None) -> dict[str, object]:
     """What `Acting.parse` makes the same of: plain values, as a request carries them."""
     if policy is None:
         return {"policy": "vanilla"}
@@ -113,11 +114,12 @@ class Place:
     """Of the lane in its plan, from which random policies draw: the same whenever the lane runs."""
 
     @classmethod
-    def of(cls, extra_args: Mapping[str, Any] | None, known: dict[str, Acting]) -> Place:
+    def of(cls, extra_args: Mapping[str, object] | None, known: dict[str, Acting]) -> Place:
         """From a request's `extra_args={"lynx": {"lane": 3, "slot": 0, "policy": ..., ...}}`. `known`: acts by what
         was given, so that equal ones are one. ValueError without them."""
         given = (extra_args or {}).get("lynx")
-        if not isinstance(given, Mapping) or not isinstance(given.get("lane"), int):
+        lane = given.get("lane") if isinstance(given, Mapping) else None
+        if not isinstance(given, Mapping) or not isinstance(lane, int):
             raise ValueError(
                 f'{WHERE}.lanes=true: a request without extra_args={{"lynx": {{"lane": N, "policy": ...}}}}'
             )
@@ -125,6 +127,5 @@ class Place:
         key = repr(sorted(asked.items()))
         if key not in known:
             known[key] = Acting.parse(asked, "extra_args.lynx")
-        lane = cast(int, given["lane"])
         number = int(given.get("number", lane))
         return cls(lane=lane, slot=int(given.get("slot", 0)), acting=known[key], number=number)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ class Record:
         taken, self._kept = self._kept, []
         return taken
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """As JSON. Experts: means over decode steps, of the step's decode rows."""
         steps = sum(count for count, _ in self._by_rows.values())
         total = sum(total.double().cpu() for _, total in self._by_rows.values())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.vllm_plugin.plugin_settings import WHERE, Settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
 
 OLDEST, TOO_NEW = (0, 32), (0, 34)
 """Versions of vLLM whose routers and model runners are known: from the first to below the second."""
@@ -20,7 +24,7 @@ def check_version(version: str) -> None:
         raise ValueError(f"vllm={version}: this plugin knows the routers of vllm{window}; install one of those")
 
 
-def check_config(vllm_config: Any, settings: Settings) -> None:
+def check_config(vllm_config: VllmConfig, settings: Settings) -> None:
     """ValueError, in one line, for whatever would keep the policy from some rows, or mix up whose they are."""
     import vllm
     import vllm.envs as envs
@@ -75,11 +79,11 @@ def check_config(vllm_config: Any, settings: Settings) -> None:
             raise ValueError(f"{WHERE}: {why}")
 
 
-def _launches_from_python(vllm_config: Any) -> bool:
+def _launches_from_python(vllm_config: VllmConfig) -> bool:
     return vllm_config.model_config.enforce_eager or str(vllm_config.device_config.device_type) == "cpu"
 
 
-def check_runner(runner: Any) -> str:
+def check_runner(runner: object) -> str:
     """The name of the method that orders a step's rows: `_prepare_inputs` of vLLM's first model runner,
     `prepare_inputs` of its second. ValueError if the runner is neither."""
     for name, parameters in (
@@ -93,7 +97,7 @@ def check_runner(runner: Any) -> str:
     raise ValueError(f"{WHERE}: {type(runner).__name__} is not a model runner that this plugin knows")
 
 
-def check_layer(name: str, runner: Any) -> None:
+def check_layer(name: str, runner: MoERunnerInterface) -> None:
     """ValueError if the experts of this layer do not run what its router says."""
     if runner.is_monolithic:
         raise ValueError(

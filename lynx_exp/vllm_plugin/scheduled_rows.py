@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -72,18 +72,21 @@ class StepRows:
         return own_T & (self.decode_T if acting.phases == "decode" else ~self.decode_T)
 
 
+PlaceOf: TypeAlias = Callable[[object, int], Place]
+"""Sampling parameters and running number of a request -> where it belongs."""
+
+
 class Seats:
     """Requests that the worker holds, and how many steps each lane has made."""
 
-    def __init__(self, place_of: Callable[[Any, int], Place]) -> None:
-        """`place_of(sampling parameters, running number)` of a request."""
+    def __init__(self, place_of: PlaceOf) -> None:
         self._place_of = place_of
         self._seats: dict[str, Seat] = {}
         self._entered = 0
         self._steps: dict[int, int] = {}
         self._prefills: dict[int, int] = {}
 
-    def update(self, new: Iterable[tuple[str, int, Any]], gone: Iterable[str]) -> None:
+    def update(self, new: Iterable[tuple[str, int, object]], gone: Iterable[str]) -> None:
         """Requests that come (id, tokens of the prompt, sampling parameters), and the ids of those that have left."""
         for name in gone:
             self._seats.pop(name, None)
@@ -149,12 +152,12 @@ class Seats:
         return (number << 32) + base + counter[lane]
 
 
-def one_lane(acting: Acting) -> Callable[[Any, int], Place]:
+def one_lane(acting: Acting) -> PlaceOf:
     """All requests in lane 0, as rows that a server decodes together."""
     return lambda _params, number: Place(lane=0, slot=number & (2**30 - 1), acting=acting, number=0)
 
 
-def lanes_of_requests(known: dict[str, Acting]) -> Callable[[Any, int], Place]:
+def lanes_of_requests(known: dict[str, Acting]) -> PlaceOf:
     """Requests in the lanes that their `extra_args` name."""
     return lambda params, _number: Place.of(getattr(params, "extra_args", None), known)
 

@@ -6,8 +6,8 @@ T token rows, E experts, K top-k, W slots of a token after a policy.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
 import torch
@@ -18,11 +18,16 @@ from lynx_exp.models import bind, find_calibration, intercepted
 from lynx_exp.routing import Policy, Routing, layer_range
 from lynx_exp.vllm_plugin import ops
 from lynx_exp.vllm_plugin.buffers import Buffers, Part
-from lynx_exp.vllm_plugin.layers import Layer, find_layers, reroute
+from lynx_exp.vllm_plugin.layers import Layer, Route, find_layers, reroute
 from lynx_exp.vllm_plugin.plugin_settings import VANILLA, WHERE, Acting, Settings
 from lynx_exp.vllm_plugin.record import LaneCount, Record, say
 from lynx_exp.vllm_plugin.requirements import check_config, check_runner
 from lynx_exp.vllm_plugin.scheduled_rows import NOBODY, Seats, StepRows, lanes_of_requests, one_lane
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.worker_base import WorkerBase
 
 _WARM_UP = ("_warmup_", "_v2_mixed_warmup")
 """Names of the requests that vLLM's second model runner makes up to warm itself up."""
@@ -31,7 +36,7 @@ _WARM_UP = ("_warmup_", "_v2_mixed_warmup")
 class LynxWorker:
     """Belongs to its worker, as `worker.lynx`. Changes objects of this worker alone."""
 
-    def __init__(self, worker: Any, vllm_config: Any, settings: Settings) -> None:
+    def __init__(self, worker: WorkerBase, vllm_config: VllmConfig, settings: Settings) -> None:
         self._worker, self._vllm_config, self._settings = worker, vllm_config, settings
         self._layers: list[Layer] = []
         self._bound: dict[Acting, tuple[Policy | None, frozenset[int]]] = {}
@@ -57,12 +62,12 @@ class LynxWorker:
         ops.register()
         originals = {name: getattr(runner, name) for name in ("load_model", "execute_model", "_dummy_run", prepare)}
 
-        def load_model(*args: Any, **kwargs: Any) -> Any:
+        def load_model(*args: object, **kwargs: object) -> object:
             result = originals["load_model"](*args, **kwargs)
             self._loaded()
             return result
 
-        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        def execute_model(scheduler_output: SchedulerOutput, *args: object, **kwargs: object) -> object:
             if kwargs.get("dummy_run"):
                 return originals["execute_model"](scheduler_output, *args, **kwargs)
             self._begin(scheduler_output)
@@ -70,7 +75,7 @@ class LynxWorker:
             self._end(scheduler_output)
             return result
 
-        def prepare_inputs(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        def prepare_inputs(scheduler_output: SchedulerOutput, *args: Any, **kwargs: object) -> object:
             result = originals[prepare](scheduler_output, *args, **kwargs)
             if prepare == "prepare_inputs":
                 self._announce(result.req_ids, result.num_computed_tokens_np, result.num_scheduled_tokens)
@@ -79,7 +84,7 @@ class LynxWorker:
                 self._announce(batch.req_ids, batch.num_computed_tokens_cpu[: batch.num_reqs], args[0])
             return result
 
-        def dummy_run(*args: Any, **kwargs: Any) -> Any:
+        def dummy_run(*args: object, **kwargs: object) -> object:
             self._dummy = True
             self._buffers.fill(NOBODY, self._acts(NOBODY))
             try:
@@ -94,7 +99,7 @@ class LynxWorker:
         self._worker.lynx_bind = self.bind
         shutdown = self._worker.shutdown
 
-        def close_and_shutdown(*args: Any, **kwargs: Any) -> Any:
+        def close_and_shutdown(*args: object, **kwargs: object) -> object:
             self.close()
             return shutdown(*args, **kwargs)
 
@@ -102,7 +107,7 @@ class LynxWorker:
         own = WeakMethod(self.close)
         atexit.register(lambda: (close := own()) and close())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What was counted so far, of all requests: `LLM.collective_rpc("lynx_record")`."""
         first = self._layers[0]
         return self.record.summary() | {
@@ -112,7 +117,7 @@ class LynxWorker:
             "experts": first.experts,
         }
 
-    def bind(self, given: Mapping[str, Any]) -> None:
+    def bind(self, given: Mapping[str, object]) -> None:
         """ValueError, with the reason, if this model cannot run what a request would bring: `lynx_bind`."""
         policy, _ = self._bind(Acting.parse(given, "extra_args.lynx"))
         width, top_k = self._width(policy), self._layers[0].top_k
@@ -159,7 +164,7 @@ class LynxWorker:
         self._buffers.fill(NOBODY, self._acts(NOBODY))
 
     @staticmethod
-    def _opaque(layer: int, width: int) -> Any:
+    def _opaque(layer: int, width: int) -> Route:
         def route(logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
             return torch.ops.lynx_exp.route(logits, weights, experts, layer, width)
 
@@ -201,7 +206,7 @@ class LynxWorker:
 
     # From step to step.
 
-    def _begin(self, scheduler_output: Any) -> None:
+    def _begin(self, scheduler_output: SchedulerOutput) -> None:
         new = [
             (request.req_id, len(request.prompt_token_ids or ()), request.sampling_params)
             for request in scheduler_output.scheduled_new_reqs
@@ -209,7 +214,7 @@ class LynxWorker:
         self._seats.update(new, scheduler_output.finished_req_ids)
         self._rows, self._routed = None, 0
 
-    def _announce(self, names: Any, computed: Any, scheduled: Any) -> None:
+    def _announce(self, names: Sequence[str], computed: Sequence[int], scheduled: Sequence[int]) -> None:
         self._warms_up = all(name.startswith(_WARM_UP) for name in names)
         rows = self._rows = self._seats.step(names, computed, scheduled)
         self._buffers.fill(rows, self._acts(rows))
@@ -220,7 +225,7 @@ class LynxWorker:
             return [self._settings.acting]
         return [acting for acting in dict.fromkeys(lane.acting for lane in rows.lanes) if acting.policy is not None]
 
-    def _end(self, scheduler_output: Any) -> None:
+    def _end(self, scheduler_output: SchedulerOutput) -> None:
         if not scheduler_output.total_num_scheduled_tokens:
             return
         rows, self._rows = self._rows, None

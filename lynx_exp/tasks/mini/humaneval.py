@@ -183,7 +183,7 @@ def with_test(item: Item, rng: Random) -> Item:
     """The item with HumanEval's `test` field: assertions on random arguments, results of the gold solution."""
     namespace: dict[str, Any] = {}
     exec(item.prompt + item.answer, namespace)  # our own generated gold solution, never a model's
-    function, kind = namespace[item.doc["entry_point"]], str(item.doc["argument"])
+    function, kind = namespace[str(item.doc["entry_point"])], str(item.doc["argument"])
     arity = function.__code__.co_argcount
     lines = ["def check(candidate):"]
     for _ in range(CHECKS):
