@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lm_eval.api.model import LM, TemplateLM
@@ -22,30 +22,32 @@ from lynx_exp.config import (
     CHOICES,
     MIXINGS,
     PHASES,
-    SANDBOXES,
     SCORINGS,
     TAILS,
     TRUNCATES,
     at_least,
-    did_you_mean,
     one_of,
 )
+from lynx_exp.lm_eval_arguments import Arguments, device_of, layers_of, policy_of, read_argument, sandbox_of
 from lynx_exp.run.encode import encode_requests
 from lynx_exp.tasks.lm_eval_code import run_code_in
 from lynx_exp.tasks.task import TaskRequest
 from lynx_exp.tasks.task_settings import Generation
 
 if TYPE_CHECKING:
+    import torch
     from lm_eval.api.instance import Instance
+    from transformers import PreTrainedTokenizerBase
 
-    from lynx_exp.engine import BatchPlan, LaneResult, Request
-    from lynx_exp.routing import Policy
-    from lynx_exp.tasks.run_programs import Sandbox
+    from lynx_exp.engine import BatchPlan, LaneResult, Request, Scoring
+    from lynx_exp.routing import Phases
+    from lynx_exp.tasks.task import EvalTask
 
 log = logging.getLogger("lm_eval.lynx")
 
 DECODE_BATCH = 16
 """Where neither `decode_batch` nor a number as lm-eval's `--batch_size` is given."""
+Kind = Literal["generate", "choice"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class EncodableTask:
     """Requests of one lm-eval task, as far as encoding needs to know them."""
 
     name: str
-    kind: Literal["generate", "choice"]
+    kind: Kind
     requests: tuple[TaskRequest, ...]
     fillers: tuple[TaskRequest, ...] = ()
 
@@ -69,7 +71,7 @@ class LynxLM(LM):
         *,
         revision: str | None = None,
         policy: str = "vanilla",
-        phases: str = "decode",
+        phases: Phases = "decode",
         layers: str | int | Sequence[int] | None = None,
         decode_batch: int | None = None,
         batching: str = "auto",
@@ -78,23 +80,23 @@ class LynxLM(LM):
         choices: str = "spread",
         mixing: str = "separate",
         seed: int = 0,
-        scoring: str = "decode",
+        scoring: Scoring = "decode",
         truncate: str = "left",
         dtype: str = "auto",
         device: str | None = None,
-        device_map: Any = None,
+        device_map: str | Mapping[str, int | str] | None = None,
         experts_implementation: str = "auto",
         trust_remote_code: bool = False,
         allow_partial: bool = False,
         max_rows: int = 256,
         memory_gib: float | None = None,
-        chat_template_args: Mapping[str, Any] | None = None,
+        chat_template_args: Arguments | None = None,
         enable_thinking: bool | None = None,
         sandbox: str = "auto",
         confirm_unsafe_code: bool = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
-        **parameters: Any,
+        **parameters: object,
     ) -> None:
         """`pretrained`: lynx_tiny, a folder or a hub id. `parameters`: the policy's own; `policy.NAME` where the model
         has an argument NAME, too. `decode_batch`: rows of a lane. `mixing`: separate (lanes hold requests of one task,
@@ -116,7 +118,8 @@ class LynxLM(LM):
         one_of("mixing", mixing, MIXINGS)
         one_of("scoring", scoring, SCORINGS)
         one_of("truncate", truncate, TRUNCATES)
-        self._policy = _policy(policy, parameters)
+        own = [name for name in inspect.signature(LynxLM.__init__).parameters if name not in ("self", "parameters")]
+        self._policy = policy_of(policy, parameters, own)
         if decode_batch is None:
             asked = str(batch_size)  # lm-eval's may be auto, too
             decode_batch = int(asked) if asked.isdigit() else DECODE_BATCH
@@ -126,15 +129,15 @@ class LynxLM(LM):
         self._waves, self._mixing, self._seed = waves, mixing, seed
         self._tail, self._choices = tail, choices
         self._scoring, self._truncate, self._revision = scoring, truncate, revision
-        self._act: dict[str, Any] = {"phases": phases, "layers": _layers(layers)}
+        self._phases, self._layers = phases, layers_of(layers)
         self._chat = dict(chat_template_args or {})
         if enable_thinking is not None:
             self._chat["enable_thinking"] = enable_thinking
-        run_code_in(_sandbox(sandbox, confirm_unsafe_code))
+        run_code_in(sandbox_of(sandbox, confirm_unsafe_code))
         self._engine = Engine.from_pretrained(
             pretrained,
             dtype=dtype,
-            device=_device(device) if device_map is None else "auto",
+            device=device_of(device) if device_map is None else "auto",
             revision=revision,
             experts_implementation=experts_implementation,
             trust_remote_code=trust_remote_code,
@@ -145,9 +148,9 @@ class LynxLM(LM):
         )
         if self._engine.partial is not None:
             log.warning(f"allow_partial: {self._engine.partial}: what this model answers says nothing about it")
-        self._engine.act(self._policy, **self._act)  # what does not fit this model is said now
-        if self._act["layers"] is not None:
-            layer_range(self._act["layers"], self._engine.num_layers)
+        self._engine.act(self._policy, self._phases, self._layers)  # what does not fit this model is said now
+        if self._layers is not None:
+            layer_range(self._layers, self._engine.num_layers)
         self._batching = self._engine.batching(batching, log.warning)
         self._active: list[float] = []  # of each call
         if self._policy is not None and decode_batch < self._policy.min_batch:
@@ -157,23 +160,23 @@ class LynxLM(LM):
             )
 
     @classmethod
-    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> LynxLM:
+    def create_from_arg_obj(cls, arg_dict: Arguments, additional_config: Arguments | None = None) -> LynxLM:
         """lm-eval's own options give way to `arg_dict`."""
-        given = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        return cls(**(given | {name: _read(value) for name, value in arg_dict.items()}))
+        given: dict[str, Any] = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**given | {name: read_argument(value) for name, value in arg_dict.items()})
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LynxLM:
+    def create_from_arg_string(cls, arg_string: str, additional_config: Arguments | None = None) -> LynxLM:
         from lm_eval.utils import simple_parse_args_string
 
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._engine.tokenizer
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         return self._engine.device
 
     @property
@@ -188,7 +191,7 @@ class LynxLM(LM):
     def tokenizer_name(self) -> str:
         return self.tokenizer.name_or_path.replace("/", "__")
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
+    def set_cache_hook(self, cache_hook: object) -> None:
         """Nothing is cached before a call is over: who is asked together is part of what is answered."""
         log.warning("--use_cache: what it answers is left out of the lanes, which changes the responses of the others")
 
@@ -197,7 +200,7 @@ class LynxLM(LM):
 
         return ChatTemplate.of(self.tokenizer, self._chat)(chat_history, add_generation_prompt)
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> dict[str, object]:
         """For the `config` of results.json."""
         engine, policy = self._engine, self._policy
         return {
@@ -206,8 +209,8 @@ class LynxLM(LM):
             "model_revision": self._revision or "main",
             "lynx_exp": {
                 "policy": "vanilla" if policy is None else policy.label,
-                "phases": "none" if policy is None else self._act["phases"],
-                "layers": self._act["layers"],
+                "phases": "none" if policy is None else self._phases,
+                "layers": self._layers,
                 "decode_batch": self.decode_batch,
                 "batching": self._batching,
                 "waves": self._waves if self._batching == "continuous" else None,
@@ -246,7 +249,7 @@ class LynxLM(LM):
             raise ValueError(
                 f"max_gen_toks={longest}: must leave room in {self.max_length} positions; --gen_kwargs max_gen_toks=N"
             )
-        return self._respond("generate", asked, disable_tqdm)
+        return [lane.texts[at] for lane, at in self._respond("generate", asked, disable_tqdm)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         asked: list[TaskRequest] = []
@@ -258,7 +261,7 @@ class LynxLM(LM):
                 document = (asked[-1].doc_id + (not same)) if asked else 0
             task = request.task_name or ""
             asked.append(TaskRequest(doc_id=document, prompt=prompt, continuation=continuation, subtask=task))
-        return self._respond("choice", asked, disable_tqdm)
+        return [_likelihood(lane, at) for lane, at in self._respond("choice", asked, disable_tqdm)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError(
@@ -266,26 +269,21 @@ class LynxLM(LM):
             "whole texts) use --model hf"
         )
 
-    def _respond(self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest], quiet: bool) -> list[Any]:
-        """Responses in the order of the requests."""
+    def _respond(self, kind: Kind, asked: Sequence[TaskRequest], quiet: bool) -> list[tuple[LaneResult, int]]:
+        """Of each request, in order, the lane that answered it and its place there."""
         what = "generate_until" if kind == "generate" else "loglikelihood"
-        found: list[Any] = [None] * len(asked)
+        found: dict[int, tuple[LaneResult, int]] = {}
         lanes = []
         with tqdm(total=len(asked), disable=quiet, desc=f"Running {what} requests") as bar:
             for numbers, lane in self._lanes(kind, asked):
                 lanes.append(lane)
                 for at, request in enumerate(lane.requests[: lane.own]):
-                    if lane.logprobs is None or lane.greedy is None:
-                        found[numbers[request]] = lane.texts[at]
-                    else:
-                        found[numbers[request]] = (lane.logprobs[at], lane.greedy[at])
+                    found[numbers[request]] = lane, at
                 bar.update(lane.own)
         self._note(lanes, len(asked))
-        return found
+        return [found[number] for number in range(len(asked))]
 
-    def _lanes(
-        self, kind: Literal["generate", "choice"], asked: Sequence[TaskRequest]
-    ) -> Iterator[tuple[Sequence[int], LaneResult]]:
+    def _lanes(self, kind: Kind, asked: Sequence[TaskRequest]) -> Iterator[tuple[Sequence[int], LaneResult]]:
         """(numbers of the requests that the lane's count among, lane) as each completes."""
         parts: dict[str, list[int]] = {}
         for number, request in enumerate(asked):
@@ -293,18 +291,23 @@ class LynxLM(LM):
         work: list[tuple[list[int], list[Request], BatchPlan]] = []
         for name, numbers in parts.items():
             task = EncodableTask(name or "requests", kind, tuple(asked[number] for number in numbers))
-            encoded = encode_requests(cast("Any", task), self._engine, self._truncate, self._seed)
+            # what encoding asks of a task, this has, too
+            encoded = encode_requests(cast("EvalTask", task), self._engine, self._truncate, self._seed)
             work.append((numbers, encoded, self._plan(task)))
         if kind == "generate":
-            jobs = [self._engine.job(encoded, plan, self._policy, **self._act) for _, encoded, plan in work]
+            jobs = [
+                self._engine.job(encoded, plan, self._policy, self._phases, layers=self._layers)
+                for _, encoded, plan in work
+            ]
             for job, lane in self._engine.run_jobs(jobs, on_note=log.warning):
                 yield work[job][0], lane
             return
-        if self._scoring == "prefill" and self._policy is not None and self._act["phases"] == "decode":
+        if self._scoring == "prefill" and self._policy is not None and self._phases == "decode":
             log.warning("scoring=prefill has no decode step: with phases=decode the policy never acts on choices")
         for numbers, encoded, plan in work:
-            scoring = cast("Any", self._scoring)
-            for lane in self._engine.score_lanes(encoded, plan, self._policy, scoring=scoring, **self._act):
+            for lane in self._engine.score_lanes(
+                encoded, plan, self._policy, self._phases, layers=self._layers, scoring=self._scoring
+            ):
                 yield numbers, lane
 
     def _plan(self, task: EncodableTask) -> BatchPlan:
@@ -334,57 +337,9 @@ class LynxLM(LM):
         log.info(f"{name}: {shown}; {requests} requests in {len(lanes)} lanes of {self.decode_batch} rows")
 
 
-def _sandbox(name: str, confirmed: bool) -> Sandbox | None:
-    one_of("sandbox", name, SANDBOXES)
-    if name == "auto":
-        return None  # opened where there is a program to run
-    from lynx_exp.tasks.run_programs import open_sandbox
-
-    return open_sandbox(name, confirm_unsafe_code=confirmed)
-
-
-def _policy(name: str, parameters: Mapping[str, Any]) -> Policy | None:
-    """None for vanilla."""
-    from lynx_exp.routing import build_policy
-    from lynx_exp.routing.build import policy_class
-
-    own = [part.name for part in fields(policy_class(name)) if part.init]
-    settings_of_model = [
-        part for part in inspect.signature(LynxLM.__init__).parameters if part not in ("self", "parameters")
-    ]
-    given = {}
-    for key, value in parameters.items():
-        plain = key.removeprefix("policy.")
-        if plain == "match_active":
-            raise ValueError("match_active: needs vanilla's responses to the same requests; lynx-exp has it")
-        if plain not in own:
-            hint = did_you_mean(plain, [*own, *settings_of_model])
-            raise ValueError(
-                f"{key}={value}: unknown{hint}; policy={name} takes {', '.join(own)}; "
-                f"the model takes {', '.join(settings_of_model)}"
-            )
-        given[plain] = value
-    policy = build_policy(name, **given)
-    return None if name == "vanilla" else policy
-
-
-def _read(value: Any) -> Any:
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
-
-
-def _layers(value: str | int | Sequence[int] | None) -> str | None:
-    if value is None or isinstance(value, str | int):
-        return None if value is None else str(value)
-    return ",".join(map(str, value))
-
-
-def _device(name: str | None) -> str:
-    """lm-eval's command names the first GPU where it is told nothing."""
-    import torch
-
-    if name is None or (name.startswith("cuda") and not torch.cuda.is_available()):
-        return "auto"
-    return name
+def _likelihood(lane: LaneResult, at: int) -> tuple[float, bool]:
+    assert lane.logprobs is not None and lane.greedy is not None, "a lane of choices"
+    return lane.logprobs[at], lane.greedy[at]
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from lynx_exp.tracking import run_content as content
 from lynx_exp.tracking.study_content import Table
 
 if TYPE_CHECKING:
-    from wandb import Run, Settings
+    from wandb import Run
+    from wandb.sdk.wandb_setup import _WandbSetup as Setup
 
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 120.0
@@ -162,11 +163,11 @@ def _init(place: Place, folder: Path, about: content.InitArguments) -> Run:
         raise
 
 
-def _quiet() -> Settings:
-    """wandb's own, which must be told before a run that nothing is to be said."""
+def _quiet() -> Setup:
+    """wandb's global state, which must be told before a run that nothing is to be said."""
     import wandb
 
-    return wandb.setup(settings=wandb.Settings(silent=True)).settings
+    return wandb.setup(settings=wandb.Settings(silent=True))
 
 
 def _define(run: Run) -> None:
@@ -226,5 +227,5 @@ def _note_path(record: CellRecord) -> Path:
 
 
 def _stamp(record: CellRecord, place: Place) -> dict[str, str | None]:
-    where = {"server": _quiet().base_url, "entity": place.entity, "project": place.project}
+    where = {"server": _quiet().settings.base_url, "entity": place.entity, "project": place.project}
     return where | {"done_sha256": sha256_of(record.path / "DONE")}

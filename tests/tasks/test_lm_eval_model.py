@@ -168,7 +168,7 @@ def mates(model: LynxLM, asked: list[Any]) -> list[list[Any]]:
 BAD = (
     (
         {"alfa": 3},
-        "alfa=3: unknown; did you mean alpha?; policy=lynx takes min_batch, alpha, beta, bins; the model takes",
+        "alfa=3: unknown; did you mean alpha?; policy=lynx takes min_batch, weights, k2, alpha, beta, bins; the model takes",
     ),
     ({"decode_bach": 3}, "did you mean decode_batch?"),
     ({"alpha": -1}, "alpha=-1"),
@@ -218,7 +218,7 @@ def test_arguments_as_the_command_gives_them(caplog: pytest.LogCaptureFixture) -
     assert (info["policy"], info["layers"]) == ("lynx(alpha=0.5, beta=None, bins=ceil)", "1:")
     assert LynxLM(**ARGUMENTS, batch_size="auto").decode_batch == 16
     assert LynxLM(**ARGUMENTS, batch_size=8, decode_batch=4).decode_batch == 4
-    assert LynxLM(**ARGUMENTS, layers=[0, 2])._act["layers"] == "0,2"
+    assert LynxLM(**ARGUMENTS, layers=[0, 2]).get_model_info()["lynx_exp"]["layers"] == "0,2"
 
 
 def test_chat_templates_and_refusals() -> None:

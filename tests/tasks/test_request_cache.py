@@ -118,9 +118,7 @@ def test_only_the_mini_tasks_are_kept(tmp_path: Path) -> None:
     assert request_cache.cache_path(other, 3, PLAIN) is None
 
 
-def test_a_task_that_is_no_longer_what_was_asked_does_not_score(
-    again: Callable[..., EvalTask], tmp_path: Path
-) -> None:
+def test_a_task_that_is_no_longer_what_was_asked_does_not_score(again: Callable[..., EvalTask], tmp_path: Path) -> None:
     again("mini_gsm8k")
     (file,) = files(tmp_path)
     spec = request_cache.read_cached(file)
