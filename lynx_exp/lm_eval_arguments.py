@@ -27,7 +27,7 @@ def sandbox_of(name: str, confirmed: bool) -> Sandbox | None:
 
 
 def policy_of(name: str, parameters: Arguments, settings_of_model: Sequence[str]) -> Policy | None:
-    """None for vanilla. `settings_of_model`: names of the model's own arguments. ValueError for a parameter that neither has."""
+    """None for vanilla. `settings_of_model`: names of the model's own arguments. ValueError for what neither has."""
     from lynx_exp.routing import build_policy
     from lynx_exp.routing.build import policy_class
 
