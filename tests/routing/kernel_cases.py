@@ -11,8 +11,10 @@ import torch
 from lynx_exp.routing import Policy, RouterRule, Routing, StepContext
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.backends.triton import kernels
+from tests.routing.interpreter import round_as_hardware
 from tests.routing.laws import Case, route
 
+round_as_hardware()
 ON_GPU = torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ULP = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}

@@ -111,6 +111,19 @@ def test_every_policy_over_several_blocks_of_rows(rows: int, top_k: int, lanes: 
             assert_equal(policy, case)
 
 
+def test_a_gap_between_two_values_of_its_type_is_rounded_to_even() -> None:
+    """3.890625 - 8.875 is -4.984375, which lies between bfloat16's -5 and -4.96875: the fifth bin. In the fourth, which
+    has expert 2, the other row's wish would put it first."""
+    logits = torch.tensor([[8.875, 3.890625, 3.90625, -9.0], [8.875, 8.8125, -9.0, -9.0]])
+    rows = torch.arange(2)
+    step = StepContext(
+        layer=0, decode=rows >= 0, lane=rows * 0, live=rows >= 0, num_lanes=1, key=torch.zeros(1).long(), row=rows
+    )
+    case = of_type(Case(route(logits, RouterRule(), 2), step, RouterRule()), torch.bfloat16, torch.bfloat16)
+    ours, _ = assert_equal(build_policy("lynx", alpha=1.0, beta=None, min_batch=2), case)
+    assert set(ours.experts[0].tolist()) == {0, 2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "experts", "lanes"), [(256, 512, 1), (256, 128, 16), (200, 160, 3), (64, 128, 1)])
 def test_large_shapes(rows: int, experts: int, lanes: int) -> None:
