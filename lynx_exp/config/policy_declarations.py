@@ -39,11 +39,15 @@ _NOISE_FLOOR = PolicyDeclaration(purpose="control", color="#b5a642", marker="x")
 
 
 def policy_declaration(name: str) -> PolicyDeclaration:
-    """Of the policy `name`; for one whose class cannot be found (an extension that is not there), that of the base."""
+    """Of the policy `name`; for one whose class cannot be found or read (an extension that is not there, or that is not
+    Python), that of the base. Running such a policy says what is wrong; its results can be read all the same."""
     if name == NOISE_FLOOR:
         return _NOISE_FLOOR
     file = policy_file(name)
-    found = None if file is None else policy_class(file)
+    try:
+        found = None if file is None else policy_class(file)
+    except (SyntaxError, ValueError):
+        found = None
     return _read(PACKAGE / "routing" / "policy.py", "Policy") if file is None or found is None else _read(file, found)
 
 

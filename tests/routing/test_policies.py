@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_exp.config import label_policy, policy_declaration
+from lynx_exp.extensions import extension_folders
 from lynx_exp.routing import ModelShape, RouterRule, StepContext, build_policy, layer_range, policy_names
 from lynx_exp.routing.policies.coverage import FLOOR, Coverage
 from tests.routing.laws import bound, calibration, route
@@ -72,7 +73,7 @@ def test_lynx_at_batch_one_is_vanilla() -> None:
 
 BAD = [
     ("lnyx", {}, "did you mean lynx"),
-    ("lynx", {"gamma": 1}, "known: min_batch, alpha, beta, bins"),
+    ("lynx", {"gamma": 1}, "known: min_batch, weights, k2, alpha, beta, bins"),
     ("vanilla", {"k": 1}, "known: min_batch"),
     ("lynx", {"alpha": 0}, "must be above 0"),
     ("lynx", {"alpha": float("nan")}, "must be above 0"),
@@ -151,6 +152,24 @@ def test_every_policy_builds_from_its_defaults_and_has_a_label() -> None:
     for name in policy_names():
         assert build_policy(name).label.startswith(name)
         assert build_policy(name).name == name
+
+
+def test_what_a_policy_of_ones_own_declares_is_read_too(tmp_path, monkeypatch):
+    (tmp_path / "policies").mkdir()
+    head = "from lynx_exp.routing import Knob, LanePolicy\n\nclass Mine(LanePolicy):\n    size: int = 8\n    "
+    body = 'knob = Knob(parameter="size", low="K", high="E")\n    hidden = ("trace",)\n    purpose = "probe"\n'
+    (tmp_path / "policies/mine.py").write_text(head + body)
+    (tmp_path / "policies/broken.py").write_text("class (")
+    monkeypatch.setenv("LYNX_EXP_PATH", str(tmp_path))
+    extension_folders.cache_clear()
+    try:
+        mine, broken = policy_declaration("mine"), policy_declaration("broken")
+    finally:
+        monkeypatch.undo()
+        extension_folders.cache_clear()
+    assert (mine.kind, mine.purpose, mine.knob, mine.color) == ("batch-aware", "probe", "size", None)
+    assert mine.hidden == {"min_batch", "weights", "seed", "trace"}
+    assert broken == policy_declaration("nobody knows it") and broken.purpose == "method"
 
 
 @pytest.mark.parametrize("name", policy_names())
