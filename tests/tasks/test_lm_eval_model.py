@@ -215,7 +215,7 @@ def test_arguments_as_the_command_gives_them(caplog: pytest.LogCaptureFixture) -
         logging.getLogger("lm_eval").removeHandler(caplog.handler)
     assert "decode_batch=1: lynx leaves lanes of fewer than 2 rows as they are" in caplog.text
     info = model.get_model_info()["lynx_exp"]
-    assert (info["policy"], info["layers"]) == ("lynx(alpha=0.5, beta=None, bins=ceil)", "1:")
+    assert (info["policy"], info["layers"]) == ("lynx(alpha=0.5)", "1:")
     assert LynxLM(**ARGUMENTS, batch_size="auto").decode_batch == 16
     assert LynxLM(**ARGUMENTS, batch_size=8, decode_batch=4).decode_batch == 4
     assert LynxLM(**ARGUMENTS, layers=[0, 2]).get_model_info()["lynx_exp"]["layers"] == "0,2"

@@ -183,7 +183,7 @@ def test_a_policy_that_never_acted_is_said_aloud(start, capsys):
     engine.worker.shutdown()
     said = capsys.readouterr().err
     assert (
-        said.count("WARNING: lynx(alpha=3.0, beta=2") == 1 and "never acted: no decode row in 1 forward passes" in said
+        said.count("WARNING: lynx(alpha=3, beta=2") == 1 and "never acted: no decode row in 1 forward passes" in said
     )
 
 
