@@ -79,8 +79,8 @@ class ModelConfig:
     parallel: str | None = choice(None, PARALLEL, role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
     """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
     sizes: dict[str, int] = plain(role=Role.CONTENT, factory=dict)
-    """Sizes of a random model in words that any family understands: experts, top_k, layers, hidden, expert_hidden,
-    heads, kv_heads, vocab, positions. Empty: those of the family's default configuration."""
+    """Sizes of a random model, in words that any family understands. All of experts, top_k, layers, hidden,
+    expert_hidden, heads, kv_heads, vocab, positions; empty: those of the family's default configuration."""
     config: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
     """Fields of the architecture's configuration, by the family's own names, with kind=random."""
     seed: int = whole(0, 0, LARGEST_SEED, role=Role.CONTENT)
