@@ -182,9 +182,7 @@ def test_a_policy_that_never_acted_is_said_aloud(start, capsys):
     engine.worker.shutdown()
     engine.worker.shutdown()
     said = capsys.readouterr().err
-    assert (
-        said.count("WARNING: lynx(alpha=3, beta=2") == 1 and "never acted: no decode row in 1 forward passes" in said
-    )
+    assert said.count("WARNING: lynx(alpha=3, beta=2") == 1 and "never acted: no decode row in 1 forward passes" in said
 
 
 def test_warm_up_runs_the_policy_over_nobody(start):
