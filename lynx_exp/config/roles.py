@@ -62,28 +62,28 @@ class Use:
     transformers_only: str | None = None
     """Not None: only backend=transformers takes another value than the default, and the message says this at its
     end."""
-    unless: tuple[str, tuple[Any, ...]] | None = None
+    unless: tuple[str, tuple[object, ...]] | None = None
     """(another field, values): has no effect where that field has one of these values."""
     idle: Any = None
     """What it counts as where it has no effect."""
 
-    def has_effect(self, flat: Mapping[str, Any]) -> bool:
+    def has_effect(self, flat: Mapping[str, object]) -> bool:
         """In a cell with these flat fields."""
         return self.unless is None or flat.get(self.unless[0]) not in self.unless[1]
 
 
-def plain(default: Any = None, *, role: Role, factory: Callable[[], Any] | None = None, **use: Any) -> Any:
+def plain(default: object = None, *, role: Role, factory: Callable[[], object] | None = None, **use: Any) -> Any:
     """A field that `allowed` declares no limits for; `use` as in `Use`."""
     return declared(default, factory, {}, Use(role=role, **use))
 
 
-def node(factory: Callable[[], Any] | None = None, **use: Any) -> Any:
+def node(factory: Callable[[], object] | None = None, **use: Any) -> Any:
     """A field that holds fields of its own, those of the dataclass that `factory` makes; without one it must be
     given."""
     return declared(MISSING, factory, {}, Use(role=None, **use))
 
 
-def declared(default: Any, factory: Callable[[], Any] | None, metadata: dict[str, Any], use: Use) -> Any:
+def declared(default: object, factory: Callable[[], object] | None, metadata: dict[str, object], use: Use) -> Any:
     """A dataclass field with this metadata, and its use."""
     known = metadata | {KEY: use}
     return field(default_factory=factory, metadata=known) if factory else field(default=default, metadata=known)
@@ -119,7 +119,7 @@ def own_uses(config: type) -> dict[str, Use]:
     return {each.name: each.metadata[KEY] for each in fields(config) if KEY in each.metadata}
 
 
-def departures(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Use]]:
+def departures(config: Any, prefix: str = "") -> Iterator[tuple[str, object, Use]]:
     """(dotted name, value, use) of every field below a config that has another value than its default."""
     for each in fields(config):
         value, name = getattr(config, each.name), f"{prefix}{each.name}"
