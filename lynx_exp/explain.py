@@ -14,7 +14,7 @@ from lynx_exp.config import config_folder
 from lynx_exp.extensions import added_files
 from lynx_exp.wording import did_you_mean, first_line
 
-GROUPS = ("model", "policy", "task", "tracker", "hydra/launcher")
+GROUPS = ("model", "policy", "task", "hardware", "tracker", "hydra/launcher")
 
 
 def explain(error: Exception, arguments: Sequence[str], config_name: str = "config") -> str | None:

@@ -50,7 +50,7 @@ def composed(*overrides: str, whole: bool = False) -> DictConfig:
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_choice_composes(path):
     group, name = path.parts[0], path.stem
-    more = MISSING.get((group, name), [])
+    more = MISSING.get((group, name), []) + (["plan=true"] if group == "hardware" else [])
     config = to_config(composed(f"{group}={name}", *more))
     chosen = getattr(config, group)
     named = chosen["name"] if isinstance(chosen, dict) else getattr(chosen, "name", None)

@@ -44,3 +44,22 @@ def test_hooks_run_what_make_check_runs_and_download_nothing():
 
 def test_both_packages_are_typed():
     assert all((ROOT / package / "py.typed").is_file() for package in ("lynx_exp", "analysis"))
+
+
+def test_the_citation_is_of_this_version_and_invents_nobody():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == lynx_exp.__version__ and citation["license"] == project["license"]
+    assert citation["authors"] == [{"name": "lynx_exp contributors"}]
+    assert citation.keys() >= {"cff-version", "message", "title"} and "url" not in citation
+
+
+def test_the_container_copies_what_is_there_and_installs_extras_that_are_declared():
+    text = (ROOT / "Dockerfile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for words in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+        assert all((ROOT / word).exists() for word in words.split()), words
+    for group in re.findall(r"'\.\[(.*?)\]'", text):
+        assert set(group.split(",")) <= set(extras)
+    assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE) == ["base", "cpu", "cuda"]
+    assert text.count("-c constraints.txt") == 3

@@ -27,6 +27,7 @@ from lynx_exp.config.docstrings import Field, dataclass_fields, policy_parameter
 from lynx_exp.config.folders import config_folder
 from lynx_exp.config.nodes import (
     GenerationConfig,
+    HardwareConfig,
     MeasureConfig,
     ModelConfig,
     PackConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "Field",
     "GenerationConfig",
     "HASHED",
+    "HardwareConfig",
     "MIXINGS",
     "MOST_PLAN_SEEDS",
     "MeasureConfig",

@@ -28,7 +28,15 @@ from lynx_exp.config.choices import (
     finite,
     one_of,
 )
-from lynx_exp.config.nodes import MeasureConfig, ModelConfig, PackConfig, TaskConfig, TrackerConfig, VllmConfig
+from lynx_exp.config.nodes import (
+    HardwareConfig,
+    MeasureConfig,
+    ModelConfig,
+    PackConfig,
+    TaskConfig,
+    TrackerConfig,
+    VllmConfig,
+)
 from lynx_exp.config.policy_declarations import NOISE_FLOOR, UNTOUCHED
 from lynx_exp.config.policy_labels import label_policy
 from lynx_exp.config.roles import MISSING, Role, departures, node, plain
@@ -133,6 +141,8 @@ class Config:
     """What is timed."""
     vllm: VllmConfig = node(VllmConfig, pack=True)
     """How vLLM's engine is made."""
+    hardware: HardwareConfig = node(HardwareConfig)
+    """What plan=true goes by for time and memory."""
     tracker: TrackerConfig = node()
     """Where finished cells are shown besides their folder."""
     results: str = plain("results", role=Role.COSMETIC)
@@ -149,6 +159,10 @@ class Config:
             raise ValueError(
                 "sandbox=unsafe: runs what the model wrote with your rights: files, network, processes; "
                 "give confirm_unsafe_code=true as well if that is what you want"
+            )
+        if self.hardware.is_named and not self.plan:
+            raise ValueError(
+                f"hardware={self.hardware.name}: only plan=true goes by it; a run takes what device={self.device} is"
             )
         if self.backend == "vllm":
             self._check_vllm()

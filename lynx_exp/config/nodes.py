@@ -85,6 +85,12 @@ class ModelConfig:
     """Fields of the architecture's configuration, by the family's own names, with kind=random."""
     seed: int = whole(0, 0, LARGEST_SEED, role=Role.CONTENT)
     """Seed of the weights, with kind=random."""
+    shape: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
+    """What plan=true goes by before a model of kind=hub is here. That is model_type, and fields of its configuration.
+    Nothing else reads it; once the configuration is there it is held against it."""
+    published: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
+    """By policy, the parameters that were published for this model. A policy that is chosen has them, but for those
+    that are given."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -105,6 +111,17 @@ class ModelConfig:
                 raise ValueError(f"{given}: only model=random takes any, not model.kind={self.kind}")
         if self.sizes:
             _check_sizes(self.sizes)
+        self._check_preset()
+
+    def _check_preset(self) -> None:
+        """ValueError for what a preset cannot say of its model."""
+        if self.shape and self.kind != "hub":
+            raise ValueError(f"model.shape={self.shape}: only a model of kind=hub takes one, not kind={self.kind}")
+        if self.shape and not isinstance(self.shape.get("model_type"), str):
+            raise ValueError(f"model.shape={self.shape}: must name its model_type, such as mixtral")
+        for policy, parameters in self.published.items():
+            if not isinstance(parameters, dict) or not parameters:
+                raise ValueError(f"model.published.{policy}={parameters}: must be parameters of the policy")
 
 
 @dataclass(kw_only=True)
@@ -277,6 +294,38 @@ OURS_IN_VLLM = (
     *("max_num_batched_tokens", "enable_prefix_caching", "enforce_eager", "additional_config", "async_scheduling"),
 )
 """Arguments of `vllm.LLM` that follow from fields of their own."""
+
+
+@dataclass(kw_only=True)
+class HardwareConfig:
+    """plan=true: what it goes by for time and memory."""
+
+    name: str = plain("here", role=Role.COSMETIC)
+    """Which; here is the machine that this runs on, as it is found. Any other makes plan=true give a roofline."""
+    label: str = plain("", role=Role.COSMETIC)
+    """What it is called in full."""
+    devices: int = whole(1, 1, MOST_ROWS, role=Role.COSMETIC)
+    """How many of it. With neither model.parallel nor model.device_map a model is on one."""
+    memory_gib: float | None = plain(role=Role.COSMETIC)
+    """Of one device, in GiB."""
+    bandwidth_gb_s: float | None = plain(role=Role.COSMETIC)
+    """Of one device's memory, in 1e9 bytes a second, as its data sheet says."""
+    tflops: float | None = plain(role=Role.COSMETIC)
+    """Of one device, in 1e12 operations a second on dense matrices, as its data sheet says."""
+    device: str = choice("cuda", ("cuda", "cpu"), role=Role.COSMETIC)
+    """Its kind. What `tflops` is of, and dtype=auto: bfloat16, or float32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "hardware.")
+        for name in ("memory_gib", "bandwidth_gb_s", "tflops"):
+            value = getattr(self, name)
+            if self.is_named and not (value is not None and 0 < value < math.inf):
+                shown = "null" if value is None else f"{value:g}"
+                raise ValueError(f"hardware.{name}={shown}: must be above 0 for hardware={self.name}")
+
+    @property
+    def is_named(self) -> bool:
+        return self.name != "here"
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lynx_exp.store.done import is_done
 from lynx_exp.store.file_types import CellInfo
@@ -124,52 +124,90 @@ _SHARE = 0.5
 
 def memory_of(cell: Cell, positions: int) -> Memory | None:
     """None if the model's class cannot be built from its configuration alone."""
-    parameters, per_position = _shape(cell)
-    if parameters is None:
+    shape = shape_of(cell)
+    if shape is None:
         return None
     size = BYTES.get(cell.dtype, 4)
     return Memory(
-        weights=parameters * size / GIB,
-        keys_and_values=per_position * size * positions / GIB,
+        weights=shape.parameters * size / GIB,
+        keys_and_values=(shape.position * size * positions + shape.row) / GIB,
         rows=max(cell.config.pack.max_rows, cell.config.batch_size),
         available=_available(cell.device),
     )
 
 
-def _shape(cell: Cell) -> tuple[int | None, int]:
-    """(parameters, numbers of keys and values of one position)"""
+class Shape(NamedTuple):
+    """Of a model, as far as memory goes."""
+
+    parameters: int
+    position: float
+    """Numbers of one position's keys and values, all layers."""
+    row: int
+    """Bytes of a row's states, which do not grow with it."""
+
+
+def shape_of(cell: Cell) -> Shape | None:
+    """None if the model's class cannot be built from its configuration alone."""
+    return _shape_of(*architecture(cell), cell.model.num_experts)
+
+
+def architecture(cell: Cell) -> tuple[str, str, str | None, bool, str]:
+    """What `weightless` takes. A model that is not here is as its preset declares it."""
     model = cell.config.model
-    return _shape_of(model.kind, model.id, model.revision, model.trust_remote_code, random_json(model))
+    if not cell.model.declared:
+        return model.kind, model.id, model.revision, model.trust_remote_code, random_json(model)
+    fields = dict(model.shape)
+    return "random", fields.pop("model_type"), None, False, json.dumps(fields, sort_keys=True)
 
 
 @cache
-def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[int | None, int]:
+def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: str, experts: int) -> Shape | None:
     from lynx_exp.models import locate
 
-    if kind != "random" and (found := _size_from_files(Path(locate(name)))) is not None:
-        return found
+    folder = None if kind == "random" else Path(locate(name))
+    of_files = None if folder is None else _parameters_of_files(folder)
+    if folder is not None and of_files is not None and (kept := _kept_by_config(folder)) is not None:
+        return Shape(of_files, kept, 0)  # without transformers' models, which take seconds to import
     model = weightless(kind, name, revision, trust, fields)
     if model is None:
-        return None, 0
+        return None
+    from lynx_exp.engine.timing.weightless_bytes import weightless_bytes
+
+    parameters = of_files or sum(p.numel() for p in model.parameters())
+    read = weightless_bytes(model, experts)
+    if read is not None:
+        return Shape(parameters, read.position / BYTES["float32"], read.row)
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return sum(p.numel() for p in model.parameters()), 2 * text.num_hidden_layers * heads * width
+    return Shape(parameters, 2 * text.num_hidden_layers * heads * width, 0)
 
 
-def _size_from_files(folder: Path) -> tuple[int, int] | None:
-    """(parameters, numbers of keys and values of one position) from the heads of a folder's safetensors files and its
-    config.json; None where those do not tell."""
+def _parameters_of_files(folder: Path) -> int | None:
+    """From the heads of a folder's safetensors files; None where those do not tell."""
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files or "quantization_config" in json.loads((folder / "config.json").read_text()):
+            return None
+        return sum(_numbers_in(path) for path in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # whoever loads it says what is wrong
+
+
+_OTHER_ATTENTION = ("kv_lora_rank", "layer_types", "global_head_dim", "per_layer_config", "linear_num_key_heads")
+"""Fields of models that keep something else than keys and values of all heads in all layers."""
+
+
+def _kept_by_config(folder: Path) -> int | None:
+    """Numbers of one position's keys and values by config.json; None where it takes the model's class to tell."""
     try:
         config = json.loads((folder / "config.json").read_text())
         text = config.get("text_config", config)
+        if any(text.get(field) for field in _OTHER_ATTENTION):
+            return None
         width = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
         heads = text.get("num_key_value_heads") or text["num_attention_heads"]
-        per_position = 2 * int(text["num_hidden_layers"]) * int(heads) * int(width)
-        files = sorted(folder.glob("*.safetensors"))
-        if not files or "quantization_config" in config:
-            return None
-        return sum(_numbers_in(path) for path in files), per_position
+        return 2 * int(text["num_hidden_layers"]) * int(heads) * int(width)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError):
         return None  # whoever loads it says what is wrong
 
@@ -206,7 +244,7 @@ def weightless(kind: str, name: str, revision: str | None, trust: bool, fields: 
         else:
             config = AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, dtype=torch.float32)
     except Exception:  # each architecture has its own way to say that it cannot
         return None
 

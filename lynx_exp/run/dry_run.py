@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lynx_exp.config import config_folder
 from lynx_exp.run.cost_estimate import Throughput, memory_of
 from lynx_exp.run.packs import pack_groups
+from lynx_exp.run.published_parameters import published_lines
+from lynx_exp.run.roofline import hardware_lines
 from lynx_exp.run.run_progress import clock
 from lynx_exp.run.skip_rules import Refusals
 from lynx_exp.store.claims import holder_of, is_held
@@ -51,21 +54,27 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         yield "nothing to run"
         return
     packs = pack_groups(todo) if packed else [[cell] for cell in todo]
-    times = Throughput(dict.fromkeys(Path(cell.config.results) for cell in cells))
+    named = cells[0].config.hardware.is_named
+    times = Throughput(() if named else dict.fromkeys(Path(cell.config.results) for cell in cells))
     for number, pack in enumerate(packs[:_MOST_PACKS], 1):
         yield from _pack_lines(f"pack {number}/{len(packs)}", pack, times)
     if len(packs) > _MOST_PACKS:
         rest = [cell for pack in packs[_MOST_PACKS:] for cell in pack]
         requests = sum(map(_requests, rest))
         yield f"and {len(packs) - _MOST_PACKS} more packs: {len(rest)} cells, {requests} requests"
-    yield _time(todo, times)
+    if not named:
+        yield _time(todo, times)
     models: dict[str, list[Cell]] = {}
     for cell in todo:
         models.setdefault(cell.model.digest, []).append(cell)
     for cells in models.values():
         cell = cells[-1]
-        yield _memory(cell, cells)
+        if named:
+            yield from hardware_lines(cells, _positions(cells))
+        else:
+            yield _memory(cell, cells)
         yield from _missing(cell)
+        yield from published_lines(cells)
     yield "nothing was run (plan=true)"
 
 
@@ -98,7 +107,11 @@ def _begun(cell: Cell) -> str:
 def _time(todo: Sequence[Cell], times: Throughput) -> str:
     known = [seconds for cell in todo if (seconds := times.seconds(cell)) is not None]
     if not known:
-        return "time: unknown; no cell of these models has been run here on such a device"
+        named = ", ".join(path.stem for path in sorted(config_folder().glob("hardware/*.yaml")) if path.stem != "here")
+        return (
+            "time: unknown; no cell of these models has been run here on such a device; hardware=NAME gives a roofline "
+            f"({named})"
+        )
     unknown = len(todo) - len(known)
     more = f", and {unknown} cells of which nothing is known" if unknown else ""
     cells = "1 finished cell" if times.cells == 1 else f"{times.cells} finished cells"
@@ -108,8 +121,7 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
 
 
 def _memory(cell: Cell, together: Sequence[Cell]) -> str:
-    tasks = {id(task): task for other in together for task in other.tasks}.values()
-    positions = max(_tokens(request.prompt) + request.max_new_tokens for task in tasks for request in task.requests)
+    positions = _positions(together)
     memory = memory_of(cell, positions)
     if memory is None:
         return f"memory: {cell.model.name}: its size cannot be told from its configuration"
@@ -127,6 +139,12 @@ def _memory(cell: Cell, together: Sequence[Cell]) -> str:
     return f"{need}; {cell.device} has {memory.available:.1f} GiB: {verdict}"
 
 
+def _positions(cells: Sequence[Cell]) -> int:
+    """Of the longest row, at most."""
+    tasks = {id(task): task for cell in cells for task in cell.tasks}.values()
+    return max(_tokens(request.prompt) + request.max_new_tokens for task in tasks for request in task.requests)
+
+
 def _tokens(text: str) -> int:
     """At most: a token is a byte or more."""
     return len(text.encode())
@@ -141,7 +159,8 @@ def _missing(cell: Cell) -> Iterator[str]:
 
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     if not any(isinstance(try_to_load_from_cache(model.id, name, revision=model.revision), str) for name in names):
+        known = "the shape that its preset declares" if cell.model.declared else "its configuration"
         yield (
-            f"to download: the weights of {model.id}, which are not in the hub's cache (its size above is by its "
-            "configuration); `lynx-prepare prefetch` with the same arguments fetches them"
+            f"to download: the weights of {model.id}, which are not in the hub's cache (its size above is by {known}); "
+            "`lynx-prepare prefetch` with the same arguments fetches them"
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lynx_exp.config import ModelConfig, did_you_mean
 from lynx_exp.extensions import model_sources
+from lynx_exp.run.declared_shape import declared_config, mismatch
 from lynx_exp.store.identity import digest, folder_digest
 from lynx_exp.store.provenance import scrub
 from lynx_exp.wording import first_line
@@ -46,6 +47,25 @@ class ModelFacts:
     model_type: str = ""
     slotless: str | None = None
     """Why its rows cannot enter a decode batch at any time; None: they can."""
+    declared: bool = False
+    """Whether it is not here, and known by `model.shape` alone."""
+    mismatch: str | None = None
+    """Where `model.shape` is not what it says of itself."""
+
+
+class NotHere(ValueError):
+    """The model is neither a folder nor in the hub's cache, and the hub does not give it."""
+
+
+def known_facts(model: ModelConfig, *, plan: bool) -> ModelFacts:
+    """`inspect_model`; for a plan, of a model that is not here, what its preset declares."""
+    try:
+        return inspect_model(model)
+    except NotHere:
+        if not plan or not model.shape:
+            raise
+    config = declared_config(model.shape).to_dict()
+    return replace(_facts(model, config, digest({"declared": model.shape})), declared=True)
 
 
 def inspect_model(model: ModelConfig) -> ModelFacts:
@@ -78,7 +98,8 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
         path, name = _from_hub(model)
     if not path.is_file():
         raise ValueError(f"model.id={model.id}: has no config.json; give a folder in save_pretrained form, or a hub id")
-    return _facts(model, _read(model, path), name)
+    facts = _facts(model, _read(model, path), name)
+    return replace(facts, mismatch=mismatch(model.shape, path.parent, facts.name)) if model.shape else facts
 
 
 def _read(model: ModelConfig, path: Path) -> Mapping[str, object]:
@@ -114,14 +135,14 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
     except HFValidationError as error:
         raise ValueError(f"model.id={model.id}: neither a folder nor a hub id (OWNER/NAME)") from error
     except LocalEntryNotFoundError as error:
-        raise ValueError(
+        raise NotHere(
             f"model.id={model.id}: no such folder, nor in the local cache of the hub{revision}, "
             "which cannot be reached: its shape is unknown; `lynx-prepare prefetch` with the same arguments fetches it "
             "where there is a network; or give a folder, or model=lynx_tiny, which is in the package"
         ) from error
     except OSError as error:
         reason = first_line(error)
-        raise ValueError(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
+        raise NotHere(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
     return path, f"{model.id}@{path.parent.name}"
 
 

@@ -150,7 +150,8 @@ def run_cells(
     cells = prepare_cells(configs, load)
     # configs that come to one cell are run once; the first of them decides the order
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
-    for note in dict.fromkeys(cell.note for cell in unique if cell.note is not None):
+    notes = [note for cell in unique for note in (cell.model.mismatch, cell.note) if note is not None]
+    for note in dict.fromkeys(notes):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if any(cell.config.plan for cell in unique):
         print_plan(unique, console, packed=packed)

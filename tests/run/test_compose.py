@@ -61,6 +61,7 @@ CHOICES = [
     "policy=nobody",
     "model=random",
     "model=hub",
+    "model=mixtral_8x7b",
     "task=custom",
 ]
 CHOICES += [
@@ -102,6 +103,8 @@ GRIDS = [
     ["policy=top_k", "policy.k=1,[1,2,1,1]", "layers=0,1:,null", "measure.latency=true"],
     ["task=custom", "task.subtasks=[a],[b,c]", "task.generation.temperature=0,0.5", "then=[table]"],
     ["+study=demo", "task.name=x,y", "study_name=a,b"],
+    ["model=mixtral_8x7b,lynx_tiny", "policy=lynx,oea", "policy.min_batch=1,2"],
+    ["model=lynx_tiny,mixtral_8x7b", "policy=lynx", "policy.alpha=3.0,4", "seed=0,1"],
 ]
 
 

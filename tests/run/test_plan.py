@@ -141,7 +141,10 @@ def test_weights_that_are_not_here(tmp_path, monkeypatch):
     from lynx_exp.run.dry_run import _missing
 
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    cell = SimpleNamespace(config=SimpleNamespace(model=ModelConfig(kind="hub", id="some/Model-8x7B")))
+    cell = SimpleNamespace(
+        config=SimpleNamespace(model=ModelConfig(kind="hub", id="some/Model-8x7B")),
+        model=SimpleNamespace(declared=False),
+    )
     assert "to download: the weights of some/Model-8x7B, which are not in the hub's cache" in next(_missing(cell))  # type: ignore[arg-type]
     folder = SimpleNamespace(config=SimpleNamespace(model=ModelConfig(kind="hub", id=str(Path(tmp_path)))))
     assert list(_missing(folder)) == []  # type: ignore[arg-type]

@@ -43,30 +43,43 @@ class StepBytes:
 def step_bytes(model: PreTrainedModel, routers: Sequence[Router]) -> StepBytes | None:
     """Of this model; None where it is not known which weights are whose expert's. A prompt of one token goes through
     the model, to see what it keeps."""
-    experts = [_experts(router) for router in routers]
+    experts = [routed_weights(router.parent, router.num_experts) for router in routers]
     if not all(experts):
         return None
+    kept = prefill(model, [(0,)])
+    return bytes_of(
+        model,
+        experts,
+        num_experts=sum(router.num_experts for router in routers) / len(routers),
+        row=kept.row_bytes(0),
+        position=kept.row_bytes(1) - kept.row_bytes(0),
+    )
+
+
+def bytes_of(
+    model: PreTrainedModel, experts: Sequence[Sequence[nn.Parameter]], *, num_experts: float, row: int, position: int
+) -> StepBytes:
+    """`experts`: the routed experts' weights of each layer that has a router; `num_experts`: mean over these."""
     routed = {id(weight): weight for of_layer in experts for weight in of_layer}
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = head is not None and head.weight is table
     unread = 0 if tied else _bytes(table)
-    kept = prefill(model, [(0,)])
     return StepBytes(
         once=sum(map(_bytes, model.parameters())) - sum(map(_bytes, routed.values())) - unread,
-        expert=sum(map(_bytes, routed.values())) / sum(router.num_experts for router in routers),
-        row=kept.row_bytes(0),
-        position=kept.row_bytes(1) - kept.row_bytes(0),
-        layers=len(routers),
+        expert=sum(map(_bytes, routed.values())) / (num_experts * len(experts)),
+        row=row,
+        position=position,
+        layers=len(experts),
     )
 
 
-def _experts(router: Router) -> list[nn.Parameter]:
-    """Weights of the routed experts beside the router; empty if they cannot be told."""
-    module = getattr(router.parent, "experts", None)
+def routed_weights(parent: nn.Module, num_experts: int) -> list[nn.Parameter]:
+    """Weights of the routed experts beside a router, by the module that holds both; empty if they cannot be told."""
+    module = getattr(parent, "experts", None)
     if isinstance(module, nn.Module):
         return list(module.parameters())
-    beside = [weight for weight in router.parent.parameters() if weight.dim() == 3]
-    return [weight for weight in beside if weight.shape[0] == router.num_experts]
+    beside = [weight for weight in parent.parameters() if weight.dim() == 3]
+    return [weight for weight in beside if weight.shape[0] == num_experts]
 
 
 def _bytes(weight: Tensor) -> int:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from lynx_exp.config import MOST_PLAN_SEEDS, Config, ModelConfig, at_least, config_folder, refuse_unknown
 from lynx_exp.extensions import extended
+from lynx_exp.run.launchers.published import PATH as PUBLISHED
 from lynx_exp.run.sweeper.compose import Composer
 from lynx_exp.run.sweeper.grids import MAX_CELLS, check_count, job_grids
 from lynx_exp.run.sweeper.model_numbers import Shape
@@ -114,7 +115,7 @@ class LynxSweeper(Sweeper):
             yield LynxSweeper(found.params, found.cells, [*found.controls, *self.controls]), given, config.plan_seeds
 
     def _shape_of(self, overrides: list[str]) -> Shape:
-        from lynx_exp.run.model_facts import inspect_model
+        from lynx_exp.run.model_facts import known_facts
 
         assert self.config is not None, "set up"
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -122,7 +123,7 @@ class LynxSweeper(Sweeper):
         assert isinstance(model, ModelConfig)
         key = str(model)
         if key not in self._shapes:
-            self._shapes[key] = inspect_model(model)
+            self._shapes[key] = known_facts(model, plan=bool(config.plan))
         return self._shapes[key]
 
 
@@ -173,6 +174,7 @@ class SweepsSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("lynx-sweeps", f"file://{config_folder('sweeps')}")
+        search_path.append("lynx-published", PUBLISHED)
         for part in ("conf", "sweeps"):
             for folder in extended(part):
                 search_path.append("lynx-extension", f"file://{folder}")

@@ -19,6 +19,7 @@ from lynx_exp.run.launchers.plugin import (
     SweeperConf,
     SweepsSearchPath,
 )
+from lynx_exp.run.launchers.published import PublishedSource
 from lynx_exp.run.launchers.ray_launcher import RayConf, RayLauncher
 from lynx_exp.run.launchers.slurm_launcher import SlurmConf, SlurmLauncher
 
@@ -49,5 +50,5 @@ def register() -> None:
     for cls in (*launchers, LynxSweeper):
         cls.__module__ = PLUGIN_MODULE
         setattr(module, cls.__name__, cls)
-    for plugin in (SweepsSearchPath, *launchers, LynxSweeper):
+    for plugin in (SweepsSearchPath, PublishedSource, *launchers, LynxSweeper):
         Plugins.instance().register(plugin)

@@ -2,10 +2,11 @@
 
 A job's overrides fall apart by the field of `Config` that they are about: `policy=lynx policy.alpha=3` make the policy,
 `batch_size=4` the batch size. What Hydra makes of one field depends on that field's overrides and on those that belong
-to no field (`+study=demo`), as long as the options that are chosen hold nothing but their own node (no defaults list,
-no package, no interpolation), which is looked at. So fields are taken from the jobs that Hydra has composed, plain
-values are set in them with OmegaConf's own checks of type, and a config is put together of its fields. An option that
-no job has had yet is merged into the field as Hydra leaves it without any option, if that is nothing but its schema.
+to no field (`+study=demo`, and `model=`, whose presets publish parameters for policies), as long as the options that
+are chosen hold nothing but their own node (no defaults list, no package, no interpolation), which is looked at. So
+fields are taken from the jobs that Hydra has composed, plain values are set in them with OmegaConf's own checks of
+type, and a config is put together of its fields. An option that no job has had yet is merged into the field as Hydra
+leaves it without any option, if that is nothing but its schema.
 Whatever does not fit this, and whatever goes wrong, is composed by Hydra itself, whose errors are then the user's.
 """
 
@@ -48,7 +49,7 @@ class _Word:
     choice: bool = False
     """It chooses an option of a group."""
     option: object = None
-    """What that option's file holds, where it stands alone."""
+    """What that option's file holds, where it stands alone; its name is the value."""
 
     @property
     def shape(self) -> str:
@@ -120,14 +121,17 @@ class Composer:
         if bare is None or not OmegaConf.is_missing(bare, name):  # something else sets some of the field
             raise NeedsFullCompose
         made = deepcopy(bare)
+        published = bare.model.published if name == "policy" else {}
         with flag_override(made, "struct", False):
             made.merge_with({name: choice.option})
+            made.merge_with({name: published.get(choice.value, {})})
         return made
 
     def _without_options(self, around: tuple[str, ...]) -> DictConfig | None:
         self.composed += 1
+        absent = sorted(self._groups & FIELDS - {"model"})
         try:
-            bare = self._load([*around, *(f"~{group}" for group in sorted(self._groups & FIELDS))])
+            bare = self._load([*around, *(f"~{group}" for group in absent), "published@policy=of/nobody"])
         except Exception:  # such as an override of a default that is then not there
             return None
         return None if "${" in OmegaConf.to_yaml(bare) else bare
@@ -155,9 +159,12 @@ class Composer:
         name = key.partition(".")[0]
         if override.package is not None or not _KEY.fullmatch(key) or name not in FIELDS or "${" in text:
             return _Word(text=text, field=None, key=key)
+        if key == "model":  # its preset may say what a policy's parameters are
+            return _Word(text=text, field=None, key=key)
         if key in self._groups:
             option = self._alone(key, override) if override.type is OverrideType.CHANGE else None
-            return _Word(text=text, field=None if option is None else key, key=key, choice=True, option=option)
+            field = None if option is None else key
+            return _Word(text=text, field=field, key=key, value=override.value(), choice=True, option=option)
         found = None if override.is_sweep_override() else override.value()
         plain = override.type is OverrideType.CHANGE and _is_plain(found) and not override.is_sweep_override()
         return _Word(text=text, field=name, key=key, plain=plain, value=found)

@@ -30,6 +30,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
         key = argument.lstrip("+~").partition("=")[0]
         if any(key == name or key.startswith(f"{name}.") for name in FOLDERS):
             refuse_folder(argument)
+        if key == "model.published" or key.startswith("model.published."):
+            raise ValueError(f"{argument}: is for presets to say; for this run give policy.PARAMETER=VALUE")
         if key == "hydra":
             raise ValueError(f"{argument}: give the fields of hydra one by one, as in hydra.launcher.FIELD=VALUE")
     arguments = with_open_fields(arguments)
