@@ -28,12 +28,24 @@ def print_table(
     sort: str = "policy",
     legend: bool = False,
 ) -> Study:
-    """Print what the finished cells below `root` come to: a line of conclusion and the macro means for each batch size,
-    with `by` "task" or "all" every subtask; write the numbers to `csv` if given.
+    """Print what the finished cells below a folder come to.
 
-    `margin`: points that a difference is tested to be within. `policies`, `tasks`: only these. `sort`: one of
-    `table.SORTS`. Raises ValueError if the folder holds no finished cell, or for a name that is not on record.
-    Returns what was printed.
+    Args:
+        root: A study's folder, or any folder above.
+        console: Where to print; None for standard output.
+        csv: Also write the numbers to this file.
+        margin: Points that a difference is tested to be within.
+        by: "mean" prints the conclusion and macro means of each batch size, "task" every subtask, "all" both.
+        policies: Only these, by name or label, and vanilla. Empty for all.
+        tasks: Only these tasks or subtasks. Empty for all.
+        sort: One of `results_table.SORTS`.
+        legend: Also say what each column means.
+
+    Returns:
+        What was printed.
+
+    Raises:
+        ValueError: The folder holds no finished cell, or a name is not on record.
     """
     found = study(root, margin).only(policies, tasks)
     console = console or _console()
@@ -63,15 +75,25 @@ def write_figures(
     *,
     paper: str | None = None,
     margin: float = MARGIN,
-    found: Study | None = None,
+    loaded: Study | None = None,
     track: Track = iter,
 ) -> list[Path]:
-    """Draw the figures of all finished cells below `root`; returns the files written (PDF, PNG, CSV of each).
+    """Draw the figures of all finished cells below a folder; one that lacks its data is skipped, with a logged reason.
 
-    `out` defaults to `ROOT/figures`; `only` names one of `analysis.figures.names()`; `paper` one of
-    `analysis.figures.PAPERS`; `found`: the study of `root`, where it has been read already;
-    `track` is given the names and shows how far it is. A figure that lacks its
-    data is skipped with a logged reason. Raises ValueError for an unknown name or a folder without finished cells.
+    Args:
+        root: A study's folder, or any folder above.
+        out: Where files go; None for ROOT/figures.
+        only: One of `analysis.figures.names()`; None for all.
+        paper: One of `analysis.figures.PAPERS`, for its column width and letters; None for this project's own.
+        margin: Points that a difference is tested to be within.
+        loaded: The study of `root`, where it has been read already.
+        track: Is given the names of figures, and shows how far it is.
+
+    Returns:
+        The files written: PDF, PNG and CSV of each figure.
+
+    Raises:
+        ValueError: An unknown name, or a folder without finished cells.
     """
     from analysis import figures
 
@@ -80,4 +102,4 @@ def write_figures(
     if paper is not None and paper not in figures.PAPERS:
         raise ValueError(f"paper {paper!r} is unknown; known: {', '.join(figures.PAPERS)}")
     folder = Path(root) / "figures" if out is None else Path(out)
-    return figures.draw(found or study(root, margin), folder, only=only, paper=paper, track=track)
+    return figures.draw(loaded or study(root, margin), folder, only=only, paper=paper, track=track)

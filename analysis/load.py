@@ -58,18 +58,32 @@ class Records:
         return iter((self.cells, self.samples, self.steps))
 
     def of(self, cells: Collection[str]) -> Records:
-        """The rows of these cells."""
+        """The rows of some cells.
+
+        Args:
+            cells: Their ids, as in the column `cell_id`.
+
+        Returns:
+            Records with these rows alone.
+        """
         frames = {name: getattr(self, name) for name in FRAMES}
         return replace(self, **{name: f[f["cell_id"].isin(cells)] for name, f in frames.items() if len(f)})
 
 
 def load(root: str | Path, *, warn: bool = True) -> Records:
-    """Read all finished cells at or below `root` (a study's folder or any folder above).
+    """Read all finished cells at or below a folder. A cell that lies in two studies counts once.
 
-    Cells that are running, interrupted or failed are left out, and named in `Records.unfinished`; those with a file
-    that is damaged, or of another form, in `Records.set_aside`; both, unless `warn` is false, in one logged warning
-    line each. A cell that lies in two studies counts once. Raises ValueError if the folder does not exist or holds no
-    finished cell.
+    Args:
+        root: A study's folder, or any folder above.
+        warn: Log a line for unfinished cells and one for those that are set aside.
+
+    Returns:
+        One frame per kind of record (cells, samples, steps ...). Cells that are running, interrupted or failed are
+        left out and named in `Records.unfinished`; those with a file that is damaged, or of another form, in
+        `Records.set_aside`.
+
+    Raises:
+        ValueError: The folder does not exist, or holds no finished cell.
     """
     root = Path(root)
     if not root.is_dir():

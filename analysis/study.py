@@ -36,7 +36,14 @@ class Study:
     """For every table and figure: `soundness.warnings`."""
 
     def of(self, setting: str) -> Study:
-        """What there is of one setting."""
+        """What there is of one setting.
+
+        Args:
+            setting: As in the column `setting` of `rows`.
+
+        Returns:
+            Its cells, rows, means and lanes.
+        """
         parts = {name: getattr(self, name) for name in ("rows", "summary", "lanes")}
         own = {name: part[part["setting"] == setting] for name, part in parts.items() if len(part)}
         settings = settings_of(self.records.cells)
@@ -44,8 +51,18 @@ class Study:
         return replace(self, records=self.records.of(cells), **own) if len(cells) < len(settings) else self
 
     def only(self, policies: Sequence[str] = (), tasks: Sequence[str] = ()) -> Study:
-        """What there is of these policies (by name or label; vanilla stays, to compare with) and of these tasks or
-        subtasks, the means taken anew; all where none is named. ValueError for one that is not on record."""
+        """What there is of some policies and tasks, the means taken anew.
+
+        Args:
+            policies: By name or label; vanilla stays, to compare with. Empty for all.
+            tasks: Tasks or subtasks. Empty for all.
+
+        Returns:
+            The study with these rows.
+
+        Raises:
+            ValueError: One of them is not on record.
+        """
         rows = self.rows
         if tasks:
             _known("--task", tasks, [*rows["task"], *rows["subtask"]])
@@ -66,7 +83,18 @@ def _known(option: str, names: Sequence[str], known: Iterable[str]) -> None:
 
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:
-    """Everything below `root`. ValueError if it holds no finished cell, or for a margin that is not above 0."""
+    """Read and compare all finished cells at or below a folder.
+
+    Args:
+        root: A study's folder, or any folder above.
+        margin: Points that a difference is tested to be within.
+
+    Returns:
+        Records, estimates with their verdicts, and warnings.
+
+    Raises:
+        ValueError: The folder holds no finished cell, or the margin is not in (0, 100].
+    """
     if not 0 < margin <= 100:
         raise ValueError(f"margin={margin:g}: must be above 0, and at most 100 (points)")
     records = load(root, warn=False)  # `warnings` names what is unfinished

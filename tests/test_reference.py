@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import analysis
 from analysis import row_schema
 from analysis.study import study
+from lynx_exp import Engine
 from lynx_exp.checks.findings import RULES
 from lynx_exp.config import Config, MeasureConfig
 from lynx_exp.results.main import VERBS
+from lynx_exp.routing import LanePolicy, Policy, Routing, build_policy
 from tests.analysis.fake_study import MIX, POLICIES, write_cell
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +88,34 @@ def test_every_declared_column_is_there(frames):
     assert not {column.name for column in (*row_schema.ESTIMATES, *row_schema.PLAIN)} - there
     for column in row_schema.ESTIMATES:
         assert {f"{column.name}{end}" for end in row_schema.ENDS} <= there
+
+
+def methods(cls: type) -> list[Callable[..., object]]:
+    """Public ones that take arguments, inherited ones of this project too."""
+    found = [getattr(cls, name) for name in dir(cls) if not name.startswith("_")]
+    own = [
+        inspect.unwrap(it) for it in found if inspect.isroutine(it) and it.__module__.startswith(("lynx", "analysis"))
+    ]
+    return [it for it in own if parameters(it)]
+
+
+def parameters(function: Callable[..., object]) -> list[str]:
+    given = inspect.signature(function).parameters.values()
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return [f"{stars.get(each.kind, '')}{each.name}" for each in given if each.name not in ("self", "cls")]
+
+
+API = [
+    *(method for cls in (Engine, Policy, Routing, analysis.Records) for method in methods(cls)),
+    *(Policy.__call__, LanePolicy.keep, build_policy),
+    *(analysis.load, analysis.print_table, analysis.write_figures, study),
+]
+
+
+@pytest.mark.parametrize("function", API, ids=lambda it: it.__qualname__)
+def test_the_public_functions_document_each_argument_and_no_other(function: Callable[..., object]) -> None:
+    text = inspect.getdoc(function) or ""
+    (section,) = re.findall(r"^Args:\n((?:    .*\n?)+)", text, re.MULTILINE)
+    assert re.findall(r"^    (\*{0,2}\w+): \S", section, re.MULTILINE) == parameters(function)
+    returned = inspect.signature(function).return_annotation
+    assert returned in (None, "None") or re.search(r"^(Returns|Yields):\n", text, re.MULTILINE)

@@ -33,18 +33,18 @@ def no_prompts(cells: Sequence[CellRecord]) -> tuple[Mapping[str, str], Sequence
 
 
 def page(
-    root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN, found: Study | None = None,
+    root: str | Path, *, find_prompts: FindPrompts = no_prompts, margin: float = MARGIN, loaded: Study | None = None,
     track: Track = iter,
 ) -> str:  # fmt: skip
     """The page of all cells at or below `root`.
 
-    `found`: the study of `root`, where it has been read already; `margin`:
+    `loaded`: the study of `root`, where it has been read already; `margin`:
     points of accuracy that a difference is tested to be within; `track`: of the figures, as in
     `figures.draw`. Raises ValueError if the margin is not above 0, or if there is no finished cell. What the analysis
     warns of is said on the page, and not on stderr.
     """
     with _collected_warnings() as warnings:
-        compared = found or study(root, margin)
+        compared = loaded or study(root, margin)
     cells = read_cells(root)
     paths = set(compared.records.cells["path"])
     done = [cell for cell in cells if str(cell.path) in paths]

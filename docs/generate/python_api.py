@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from dataclasses import is_dataclass
 from typing import Any
@@ -128,4 +129,21 @@ def _node(function: Any) -> ast.FunctionDef:
 
 
 def _docstring(item: Any) -> str:
-    return f"{inspect.cleandoc(item.__doc__)}\n" if item.__doc__ else ""
+    return f"{sections_as_lists(inspect.cleandoc(item.__doc__))}\n" if item.__doc__ else ""
+
+
+def sections_as_lists(text: str) -> str:
+    """The sections of a docstring in Google's form as Markdown: `Args:` and `Raises:` are lists of names."""
+    lines: list[str] = []
+    section = ""
+    for line in text.splitlines():
+        if line.rstrip(":") in ("Args", "Raises", "Returns", "Yields"):
+            section = line.rstrip(":")
+            lines += [f"**{section}**", ""]
+            continue
+        entry = re.match(r"    (\*{0,2}\w+): (.*)", line)
+        if section in ("Args", "Raises") and entry is not None:
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            lines.append(line.strip() if section not in ("Args", "Raises") else f"  {line.strip()}".rstrip())
+    return "\n".join(lines)

@@ -83,10 +83,27 @@ class Engine(OpenedModel):
         sampling: Sampling | None = None,
         on_step: OnStep = _silent,
     ) -> Run:
-        """Decode in lanes of `batch_size`, in the order given (or shuffled, with a `seed`): greedily, or prompt i with
-        `sampling.with_request_seed(i)`.
+        """Decode prompts in lanes of `batch_size` that drain.
 
-        The policy acts in `phases` and `layers`: numbers and ranges such as "1:" or "0,4:8"; None is all.
+        Args:
+            prompts: Texts, or token ids.
+            batch_size: Rows of a lane: requests that see one another in the policy.
+            policy: What selects the experts; None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            max_new_tokens: Tokens of a response at most.
+            stop: A response ends before any of these texts.
+            ignore_eos: Go on behind the end-of-sequence token, to the full length.
+            seed: Shuffles the prompts over the lanes; None keeps their order.
+            sampling: Prompt i is drawn with `sampling.with_request_seed(i)`; None is greedy.
+            on_step: Called with the number of tokens of each step.
+
+        Returns:
+            Responses in the order of the prompts, and of each lane its steps: live rows and active experts per layer.
+
+        Raises:
+            ValueError: A prompt does not fit the model's context, the policy cannot run on this model, or the model's
+                generation_config.json asks for something that is not followed here.
         """
         encoded, processing = [self.encode(prompt) for prompt in prompts], self.processing
         requests = [
@@ -117,7 +134,23 @@ class Engine(OpenedModel):
         lanes: Iterable[int] | None = None,
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
-        """Decode the plan's lanes (or only `lanes` of it), packed; each is handed over as it completes."""
+        """Decode the lanes of a plan side by side.
+
+        Args:
+            requests: What the plan numbers.
+            plan: Which requests share which lane, in which order.
+            policy: What selects the experts; None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            lanes: Numbers of the lanes to run; None for all.
+            on_step: Called with the number of tokens of each step.
+
+        Yields:
+            Each lane as it completes. In fp32 its tokens are those of the lane run alone, whatever runs beside it.
+
+        Raises:
+            ValueError: As `generate`.
+        """
         job = self.job(requests, plan, policy, phases, layers=layers, lanes=lanes)
         yield from (lane for _, lane in self.run_jobs([job], on_step=lambda tokens, rows: on_step(tokens)))
 
@@ -131,7 +164,22 @@ class Engine(OpenedModel):
         layers: str | None = None,
         lanes: Iterable[int] | None = None,
     ) -> Job:
-        """Lanes of a plan (None: all) under a policy, for `run_jobs`."""
+        """Lanes of a plan under a policy, for `run_jobs`.
+
+        Args:
+            requests: What the plan numbers.
+            plan: Which requests share which lane, in which order.
+            policy: What selects the experts; None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            lanes: Numbers of the lanes to run; None for all.
+
+        Returns:
+            The job; nothing runs yet.
+
+        Raises:
+            ValueError: The policy cannot run on this model.
+        """
         chosen = range(len(plan.lanes)) if lanes is None else lanes
         return Job(requests=requests, plan=plan, act=self.act(policy, phases, layers), lanes=tuple(chosen))
 
@@ -142,9 +190,22 @@ class Engine(OpenedModel):
         on_step: Callable[[int, int], None] = _silent,
         on_note: Callable[[str], None] = _silent,
     ) -> Iterator[tuple[int, LaneResult]]:
-        """Decode the lanes of all jobs, of any policies and batch sizes, side by side; (number of the job, lane) as
-        each completes. What a lane gives does not depend on the others. Out of memory, it goes on with half the rows
-        and says so to `on_note`."""
+        """Decode the lanes of all jobs side by side, whatever their policies and batch sizes.
+
+        Out of memory, it goes on with half the rows.
+
+        Args:
+            jobs: Made by `job`.
+            on_step: Called with the numbers of tokens and of rows of each step.
+            on_note: Called with a line when it goes on otherwise than planned.
+
+        Yields:
+            (number of the job, lane) as each lane completes. What a lane gives does not depend on the others.
+
+        Raises:
+            ValueError: A request does not fit the model's context.
+            OutOfMemory: A single lane does not fit.
+        """
         for job in jobs:
             check_lengths(job.requests, self.context_length)
         if self.has_slots:
@@ -180,9 +241,27 @@ class Engine(OpenedModel):
         scoring: Scoring = "decode",
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
-        """Log-likelihoods of the requests' continuations, teacher-forced: what decoding them in these lanes would
-        have given; or, with `scoring="prefill"`, what one pass over prompts and continuations gives, all of their
-        tokens being prefill rows: in lanes of one, the bits of lm-eval's `hf` model at batch size 1 in fp32."""
+        """Log-likelihoods of the requests' continuations, teacher-forced in one pass.
+
+        Args:
+            requests: Each with `continuation_ids`.
+            plan: Which requests share which lane, in which order.
+            policy: What selects the experts; None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            lanes: Numbers of the lanes to score; None for all.
+            scoring: "decode" gives what decoding the continuations step by step in these lanes would have given;
+                "prefill" what one pass over prompts and continuations gives, all tokens being prefill rows: in lanes
+                of one, in fp32, the bits of lm-eval's `hf` model at batch size 1.
+            on_step: Called with the number of tokens of each pass.
+
+        Yields:
+            Each lane, with `logprobs` (nats) and `greedy` of its requests.
+
+        Raises:
+            ValueError: A request does not fit the model's context, or has no continuation.
+            NotANumber: The model's logits are NaN along a continuation.
+        """
         check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
         act = self.act(policy, phases, layers)
         attachment = Attachment(self.routers, act.policy, phases, layers)
@@ -204,7 +283,23 @@ class Engine(OpenedModel):
         layers: str | None = None,
         on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
-        """How far the policy moves the next-token distributions from vanilla's on the requests' continuations."""
+        """How far a policy moves the next-token distributions from vanilla's on the requests' continuations.
+
+        Args:
+            requests: Each with `continuation_ids`.
+            plan: Which requests share which lane, in which order.
+            policy: What selects the experts; None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            on_step: Called with the number of tokens of each pass.
+
+        Yields:
+            For each request the divergence from vanilla (nats, summed over its tokens) and on how many tokens both
+            have the same most likely one.
+
+        Raises:
+            ValueError: As `score_lanes`.
+        """
         yield from self.fidelity_of(requests, plan, [self.act(policy, phases, layers)], on_step=on_step)
 
     def fidelity_of(
@@ -216,8 +311,21 @@ class Engine(OpenedModel):
         tokens: Collection[int] = (),
         on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
-        """`fidelity` of several policies (bound), for which vanilla goes through the model once; of those whose numbers
-        are in `tokens` token by token, too."""
+        """`fidelity` of several policies, for which vanilla goes through the model once.
+
+        Args:
+            requests: Each with `continuation_ids`.
+            plan: Which requests share which lane, in which order.
+            acts: Policies and where they act, each made by `act`.
+            tokens: Positions in `acts` of those that are wanted token by token as well.
+            on_step: Called with the number of tokens of each pass.
+
+        Yields:
+            For each act and request as `fidelity`; `act` is the position in `acts`.
+
+        Raises:
+            ValueError: As `score_lanes`.
+        """
         check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
         store = self._scoring_store(requests, plan, acts)
         for pack in passes(requests, plan, self.model):
@@ -234,8 +342,23 @@ class Engine(OpenedModel):
         layers: str | None = None,
         on_step: OnStep = _silent,
     ) -> Matched:
-        """`policy` with its knob set so that `target` experts are active, mean over layers and scored tokens, on
-        the requests' continuations. A target below 1 is that share of what vanilla activates there."""
+        """Set a policy's knob so that `target` experts are active on the requests' continuations.
+
+        Args:
+            policy: One with a knob (`Policy.knob`).
+            target: Active experts, mean over layers and steps; below 1, a share of vanilla's.
+            requests: Each with `continuation_ids`.
+            plan: Which requests share which lane, in which order.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts; None for all.
+            on_step: Called with the number of tokens of each pass.
+
+        Returns:
+            The policy and what it activates, which is only the nearest where the target is out of reach.
+
+        Raises:
+            ValueError: The policy has no knob, or the target lies outside K..E of this model.
+        """
 
         def active(candidate: Policy | None) -> float:
             lanes = self.score_lanes(requests, plan, candidate, phases, layers=layers, on_step=on_step)

@@ -40,7 +40,7 @@ def draw(args: argparse.Namespace, only: str | None) -> int:
 
     found = study(args.folder, args.margin)
     paths = analysis.write_figures(
-        args.folder, args.out, only, paper=args.paper, found=found, track=bar if only is None else iter
+        args.folder, args.out, only, paper=args.paper, loaded=found, track=bar if only is None else iter
     )
     print(*paths, sep="\n")
     for line in found.records.set_aside:

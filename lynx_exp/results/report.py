@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     find = no_prompts if args.no_prompts else prompts_of
     found = study(args.folder, args.margin)
-    text = page(args.folder, find_prompts=find, found=found, track=bar).encode()
+    text = page(args.folder, find_prompts=find, loaded=found, track=bar).encode()
     out = args.out or args.folder / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, text)

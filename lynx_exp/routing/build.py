@@ -29,7 +29,17 @@ def policy_names() -> tuple[str, ...]:
 
 
 def policy_class(name: str) -> type[Policy]:
-    """The class that the module `name` defines. ValueError for an unknown name."""
+    """The class that the module `name` defines.
+
+    Args:
+        name: One of `policy_names()`.
+
+    Returns:
+        The only subclass of `Policy` that the module defines.
+
+    Raises:
+        ValueError: The name is unknown, or the module defines none or several.
+    """
     if name not in policy_names():
         hint = did_you_mean(name, policy_names())
         raise ValueError(f"policy={name}: unknown{hint}; known: {', '.join(policy_names())}")
@@ -66,9 +76,18 @@ def _checked(policy: str, parameter: str, kind: Any, value: object) -> Any:
 
 
 def build_policy(name: str, **parameters: object) -> Policy:
-    """The policy `name`, its parameters typed and range-checked. A list gives a parameter one value for each layer.
+    """A policy by its name.
 
-    Raises ValueError naming the policy, the parameter, its value and what is allowed.
+    Args:
+        name: One of `policy_names()`.
+        **parameters: Fields of its class; a list gives a field one value for each layer.
+
+    Returns:
+        The policy, not yet bound to a model.
+
+    Raises:
+        ValueError: An unknown name or parameter, or a value of another type or out of range; the message names the
+            policy, the parameter, its value and what is allowed.
     """
     cls = policy_class(name)
     kinds = get_type_hints(cls)

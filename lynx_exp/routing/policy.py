@@ -39,7 +39,14 @@ class Knob:
     """Steps are ratios."""
 
     def bounds(self, shape: ModelShape) -> tuple[float, float]:
-        """(smallest, largest) value for this model."""
+        """The range to search.
+
+        Args:
+            shape: Of the model.
+
+        Returns:
+            (smallest, largest) value of the parameter.
+        """
         sizes = {"K": float(shape.top_k), "E": float(shape.num_experts)}
         low, high = (sizes[end] if isinstance(end, str) else end for end in (self.low, self.high))
         return low, high
@@ -84,18 +91,50 @@ class Policy(ABC):
             raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        """The new routing. Rows that are not live, or whose lane is too small, come back as they were."""
+        """Select experts for the token rows of one layer.
+
+        Args:
+            routing: The router's own.
+            step: Who the rows are.
+            rule: How this router scores.
+
+        Returns:
+            The new routing. Rows that are not live, or whose lane has fewer than `min_batch` rows, are as they were.
+        """
         return _select(self, routing, step, rule)
 
     @abstractmethod
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        """The new routing of the live rows; the others must come back as they were. May have more than K slots."""
+        """What a policy is: select experts for the live rows.
+
+        Args:
+            routing: The router's own.
+            step: Who the rows are; lanes that are too small are not live here.
+            rule: How this router scores.
+
+        Returns:
+            The new routing, which may have more than K slots. Rows that are not live must be as they were.
+        """
 
     def check(self, shape: ModelShape) -> None:  # noqa: B027  # most policies run anywhere
-        """Raise ValueError, naming the parameter, if a model of this shape cannot run this policy."""
+        """Refuse models that cannot run this policy.
+
+        Args:
+            shape: Of the model.
+
+        Raises:
+            ValueError: The model cannot run it; the message names the parameter.
+        """
 
     def accept(self, shape: ModelShape) -> None:
-        """`check`, and what all policies have in common."""
+        """`check`, and what all policies have in common.
+
+        Args:
+            shape: Of the model.
+
+        Raises:
+            ValueError: The model cannot run it; the message names the parameter.
+        """
         self.check(shape)
         if self.k2 is not None:
             rule, most = shape.rule, shape.num_experts
@@ -104,7 +143,17 @@ class Policy(ABC):
             between(self, "k2", shape.top_k, most)
 
     def bind(self, shape: ModelShape) -> Policy:
-        """The policy as this model runs it, checked; ValueError if it cannot."""
+        """The policy as a model runs it.
+
+        Args:
+            shape: Of the model.
+
+        Returns:
+            The policy itself, or a copy with what it takes from the model, such as a calibration.
+
+        Raises:
+            ValueError: The model cannot run it.
+        """
         self.accept(shape)
         return self
 
@@ -136,7 +185,16 @@ class LanePolicy(Policy):
 
     @abstractmethod
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        """`[G, E]` bool: for each lane with live rows at least K experts."""
+        """Which experts a lane may use.
+
+        Args:
+            routing: The router's own.
+            step: Who the rows are.
+            rule: How this router scores.
+
+        Returns:
+            `[G, E]` bool: at least K experts for each lane with live rows.
+        """
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         return restrict(routing, self.keep(routing, step, rule), step.lane, step.live, rule)

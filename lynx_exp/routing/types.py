@@ -37,29 +37,69 @@ class Routing:
         vars(self).update(logits=logits, experts=experts, weights=weights)
 
     def scores(self, rule: RouterRule) -> Tensor:
-        """`[T, E]` fp32 scores of all experts, from which combine weights are made."""
+        """Scores of all experts, from which combine weights are made.
+
+        Args:
+            rule: How this router scores.
+
+        Returns:
+            `[T, E]` fp32.
+        """
         return self._once("scores", rule, lambda: rule.scores(self.logits))
 
     def choice(self, rule: RouterRule) -> Tensor:
-        """`[T, E]` by which the router ranks experts; -inf for those outside the token's groups."""
+        """What the router ranks experts by.
+
+        Args:
+            rule: How this router scores.
+
+        Returns:
+            `[T, E]`; -inf for experts outside the token's groups.
+        """
         return self._once("choice", rule, lambda: rule.choice(self.logits, self.scores(rule)))
 
     def mass(self, rule: RouterRule) -> Tensor:
-        """`[T, E]`, at least 0, in the order of `choice`: the scores, with the router's bias."""
+        """The scores with the router's bias, as shares.
+
+        Args:
+            rule: How this router scores.
+
+        Returns:
+            `[T, E]`, at least 0, in the order of `choice`.
+        """
         return self._once("mass", rule, lambda: rule.mass(self.logits, self.scores(rule), self.choice(rule)))
 
     def affinity(self, rule: RouterRule) -> Tensor:
-        """`[T, E]` in the order of `choice`, in units of logits: the logits, with the router's bias."""
+        """The logits with the router's bias.
+
+        Args:
+            rule: How this router scores.
+
+        Returns:
+            `[T, E]`, in units of logits, in the order of `choice`.
+        """
         return self._once("affinity", rule, lambda: rule.affinity(self.logits, self.mass(rule), self.choice(rule)))
 
     def confidence(self, rule: RouterRule) -> Tensor:
-        """`[T]` how sure the router is of a token: the variance of its normalised probabilities over all experts,
-        between 0 and (E-1)/E^2 (arXiv 2411.08982v3, figure 6)."""
+        """How sure the router is of each token (arXiv 2411.08982v3, figure 6).
+
+        Args:
+            rule: How this router scores.
+
+        Returns:
+            `[T]`: the variance of the normalised probabilities over all experts, between 0 and (E-1)/E^2.
+        """
         mass_TE = self.mass(rule)
         return (mass_TE / mass_TE.sum(-1, keepdim=True)).var(-1, correction=0)
 
     def remember(self, rule: RouterRule, *, scores: Tensor, choice: Tensor) -> None:
-        """For who has computed them already."""
+        """Take over views that a router's own kernel has computed, so that they are not computed again.
+
+        Args:
+            rule: How this router scores.
+            scores: As `scores` would return.
+            choice: As `choice` would return.
+        """
         vars(self).setdefault("_known", {}).update({("scores", rule): scores, ("choice", rule): choice})
 
     def _once(self, view: str, rule: RouterRule, compute: Callable[[], Tensor]) -> Tensor:

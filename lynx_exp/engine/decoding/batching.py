@@ -8,7 +8,15 @@ from lynx_exp.engine.decoding.loaded import LoadedModel
 
 
 def batching(self: LoadedModel, asked: str = "auto", on_note: Callable[[str], None] = print) -> str:
-    """What `auto` comes to on this model: continuous, or static where it has no slots, which `on_note` is told."""
+    """What `batching=auto` comes to on this model.
+
+    Args:
+        asked: auto, continuous or static.
+        on_note: Called with a line where `auto` comes to static.
+
+    Returns:
+        continuous, or static for a model whose cache has no slots; what is not `auto` comes back as it is.
+    """
     if asked != "auto" or self.has_slots:
         return "continuous" if asked == "auto" else asked
     on_note(f"batching=static: {type(self.model).__name__} has no slots: lanes drain")

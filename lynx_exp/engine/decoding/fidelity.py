@@ -29,7 +29,7 @@ class Fidelity:
     """One response under one policy, sums over its tokens."""
 
     act: int
-    """Number of the policy, as asked."""
+    """Position of the policy among those that were given."""
     lane: int
     request: int
     tokens: int

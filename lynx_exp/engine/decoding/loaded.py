@@ -85,13 +85,35 @@ class LoadedModel:
         return self.routers[0].top_k
 
     def bind(self, policy: Policy) -> Policy:
-        """The policy as this model runs it, with its calibration; ValueError, with the reason, if it cannot."""
+        """The policy as this model runs it, with its calibration.
+
+        Args:
+            policy: Built by `build_policy`, or an instance of a policy's class.
+
+        Returns:
+            The same policy, or a copy that knows what this model needs.
+
+        Raises:
+            ValueError: The model cannot run it; the message has the reason.
+        """
         if policy not in self._bound:
             self._bound[policy] = bind(policy, self.routers, self.calibration)
         return self._bound[policy]
 
     def act(self, policy: Policy | None, phases: Phases = "decode", layers: str | None = None) -> Act:
-        """The policy, bound, and where it acts. ValueError for a model that would answer wrongly in a batch."""
+        """A policy, bound to this model, and where it acts.
+
+        Args:
+            policy: None for vanilla.
+            phases: In which phases of a token the policy acts: decode, prefill, both or none.
+            layers: Where it acts, as numbers and ranges of layers with routed experts; None for all.
+
+        Returns:
+            What `fidelity_of` takes.
+
+        Raises:
+            ValueError: As `bind`; or the model would answer wrongly in a batch.
+        """
         refuse_unbatched({"model_type": self.model.config.get_text_config().model_type})
         return Act(policy=policy and self.bind(policy), phases=phases, layers=layers)
 
@@ -130,7 +152,17 @@ class LoadedModel:
         """Nothing to do: a model goes when nobody holds it any more."""
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        """Token ids with the tokenizer's special tokens; ids pass through."""
+        """Token ids of a prompt.
+
+        Args:
+            prompt: A text, which gets the tokenizer's special tokens, or ids, which stay as they are.
+
+        Returns:
+            The ids.
+
+        Raises:
+            ValueError: A text, and the model has no tokenizer.
+        """
         if not isinstance(prompt, str):
             return tuple(prompt)
         if self.tokenizer is None:

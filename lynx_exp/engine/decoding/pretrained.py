@@ -42,12 +42,29 @@ class OpenedModel(LoadedModel):
         memory_gib: float | None = None,
         steps: StepsMode = "auto",
     ) -> Self:
-        """Load `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id. ValueError, in one line, if it
-        cannot be.
+        """Load a model with its tokenizer.
 
-        `allow_partial`: although weights are missing from it, or have no place in the model; `Engine.partial` then
-        says which. `device_map`: layers over the GPUs of this process, as transformers takes it. `parallel`: tp or ep,
-        over the ranks of torchrun, which must then all make the same calls.
+        Args:
+            model: `lynx_tiny` (bundled), a folder in `save_pretrained` form, or a hub id.
+            dtype: A torch dtype by name; auto is float32 on a CPU and bfloat16 elsewhere.
+            device: A torch device by name; auto is the first GPU, or the CPU.
+            revision: Branch, tag or commit of a hub id.
+            experts_implementation: How experts are computed, by transformers' names or those of this package; auto
+                is this package's exact way on a CPU, and on a GPU what is fastest there when it is timed.
+            trust_remote_code: Run code that a hub repository brings along.
+            allow_partial: Load although weights are missing, or have no place in the model; `Engine.partial` then says
+                which.
+            device_map: Layers over the GPUs of this process, as transformers takes it.
+            parallel: tp or ep, over the ranks of torchrun, which must then all make the same calls.
+            max_rows: Rows of a physical batch at most, unless a lane is wider. Changes speed, never tokens.
+            memory_gib: For keys and values; None is half of a CPU's available memory, or 80 % of what a GPU has free.
+            steps: auto, captured (as CUDA graphs) or eager.
+
+        Returns:
+            The engine, on its device.
+
+        Raises:
+            ValueError: The model cannot be loaded, or has no routers of a known form; the message is one line.
         """
         where = resolve_device(device)
         tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -81,7 +98,25 @@ class OpenedModel(LoadedModel):
         memory_gib: float | None = None,
         steps: StepsMode = "auto",
     ) -> Self:
-        """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids."""
+        """A model of any transformers architecture with random weights and no tokenizer: prompts are token ids.
+
+        Args:
+            model_type: As in transformers' config.json, such as mixtral.
+            config: Fields of its configuration that differ from the defaults.
+            seed: Of the weights.
+            dtype: As for `from_pretrained`.
+            device: As for `from_pretrained`.
+            experts_implementation: As for `from_pretrained`.
+            max_rows: As for `from_pretrained`.
+            memory_gib: As for `from_pretrained`.
+            steps: As for `from_pretrained`.
+
+        Returns:
+            The engine, on its device.
+
+        Raises:
+            ValueError: The architecture is unknown, or has no routers of a known form.
+        """
         where = resolve_device(device)
         built = random_model(
             model_type,

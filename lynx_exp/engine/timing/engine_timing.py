@@ -43,8 +43,24 @@ def measure_windows(
     precision: float = 0.02,
     on_step: OnStep = _silent,
 ) -> WindowTiming:
-    """Time windows of a run (`draw_windows`) under vanilla and each policy, interleaved: the first `least` of them
-    (None: all), and on while the 95 % interval of a speed-up is wider than +- `precision`, relative to it."""
+    """Time windows of a run under vanilla and each policy, interleaved.
+
+    Args:
+        windows: Drawn from the steps of a run by `draw_windows`.
+        policies: By the names that results bear; vanilla is always among them.
+        phases: In which phases of a token the policies act: decode, prefill, both or none.
+        layers: Where they act, as numbers and ranges of layers with routed experts; None for all.
+        repeats: Turns of each subject in a window.
+        least: Windows that are timed in any case; None for all. Then on while an interval is too wide.
+        precision: Half-width of the 95 % interval of every speed-up, relative to it, at which to stop.
+        on_step: Called with the number of tokens of each turn.
+
+    Returns:
+        Milliseconds of each step (`StepTime`), whether warm-up settled, whether the precision was reached.
+
+    Raises:
+        ValueError: The model's cache has no slots, or an argument is out of range.
+    """
     if not self.has_slots:
         raise ValueError(f"{type(self.model).__name__}: timing its windows needs slots")
     check_windows(
@@ -97,10 +113,25 @@ def measure(
     precision: float = 0.02,
     on_step: OnStep = _silent,
 ) -> Timing:
-    """Time decode steps of one lane, the first `batch_size` prompts, under vanilla and each policy, interleaved.
+    """Time decode steps of one lane under vanilla and each policy, interleaved, after a warm-up.
 
-    After a warm-up until steps are stable, `repeats` times; and on up to `max_repeats` (None: no more) while the
-    95 % interval of a speed-up is wider than +- `precision`, relative to its median.
+    Args:
+        prompts: Texts or token ids, all different; the first `batch_size` are the lane.
+        batch_size: Rows of the lane.
+        policies: By the names that results bear; vanilla is always among them.
+        phases: In which phases of a token the policies act: decode, prefill, both or none.
+        layers: Where they act, as numbers and ranges of layers with routed experts; None for all.
+        new_tokens: Steps of a repeat.
+        repeats: Repeats of each subject at least.
+        max_repeats: Up to this many while an interval is too wide; None for no more than `repeats`.
+        precision: Half-width of the 95 % interval of every speed-up, relative to its median, at which to stop.
+        on_step: Called with the number of tokens of each repeat.
+
+    Returns:
+        Milliseconds of each step, active experts, speed-ups with their intervals, bytes and joules where known.
+
+    Raises:
+        ValueError: Too few prompts, two that are equal, a cache that cannot be rewound, or an argument out of range.
     """
     encoded = _lane(self, prompts, batch_size)
     check_distinct(encoded)
@@ -143,8 +174,24 @@ def measure_prefill(
     max_repeats: int | None = None,
     precision: float = 0.02,
 ) -> PrefillTiming:
-    """Time the prefill of one lane as `measure` does its steps, experts computed in the same way. A policy that does
-    not act on prompts is not timed: its prefill is vanilla's."""
+    """Time the prefill of one lane as `measure` does its steps, experts computed in the same way.
+
+    Args:
+        prompts: Texts or token ids; the first `batch_size` are the lane.
+        batch_size: Rows of the lane.
+        policies: By the names that results bear; vanilla is always among them.
+        phases: In which phases of a token the policies act: decode, prefill, both or none.
+        layers: Where they act, as numbers and ranges of layers with routed experts; None for all.
+        repeats: Repeats of each subject at least.
+        max_repeats: Up to this many while an interval is too wide; None for no more than `repeats`.
+        precision: As for `measure`.
+
+    Returns:
+        Milliseconds of each repeat. Policies that do not act on prompts are left out: their prefill is vanilla's.
+
+    Raises:
+        ValueError: Too few prompts, or an argument out of range.
+    """
     encoded = _lane(self, prompts, batch_size)
     acting = _bound(self, policies) if phases in ("prefill", "both") else {}
     with torch.inference_mode(), using_experts(self.model, choose_experts(self, encoded)[0]):
@@ -172,7 +219,24 @@ def breakdown(
     new_tokens: int = 16,
     repeats: int = 5,
 ) -> Breakdown:
-    """Where the time of a decode step of one lane goes: attention, router, policy, experts, and the rest."""
+    """Where the time of a decode step of one lane goes: attention, router, policy, experts, and the rest.
+
+    Args:
+        prompts: Texts or token ids; the first `batch_size` are the lane.
+        batch_size: Rows of the lane.
+        policies: By the names that results bear; vanilla is always among them.
+        phases: In which phases of a token the policies act: decode, prefill, both or none.
+        layers: Where they act, as numbers and ranges of layers with routed experts; None for all.
+        new_tokens: Steps of a repeat.
+        repeats: Repeats of each subject.
+
+    Returns:
+        Milliseconds a step of each section, by subject and repeat. Marks between sections cost time: their sum is not
+        a step's time.
+
+    Raises:
+        ValueError: Too few prompts, or a model whose cache has no slots.
+    """
     encoded = _lane(self, prompts, batch_size)
     if not self.has_slots:
         raise ValueError(f"{type(self.model).__name__}: a breakdown needs full attention in every layer")
@@ -210,5 +274,16 @@ def _bound(self: LoadedModel, policies: Mapping[str, Policy]) -> dict[str, Polic
 
 
 def selection_time(self: LoadedModel, policy: Policy, prompts: Sequence[Sequence[int]]) -> float:
-    """Microseconds per layer that the policy's selection takes in one decode step of a lane of `prompts`."""
+    """What the policy's selection takes in one decode step of a lane.
+
+    Args:
+        policy: Not vanilla.
+        prompts: Token ids of the lane's rows.
+
+    Returns:
+        Microseconds, mean over layers.
+
+    Raises:
+        ValueError: The model cannot run the policy.
+    """
     return time_selection(self.model, self.routers, self.bind(policy), prompts)
