@@ -122,4 +122,4 @@ def check_sweeps(study: Path, requests: Mapping[str, int | None]) -> Iterator[Fi
 
 
 def _finding(rule: str, where: Path, file: str | None, expected: str, found: object) -> Finding:
-    return Finding(rule=rule, folder=str(where), file=file, expected=expected, observed=str(found))
+    return Finding(rule=rule, where=str(where), file=file, expected=expected, found=str(found))

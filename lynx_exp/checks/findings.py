@@ -67,11 +67,11 @@ class Finding:
 
     rule: str
     """One of `RULES`."""
-    folder: str
+    where: str
     """A cell's folder, or a study's."""
     file: str | None = None
     expected: str
-    observed: str
+    found: str
 
     @property
     def severity(self) -> Severity:
@@ -79,7 +79,7 @@ class Finding:
 
     def __str__(self) -> str:
         file = f"{self.file}: " if self.file else ""
-        return f"{self.severity}: {self.rule}: {self.folder}: {file}expected {self.expected}; found {self.observed}"
+        return f"{self.severity}: {self.rule}: {self.where}: {file}expected {self.expected}; found {self.found}"
 
 
 def some(items: Sequence[object], most: int = 3) -> str:

@@ -95,7 +95,7 @@ class Content:
 
     def add(self, rule: str, file: str | None, expected: object, found: object) -> None:
         self.findings.append(
-            Finding(rule=rule, folder=self.where, file=file, expected=str(expected), observed=str(found)),
+            Finding(rule=rule, where=self.where, file=file, expected=str(expected), found=str(found)),
         )
 
     def apply(self, check: Callable[[Content], T]) -> T | None:

@@ -33,7 +33,7 @@ def driver(monkeypatch):
         gpu_state.cache_clear()
 
     clocks = {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}
-    processes = [Process(os.getpid(), 100 * 2**20), Process(1, 7000 * 2**20), Process(2, None)]
+    processes = [Process(os.getpid(), 100 * 2**20), Process(-1, 7000 * 2**20), Process(-2, None)]
     install(
         Init=None, Shutdown=None, DeviceGetCount=1, DeviceGetHandleByIndex="gpu", DeviceGetName="NVIDIA H100",
         SystemGetDriverVersion="580.1", DeviceGetMaxClockInfo=lambda _, clock: clocks[clock],

@@ -59,7 +59,7 @@ def test_each_corruption_is_found_by_its_rule(corruption: Corruption, study: Pat
     meant = next(finding for finding in found if finding.rule == corruption.rules[0])
     line = str(meant)
     assert "\n" not in line and line.startswith(f"{meant.severity}: {meant.rule}: {study}")
-    assert meant.expected and meant.observed and meant.expected != meant.observed
+    assert meant.expected and meant.found and meant.expected != meant.found
 
 
 def test_every_rule_is_broken_by_some_corruption() -> None:
