@@ -13,6 +13,7 @@ from tests.tasks.sandbox.conftest import PATIENT_S
 
 VECTOR = "class V:\n def __init__(s, *x): s.x = x\n def __eq__(s, o): return isinstance(o, V) and s.x == o.x\n def __hash__(s): return hash(s.x)\n def __add__(s, o): return V(*(a + b for a, b in zip(s.x, o.x)))\n def __mul__(s, n): return V(*(a * n for a in s.x))\n def __lt__(s, o): return s.x < o.x\n def __neg__(s): return V(*(-a for a in s.x))\n def __abs__(s): return sum(s.x)\n def __contains__(s, a): return a in s.x\n def __repr__(s): return f'V{s.x}'\ndef f(*x): return V(*x)\n"
 SAME = {
+    "a builtin beside itself": ("def f(): return len", "assert f() == f() and f() != 3"),
     "a list that gets an object": ("class N: pass\ndef f(l): l.append(N())", "l = []\nf(l)\nassert len(l) == 1"),
     "a list that gets an object, then an error": ("class N: pass\ndef f(l): l.append(N()); raise ValueError", "l = []\ntry: f(l)\nexcept ValueError: pass\nassert len(l) == 1"),
     "modes as they are": ("import os\ndef f(): open('x', 'w').close(); os.chmod('x', os.stat('x').st_mode); return 1", "assert f() == 1"),
@@ -67,6 +68,9 @@ SAME = {
 }  # fmt: skip
 
 DIFFERENT = {
+    "a builtin in place of its result": ("def f(x):\n return len", "assert f([1]) == 1", "raised AssertionError"),
+    "a method in place of its result": ("def f(x):\n return x.pop", "assert f([1]) == 1", "raised AssertionError"),
+    "an own method": ("class A:\n def g(s): return 1\ndef f(): return A().g", "assert f() == 1", "raised AssertionError"),
     "numpy array of two": ("import numpy as np\ndef f(): return np.array([1, 2])", "assert f() == [1, 2]", "raised ValueError"),
     "numpy's true is not true": ("import numpy as np\ndef f(): return np.bool_(True)", "assert f() is True", "raised AssertionError"),
     "ordered dicts": ("from collections import OrderedDict\ndef f(): return OrderedDict(a=1, b=2)", "from collections import OrderedDict\nassert f() == OrderedDict(b=2, a=1)", "raised AssertionError"),

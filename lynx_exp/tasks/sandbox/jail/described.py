@@ -20,6 +20,8 @@ NATURES: dict[type, str] = {
     types.GeneratorType: "generator",
     types.CoroutineType: "coroutine",
 }
+CALLABLES = (types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType)
+"""Equal to nothing but another of their kind: `return len` for `return len(x)` is wrong, and no matter of transport."""
 MAX_CHAIN = 20
 """Exceptions that are told of as cause and context of one."""
 ATTRIBUTES = ("filename", "filename2", "name", "path", "obj")
@@ -191,6 +193,8 @@ def equality(value: object, below: type) -> int:
     for base in type.__dict__["__mro__"].__get__(type(value)):
         if base is below:
             break
+        if base in CALLABLES:
+            return AMONG_ITS_KIND
         if "__eq__" in base.__dict__:
             code = getattr(base.__dict__["__eq__"], "__code__", None)
             generated = "__dataclass_fields__" in base.__dict__ and getattr(code, "co_filename", "") == "<string>"
