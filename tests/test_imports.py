@@ -167,6 +167,7 @@ def test_analysis_knows_files_only():
             if module.split(".")[0] == "lynx_exp":
                 allowed = (
                     "lynx_exp.store.read",
+                    "lynx_exp.store.question",
                     "lynx_exp.store.row_types",
                     "lynx_exp.store.cell_columns",
                     "lynx_exp.store.environment",

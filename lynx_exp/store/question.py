@@ -42,6 +42,11 @@ def means(config: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in _fields(config, HOW).items() if value is not None}
 
 
+def computed_how(config: Mapping[str, object]) -> dict[str, object]:
+    """`means` without what is measured beside the answers."""
+    return {name: value for name, value in _fields(config, (Role.MEANS,)).items() if value is not None}
+
+
 def _fields(config: Mapping[str, object], roles: Collection[Role]) -> dict[str, object]:
     """Those of these roles that have an effect. What `Config` does not have (any more) was asked."""
     flat = _flat(config)
