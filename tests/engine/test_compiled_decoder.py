@@ -16,7 +16,7 @@ from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.compiled_decoder import CompiledDecoder, LayerCode, form_of
 from lynx_exp.engine.decoding.decoder import DIRECT, DirectDecoder, PlainDecoder, agree
 from lynx_exp.engine.decoding.graph import rerun
-from lynx_exp.engine.decoding.one_buffer import join
+from lynx_exp.engine.decoding.one_buffer import fuse_projections
 from lynx_exp.engine.decoding.steps import Steps
 from lynx_exp.models import Attachment, find_routers
 from lynx_exp.models.attach import Rows
@@ -178,7 +178,7 @@ def test_projections_share_one_buffer_that_is_the_models_own(family: str) -> Non
     attention = model.model.layers[0].self_attn
     parts = [getattr(attention, f"{name}_proj") for name in "qkv"]
     before = [part.weight.clone() for part in parts]
-    whole, bias = join(attention)
+    whole, bias = fuse_projections(attention)
     assert torch.equal(whole, torch.cat(before)) and (bias is None) == (parts[0].bias is None)
     storage = whole.untyped_storage()
     for part, weight in zip(parts, before, strict=True):
@@ -186,7 +186,7 @@ def test_projections_share_one_buffer_that_is_the_models_own(family: str) -> Non
     assert storage.nbytes() == sum(weight.nbytes for weight in before), "nothing is held twice"
     with torch.no_grad():
         parts[1].weight.fill_(2.0)  # other weights, in place, are seen
-    again, _ = join(attention)
+    again, _ = fuse_projections(attention)
     assert again.data_ptr() == whole.data_ptr() and bool((again[before[0].shape[0] :][: before[1].shape[0]] == 2).all())
     assert not again.is_inference()
 
@@ -199,7 +199,7 @@ def test_projections_that_are_no_plain_linear_layers_are_refused() -> None:
 
     attention.k_proj = Quantised(64, 32, bias=False)
     with pytest.raises(ValueError, match="no plain linear layers .*Quantised"):
-        join(attention)
+        fuse_projections(attention)
 
 
 @pytest.mark.slow  # a C++ compiler runs

@@ -126,7 +126,7 @@ def test_what_says_nothing_is_marked_as_invalid(answer, reason, told, bench, con
         return replace(result, finish_reasons=[reason] * count, texts=[answer] * count)
 
     monkeypatch.setattr(type(bench.engine), "_lane", lane)
-    answers = "lynx_exp.run.run_pack.answers"
+    answers = "lynx_exp.run.run_pack.responses_of"
     monkeypatch.setattr(answers, lambda task, rows: [f"answer {row['request']}" for row in rows])
     random = bench.run([config()]).outcomes[0]
     assert random.state == "done" and status(random)["invalid"] == [], "random weights have nothing to say"

@@ -67,7 +67,7 @@ APART = {
 }
 BESIDE = {
     *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"),
-    *("plan", "plan_seeds", "max_failures", "ignore_oom"),
+    *("plan", "hardware", "plan_seeds", "max_failures", "ignore_oom"),
 }
 """Of one value only, or without a say in what an engine does; `pack` has a test of its own."""
 

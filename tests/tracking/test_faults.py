@@ -96,7 +96,7 @@ FAKES = {
     "a log that raises": (
         """
         class Run:
-            resumed = False
+            resumed, starting_step = False, 0
             def define_metric(self, *_, **__): pass
             def log(self, *_): raise OSError('no log')
             def finish(self, **_): raise KeyError('nor a finish')
