@@ -68,6 +68,10 @@ def _composition(error: ConfigCompositionException, arguments: Sequence[str], co
     return _unknown_field(key, typed, arguments, config_name)
 
 
+OF_EVERY_POLICY = ("weights", "k2")
+"""Parameters of every policy, which a YAML of one's own may have left out."""
+
+
 def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: str) -> str:
     sweeps = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in config_folder("sweeps").iterdir()
@@ -94,7 +98,11 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
         return f"{typed}: this policy has no parameters; choose another with policy=NAME"
     if last in known:
         return f"{typed}: {key} has other keys; add one with +{key}.NAME=VALUE"
-    return f"{typed}: unknown field; known: {shown}{close}"
+    if parent == "policy" and last in OF_EVERY_POLICY:
+        return f"{typed}: this policy's YAML has no {last}; give it the lines `weights: renormalize` and `k2: null`"
+    if parent and last in (_known_fields("", arguments, config_name) or ()):
+        return f"{typed}: unknown field; did you mean {last}?"
+    return f"{typed}: unknown field{close or ';'} known: {shown}"
 
 
 def _within(name: str, arguments: Sequence[str], config_name: str) -> str | None:

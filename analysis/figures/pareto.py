@@ -151,8 +151,8 @@ def _draw(
     handles, labels = looks.family_entries(points, look)
     handles.append(Patch(facecolor=_BAND))
     unsure = saving.column == "speedup" and not points["timing_final"].astype(bool).all()
-    pale = "beaten, or its time is not final (~)" if unsure else "beaten by another"
-    labels.append(f"within ±{margin:g}; dotted: frontier; pale: {pale}")
+    pale = "beaten, or time not final (~)" if unsure else "beaten by another"
+    labels.append(f"within ±{margin:g}; dotted: frontier;\npale: {pale}")
     rings = looks.ring_entry(points)
     handles, labels = handles + rings[0], labels + rings[1]
     legend_in = style.LEGEND_ROW_IN * len(labels)

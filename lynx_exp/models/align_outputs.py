@@ -6,6 +6,7 @@ T token rows of a forward pass, D width of the experts' outputs.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -79,6 +80,24 @@ def experts_of(routers: Sequence[Router]) -> list[nn.Module]:
     return found
 
 
+SAMPLED = 4096
+"""Numbers of each parameter of the experts that the fingerprint looks at, spread evenly."""
+
+
+def experts_fingerprint(routers: Sequence[Described]) -> str:
+    """`fingerprint` of the routers, and a sample of each parameter of their experts: a fine-tune that leaves the
+    routers as they were is another model to an alignment."""
+    total = hashlib.sha256(fingerprint(routers).encode())
+    for router in routers:
+        experts = getattr(getattr(router, "parent", None), "experts", None)
+        named = sorted(experts.named_parameters()) if isinstance(experts, nn.Module) else []
+        for name, parameter in named:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // SAMPLED)].bfloat16().cpu().contiguous()
+            total.update(f"{name} {tuple(parameter.shape)}".encode() + sample.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
 def align(policy: Policy, bound: Policy, routers: Sequence[Described]) -> Policy:
     """The bound policy with the alignment of `policy`, if its weights ask for one. ValueError if there is none for
     exactly this policy, its parameters and this model."""
@@ -92,5 +111,5 @@ def align(policy: Policy, bound: Policy, routers: Sequence[Described]) -> Policy
         raise ValueError(f"{policy.name}: weights=affine: experts' outputs lie in parts on several ranks; one process")
     given = copy.copy(bound)
     known = alignment_of(policy)  # where it is bound already
-    object.__setattr__(given, "_alignment", known or find_alignment(policy, fingerprint(routers)))
+    object.__setattr__(given, "_alignment", known or find_alignment(policy, experts_fingerprint(routers)))
     return given

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lynx_exp.models import Router, UnsupportedModel, bind, fingerprint
-from lynx_exp.models.align_outputs import changed, experts_of
+from lynx_exp.models import Router, UnsupportedModel, bind
+from lynx_exp.models.align_outputs import changed, experts_fingerprint, experts_of
 from lynx_exp.prepare.single_experts import Experts
 from lynx_exp.routing import PerLayer, Policy, Routing, StepContext
 from lynx_exp.routing.alignment import TABLES, Alignment, policy_digest
@@ -102,7 +102,7 @@ def measure(
     tables = [each.tables(width) for each, width in zip(moments, widths, strict=True)]
     return Alignment(
         policy=policy_digest(policy),
-        fingerprint=fingerprint(routers),
+        fingerprint=experts_fingerprint(routers),
         corpus=corpus,
         tables={name: torch.stack([of_layer[at] for of_layer in tables]) for at, name in enumerate(TABLES)},
         provenance=provenance | {"changed_rows": ",".join(str(each.rows) for each in moments)},

@@ -27,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from lynx_exp.routing.calibration import AUTO
+
 if TYPE_CHECKING:
     from lynx_exp.routing.policy import Policy
 
@@ -44,7 +46,7 @@ class Alignment:
     policy: str
     """`policy_digest` of the policy."""
     fingerprint: str
-    """Of the routers' weights."""
+    """Of the routers' weights, and of a sample of their experts'."""
     corpus: str
     """sha256 of the texts."""
     tables: dict[str, Tensor] = field(repr=False)
@@ -92,14 +94,24 @@ class Alignment:
 
 
 def policy_digest(policy: Policy) -> str:
-    """sha256 over a policy's name and parameters, without where its calibration is."""
+    """sha256 over a policy's name and parameters; in place of where a calibration is, what the file holds."""
     parts = getattr(policy, "policies", (policy,))
     left_out = ("calibration", "weights", "k2")
     said = [
-        {"name": part.name} | {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name not in left_out}
+        {"name": part.name}
+        | {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name not in left_out}
+        | _content_of(getattr(part, "calibration", AUTO))
         for part in parts
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _content_of(calibration: str) -> dict[str, str]:
+    """Empty for the model's own calibration, which the model's fingerprint stands for."""
+    if calibration == AUTO:
+        return {}
+    path = Path(calibration)
+    return {"calibration": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else calibration}
 
 
 def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
@@ -121,8 +133,8 @@ def find_alignment(policy: Policy, fingerprint: str, folder: Path = FOLDER) -> A
         if (alignment.policy, alignment.fingerprint) == (policy_digest(policy), fingerprint):
             return alignment
     raise ValueError(
-        f"{policy.name}: weights=affine: {', '.join(map(str, files))}: made for another model (its routers hash to "
-        f"{held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "
+        f"{policy.name}: weights=affine: {', '.join(map(str, files))}: made for another model (its routers and experts "
+        f"hash to {held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "
         f"policy={policy.name}` for this one"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lynx_exp.config import Role, Use
-from lynx_exp.store.identity import UNTOUCHED, USES, flatten
+from lynx_exp.store.identity import UNTOUCHED, USES, USUAL, flatten
 from lynx_exp.store.reading import value_or_empty
 
 ASKED = (Role.QUESTION, Role.CONTENT)
@@ -55,6 +55,10 @@ def _fields(config: Mapping[str, object], roles: Collection[Role]) -> dict[str, 
     for name, value in flat.items():
         use = USES.get(name, _ASKED)
         counts = use.has_effect(flat) and not (untouched and name.startswith("policy.") and name != "policy.name")
+        if isinstance(value, list | dict):
+            counts &= bool(value)  # empty is as absent, as cells have it that were made before the field was
+        elif name.startswith("policy."):
+            counts &= (name.removeprefix("policy."), value) not in USUAL
         if counts and use.role in roles:
             found[name] = value
     return found

@@ -18,7 +18,7 @@ from lynx_exp.models.tiny import tiny_model
 from lynx_exp.prepare.align import measure
 from lynx_exp.prepare.single_experts import find_experts
 from lynx_exp.routing import Policy, build_policy
-from lynx_exp.routing.alignment import EPS, TABLES, Alignment
+from lynx_exp.routing.alignment import EPS, TABLES, Alignment, policy_digest
 from lynx_exp.vllm_plugin.plugin_settings import Settings
 from tests.prepare.test_calibrate import calibrate, cell
 
@@ -145,7 +145,7 @@ def test_refusals_name_the_hashes(model: Any, folder: Path) -> None:
     assert bind(AFFINE, routers) is not AFFINE
     with pytest.raises(ValueError, match="has no alignment for this policy with these parameters"):
         bind(replace(AFFINE, budget=5), routers)
-    with pytest.raises(ValueError, match=r"made for another model \(its routers hash to [0-9a-f]{12}, this model's to"):
+    with pytest.raises(ValueError, match=r"made for another model \(its routers and experts hash to [0-9a-f]{12}, this model's to"):
         bind(AFFINE, find_routers(tiny_model("qwen3_moe", seed=1)))
     moved = {name: table + (name == "policy_mean") for name, table in alignment.tables.items()}
     about = alignment.file().read_bytes()
@@ -157,6 +157,26 @@ def test_refusals_name_the_hashes(model: Any, folder: Path) -> None:
     alignment.file().write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         bind(AFFINE, routers)
+
+
+def test_a_model_with_the_same_routers_and_other_experts_is_another(folder: Path) -> None:
+    """As a fine-tune that leaves the routers alone."""
+    model = tiny_model("qwen3_moe")
+    measured(model)
+    bind(AFFINE, find_routers(model))
+    with torch.no_grad():
+        model.model.layers[-1].mlp.experts.down_proj.mul_(-3)
+    with pytest.raises(ValueError, match="made for another model"):
+        bind(AFFINE, find_routers(model))
+
+
+def test_what_a_calibration_holds_is_part_of_the_policy(folder: Path) -> None:
+    digests = set()
+    for content in ("one", "two"):
+        (folder / "facts.st").write_text(content)
+        digests.add(policy_digest(build_policy("sere", calibration=str(folder / "facts.st"), weights="affine")))
+    digests.add(policy_digest(build_policy("sere", weights="affine")))
+    assert len(digests) == 3
 
 
 def test_what_is_saved_is_read_and_again_the_same_bytes(model: Any) -> None:

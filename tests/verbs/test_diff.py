@@ -237,3 +237,12 @@ def test_what_is_asked_and_how(ran: Path) -> None:
     vanilla = read_config_yaml(cell_of(ran, "both", "vanilla"))
     assert {name for name in question(vanilla) if name.startswith("policy")} == {"policy.name"}
     assert read_config_yaml(ran) == {}
+
+
+def test_fields_that_came_later_ask_nothing_at_their_defaults() -> None:
+    old = {"seed": 0, "model": {"kind": "bundled"}, "policy": {"name": "lynx", "alpha": 3.0}}
+    new = {"seed": 0, "model": {"kind": "bundled", "sizes": {}}, "policy": old["policy"] | {"k2": None}}
+    new["policy"] |= {"weights": "renormalize"}
+    assert question(old) == question(new)
+    new["policy"] |= {"weights": "original"}
+    assert question(old) != question(new)
