@@ -145,7 +145,9 @@ def test_refusals_name_the_hashes(model: Any, folder: Path) -> None:
     assert bind(AFFINE, routers) is not AFFINE
     with pytest.raises(ValueError, match="has no alignment for this policy with these parameters"):
         bind(replace(AFFINE, budget=5), routers)
-    with pytest.raises(ValueError, match=r"made for another model \(its routers and experts hash to [0-9a-f]{12}, this model's to"):
+    with pytest.raises(
+        ValueError, match=r"made for another model \(its routers and experts hash to [0-9a-f]{12}, this model's to"
+    ):
         bind(AFFINE, find_routers(tiny_model("qwen3_moe", seed=1)))
     moved = {name: table + (name == "policy_mean") for name, table in alignment.tables.items()}
     about = alignment.file().read_bytes()
