@@ -93,7 +93,8 @@ _LEGEND = (
     "±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are alike, but it takes N\n"
     "lanes to have seen a rare kind that loses half its documents. act. exp.: distinct experts a layer in\n"
     "the steps that made the scored tokens. full: steps in which every slot was taken. Policies act in\n"
-    "decode unless a phase is named. score: percent, or BLEU. -: nothing to compare, or not measured.\n"
+    "decode unless a phase is named. score: percent, or BLEU. -: nothing to compare, one lane alone,\n"
+    "or not measured.\n"
 )
 
 _TIMES_LEGEND = (

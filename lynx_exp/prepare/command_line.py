@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(act=_train)
     calibrate = verbs.add_parser(
         "calibrate",
-        help="measure a model's experts for the policies sere, naee and lexi (a minute for lynx_tiny)",
+        help="measure a model's experts for sere, naee, lexi, or policy.weights=affine (a minute for lynx_tiny)",
         description=CALIBRATE_HELP,
         epilog=f"Fields and their defaults:\n\n{(config_folder() / 'calibrate.yaml').read_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
