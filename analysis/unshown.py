@@ -4,6 +4,7 @@ that differ, read from their config.yaml."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -30,17 +31,19 @@ def told_apart(cells: pd.DataFrame, settings: Mapping[str, str]) -> dict[str, st
     if cells.empty or "path" not in cells:
         return {}
     keys = [cells["cell_id"].map(settings).rename("named"), *(cells[name] for name in _ALIKE)]
+    # of a study of one point a cell nothing is read
     groups = [part for _, part in cells.groupby(keys, dropna=False, sort=False) if len(part) > 1]
+    read = cache(_unseen)
     differing: dict[str, set[str]] = {}
     for part in groups:
-        fields = [_unseen(path) for path in part["path"]]
+        fields = [read(path) for path in part["path"]]
         names = {name for one in fields for name in one}
         found = {name for name in names if len({str(one.get(name, _MISSING)) for one in fields}) > 1}
         differing.setdefault(str(part["task"].iloc[0]), set()).update(found)
     named = {}
     for cell, task, path in zip(cells["cell_id"], cells["task"], cells["path"], strict=True):
         if differ := sorted(differing.get(str(task), ())):
-            fields_here = _unseen(path)
+            fields_here = read(path)
             named[cell] = ", ".join(f"{name} {fields_here.get(name, _MISSING)}" for name in differ)
     return named
 

@@ -28,6 +28,11 @@ class AlignOutputs:
         self._modules = experts_of(routers) if any(alignment_of(policy) for policy in policies) else []
         self._noted: dict[int, list[tuple[Tensor, Alignment]]] = {}
 
+    @property
+    def active(self) -> bool:
+        """Whether any policy is aligned; else nothing has to be noted."""
+        return bool(self._modules)
+
     def note(
         self, layer: int, policy: Policy, before: Routing, after: Routing, place: tuple[Tensor, int] | None = None
     ) -> None:

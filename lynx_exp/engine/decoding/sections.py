@@ -147,8 +147,9 @@ class Sections:
                 assert part.act.policy is not None and part.step is not None
                 before = mine
                 mine = part.act.policy(before, StepContext(layer=router.layer, **part.step), router.rule)
-                place = self._places_of(part), len(routing.experts)
-                self._aligned.note(router.layer, part.act.policy, before, mine, place)
+                if self._aligned.active:
+                    place = self._places_of(part), len(routing.experts)
+                    self._aligned.note(router.layer, part.act.policy, before, mine, place)
             made.append((mine.experts, mine.weights.to(weights.dtype)))
         # policies may keep other numbers of slots: all are widened by empty ones to be joined again
         width = max(e.shape[1] for e, _ in made)
