@@ -19,6 +19,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that every section has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="few cases of true shapes: whether all works on this card")
     parser.add_argument("--tiny", action="store_true", help="the smallest shapes, for a CPU and Triton's interpreter")
     return parser
 

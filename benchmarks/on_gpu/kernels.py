@@ -3,6 +3,9 @@ without a wait for the host, and replayed from a CUDA graph over new logits. A r
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from benchmarks.on_gpu.cases import RULE, arguments, policy, random_step, routed, settings
@@ -25,6 +28,8 @@ SHAPES = (
 )
 """(rows, experts, top-k, lanes)."""
 TINY = ((3, 4, 2, 1),)
+WEIGHED = 3
+"""The first of SHAPES, on which every way of weighing what is left is tried."""
 
 
 def difference(chosen: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> str | None:
@@ -56,6 +61,29 @@ def check_equality(device: str, shape: tuple[int, int, int, int], tiny: bool) ->
                 if found:
                     failures.append(f"{dtype} {chosen.label}: {found}")
     check(f"kernels equal torch, T {rows} E {experts} K {top_k} G {lanes}", compared, failures)
+
+
+def check_weights(device: str, shape: tuple[int, int, int, int], tiny: bool) -> None:
+    """`policy.weights`: the same experts, weighed by one more kernel."""
+    rows, experts, top_k, lanes = shape
+    compared, failures = 0, []
+    torch.manual_seed(rows + 1)
+    ways: list[dict[str, Any]] = [{"weights": "original"}, {"weights": "mass"}]
+    ways += [{"weights": "reference", "k2": k2} for k2 in sorted({top_k, experts // 2, experts})]
+    bias = torch.randn(experts, device=device) * 0.1
+    rules = [RULE, RouterRule(renormalize=False, scaling=2.5), RouterRule(score="sigmoid", bias=bias)]
+    step = random_step(rows, lanes, device)
+    for dtype in list(ULP)[: 1 if tiny else None]:
+        logits = (torch.randn(rows, experts, device=device) * 2).to(dtype)
+        for named in settings(experts, top_k)[1 : 3 if tiny else 7]:
+            for way in ways:
+                for rule in rules:
+                    chosen = replace(policy(named), **way)
+                    found = difference(chosen, routed(logits, top_k, dtype), step, rule)
+                    compared += 1
+                    if found:
+                        failures.append(f"{dtype} {chosen.label} {way} {rule.score}: {found}")
+    check(f"weights equal torch, T {rows} E {experts} K {top_k} G {lanes}", compared, failures)
 
 
 def check_routers(device: str, shape: tuple[int, int, int, int]) -> None:
@@ -118,9 +146,11 @@ def check_graphs(device: str, shape: tuple[int, int, int, int]) -> None:
 def main() -> None:
     given = arguments(__doc__).parse_args()
     with torch.inference_mode():
-        for number, shape in enumerate(TINY if given.tiny else SHAPES):
+        for number, shape in enumerate(TINY if given.tiny else SHAPES[:1] if given.quick else SHAPES):
             check_equality(given.device, shape, given.tiny)
             check_routers(given.device, shape)
+            if number < WEIGHED:
+                check_weights(given.device, shape, given.tiny)
             if given.device == "cuda" and number < len(GRAPHS):
                 check_graphs(given.device, GRAPHS[number])
 

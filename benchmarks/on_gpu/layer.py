@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,12 +47,19 @@ def of_shape(device: str, experts: int, top_k: int, rows: int, tiny: bool) -> No
             served = kernels.select(chosen, fresh(), step, RULE) is not None
             us = timed(lambda chosen=chosen: chosen(fresh(), step, RULE), device)
         case("layer", policy=named[0], kernel=served, us=us, **place)
+    for way in ("original", "mass"):
+        chosen = replace(policy(settings(experts, top_k)[1]), weights=way)
+        with kernels.kernel("triton" if tiny else "auto"):
+            us = timed(lambda chosen=chosen: chosen(fresh(), step, RULE), device)
+        case("weighed", policy=chosen.name, weights=way, us=us, **place)
 
 
 @torch.inference_mode()
 def main() -> None:
     given = arguments(__doc__).parse_args()
     shapes = ((4, 2, (4,)),) if given.tiny else ((128, 8, (16, 64, 256, 1)), (8, 2, (16, 64)))
+    if given.quick:
+        shapes = ((128, 8, (16,)),)
     for experts, top_k, all_rows in shapes:
         for rows in all_rows:
             of_shape(given.device, experts, top_k, rows, given.tiny)

@@ -35,8 +35,8 @@ TINY |= {
 }
 
 
-def built(shape: str, device: str, tiny: bool) -> Engine:
-    """All layers of the model, or as many as fit."""
+def built(shape: str, device: str, tiny: bool, layers: int | None) -> Engine:
+    """So many layers of the model, or as many as fit."""
     if tiny:
         kind, own = SHAPES[shape]
         sizes = own | {name: value for name, value in TINY.items() if name in own}
@@ -44,7 +44,8 @@ def built(shape: str, device: str, tiny: bool) -> Engine:
         return Engine.from_config(kind, sizes, device=device)
     each, most = LAYER_GIB[shape]
     free = torch.cuda.mem_get_info()[0] / 2**30
-    return large_engine(shape, max(1, min(most, int((free - BESIDE_GIB) / each))), device=device)
+    fitting = max(1, min(most, int((free - BESIDE_GIB) / each)))
+    return large_engine(shape, fitting if layers is None else min(layers, fitting), device=device)
 
 
 def policies(engine: Engine, active: float) -> dict[str, tuple[Policy, str]]:
@@ -90,7 +91,7 @@ def steps(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, rep
 
 def step(engine: Engine, timing: Timing, label: str) -> dict[str, Any]:
     """What is known of one subject."""
-    own, vanilla = timing.used(label), timing.used("vanilla")
+    own, vanilla = timing.bandwidth(label), timing.bandwidth("vanilla")
     speedup, low, high = timing.speedup(label)
     found = {
         "layers": engine.num_layers,
@@ -140,11 +141,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3_30b_a3b")
     parser.add_argument("--batches", type=int, nargs="+", default=[16])
     parser.add_argument("--stream", type=int, default=0, help="rows")
+    parser.add_argument("--layers", type=int, help="(default: all that fit)")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     batches, rows = ([2], 4) if given.tiny else (given.batches, given.stream)
     start = time.perf_counter()
-    engine = built(given.shape, given.device, given.tiny)
+    engine = built(given.shape, given.device, given.tiny, given.layers)
     case("built", shape=given.shape, layers=engine.num_layers, gib=gib(engine), seconds=time.perf_counter() - start)
     draw = random.Random(0)
     prompts = [[draw.randrange(3, VOCABULARY) for _ in range(PROMPT)] for _ in range(max(*batches, rows, 1))]

@@ -26,7 +26,7 @@ MEASURED = ("measure.latency=true", "measure.windows=2", "tracker=none")
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    asked = TINY if given.tiny else SWEEP
+    asked = TINY if given.tiny or given.quick else SWEEP
     cells = 1
     for option in asked[:3]:
         cells *= option.count(",") + 1

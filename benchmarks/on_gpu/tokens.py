@@ -37,7 +37,8 @@ def main() -> None:
     given = arguments(__doc__).parse_args()
     count, tokens, lane = (4, 3, 2) if given.tiny else (64, 32, LANE)
     prompts = [item.prompt for item in held_out("mini_gsm8k")[:count]]
-    chosen = {"vanilla": None} | {named[0]: policy(named) for named in NAMED[: 2 if given.tiny else None]}
+    few = 2 if given.tiny or given.quick else None
+    chosen = {"vanilla": None} | {named[0]: policy(named) for named in NAMED[:few]}
     here = Engine.from_pretrained("lynx_tiny", device=given.device, dtype="float32")
     packed = {name: said(here, prompts, each, lane, tokens) for name, each in chosen.items()}
     apart = [name for name, each in chosen.items() if alone(here, prompts, each, lane, tokens) != packed[name]]

@@ -27,13 +27,19 @@ class Job(NamedTuple):
     named: tuple[str, dict[str, Any]] = ("", {})
 
 
-def jobs(tiny: bool) -> Iterator[Job]:
+def jobs(tiny: bool, quick: bool) -> Iterator[Job]:
     """In order of worth: what the models' steps run, then what only the checks do."""
     from benchmarks.on_gpu.cases import settings
 
     if tiny:
         yield Job("experts", (4, 2, 16, 16, 4), "float32")
         yield from (Job("selection", (4, 4, 2), "float32", named) for named in settings(4, 2)[:3])
+        return
+    if quick:
+        yield Job("experts", (128, 8, 2048, 768, 16), "bfloat16")
+        yield Job("experts", (8, 2, 4096, 14336, 4), "bfloat16")
+        yield from (Job("selection", (16, 128, 8), "float32", named) for named in settings(128, 8))
+        yield from (Job("selection", (16, 8, 2), "float32", named) for named in settings(8, 2))
         return
     for shape in ((128, 8, 2048, 768), (8, 2, 4096, 14336)):
         yield from (Job("experts", (*shape, rows), "bfloat16") for rows in (16, 64, 1, 256))
@@ -117,7 +123,7 @@ def main() -> None:
 
     given = arguments(__doc__).parse_args()
     cores = len(os.sched_getaffinity(0))
-    run(list(jobs(given.tiny)), given.device, 2 if given.tiny else max(1, min(cores, 16)))
+    run(list(jobs(given.tiny, given.quick)), given.device, 2 if given.tiny else max(1, min(cores, 16)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from lynx_exp.routing.backends.triton.kernels.router_rules import route_kernel
 from lynx_exp.routing.backends.triton.kernels.row_programs import drop_kernel, reassign_kernel, replace_kernel
 from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
 from lynx_exp.routing.backends.triton.kernels.tile_parts import sum_kernel, vote_kernel
+from lynx_exp.routing.backends.triton.kernels.weighing import weigh_kernel
 
 TYPES = {
     "experts_ptr": "*i64",
@@ -29,6 +30,7 @@ TYPES = {
     "sums_ptr": "*i64",
     "total_ptr": "*i64",
     "first_ptr": "*fp64",
+    "own_ptr": "*i64",
     "out_experts_ptr": "*i64",
     "live_ptr": "*i1",
     "touched_ptr": "*i1",
@@ -64,6 +66,8 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
             yield replace_kernel, weighs
             for own in (True, False):
                 yield reassign_kernel, weighs | {"OWN": own}
+            for count in (-1, 0, 8, 60):
+                yield weigh_kernel, weighs_rows(size) | {"COUNT": count, "RENORMALIZE": not scaled, "SCALED": scaled}
             for drop in range(4):
                 yield drop_kernel, size | {"DROP": drop, "REWEIGHS": not scaled, "SCALED": scaled}
         for keep, variant in [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (5, 1)]:
@@ -91,6 +95,11 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                 if number < 2 or bias == score:
                     rest = {"SCALED": bias == 2, "RENORMALIZE": score != 2, "CHOOSES": bias != 0 or score == 0}
                     yield route_kernel, shape | rest | {"SCORE": score, "BIAS": bias, "TOP2": bias == 1}
+
+
+def weighs_rows(size: dict[str, int]) -> dict[str, int]:
+    """Tile sizes of the kernel that weighs what is left, which has a tile of slots and none of the router's top-K."""
+    return {"E": size["E"], "K": size["K"], "W": 7, "BT": 16 if size is ODD else 4, "BE": size["BE"], "BW": 8}
 
 
 def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
