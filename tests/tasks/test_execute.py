@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -140,14 +141,26 @@ def test_no_programs():
     assert run_programs([]) == []
 
 
+@pytest.fixture
+def open_copy():
+    """The package's code where anybody may read it: the checkout may lie in a folder that root alone may enter."""
+    with tempfile.TemporaryDirectory(prefix="open-") as folder:
+        Path(folder).chmod(0o755)
+        package = Path(lynx_exp.__file__).parent
+        ignored = shutil.ignore_patterns("__pycache__", "*.json", "*.jsonl", "*.safetensors")
+        shutil.copytree(package, Path(folder, package.name), ignore=ignored, copy_function=shutil.copyfile)
+        for path in Path(folder).rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield folder
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
-def test_as_an_ordinary_user():
+def test_as_an_ordinary_user(open_copy):
     """In every tier that such a user can have."""
     nobody = {"user": 65534, "group": 65534, "extra_groups": []}
-    root = str(Path(lynx_exp.__file__).parents[1])
     code = f"""
 import sys
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {open_copy!r})
 from lynx_exp.tasks.run_programs import Program, SandboxUnavailable, open_sandbox
 test = "def check(f): assert f() == 1"
 sources = ["def f(): return 1", "def f(): return 2", "import os\\ndef f(): os.fork(); return 1"]

@@ -33,9 +33,10 @@ standard library, NumPy and functions by which tests compare (`math.isclose`, `i
 candidate imported them, and no verdict is had if it calls something else so (`jail.names`). Hand the test's own helpers
 over as `Program.prelude`.
 
-**Containing.** All tiers: empty environment, /dev/null for input and output, no descriptors but two pipes, limits on
-address space, CPU time, wall-clock time, threads, open files and file size; core dumps off, no new privileges, root and
-all capabilities given up; killed at the end of the test or of its time, and with this process.
+**Containing.** All tiers: empty environment, /dev/null for input and output, no descriptors but two pipes and, in
+landlock and unsafe, those of library folders that root's programs could not reach otherwise; limits on address space,
+CPU time, wall-clock time, threads, open files and file size; core dumps off, no new privileges, root and all
+capabilities given up; killed at the end of the test or of its time, and with this process.
 
 bubblewrap, namespaces, landlock: a system call filter besides (`jail.seccomp`), an allowlist: no new process, no
 exec, no socket, no signal but to itself, no ptrace, shared memory, memfd, keys, namespaces, mounts, io_uring, bpf, nor
@@ -57,10 +58,11 @@ a hole in it); side channels; the use of all CPU time and memory within the limi
 program's time on the disk of the temporary folder. The test itself is trusted: it runs confined as well, but one
 process runs many tests.
 
-For root, landlock and unsafe let programs import from an interpreter in root's own folder only what the supervisor has
-loaded, which is what they name in import statements, and what that is known to import later on: the unprivileged user
-that programs become cannot read the rest. The other tiers show it the files elsewhere. For an ordinary user the limit
-on threads is that user's: a program that starts all of them leaves none to those beside it.
+Root's programs become another user, who must be able to read Python's own files and libraries. They may lie in a folder
+that root alone may enter: bubblewrap and namespaces show them elsewhere, landlock and unsafe import from them by
+descriptors (`jail.library_folders`). Files that root alone may read (an installation under a umask of 077) are named in
+an error before any program is run, for their lack would look like wrong answers. For an ordinary user the limit on
+threads is that user's: a program that starts all of them leaves none to those beside it.
 
 Why no library but bubblewrap: sandlock 0.9 (Landlock and seccomp) confines in place without the system call filter and
 without network rules, needs Landlock 6, and otherwise starts an interpreter per program. What is left to call are three

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,10 +33,6 @@ JAIL = Path(__file__).with_name("jail")
 INSIDE = "/lynx_exp"
 """Where the code of the jail lies in a jail that bubblewrap made."""
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from jail import supervisor; del sys.path[0]; supervisor.main()"
-IMPORT = re.compile(r"\bimport\s+([A-Za-z_][\w. \t,]*)")
-FROM = re.compile(r"\bfrom\s+([A-Za-z_][\w.]*)\s+import\s*(\([^)]*\)|[\w \t,]*)")
-WITH_EFFECTS = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "__main__", "__phello__"}
-"""Modules that open windows or print as they are imported."""
 HASH_SEED = "0"
 """Verdicts repeat: sets and dicts have the same order every time."""
 
@@ -72,7 +66,7 @@ def run(
     workers = min(workers, len(programs))
     with work_folder() as folder:
         os.chmod(folder, 0o755)  # programs of root run as another user
-        question = message(plan(tier, memory_mib, workers) | {"modules": imported(programs)})
+        question = message(plan(tier, memory_mib, workers))
         question += message({"token": token, "timeout_s": timeout_s, "programs": entries})
         rounds = ceil(len(programs) / workers)
         patience_s = START_UP_S + (timeout_s * 1.5 + PATIENCE_S) * rounds + sum(own_timeouts_s.values())
@@ -80,21 +74,6 @@ def run(
     if answer.get("token") != token or len(answer.get("verdicts", ())) != len(programs):
         raise ExecutionError("the process that runs programs gave an answer that does not belong to the question")
     return [Verdict(passed=passed, reason=reason) for passed, reason in answer["verdicts"]]
-
-
-def imported(programs: Sequence[Program]) -> list[str]:
-    """Modules of the standard library, and libraries that programs may have, that these import by name; and the names
-    that they import from them, behind the modules."""
-    texts = (text for program in programs for text in (program.source, program.test, program.prelude))
-    names = set()
-    for text in texts:
-        names |= {part.split()[0] for told in IMPORT.findall(text) for part in told.split(",") if part.split()}
-        for module, told in FROM.findall(text):
-            parts = told.strip("()").split(",")
-            names |= {module, *(f"{module}.{part.split()[0]}" for part in parts if part.split())}
-    libraries = {name.removesuffix(".py") for name in files.LIBRARIES.split()}
-    allowed = (sys.stdlib_module_names | libraries) - WITH_EFFECTS
-    return sorted(name for name in names if name.partition(".")[0] in allowed)
 
 
 @contextlib.contextmanager

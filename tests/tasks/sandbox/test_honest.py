@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-
 import pytest
 
 from lynx_exp.tasks import Program
@@ -178,8 +174,6 @@ def test_numpy(sandbox):
     pytest.importorskip("numpy")
     source = "import numpy as np\ndef f(x): return np.array(x).sum()\ndef g(x): return np.array(x) + 1"
     test = "assert f([1, 2]) == 3 and f([0.5]) == 0.5\nassert g([1]).tolist() == [2] and len(g([1, 2])) == 2"
-    if sandbox.tier == "landlock" and not interpreter_is_public():
-        pytest.skip("root's own interpreter: the user that runs programs cannot read it")
     [verdict] = sandbox.run([Program(source=source, test=test, entry_point=None)], timeout_s=PATIENT_S)
     assert verdict.reason == "passed"
 
@@ -193,12 +187,6 @@ def test_pandas(sandbox):
         [Program(source=source, test="assert f()['a'].sum() == 3", entry_point=None)], timeout_s=PATIENT_S
     )
     assert verdict.reason == "passed"
-
-
-def interpreter_is_public() -> bool:
-    """Otherwise the user that programs become, when root runs them, finds only what is loaded already."""
-    folders = Path(os.__file__).resolve().parents
-    return os.geteuid() != 0 or all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
 
 
 def test_prelude(sandbox):

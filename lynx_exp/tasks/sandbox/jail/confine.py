@@ -20,6 +20,8 @@ FILE_BYTES = 2**20
 THREADS = 64
 MAX_FD = 65_536
 """Descriptors from here on cannot be open: these processes have a handful."""
+FIRST_FOLDER_FD = 32
+"""Those of `library_folders` have the same numbers in all processes: their names are paths that modules remember."""
 
 
 @dataclass(kw_only=True)
@@ -49,19 +51,21 @@ class Plan:
     """Folders that are hidden although they lie in readable ones, and what of them is shown nevertheless."""
     devices: list[str] = field(default_factory=list)
     library_path: list[str] = field(default_factory=list)
-    modules: list[str] = field(default_factory=list)
-    """What the programs import, as far as the supervisor is to load it for them."""
+    folder_fds: int = 0
+    """How many descriptors lead to folders of libraries, from FIRST_FOLDER_FD on. The supervisor's to say."""
 
 
-def isolate_descriptors(*kept: int) -> list[int]:
-    """Own session; /dev/null for 0, 1 and 2; then `kept`, from 3 on; all others closed. The new numbers of `kept`."""
+def isolate_descriptors(*kept: int, folder_fds: int) -> list[int]:
+    """Own session; /dev/null for 0, 1 and 2; then `kept`, from 3 on; all others closed but those that lead to folders
+    of libraries. The new numbers of `kept`."""
     os.setsid()
     high = [os.dup2(fd, 200 + position, inheritable=False) for position, fd in enumerate(kept)]
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     numbers = [os.dup2(fd, 3 + position, inheritable=False) for position, fd in enumerate(high)]
-    os.closerange(3 + len(kept), MAX_FD)
+    os.closerange(3 + len(kept), FIRST_FOLDER_FD)
+    os.closerange(FIRST_FOLDER_FD + folder_fds, MAX_FD)
     return numbers
 
 
@@ -116,7 +120,7 @@ class Confinement:
         `kept` stay open under the numbers that are returned; everything else is closed.
         """
         rules = [] if self.rules is None else [self.rules]
-        numbers = isolate_descriptors(*kept, *rules)
+        numbers = isolate_descriptors(*kept, *rules, folder_fds=self.plan.folder_fds)
         if self.plan.drop_user:
             drop_privileges(slot)
         die_with_parent()  # after the change of user, which would undo it

@@ -23,20 +23,12 @@ from . import namespaces, tester, wire
 from .confine import Plan
 from .forks import ANSWER, COMMAND, END, END_TESTER, START, ForkServer
 from .kernel import die_with_parent
+from .library_folders import check_readable, hold_folders
 
 PRELOADED = """abc array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions
 functools hashlib heapq itertools json math numbers operator random re statistics string struct textwrap threading time
 typing unicodedata encodings.idna"""
-"""What most programs import: a fork has them for nothing, and may be unable to read their files as another user."""
-
-WITHOUT_FILES = """_strptime asyncio calendar concurrent.futures.process concurrent.futures.thread contextvars csv
-ctypes difflib encodings.ascii encodings.cp1252 encodings.cp437 encodings.latin_1 encodings.utf_16 encodings.utf_16_be
-encodings.utf_16_le encodings.utf_32 encodings.utf_8_sig fcntl getpass glob mmap multiprocessing.connection
-multiprocessing.pool multiprocessing.popen_fork multiprocessing.queues multiprocessing.shared_memory
-multiprocessing.synchronize pathlib pickle pprint pwd queue secrets shutil subprocess tarfile tempfile timeit traceback
-unittest.async_case unittest.mock uuid zipfile zlib"""
-"""And these where the user that programs become may be unable to read the interpreter's files; some of them are what
-functions of others import as they are first called."""
+"""What most programs import: a fork has them for nothing."""
 
 NUMERIC_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """For NumPy in candidates and in testers, which import it too as its values arrive: no process may start threads that
@@ -196,47 +188,10 @@ def read_message() -> bytes:
     return wire.receive(0, limit=2**32)
 
 
-def allowed_modules(plan: Plan) -> frozenset[str]:
-    """What programs may import, of all that is installed."""
-    return sys.stdlib_module_names | {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
-
-
-class OnlyAllowed:
-    """Finds no module that programs may not have, so that no library is loaded with a half of it that they could not
-    read: what it looks for in vain is as good as not installed.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.allowed = allowed_modules(plan)
-        self.refused: set[str] = set()
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if path is None and name not in self.allowed and not name.startswith("_sysconfigdata"):
-            self.refused.add(name)
-            raise ModuleNotFoundError(name, name=name)
-
-
-def load(plan: Plan) -> None:
-    """What the programs import, before they become a user who may be unable to read it."""
-    finder = OnlyAllowed(plan)
-    sys.meta_path.insert(0, finder)
-    sys.path.extend(plan.library_path)
-    for name in plan.modules:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-            continue
-        with contextlib.suppress(Exception):  # no module but a name in one, for which that may import another
-            module, _, attribute = name.rpartition(".")
-            getattr(sys.modules[module], attribute)
-    del sys.path[len(sys.path) - len(plan.library_path) :]
-    sys.meta_path.remove(finder)
-    sys.modules.update(dict.fromkeys(finder.refused))  # type: ignore[arg-type]
-
-
 def hide(plan: Plan) -> None:
     """Let what is installed and may not be read be as good as not installed: rules that only grant leave its name in
     the folder, and an import that somebody expects to fail (of pyarrow, in pandas) would end in PermissionError."""
-    allowed = allowed_modules(plan)
+    allowed = sys.stdlib_module_names | {os.path.basename(path).partition(".")[0] for path in plan.unmasked}
     for folder in plan.library_path:
         with contextlib.suppress(OSError):  # nor does a program find anything in a folder that cannot be listed
             names = {entry.partition(".")[0] for entry in os.listdir(folder)}
@@ -250,16 +205,18 @@ def main() -> None:
     os.environ.clear()
     for name in NUMERIC_THREADS:
         os.putenv(name, "1")  # in the C library's environment only: Python's stays empty
-    without_files = plan.jail == "none" and plan.drop_user and os.geteuid() == 0
-    for name in (PRELOADED + " " + WITHOUT_FILES if without_files else PRELOADED).split():
+    for name in PRELOADED.split():
         importlib.import_module(name)
-    if without_files:
-        load(plan)
-    elif plan.jail == "none" and plan.landlock != "none":
+    if plan.jail == "none" and plan.landlock != "none":
         hide(plan)
     folder = os.getcwd()
     if plan.jail == "namespaces":
         namespaces.enter(plan.readable, plan.masked, plan.unmasked, plan.devices)
+    if plan.drop_user and os.geteuid() == 0:
+        libraries = plan.unmasked
+        if plan.jail == "none":  # the others show programs the same files elsewhere, in folders that all may enter
+            libraries = hold_folders(plan)
+        check_readable([*sys.path, *libraries])
     gc.collect()
     gc.freeze()
     slots: list[Slot] = []
