@@ -1,5 +1,5 @@
 """Measure what calibrated policies must know of a model: how alike its experts are (sere), how its router's scores fall
-off (naee), what each layer loses by running fewer experts (lexi).
+off (naee), what each layer loses by running fewer experts (lexi), how much each expert matters (static_mask).
 
 L layers with a router, R sequences of a batch, N positions, T token rows (R times N).
 """
@@ -36,8 +36,8 @@ class CalibrateConfig:
     model: ModelConfig = MISSING
     """As for `lynx-exp`: model=NAME, or model=hub model.id=PATH_OR_HUB_ID."""
     policy: Any = None
-    """null: what sere, naee and lexi must know. Or, as for `lynx-exp`, a policy with its parameters: its alignment,
-    which `policy.weights=affine` takes; batch_size is then the batch that it sees."""
+    """null: what sere, naee, lexi and static_mask must know. Or, as for `lynx-exp`, a policy with its parameters: its
+    alignment, which `policy.weights=affine` takes; batch_size is then the batch that it sees."""
     out: str | None = None
     """The file to write; null is calibrations/MODEL.safetensors, where `calibration=auto` finds it."""
     data: str = MINI
@@ -122,6 +122,8 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
         similarity={metric: torch.stack([of_layer[metric] for of_layer in similarity]) for metric in SIMILARITIES},
         ratio=torch.stack([layer.ratio() for layer in facts]),
         divergence=torch.stack([layer.divergence() for layer in facts]),
+        saliency=torch.stack([layer.saliency() for layer in facts]),
+        largest=torch.stack([layer.largest() for layer in facts]),
         provenance=_provenance(config, engine, about.name, about.digest, texts, facts[0].tokens),
     )
 

@@ -29,6 +29,7 @@ Measure what some policies must know of a model before they run, and write it to
   sere   how alike the outputs of any two experts are (similarity: cosine, frobenius, cka)
   naee   how a router's scores fall off from rank to rank (the median ratio of each to the first)
   lexi   what each layer loses by running fewer experts (on random hidden states)
+  static_mask   how much each expert matters (mean weight times output norm, where a token is routed to it)
 
 The texts of `data` go through the plain model once; on each layer's inputs every expert runs. The file goes to
 calibrations/MODEL.safetensors, where those policies find it (calibration=auto), or to out=FILE (calibration=FILE).
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(act=_train)
     calibrate = verbs.add_parser(
         "calibrate",
-        help="measure a model's experts for sere, naee, lexi, or policy.weights=affine (a minute for lynx_tiny)",
+        help="measure a model for sere, naee, lexi, static_mask, or policy.weights=affine (a minute for lynx_tiny)",
         description=CALIBRATE_HELP,
         epilog=f"Fields and their defaults:\n\n{(config_folder() / 'calibrate.yaml').read_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -308,7 +309,7 @@ def _use(config: CalibrateConfig, out: Path) -> str:
 
     auto = None if config.model.kind == "random" else find_calibration(config.model.id)
     if auto is not None and Path(auto).samefile(out):
-        return "sere, naee and lexi of this model take it from here on"
+        return "sere, naee, lexi and static_mask of this model take it from here on"
     return f"use it with policy.calibration={out}"
 
 

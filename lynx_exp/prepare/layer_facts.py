@@ -27,6 +27,9 @@ class LayerFacts:
         shape = (router.num_experts, router.num_experts)
         self._cosine_EE, self._gram_EE, self._hsic_EE = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
         self._ratios: list[Tensor] = []
+        self._routed: tuple[Tensor, Tensor] | None = None
+        self._saliency_E = torch.zeros(router.num_experts, dtype=torch.float64)
+        self._routed_E, self._largest_E = torch.zeros_like(self._saliency_E), torch.zeros_like(self._saliency_E)
         self._loss_K = torch.zeros(router.top_k, dtype=torch.float64)
         self.tokens, self._gaussian = 0, 0
 
@@ -34,16 +37,31 @@ class LayerFacts:
         """The routing of a forward pass, of which the rows `real_T` count. Keeps 4 bytes for a token and rank."""
         score_TK = routing.scores(self._router.rule).gather(-1, routing.experts)[real_T]
         self._ratios.append((score_TK / score_TK[:, :1]).float().cpu())
+        self._routed = routing.experts[real_T], routing.weights[real_T]
 
     def add_hidden(self, hidden_TD: Tensor) -> None:
-        """Hidden states that entered the experts; every expert runs on all of them."""
+        """Hidden states that entered the experts, those of the last routing; every expert runs on all of them."""
         self.tokens += len(hidden_TD)
-        for chunk_TD in _chunks(hidden_TD, self._router.num_experts * hidden_TD.shape[-1]):
-            outputs_ETD = _exact(self._experts.every(chunk_TD))
+        rows_T = torch.arange(len(hidden_TD), device=hidden_TD.device)
+        for chunk_T in _chunks(rows_T, self._router.num_experts * hidden_TD.shape[-1]):
+            outputs_ETD = _exact(self._experts.every(hidden_TD[chunk_T]))
+            self._add_routed(outputs_ETD, chunk_T)
             unit_ETD = outputs_ETD / outputs_ETD.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
             self._cosine_EE += _products(unit_ETD)
             self._gram_EE += _products(outputs_ETD)
             self._hsic_EE += _unbiased_hsic(outputs_ETD)
+
+    def _add_routed(self, outputs_ETD: Tensor, rows_T: Tensor) -> None:
+        """What each expert gives the rows that are routed to it."""
+        assert self._routed is not None
+        experts_TK, weights_TK = (part[rows_T].to(outputs_ETD.device) for part in self._routed)
+        weight_TE = outputs_ETD.new_zeros(len(rows_T), len(outputs_ETD))
+        weight_TE.scatter_(-1, experts_TK, weights_TK.to(weight_TE.dtype))
+        routed_TE = torch.zeros_like(weight_TE, dtype=torch.bool).scatter_(-1, experts_TK, True)
+        self._saliency_E += (weight_TE * outputs_ETD.norm(dim=-1).T).sum(0).cpu()
+        self._routed_E += routed_TE.sum(0).cpu()
+        largest_TE = outputs_ETD.abs().amax(-1).T.where(routed_TE, 0.0)
+        self._largest_E = torch.maximum(self._largest_E, largest_TE.amax(0).cpu())
 
     def add_gaussian(self, hidden_TD: Tensor, routing: Routing) -> None:
         """Gaussian hidden states, and their routing. The weights of the first k experts are those that the model with
@@ -80,6 +98,15 @@ class LayerFacts:
         ordered_TK = torch.cat(self._ratios).double().sort(0).values
         middle = (len(ordered_TK) - 1) // 2, len(ordered_TK) // 2
         return ((ordered_TK[middle[0]] + ordered_TK[middle[1]]) / 2).float()
+
+    def saliency(self) -> Tensor:
+        """`[E]` fp32: mean over the tokens routed to an expert of their weight times the norm of its output (REAP,
+        arXiv 2510.13999, equation 9); 0 for an expert that no token was routed to."""
+        return (self._saliency_E / self._routed_E.clamp_min(1)).float()
+
+    def largest(self) -> Tensor:
+        """`[E]` fp32: the largest magnitude in an expert's output for a token that is routed to it."""
+        return self._largest_E.float()
 
     def divergence(self) -> Tensor:
         """`[K]` fp32: for k = 1..K, mean over Gaussian inputs of the distance of the layer's routed output by its first

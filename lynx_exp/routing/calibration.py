@@ -41,6 +41,10 @@ class Calibration:
     divergence: Tensor = field(repr=False)
     """`[L, K]`: mean Frobenius distance of the layer's output with its first 1..K experts from that with all K; 0 for
     the last."""
+    saliency: Tensor | None = field(default=None, repr=False)
+    """`[L, E]`: mean over the tokens routed to an expert of weight times norm of its output. None in older files."""
+    largest: Tensor | None = field(default=None, repr=False)
+    """`[L, E]`: the largest magnitude in an expert's output for a token routed to it. None in older files."""
     provenance: dict[str, str]
     """What it was measured on: model, data, tokens, seed, versions."""
 
@@ -48,6 +52,8 @@ class Calibration:
         """Written in one step; the same facts give the same bytes."""
         tensors = {f"similarity.{metric}": matrix.contiguous() for metric, matrix in self.similarity.items()}
         tensors |= {"ratio": self.ratio.contiguous(), "divergence": self.divergence.contiguous()}
+        later = {"saliency": self.saliency, "largest": self.largest}
+        tensors |= {name: tensor.contiguous() for name, tensor in later.items() if tensor is not None}
         about = {"format": _FORMAT, "fingerprint": self.fingerprint, "provenance": self.provenance}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -80,6 +86,8 @@ def _load(path: Path, _changed: int) -> Calibration:
         similarity={metric: tensors[f"similarity.{metric}"] for metric in SIMILARITIES},
         ratio=tensors["ratio"],
         divergence=tensors["divergence"],
+        saliency=tensors.get("saliency"),
+        largest=tensors.get("largest"),
         provenance=about["provenance"],
     )
 

@@ -200,13 +200,8 @@ class LanePolicy(Policy):
         return restrict(routing, self.keep(routing, step, rule), step.lane, step.live, rule)
 
     def check(self, shape: ModelShape) -> None:
-        rule = shape.rule
-        if rule is not None and rule.grouped and not self.serves_groups:
-            raise ValueError(
-                f"{self.name}: this model's routers let a token use {rule.top_groups} of {rule.groups} groups of "
-                f"experts, and the set that this policy keeps may hold fewer than {shape.top_k} of those; "
-                "lynx, oea and coverage are made for such routers"
-            )
+        if not self.serves_groups:
+            without_groups(self, shape)
 
 
 class Select(Protocol):
@@ -297,6 +292,17 @@ def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) ->
 def top_choices(routing: Routing, step: StepContext, count: int) -> Tensor:
     """`[G, E]` bool: the experts among the first `count` of any live row of the lane, `count` at most K."""
     return lane_votes(routing.experts[:, :count], step.live, step, routing.num_experts) > 0
+
+
+def without_groups(policy: Policy, shape: ModelShape) -> None:
+    """ValueError for a model whose routers limit a token to some groups of experts."""
+    rule = shape.rule
+    if rule is not None and rule.grouped:
+        raise ValueError(
+            f"{policy.name}: this model's routers let a token use {rule.top_groups} of {rule.groups} groups of "
+            f"experts, and the set that this policy keeps may hold fewer than {shape.top_k} of those; "
+            "lynx, oea and coverage are made for such routers"
+        )
 
 
 def at_least(policy: Policy, field: str, least: float) -> None:

@@ -59,7 +59,7 @@ def test_the_command_writes_a_file_that_its_model_takes_and_again_the_same_bytes
     assert out.startswith("calibrations/random_mixtral.safetensors: 2 layers of 4 experts, measured on 1")
     path = Path("calibrations/random_mixtral.safetensors")
     assert list(Path("calibrations").iterdir()) == [path], "nothing half-written stays"
-    for name in ("sere", "naee", "lexi"):
+    for name in ("sere", "naee", "lexi", "static_mask"):
         engine().bind(build_policy(name, calibration=str(path)))
     for number in range(3):
         assert calibrate(f"out=again/{number}.safetensors") == 0
@@ -75,9 +75,11 @@ def test_what_is_written_is_read_back_and_says_where_it_comes_from(folder: Path)
     assert found.fingerprint == fingerprint(engine().routers)
     assert found.ratio.shape == found.divergence.shape == (2, 2)
     assert {alike.shape for alike in found.similarity.values()} == {(2, 4, 4)}
+    assert found.saliency.shape == found.largest.shape == (2, 4)
     found.save(Path("b.safetensors"))
     again = Calibration.load("b.safetensors")
     assert again.provenance == found.provenance and torch.equal(again.ratio, found.ratio)
+    assert torch.equal(again.saliency, found.saliency) and torch.equal(again.largest, found.largest)
     assert all(torch.equal(again.similarity[metric], alike) for metric, alike in found.similarity.items())
     told = found.provenance
     assert told["model"].startswith("mixtral (random ")
@@ -96,6 +98,14 @@ def test_another_models_file_is_refused_with_both_hashes() -> None:
     assert "another model" in text and "lynx-prepare calibrate" in text and "\n" not in text
     with pytest.raises(ValueError, match="made for a model of 2 layers, 4 experts, top-2; this one has 2, 8, top-2"):
         build_policy("sere", calibration="a.safetensors").bind(ModelShape(num_experts=8, top_k=2))
+
+
+def test_a_file_from_before_it_held_saliencies_serves_who_needs_none() -> None:
+    assert calibrate("out=a.safetensors") == 0
+    replace(Calibration.load("a.safetensors"), saliency=None, largest=None).save(Path("old.safetensors"))
+    engine().bind(build_policy("naee", calibration="old.safetensors"))
+    with pytest.raises(ValueError, match="^static_mask: calibration=old.safetensors: was made before .*make it again"):
+        engine().bind(build_policy("static_mask", calibration="old.safetensors"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors", b"\x00" * 64])
@@ -202,7 +212,7 @@ def test_the_bundled_model_has_its_calibration_beside_weights_that_it_is_no_part
     file = find_calibration("lynx_tiny")
     assert file == str(BUNDLED["lynx_tiny"] / "lynx_calibration.st")
     bundled = Engine.from_pretrained("lynx_tiny", device="cpu")
-    for name in ("sere", "naee", "lexi"):
+    for name in ("sere", "naee", "lexi", "static_mask"):
         bundled.bind(build_policy(name))
     assert Calibration.load(file).provenance["model_digest"] == folder_digest(BUNDLED["lynx_tiny"])
     for kept in BUNDLED["lynx_tiny"].iterdir():
@@ -248,7 +258,7 @@ def test_auto_is_the_file_that_it_finds_and_is_not_shown() -> None:
     assert auto.config.policy_label == "naee"
 
 
-@pytest.mark.parametrize("policy", ["sere", "naee", "lexi"])
+@pytest.mark.parametrize("policy", ["sere", "naee", "lexi", "static_mask"])
 def test_without_a_file_a_run_stops_before_a_model_loads(policy: str) -> None:
     with pytest.raises(ValueError, match=f"policy {policy}: calibration=auto: .*run `lynx-prepare calibrate`"):
         cell({"name": policy, "calibration": "auto"})

@@ -91,6 +91,23 @@ def test_ratios_are_the_medians_over_tokens(seen: Observation) -> None:
         assert np.allclose(ratio, np.median(best / best[:, :1], axis=0), rtol=1e-5)
 
 
+def test_saliency_and_largest_are_those_of_the_tokens_that_are_routed_there(seen: Observation) -> None:
+    """REAP's equation 9, one expert and token at a time."""
+    for number, layer in enumerate(seen.model.model.layers):
+        gate, outputs = layer.mlp.gate, seen.experts_of(number)
+        with torch.no_grad():
+            _, weights, experts = gate(torch.from_numpy(seen.hidden[number]).float())
+        norms: dict[int, list[float]] = {e: [] for e in range(len(outputs))}
+        highest = dict.fromkeys(norms, 0.0)
+        for t, row in enumerate(experts.tolist()):
+            for e, weight in zip(row, weights[t].tolist(), strict=True):
+                norms[e].append(weight * float(np.linalg.norm(outputs[e, t])))
+                highest[e] = max(highest[e], float(np.abs(outputs[e, t]).max()))
+        wanted = [float(np.mean(each)) if each else 0.0 for each in norms.values()]
+        assert seen.facts[number].saliency().tolist() == pytest.approx(wanted, rel=1e-4)
+        assert seen.facts[number].largest().tolist() == pytest.approx(list(highest.values()), rel=1e-4)
+
+
 def test_divergence_is_the_blocks_own_loss_by_a_smaller_top_k(seen: Observation) -> None:
     for number, layer in enumerate(seen.model.model.layers):
         generator = torch.Generator().manual_seed(SEED)

@@ -34,6 +34,7 @@ TYPES = {
     "out_experts_ptr": "*i64",
     "live_ptr": "*i1",
     "touched_ptr": "*i1",
+    "mask_ptr": "*i1",
     "kept_ptr": "*i8",
     "numbers_ptr": "*fp64",
     "state_ptr": "*fp64",
@@ -63,7 +64,8 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                 if size is ODD or utility == 4:
                     yield lane_kernel, weighs | {"VARIANT": utility, "REMAPS": scaled}
             yield rows_kernel, weighs
-            yield replace_kernel, weighs
+            for masked in (True, False):
+                yield replace_kernel, weighs | {"MASKED": masked}
             for own in (True, False):
                 yield reassign_kernel, weighs | {"OWN": own}
             for count in (-1, 0, 8, 60):

@@ -52,6 +52,7 @@ PARAMETERS: dict[str, list[dict]] = {
     "sere": [{"threshold": 0.0}, {"threshold": 0.4, "metric": "cka"}],
     "naee": [{"strength": 1.0}],
     "lexi": [{"mean_k": 1.5}],
+    "static_mask": [{"keep_experts": 2}, {"keep_experts": 3}],
     "top_p": [{"p": 0.4}, {"p": 0.9}],
     "min_p": [{"ratio": 0.5}],
     "elbow": [{"extra": 0}, {"extra": 1}],
@@ -126,6 +127,8 @@ def calibration(num_experts: int, top_k: int, num_layers: int = NUM_LAYERS) -> C
         similarity=similarity,
         ratio=torch.rand(num_layers, top_k, generator=generator).sort(descending=True).values,
         divergence=torch.rand(num_layers, top_k, generator=generator).sort(descending=True).values,
+        saliency=torch.rand(num_layers, num_experts, generator=generator),
+        largest=torch.rand(num_layers, num_experts, generator=generator),
         provenance={},
     )
 

@@ -74,6 +74,7 @@ FACTS = Calibration(
     },
     ratio=torch.tensor([[1.0, 0.9]]),
     divergence=torch.tensor([[0.5, 0.0]]),
+    saliency=torch.tensor([[0.2, 0.7, 0.1, 0.4, 0.9, 0.4]]),
     provenance={},
 )
 SHAPE = ModelShape(num_experts=6, top_k=2, num_layers=1)
@@ -210,6 +211,12 @@ GOLDEN = {
         [[0, 1], [1, 3], [2, 4], [5, 0]],
         {},
     ),
+    # 4, 1, and of the two at .4 the lower, 3: [2.6 .2 -1], [.1 .4 .3], [2.5 2.2 -.5], [.9 0 1]
+    ("static_mask", ("keep_experts", 3)): (
+        [[1, 3], [3, 4], [1, 3], [4, 1]],
+        {0: [0.9168, 0.0832], 1: [0.5250, 0.4750], 3: [0.5250, 0.4750]},
+    ),
+    ("static_mask", ("keep_experts", 6)): (VANILLA_IDS, {}),
     ("lexi", ("mean_k", 1.0)): ([[0, 0], [0, 0], [1, 1], [5, 5]], dict.fromkeys(range(4), ONLY_FIRST)),
     ("lexi", ("mean_k", 2.0)): (VANILLA_IDS, {}),
 }

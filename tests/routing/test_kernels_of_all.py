@@ -31,6 +31,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("random_keep", {"keep_experts": 9, "seed": 2**31 - 1}),
     ("min_p", {"ratio": 1.0}),
     ("naee", {"strength": 0.4}),
+    ("static_mask", {"keep_experts": 6}),
     ("top_p", {"p": 1.0}),
     ("sere", {"primary": 2, "threshold": 0.97, "metric": "cosine"}),
     ("reassign", {"fraction": 1.0, "first_rank": 1, "seed": 2**31 - 1}),
@@ -145,7 +146,7 @@ def run_in_torch(policy: Policy) -> bool:
 
 WITH_KERNEL = {
     *("lynx", "lynx_v1_latency", "lynx_v1_accuracy", "oea", "sere", "no_drop", "random_keep", "reassign"),
-    *("top_k", "keep_ranks", "deny_rank", "lexi", "min_p", "naee", "top_p"),
+    *("top_k", "keep_ranks", "deny_rank", "lexi", "min_p", "naee", "top_p", "static_mask"),
 }
 
 

@@ -29,6 +29,7 @@ from lynx_exp.routing.policies.keep_ranks import KeepRanks
 from lynx_exp.routing.policies.min_p import MinP
 from lynx_exp.routing.policies.naee import Naee
 from lynx_exp.routing.policies.reassign import Reassign
+from lynx_exp.routing.policies.static_mask import StaticMask
 from lynx_exp.routing.policies.top_k import TopK
 from lynx_exp.routing.policies.top_p import TopP
 from lynx_exp.routing.policy import Policy
@@ -53,7 +54,7 @@ class RowPlan:
 @cache
 def plan_of(policy: Policy) -> RowPlan | None:
     """None for a policy that the kernels do not know. A subclass may define something else."""
-    if type(policy) not in (TopK, KeepRanks, DenyRank, MinP, Naee, TopP, Reassign):
+    if type(policy) not in (TopK, KeepRanks, DenyRank, MinP, Naee, TopP, Reassign, StaticMask):
         return None
     match policy:
         case TopK():
@@ -66,6 +67,8 @@ def plan_of(policy: Policy) -> RowPlan | None:
             return RowPlan(drop=WEAK.value)
         case TopP():
             return RowPlan(drop=COVERED.value, number=policy.p)
+        case StaticMask():
+            return RowPlan(kernel="replace")
         case Reassign():
             return RowPlan(kernel="reassign", rank=policy.first_rank, number=policy.fraction)
     raise AssertionError(policy)
@@ -121,9 +124,11 @@ def run(
             **shared,
             choice_ptr=routing.choice(rule).contiguous(),
             scores_ptr=routing.scores(rule).contiguous(),
+            mask_ptr=policy.kept(own_experts.device)[step.layer] if isinstance(policy, StaticMask) else numbers,
             live_ptr=step.live.contiguous(),
             scaling=float(rule.scaling),
             rank=plan.rank,
+            MASKED=isinstance(policy, StaticMask),
             RENORMALIZE=rule.renormalize,
         )
     else:

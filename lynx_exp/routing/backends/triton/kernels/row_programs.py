@@ -107,12 +107,14 @@ def replace_kernel(
     experts_ptr,
     weights_ptr,
     scale_ptr,
+    mask_ptr,
     live_ptr,
     out_experts_ptr,
     out_weights_ptr,
     scaling,
     num_rows,
     rank,
+    MASKED: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,
     E: tl.constexpr,
@@ -121,15 +123,21 @@ def replace_kernel(
     BE: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """`deny_rank`, mode=replace: every expert is open to a row but its own of that rank."""
+    """`static_mask` (MASKED): the experts of `mask_ptr`, bool `[E]`, are open to a row. `deny_rank`, mode=replace:
+    every expert but its own of that rank."""
     rows = tl.program_id(0) * BT + tl.arange(0, BT)
     mine = rows < num_rows
     acts = mine & (tl.load(live_ptr + rows, mask=mine, other=0) != 0)
+    if MASKED:
+        e = tl.arange(0, BE)
+        allowed = (tl.load(mask_ptr + e, mask=e < E, other=0) != 0)[None, :]
+    else:
+        allowed = ~listed(experts_ptr, rows, acts, rank, rank + 1, K, BT, BE)
     remap(
         rows,
         mine,
         acts,
-        ~listed(experts_ptr, rows, acts, rank, rank + 1, K, BT, BE),
+        allowed,
         choice_ptr,
         scores_ptr,
         experts_ptr,
