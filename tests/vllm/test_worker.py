@@ -357,14 +357,15 @@ class Elsewhere(str):
 
 
 @pytest.mark.parametrize("policy", ["sere", "static_mask"])
-def test_without_a_calibration_of_this_model_it_is_refused(start, policy):
-    with pytest.raises(ValueError, match=f"{policy}: calibration=auto: this model has none"):
+def test_a_calibration_of_another_model_is_refused(start, policy):
+    with pytest.raises(ValueError, match=f"{policy}: calibration=auto: made for a"):
         start({"policy": policy})
 
 
 def test_with_this_models_calibration_its_experts_alone_serve(start, tmp_path):
     engine = start({"lanes": True})
-    layers = engine.worker._layers
+    worker = engine.worker.lynx_bind.__self__
+    layers = worker._layers
     facts = calibration(layers[0].num_experts, TOP_K, len(layers))
     replace(facts, fingerprint=fingerprint(layers)).save(tmp_path / "mine.safetensors")
     facts.save(tmp_path / "other.safetensors")
@@ -372,7 +373,7 @@ def test_with_this_models_calibration_its_experts_alone_serve(start, tmp_path):
     with pytest.raises(ValueError, match="made for another model"):
         engine.worker.lynx_bind(asked | {"calibration": str(tmp_path / "other.safetensors")})
     acting = Acting.parse(asked | {"calibration": str(tmp_path / "mine.safetensors")}, "here")
-    policy, _ = engine.worker._bind(acting)
+    policy, _ = worker._bind(acting)
     kept = policy.kept(torch.device("cpu"))
     assert kept.sum(-1).tolist() == [TOP_K] * len(layers)
 
