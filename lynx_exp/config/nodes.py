@@ -187,6 +187,12 @@ class TaskConfig:
     """With a chat template, each example is a turn of its own."""
     chat_template_args: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
     """What else the chat template takes, such as enable_thinking."""
+    thinking: bool | None = plain(role=Role.CONTENT)
+    """Turn thinking on or off by the chat template's own flag; null: as the template does by itself. On, think_end=null
+    counts as auto."""
+    think_end: str | None = plain(role=Role.CONTENT)
+    """Text, or number of the token, that ends a thought, as lm-eval's think_end_token. The answer is what follows it,
+    and stop strings do not count before it. auto: what the tokenizer is known by; null: no thoughts are looked for."""
     system_instruction: str | None = plain(role=Role.CONTENT)
     """Text that stands before the prompt, in a turn of its own with a chat template."""
     repeats: int | None = whole(None, 1, MOST_ROWS, role=Role.CONTENT)
@@ -204,6 +210,13 @@ class TaskConfig:
         if len(set(self.subtasks)) < len(self.subtasks):
             raise ValueError(f"task.subtasks={self.subtasks}: names one twice")
         check_fields(self, "task.")
+        if self.think_end is not None and not self.think_end.strip():
+            raise ValueError(f"task.think_end={self.think_end!r}: must be the text that ends a thought, auto, or null")
+        if self.thinking is not None and not self.apply_chat_template:
+            raise ValueError(
+                f"task.thinking={str(self.thinking).lower()}: is a flag of the chat template; give "
+                "task.apply_chat_template=true"
+            )
         if self.weights is not None and (
             len(self.weights) != len(self.subtasks) or not all(0 < weight < math.inf for weight in self.weights)
         ):

@@ -39,6 +39,8 @@ def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> 
                 "finish_reason": result.finish_reasons[at],
                 "response": asked.continuation if scored else result.texts[at],
                 "logprob": result.logprobs[at] if result.logprobs is not None else None,
+                "thought": result.thoughts[at] if result.thoughts else None,
+                "thought_tokens": result.thought_tokens[at] if result.thought_tokens else None,
                 "greedy": result.greedy[at] if result.greedy is not None else None,
                 # fillers come last in a lane's results
                 "filler": at >= result.own,

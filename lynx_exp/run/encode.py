@@ -53,6 +53,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
                     stop=stop,
                     sampling=sampling,
                     processing=together(engine.processing, asked.processing),
+                    think_end=asked.think_end,
                 )
             )
         else:

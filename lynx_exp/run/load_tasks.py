@@ -12,6 +12,9 @@ from lynx_exp.config import Config
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lynx_exp.engine.requests.thoughts import ThinkEnd
     from lynx_exp.run.planned_cell import Task
     from lynx_exp.tasks import EvalTask, TaskRequest, TaskSettings
     from lynx_exp.tasks.chat import ChatTemplate
@@ -98,6 +101,7 @@ def settings_of(config: Config) -> TaskSettings:
     from lynx_exp.tasks import TaskSettings
 
     task, generation = config.task, config.task.generation
+    chat = _chat_template(config) if task.apply_chat_template else None
     return TaskSettings(
         data=task.data,
         revision=task.revision,
@@ -105,28 +109,47 @@ def settings_of(config: Config) -> TaskSettings:
         fewshot_seed=task.fewshot_seed,
         fewshot_as_multiturn=task.fewshot_as_multiturn,
         system_instruction=task.system_instruction,
-        chat=_chat_template(config) if task.apply_chat_template else None,
+        chat=chat,
         temperature=generation.temperature,
         top_p=generation.top_p,
         top_k=generation.top_k,
         max_gen_toks=generation.max_gen_toks,
         until=None if generation.until is None else tuple(generation.until),
         repeats=task.repeats,
+        think_end=_think_end(config),
+        thinking=task.thinking,
     )
+
+
+def _think_end(config: Config) -> ThinkEnd | None:
+    from lynx_exp.tasks.thinking import find_think_end
+
+    model, task = config.model, config.task
+    marker = "auto" if task.think_end is None and task.thinking else task.think_end
+    if marker is None:
+        return None
+    if model.kind == "random":
+        raise ValueError(f"task.think_end={marker}: random weights have no tokenizer, and so no text to end a thought")
+    tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
+    return find_think_end(tokenizer, marker, opened=task.thinking is not False)
 
 
 def _chat_template(config: Config) -> ChatTemplate:
     from lynx_exp.tasks.chat import ChatTemplate
+    from lynx_exp.tasks.thinking import thinking_flag
 
     model = config.model
     if model.kind == "random":
         raise ValueError("task.apply_chat_template=true: random weights have no tokenizer, and so no chat template")
     tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
-    return ChatTemplate.of(tokenizer, config.task.chat_template_args)
+    arguments = dict(config.task.chat_template_args)
+    if config.task.thinking is not None:
+        arguments[thinking_flag(tokenizer)] = config.task.thinking
+    return ChatTemplate.of(tokenizer, arguments)
 
 
 @cache
-def _tokenizer(name: str, revision: str | None, trust: bool) -> object:
+def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     from lynx_exp.models import locate
@@ -136,7 +159,7 @@ def _tokenizer(name: str, revision: str | None, trust: bool) -> object:
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise ValueError(
-            f"model.id={name}: its tokenizer, which the chat template is in, does not load: {reason}"
+            f"model.id={name}: its tokenizer, which the task's turns and thoughts need, does not load: {reason}"
         ) from error
 
 

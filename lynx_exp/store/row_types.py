@@ -23,6 +23,8 @@ class ResponseRow(TypedDict):
     logprob: float | None
     greedy: bool | None
     filler: bool
+    thought: str | None
+    thought_tokens: int | None
 
 
 class StepRow(TypedDict):

@@ -76,6 +76,11 @@ TABLE_COLUMNS: dict[str, tuple[Column, ...]] = {
             "score the same request",
             **_OF_A_RESPONSE,
         ),
+        _column("thought", _TEXT, "-",
+                "closed (its end came), cut (the response was over before), none; missing where none was looked for",
+                may_lack=True),
+        _column("thought_tokens", _INT, "tokens",
+                "of the thought, with the marker of its end; the others of new_tokens are the answer", may_lack=True),
     ),
     "steps": (
         _column("subtask", _TEXT, "-",

@@ -66,7 +66,7 @@ def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltT
         with _errors_in_one_line(name, config, settings.data if local else HUB):
             task = _built(config, limit, settings)
     revision = None if local or not config.get("dataset_path") else hub_revision(task.dataset)
-    return BuiltTask(task=task, spec=TaskSpec.of(task, revision), process=scored_elsewhere(path))
+    return BuiltTask(task=task, spec=TaskSpec.of(task, revision, settings.think_end), process=scored_elsewhere(path))
 
 
 def _built(config: TaskDefinition, limit: int | None, settings: TaskSettings) -> ConfigurableTask:
@@ -79,6 +79,11 @@ def _built(config: TaskDefinition, limit: int | None, settings: TaskSettings) ->
     if task.OUTPUT_TYPE not in ("generate_until", "multiple_choice"):
         raise ValueError(
             f"task {config['task']}: its requests are {task.OUTPUT_TYPE}; only generations and choices run"
+        )
+    if settings.thinking and task.OUTPUT_TYPE == "multiple_choice":
+        raise ValueError(
+            f"task.thinking=true: {config['task']} asks for likelihoods of choices, which leave no room for a thought; "
+            "give a task that generates"
         )
     if task.OUTPUT_TYPE == "generate_until":
         task.set_config("generation_kwargs", settings.generation(), update=True)

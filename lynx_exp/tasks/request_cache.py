@@ -33,7 +33,7 @@ _LIBRARIES = ("lm_eval", "datasets", "jinja2", "numpy", "pyarrow", "huggingface_
 
 def cache_path(definition: Path, limit: int | None, settings: TaskSettings) -> Path | None:
     """The file that holds what the task asks, there or not yet; None for one that is not kept."""
-    if definition.parent != FOLDER or settings.chat is not None:
+    if definition.parent != FOLDER or settings.chat is not None or settings.think_end is not None:
         return None
     spec = [definition.name, limit, {name: value for name, value in vars(settings).items() if name != "chat"}]
     key = json.dumps([FORM, spec, _surroundings()], sort_keys=True)

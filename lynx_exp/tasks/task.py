@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
+    from lynx_exp.engine.requests.thoughts import ThinkEnd
     from lynx_exp.tasks.run_programs import Sandbox
 
 Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
@@ -48,6 +49,8 @@ class TaskRequest:
     """What else changes logits before a token is chosen: settings of transformers by name."""
     subtask: str = ""
     """The task that it belongs to."""
+    think_end: ThinkEnd | None = None
+    """What ends a thought in its response; None: no thoughts are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +113,8 @@ class TaskSpec:
     requests: tuple[TaskRequest, ...]
 
     @classmethod
-    def of(cls, task: ConfigurableTask, revision: str | None = None) -> TaskSpec:
-        """`task` must have built its requests."""
+    def of(cls, task: ConfigurableTask, revision: str | None = None, think_end: ThinkEnd | None = None) -> TaskSpec:
+        """`task` must have built its requests. `think_end`: of those that generate."""
         name = task.config.task
         kind: Literal["generate", "choice"] = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "generate"
         repeats = max(1, task.config.repeats or 1) if kind == "generate" else 1
@@ -124,7 +127,9 @@ class TaskSpec:
             revision=revision,
             data_digest=_digest(task, task.instances),
             requests=tuple(
-                replace(_request(instance), subtask=name) for instance in task.instances for _ in range(repeats)
+                replace(_request(instance), subtask=name, think_end=think_end if kind == "generate" else None)
+                for instance in task.instances
+                for _ in range(repeats)
             ),
         )
 

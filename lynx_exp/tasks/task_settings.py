@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lynx_exp.tasks.chat import ChatTemplate
 from lynx_exp.tasks.data import HUB
+
+if TYPE_CHECKING:
+    from lynx_exp.engine.requests.thoughts import ThinkEnd
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default."""
@@ -40,6 +43,10 @@ class TaskSettings:
     until: tuple[str, ...] | None = None
     repeats: int | None = None
     """Responses to each document."""
+    think_end: ThinkEnd | None = None
+    """What ends a thought in a response; None: no thoughts are looked for."""
+    thinking: bool | None = None
+    """As the chat template was told; None: it was told nothing."""
 
     def generation(self) -> dict[str, object]:
         """What changes in a definition's `generation_kwargs`."""

@@ -298,13 +298,15 @@ class Stream:
     def _result(self, running: Running) -> LaneResult:
         lane = running.lane
         lane.rows = [row for row in lane.rows if row.tokens]  # a filler may have been cut in its prefill
-        made = lane.result(self._engine.stopper, running.active, running.changed)
+        made = lane.result(running.active, running.changed)
         if not self._scored:
             return made
         rows = [row for row in lane.rows if isinstance(row, ServedRow)]
         return replace(
             made,
             texts=[""] * len(rows),
+            thoughts=[],
+            thought_tokens=[],
             logprobs=[row.logprob for row in rows],
             greedy=[row.greedy for row in rows],
         )

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lynx_exp.engine.requests.thoughts import ThinkEnd
 from lynx_exp.tasks import TaskSettings, load_task
 from lynx_exp.tasks.chat import ChatTemplate
 from lynx_exp.tasks.mix import mix, shares
 from lynx_exp.tasks.task_settings import Generation
+from lynx_exp.tasks.thinking import find_think_end, thinking_flag
 from tests.tasks import real
 
 KWARGS = st.fixed_dictionaries(
@@ -157,3 +159,52 @@ def test_shares(weights, documents):
 def test_choices_do_not_mix():
     with pytest.raises(ValueError, match="mini_truthfulqa_mc1 scores choices; a mix takes tasks that generate"):
         mix("mix", lambda _, limit: load_task("mini_truthfulqa_mc1", limit=limit), [1], 3)
+
+
+def thinker(template: str | None, *added: str):
+    made = tokenizer(template)
+    made.add_tokens(list(added))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("template", "added", "marker"),
+    [
+        ("{% if enable_thinking %}<think>{% endif %}{{ x.split('</think>') }}", (), "</think>"),
+        (TURNS, ("</think>",), "</think>"),
+        (TURNS, ("[/THINK]",), "[/THINK]"),
+        ("<|channel>thought<channel|>", (), "<channel|>"),
+        ({"default": TURNS, "thinks": "</seed:think>"}, (), "</seed:think>"),
+    ],
+)
+def test_auto_finds_what_ends_a_thought_in_template_or_tokens(template, added, marker):
+    assert find_think_end(thinker(template, *added), "auto", opened=True).text == marker
+
+
+def test_a_tokenizer_that_knows_no_thoughts_is_refused_in_one_line():
+    with pytest.raises(
+        ValueError, match=r"^task\.think_end=auto: neither the added tokens nor the chat template .*null$"
+    ):
+        find_think_end(thinker(TURNS), "auto", opened=True)
+
+
+@pytest.mark.parametrize("flag", ["enable_thinking", "thinking"])
+def test_the_flag_of_thinking_is_the_templates_own(flag):
+    assert thinking_flag(thinker("{% if " + flag + " %}a{% endif %}")) == flag
+
+
+@pytest.mark.parametrize(("template", "hint"), [(TURNS, ""), ("{{ reasoning_effort }}", "; it takes reasoning_effort")])
+def test_a_template_without_the_flag_is_refused_in_one_line(template, hint):
+    with pytest.raises(ValueError, match=rf"^task\.thinking: the chat template of .* no flag for it \(.*\){hint}"):
+        thinking_flag(thinker(template))
+
+
+def test_requests_that_generate_know_what_ends_their_thoughts(tmp_path):
+    end = ThinkEnd(text="</think>")
+    real.write(tmp_path, ["gsm8k"])
+    plain = load_task("gsm8k", limit=2, settings=TaskSettings(data=str(tmp_path)))
+    task = load_task("gsm8k", limit=2, settings=TaskSettings(data=str(tmp_path), think_end=end))
+    assert {request.think_end for request in task.requests} == {end}
+    assert plain.data_digest != task.data_digest
+    with pytest.raises(ValueError, match=r"^task\.thinking=true: mini_truthfulqa_mc1 asks for likelihoods of choices"):
+        load_task("mini_truthfulqa_mc1", limit=2, settings=TaskSettings(thinking=True, think_end=end))

@@ -104,7 +104,7 @@ def generate_pack(
         for index in sorted(open_lanes):
             if all(row.finish is not None for row in of_lane[index]):
                 open_lanes.discard(index)
-                yield _result(lanes[index], of_lane[index], stopper, live_rows[index], steps, index, prompts[index])
+                yield _result(lanes[index], of_lane[index], live_rows[index], steps, index, prompts[index])
         live = [row.finish is None for row in rows]
         if not any(live):
             return
@@ -135,20 +135,22 @@ def _of_prompts(record: Record, rows: Rows) -> list[tuple[int, list[int]]]:
 def _result(
     lane: int,
     rows: list[Row],
-    stopper: Stopper,
     live_rows: list[int],
     steps: list[torch.Tensor],
     index: int,
     prompts: tuple[int, list[int]],
 ) -> LaneResult:
     """`steps`: `[2, G, L]` each, active experts and assignments changed."""
+    answers = [row.answer() for row in rows]
     own = [step[:, index] for step in steps[: len(live_rows)]]
     active, changed = torch.stack(own, 1).tolist() if own else ([], [])
     return LaneResult(
         lane=lane,
         requests=tuple(row.number for row in rows),
         token_ids=[row.tokens for row in rows],
-        texts=[stopper.text(row.tokens, row.request.stop) for row in rows],
+        texts=[answer.text for answer in answers],
+        thoughts=[answer.thought for answer in answers],
+        thought_tokens=[answer.thought_tokens for answer in answers],
         finish_reasons=[str(row.finish) for row in rows],
         live_rows=list(live_rows),
         active_experts=active,

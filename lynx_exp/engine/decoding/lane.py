@@ -13,6 +13,7 @@ from lynx_exp.engine.requests.argmax import NO_TOKEN, NotANumber
 from lynx_exp.engine.requests.plan import BatchPlan, Request
 from lynx_exp.engine.requests.results import LaneResult
 from lynx_exp.engine.requests.stopping import Stopper
+from lynx_exp.engine.requests.thoughts import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,9 @@ class Row:
         self.entered = 0
         """The lane's decode step that is the first to feed one of its tokens."""
         self._stopper = stopper
+        end = request.think_end
+        self._answer: int | None = None if end is not None and end.opened else 0
+        """Where tokens begin that hold the last end of its thoughts; None: inside one."""
 
     def take(self, token: int) -> None:
         if token == NO_TOKEN:
@@ -58,10 +62,22 @@ class Row:
         self.tokens.append(token)
         if token in self._stopper.eos_ids and not self.request.ignore_eos:
             self.finish = "eos"
-        elif self.request.stop and self._stopper.hit(self.tokens, self.request.stop):
+        elif self._is_stopped():
             self.finish = "stop"
         elif len(self.tokens) == self.request.max_new_tokens:
             self.finish = "length"
+
+    def _is_stopped(self) -> bool:
+        stop, end = self.request.stop, self.request.think_end
+        if end is None:
+            return bool(stop) and self._stopper.hit(self.tokens, stop)
+        begin = self._stopper.marker(self.tokens, end)
+        self._answer = self._answer if begin is None else begin
+        return bool(stop) and self._stopper.hit_thinking(self.tokens, stop, end, self._answer)
+
+    def answer(self) -> Answer:
+        """What it says, thought and answer apart."""
+        return self._stopper.answer(self.tokens, self.request.stop, self.request.think_end, self.finish)
 
 
 @dataclass(eq=False)
@@ -150,10 +166,9 @@ class Lane:
         self.live_rows.append(self.live)
         self.scored_rows.append(self.scored)
 
-    def result(
-        self, stopper: Stopper, active_experts: list[list[int]], changed: list[list[int]] | None = None
-    ) -> LaneResult:
+    def result(self, active_experts: list[list[int]], changed: list[list[int]] | None = None) -> LaneResult:
         """`changed`: None where nobody counted."""
+        answers = [row.answer() for row in self.rows]
         return LaneResult(
             lane=self.number,
             requests=tuple(row.number for row in self.rows),
@@ -161,7 +176,9 @@ class Lane:
             slots=tuple(row.slot for row in self.rows),
             entered=tuple(row.entered for row in self.rows),
             token_ids=[row.tokens for row in self.rows],
-            texts=[stopper.text(row.tokens, row.request.stop) for row in self.rows],
+            texts=[answer.text for answer in answers],
+            thoughts=[answer.thought for answer in answers],
+            thought_tokens=[answer.thought_tokens for answer in answers],
             finish_reasons=[str(row.finish) for row in self.rows],
             live_rows=self.live_rows,
             scored_rows=self.scored_rows,

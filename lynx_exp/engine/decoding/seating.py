@@ -43,9 +43,9 @@ class OpenLane:
     steps: list[np.ndarray] = field(default_factory=list)
     """`[2, L]` each, active experts and assignments changed."""
 
-    def result(self, stopper: Stopper) -> LaneResult:
+    def result(self) -> LaneResult:
         active, changed = np.stack(self.steps, 1).tolist() if self.steps else ([], [])
-        return self.lane.result(stopper, active, changed)
+        return self.lane.result(active, changed)
 
 
 class Changes(NamedTuple):
@@ -177,7 +177,7 @@ class Seating:
             for slot in range(len(each.seats)):
                 self._give_back(each, slot)
             self._free_places.append(each.lane.place)
-        return [(each.lane.job, each.result(self._stopper)) for each in over]
+        return [(each.lane.job, each.result()) for each in over]
 
     def changes(self) -> Changes:
         found = Changes({seat: _DEAD for seat in self._emptied}, {}, {})

@@ -241,4 +241,4 @@ class Stream:
         start = lane.began - self._forgotten
         steps = [counts[:, lane.place] for counts in self._history[start : start + len(lane.live_rows)]]
         active, changed = torch.stack(steps, 1).tolist() if steps else ([], [])
-        return lane.result(self._stopper, active, changed)
+        return lane.result(active, changed)

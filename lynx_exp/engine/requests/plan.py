@@ -10,6 +10,7 @@ from itertools import chain, pairwise
 from random import Random
 
 from lynx_exp.engine.requests.sampling import Sampling
+from lynx_exp.engine.requests.thoughts import ThinkEnd
 
 Setting = tuple[str, Hashable]
 """Name and value, lists as tuples."""
@@ -32,6 +33,9 @@ class Request:
     """How tokens are drawn; None: each is the most likely one. Scoring draws none."""
     processing: tuple[Setting, ...] = ()
     """What changes logits before a token is chosen (`lynx_exp.engine.requests.processing`)."""
+    think_end: ThinkEnd | None = None
+    """What ends a thought: the response's text is what follows it, and stop strings do not count before it. None: no
+    thoughts are looked for."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

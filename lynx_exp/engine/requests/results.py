@@ -32,7 +32,12 @@ class LaneResult:
     token_ids: list[list[int]]
     """New tokens, EOS included; for scoring, the given continuation."""
     texts: list[str]
-    """Decoded, cut before the stop string, special tokens left out."""
+    """Decoded, cut before the stop string, special tokens left out; of a response that thinks the answer."""
+    thoughts: list[str | None] = field(default_factory=list)
+    """What became of each response's thought: `closed`, `cut` (the response was over before its end), `none`; None
+    where nobody asked; empty: of none."""
+    thought_tokens: list[int | None] = field(default_factory=list)
+    """Tokens of each thought, the marker of its end included; likewise."""
     finish_reasons: list[str]
     """`eos`, `stop` (a stop string), `length`, `scored`; or `cut`: a filler, when the lane's last request had ended."""
     logprobs: list[float] | None = None
