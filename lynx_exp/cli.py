@@ -107,7 +107,9 @@ def _hydra(arguments: list[str]) -> int:
     def one_cell(composed: DictConfig) -> None:
         nonlocal code, problem
         try:
-            plugin.check_hydra(cast(DictConfig, HydraConfig.get()))
+            hydra_config = cast(DictConfig, HydraConfig.get())
+            plugin.check_hydra(hydra_config)
+            plugin.check_scale_of_a_cell(hydra_config)
             from lynx_exp.run.run_cells import run_cells
 
             config = to_config(composed)

@@ -22,6 +22,7 @@ from lynx_exp.run.launchers.register import register
 from lynx_exp.run.model_facts import inspect_model
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.sweeper.grids import job_grids
+from lynx_exp.run.sweeper.scales import Change
 from lynx_exp.store.identity import Ids
 from lynx_exp.tasks import known_tasks
 from lynx_exp.tasks.definition import find_definition
@@ -52,9 +53,21 @@ def test_every_choice_composes(path):
     group, name = path.parts[0], path.stem
     more = MISSING.get((group, name), []) + (["plan=true"] if group == "hardware" else [])
     config = to_config(composed(f"{group}={name}", *more))
+    if group == "scale":  # of a sweep, not of a cell
+        assert composed(f"scale={name}", whole=True).hydra.sweeper.scale.name == name
+        return
     chosen = getattr(config, group)
     named = chosen["name"] if isinstance(chosen, dict) else getattr(chosen, "name", None)
     assert named in (None, name), "a choice's name is its file's name"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=str)
+def test_what_a_sweep_says_of_a_scale_is_known(path):
+    for name, said in composed(f"+{path.parts[0]}={path.stem}", whole=True).hydra.sweeper.scales.items():
+        change = Change.of(name, said)
+        config = to_config(composed(*(f"{key}={str(value).partition(',')[0]}" for key, value in change.params.items())))
+        assert config.task.size, "a plan is to know its documents before they are here"
+        assert path.parts[0] != "paper" or "mini_" not in str(change.params["task"])
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=str)

@@ -92,6 +92,9 @@ class ModelConfig:
     """By policy, the parameters that were published for this model. A policy that is chosen has them, but for those
     that are given."""
 
+    instruct: str | None = plain(role=Role.COSMETIC)
+    """The preset of the same model tuned to instructions: a study at scale=paper takes it where the paper did."""
+
     def __post_init__(self) -> None:
         check_fields(self, "model.")
         if self.id == MISSING:
@@ -164,6 +167,21 @@ def _check_stop(text: str) -> None:
         )
 
 
+_SIZES = ("documents", "prompt", "example", "choices", "choice")
+
+
+def _check_task_size(name: str, size: object) -> None:
+    """ValueError for what is declared of a subtask's documents and cannot be."""
+    where = f"task.size.{name}"
+    if not isinstance(size, dict) or not {"documents", "prompt"} <= size.keys():
+        raise ValueError(f"{where}={size}: must give documents and prompt, and may give {', '.join(_SIZES[2:])}")
+    for key, value in size.items():
+        one_of(where, key, _SIZES)
+        at_least(f"{where}.{key}", value, 1)
+    if ("choices" in size) != ("choice" in size):
+        raise ValueError(f"{where}={size}: must give both choices and choice, or neither")
+
+
 @dataclass(kw_only=True)
 class TaskConfig:
     """One or more lm-eval tasks reported together, and how they are asked (names as in lm-eval's command line)."""
@@ -203,6 +221,9 @@ class TaskConfig:
     """A share for each subtask: all become one stream of requests, which fills lanes together."""
     mixing: str = choice("shuffled", MIXINGS, role=Role.QUESTION, unless=("task.weights", (None,)))
     """With weights: whether lanes hold requests of all subtasks, or of one each (the control)."""
+    size: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
+    """By subtask, what plan=true goes by before its documents are here. That is documents, and bytes of a prompt and of
+    an example; of choices how many, and the bytes of a choice. Nothing else reads it."""
 
     def __post_init__(self) -> None:
         if not self.subtasks:
@@ -217,6 +238,8 @@ class TaskConfig:
                 f"task.thinking={str(self.thinking).lower()}: is a flag of the chat template; give "
                 "task.apply_chat_template=true"
             )
+        for name, size in self.size.items():
+            _check_task_size(name, size)
         if self.weights is not None and (
             len(self.weights) != len(self.subtasks) or not all(0 < weight < math.inf for weight in self.weights)
         ):

@@ -109,7 +109,11 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[Config]:
         collect = Collect()
         collect.setup(hydra_context=context, task_function=lambda _: None, config=config)
         given = config.hydra.sweeper
-        sweeper = LynxSweeper(dict(given.params or {}), list(given.cells), list(given.controls))
+        sweeper = LynxSweeper(
+            *(dict(given.params or {}), list(given.cells), list(given.controls), list(given.studies)),
+            scale=given.scale,
+            scales=given.scales,
+        )
         sweeper.hydra_context, sweeper.launcher, sweeper.config = context, collect, config
         sweeper.sweep(list(config.hydra.overrides.task))
         return collect.configs

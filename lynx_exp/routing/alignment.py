@@ -30,7 +30,8 @@ from torch import Tensor
 from lynx_exp.routing.calibration import AUTO
 
 if TYPE_CHECKING:
-    from lynx_exp.routing.policy import Policy
+    from lynx_exp.routing.calibration import NotMeasured
+from lynx_exp.routing.policy import Policy
 
 FOLDER = Path("calibrations")
 EPS = 1e-5
@@ -118,7 +119,7 @@ def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
     """The alignments of this policy with these parameters, of whatever models. ValueError if there is none."""
     found = sorted(folder.glob(f"{policy_digest(policy)[:12]}-*.aligned.safetensors"))
     if not found:
-        raise ValueError(
+        raise NotMeasured(
             f"{policy.name}: weights=affine: {folder}/ has no alignment for this policy with these parameters (hash "
             f"{policy_digest(policy)[:12]}); `lynx-prepare calibrate policy={policy.name}` with the same makes one"
         )

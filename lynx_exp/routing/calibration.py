@@ -28,6 +28,10 @@ _KEY = "lynx_exp_calibration"
 """The file's only metadata key: safetensors writes several in random order."""
 
 
+class NotMeasured(ValueError):
+    """What `lynx-prepare calibrate` has not made yet."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Facts of one model, measured on sample tokens."""
@@ -65,7 +69,7 @@ class Calibration:
         """ValueError, in one line, if there is no such file or it is something else."""
         path = Path(path).expanduser()
         if not path.is_file():
-            raise ValueError(f"calibration={path}: no such file; `lynx-prepare calibrate` makes one")
+            raise NotMeasured(f"calibration={path}: no such file; `lynx-prepare calibrate` makes one")
         return _load(path, path.stat().st_mtime_ns)
 
 
@@ -141,14 +145,14 @@ class Calibrated(Policy):
         elif shape.calibration is not None:
             where = shape.calibration
         else:
-            raise ValueError(
+            raise NotMeasured(
                 f"{self.name}: calibration=auto: this model has none; run `lynx-prepare calibrate` for it, or give "
                 "calibration=FILE"
             )
         try:
             return Calibration.load(where)
         except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
+            raise type(error)(f"{self.name}: {error}") from error
 
     def table(self, tensor: Tensor, device: torch.device) -> Tensor:
         """A tensor of the calibration on `device`, moved there once."""

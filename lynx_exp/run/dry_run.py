@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lynx_exp.config import config_folder
 from lynx_exp.run.cost_estimate import Throughput, memory_of
+from lynx_exp.run.declared_task import DeclaredTask
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.published_parameters import published_lines
 from lynx_exp.run.roofline import hardware_lines
@@ -75,6 +76,8 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
             yield _memory(cell, cells)
         yield from _missing(cell)
         yield from published_lines(cells)
+    yield from _documents(todo)
+    yield from _to_measure(todo)
     yield "nothing was run (plan=true)"
 
 
@@ -148,6 +151,23 @@ def _positions(cells: Sequence[Cell]) -> int:
 def _tokens(text: str) -> int:
     """At most: a token is a byte or more."""
     return len(text.encode())
+
+
+def _documents(cells: Sequence[Cell]) -> Iterator[str]:
+    """Tasks whose documents are not here."""
+    tasks = {member.name: member for cell in cells for task in cell.tasks for member in task.members}
+    names = [name for name, task in tasks.items() if isinstance(task, DeclaredTask)]
+    if names:
+        yield (
+            f"to download: the documents of {', '.join(names)}, whose number and lengths are here as their files "
+            "declare them; `lynx-prepare prefetch` with the same arguments fetches them"
+        )
+
+
+def _to_measure(cells: Sequence[Cell]) -> Iterator[str]:
+    """What policies must know first."""
+    for reason, count in Counter(cell.lacks for cell in cells if cell.lacks is not None).items():
+        yield f"to measure before {'1 cell' if count == 1 else f'{count} cells'} can run: {reason}"
 
 
 def _missing(cell: Cell) -> Iterator[str]:

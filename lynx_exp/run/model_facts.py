@@ -68,6 +68,14 @@ def known_facts(model: ModelConfig, *, plan: bool) -> ModelFacts:
     return replace(_facts(model, config, digest({"declared": model.shape})), declared=True)
 
 
+def context_of(model: ModelConfig) -> int | None:
+    """Positions of a model that is here or declared; None where they cannot be told."""
+    try:
+        return known_facts(model, plan=True).context
+    except ValueError:  # whoever checks the cells says what is wrong
+        return None
+
+
 def inspect_model(model: ModelConfig) -> ModelFacts:
     """Read the model's configuration, from the package, a folder, the hub or the preset; no weights.
 

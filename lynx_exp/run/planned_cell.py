@@ -38,6 +38,8 @@ class Cell:
     device: str
     note: str | None = None
     """What its record says of how it is run, though nobody asked for it."""
+    lacks: str | None = None
+    """In a plan: what must be measured before it can be run."""
 
     @property
     def cell_id(self) -> str:

@@ -14,6 +14,7 @@ from lynx_exp.config import AsDict, Config, ModelConfig, PerNode, TaskConfig
 from lynx_exp.extensions import policy_source
 from lynx_exp.run.batch_plan import check_documents
 from lynx_exp.run.batching_mode import batching_note, with_batching
+from lynx_exp.run.declared_task import declared_where_missing
 from lynx_exp.run.load_tasks import LoadTask, data_digests, sandbox_of, tasks_of, with_fillers
 from lynx_exp.run.model_facts import ModelFacts, known_facts
 from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_threads, longest_of
@@ -40,6 +41,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
+    from lynx_exp.routing.calibration import NotMeasured
 
     # a missing package is told before any task is loaded
     if here and any(config.backend == "vllm" for config in configs):
@@ -82,22 +84,30 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     for config in configs:
         key = asked(config)
         if key not in found:
-            found[key] = with_fillers(config, tasks_of(config, load, config.limit), load)
+            get = declared_where_missing(config, load) if config.plan else load
+            found[key] = with_fillers(config, tasks_of(config, get, config.limit), get)
         if (full := (key, config.batch_size, config.choices)) not in checked:
             checked.add(full)
             for task in found[key]:
                 check_documents(config, task)
 
     # policies are held against the models, whose E, K and layers bound their parameters
+    lacks: list[str | None] = []
     for config, policy in zip(configs, policies, strict=True):
+        lacks.append(None)
         name = model_key(config.model)
         if policy is not None:
             shape = ModelShape(
                 num_experts=facts[name].num_experts, top_k=facts[name].top_k, calibration=_calibration(config)
             )
-            with _about_the_policy():
-                policy.bind(shape)
-                _check_aligned(config, policy)
+            try:
+                with _about_the_policy():
+                    policy.bind(shape)
+                    _check_aligned(config, policy)
+            except NotMeasured as error:
+                if not config.plan:
+                    raise
+                lacks[-1] = str(error)
             check_layers(policy, config.model)
             check_match(config.match_active, facts[name])
         if config.layers is not None:  # vanilla's, too, which leaves it aside
@@ -107,7 +117,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     longest = PerNode(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
-    for config, policy, note in zip(configs, policies, notes, strict=True):
+    for config, policy, note, lack in zip(configs, policies, notes, lacks, strict=True):
         tasks = found[asked(config)]
         model = facts[model_key(config.model)]
         check_lengths(config, [longest(task) for task in tasks], model.context)
@@ -124,7 +134,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         ids = cell_ids(
             as_dict(config)
             | {"device": device.type, "dtype": dtype}
-            | {"policy": _with_content(config, policy, content)},
+            | {"policy": config.policy if lack is not None else _with_content(config, policy, content)},
             model_digest=model.digest,
             data_digests=data_digests(tasks),
             code=code_digest(),
@@ -138,6 +148,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             dtype=dtype,
             device=device.type,
             note=note,
+            lacks=lack,
         )
         if here and any(task.runs_code for task in tasks) and not is_done(cell.folder):
             sandbox_of(config)  # found out now rather than when the model has answered
@@ -195,8 +206,10 @@ def _check_aligned(config: Config, policy: Policy) -> None:
 @contextmanager
 def _about_the_policy() -> Iterator[None]:
     """A ValueError in here says that it is about the policy."""
+    from lynx_exp.routing.calibration import NotMeasured
+
     try:
         yield
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith("policy") else f"policy {text}") from error
+        text, kind = str(error), NotMeasured if isinstance(error, NotMeasured) else ValueError
+        raise kind(text if text.startswith("policy") else f"policy {text}") from error

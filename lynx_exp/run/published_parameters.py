@@ -23,7 +23,8 @@ def published_lines(cells: Sequence[Cell]) -> Iterator[str]:
             policies.setdefault(cell.config.policy_name, []).append(cell.config.policy_params)
     for name, found in policies.items() if model.kind == "hub" else ():
         published = model.published.get(name)
-        default = {key: value for key, value in (default_parameters(name) or {}).items() if key not in _GENERAL}
+        known = default_parameters(name) or {}
+        default = {key: value for key, value in known.items() if key not in _GENERAL and value is not None}
         if published is not None:
             there = any(_holds(published, parameters) for parameters in found)
             words = "as published for it" if there else "is published for it, and not among these cells"

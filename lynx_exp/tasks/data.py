@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 HUB = "hub"
 
 
+class NotHere(ValueError):
+    """Documents that are neither in the hub's cache nor to be had from the hub."""
+
+
 def with_local_data(config: TaskDefinition, data: str) -> TaskDefinition:
     """A task's definition whose documents come from `data`: a file, or a folder.
 

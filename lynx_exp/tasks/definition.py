@@ -177,6 +177,11 @@ def _about_the_file(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be loaded: {type(error).__name__}: {said}{missing}") from error
 
 
+def plain_definition(path: Path) -> Mapping[str, object]:
+    """The definition with its `include`s, functions by their names: none of its own code runs."""
+    return _unresolved(path)
+
+
 def _unresolved(path: Path) -> Mapping[str, object]:
     """The definition as it is written, functions by their names."""
     from lm_eval.tasks._yaml_loader import load_yaml

@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> Callable[..., Config]:
 def bench() -> Any:
     """`bench.run(configs, packed=True)` on `bench.engine`; `bench.text` is what was printed."""
 
-    def load(name: str, limit: int | None = None, settings: object = None) -> FakeTask:
+    def load(name: str, limit: int | None = None, settings: object = None) -> Any:
         if name not in ("gen", "choice"):
             raise ValueError(f"task.subtasks={name}: unknown; known: gen, choice")
         return FakeTask(name, "generate" if name == "gen" else "choice", limit or 5)
@@ -57,7 +57,7 @@ def bench() -> Any:
 
     def run(configs: list[Config], *, packed: bool = True) -> Report:
         console = Console(file=out, width=200)
-        return run_cells(configs, packed=packed, console=console, open_engine=open_engine, load=load)
+        return run_cells(configs, packed=packed, console=console, open_engine=open_engine, load=bench.load)
 
     bench.run = run
     bench.text = lambda: out.getvalue()

@@ -148,3 +148,14 @@ def test_weights_that_are_not_here(tmp_path, monkeypatch):
     assert "to download: the weights of some/Model-8x7B, which are not in the hub's cache" in next(_missing(cell))  # type: ignore[arg-type]
     folder = SimpleNamespace(config=SimpleNamespace(model=ModelConfig(kind="hub", id=str(Path(tmp_path)))))
     assert list(_missing(folder)) == []  # type: ignore[arg-type]
+
+
+def test_what_must_be_measured_first_is_named_and_the_rest_planned(bench, config, tmp_path):
+    lost = tmp_path / "lost.st"
+    sere = {"name": "sere", "calibration": str(lost)}
+    bench.run([config(plan=True), config(sere, plan=True), config(LYNX, plan=True)])
+    text = bench.text()
+    assert "3 cells: 0 done, 3 to run" in text
+    assert f"to measure before 1 cell can run: policy sere: calibration={lost}: no such file; `lynx-prepare" in text
+    with pytest.raises(ValueError, match="^policy sere: calibration="):
+        bench.run([config(sere)])

@@ -5,9 +5,9 @@ Registered by `run.launchers.register`, not by a `hydra_plugins` folder, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,6 +27,7 @@ from lynx_exp.run.sweeper.compose import Composer
 from lynx_exp.run.sweeper.grids import MAX_CELLS, check_count, job_grids
 from lynx_exp.run.sweeper.model_numbers import Shape
 from lynx_exp.run.sweeper.raw_arguments import refuse_folder
+from lynx_exp.run.sweeper.scales import AUTO, PAPER, Study, at_scale, by_model
 
 if TYPE_CHECKING:
     from lynx_exp.run.outcomes import Report
@@ -43,6 +44,12 @@ def check_hydra(hydra: DictConfig) -> None:
         found = OmegaConf.select(hydra, name)
         if found != value:
             refuse_folder(f"hydra.{name}={found}")
+
+
+def check_scale_of_a_cell(hydra: DictConfig) -> None:
+    """ValueError for a scale where there is one cell, which is what was typed."""
+    if hydra.sweeper.scale.name == PAPER:
+        raise ValueError("scale=paper: is for a study, such as +paper=table2; of a single cell give the fields")
 
 
 def plan_seeds(number: int, study: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -72,11 +79,13 @@ class LynxSweeper(Sweeper):
         cells: Sequence[str] | None = None,
         controls: Sequence[str] | None = None,
         studies: Sequence[str] | None = None,
+        scale: Mapping[str, Any] | None = None,
+        scales: Mapping[str, Mapping[str, Any]] | None = None,
         max_cells: int = MAX_CELLS,
         **unknown: object,  # refused in `setup`, in the words of `check_hydra`
     ) -> None:
-        self.params = [f"{key}={value}" for key, value in (params or {}).items()]
-        self.max_cells = max_cells
+        self.params = {key: str(value) for key, value in (params or {}).items()}
+        self.scale, self.scales, self.max_cells = scale or {}, scales or {}, max_cells
         self.cells, self.controls, self.studies = list(cells or []), list(controls or []), list(studies or [])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -92,27 +101,51 @@ class LynxSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> object:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs: list[list[str]] = []
-        for sweeper, given, number in self._sweepers(arguments):
-            params = [*sweeper.params, *plan_seeds(number, [*sweeper.params, *sweeper.cells], given)]
-            jobs += job_grids(*(params, sweeper.cells, given, parser, sweeper.controls, self._shape_of, self.max_cells))
-            check_count(len(jobs), self.max_cells)
+        notes: dict[str, None] = {}
+        for words in by_model(arguments, parser) if self.studies or self.scales else [arguments]:
+            for study, controls in self._studies(words):
+                params = [f"{key}={value}" for key, value in study.params.items()]
+                params += plan_seeds(study.plan_seeds, [*params, *study.cells], study.arguments)
+                given = list(study.arguments)
+                jobs += job_grids(*(params, study.cells, given, parser, controls, self._shape_of, self.max_cells))
+                check_count(len(jobs), self.max_cells)
+                notes |= dict.fromkeys(study.notes)
+        for note in notes:
+            Console(emoji=False, stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
-    def _sweepers(self, arguments: list[str]) -> Iterator[tuple[LynxSweeper, list[str], int]]:
-        """This one, its arguments and its `plan_seeds`; or one for each of `studies`, its file in place of the one that
-        names it in the arguments."""
+    def _studies(self, arguments: list[str]) -> Iterator[tuple[Study, list[str]]]:
+        """What this sweep is, with its controls; or each of `studies`, its file in place of the one that names it in
+        the arguments."""
         if not self.studies:
             assert self.config is not None, "set up"
-            yield self, arguments, self.config.plan_seeds
+            yield self._at_scale(self, arguments, self._load(arguments) if self.scales else self.config), self.controls
             return
         groups = {study.partition("=")[0] for study in self.studies}
         others = [word for word in arguments if word.partition("=")[0].lstrip("+") not in groups]
-        for study in self.studies:
-            given = [f"+{study}", *others]
-            load = self.hydra_context.config_loader.load_configuration
-            config = load("config", given, run_mode=RunMode.MULTIRUN)
+        for name in self.studies:
+            given = [f"+{name}", *others]
+            config = self._load(given)
             found = config.hydra.sweeper
-            yield LynxSweeper(found.params, found.cells, [*found.controls, *self.controls]), given, config.plan_seeds
+            own = LynxSweeper(found.params, found.cells, found.controls, scale=found.scale, scales=found.scales)
+            yield self._at_scale(own, given, config), [*own.controls, *self.controls]
+
+    def _at_scale(self, own: LynxSweeper, arguments: list[str], config: DictConfig) -> Study:
+        """`own`, composed as `config`, at the scale that is asked for or fits the model."""
+        from lynx_exp.run.model_facts import context_of
+
+        study = Study(params=own.params, cells=own.cells, plan_seeds=config.plan_seeds, arguments=arguments)
+        asked, model = str(own.scale.get("name", AUTO)), OmegaConf.to_object(config.model)
+        assert isinstance(model, ModelConfig)
+
+        def common(name: str) -> dict[str, Any]:
+            words = [word for word in arguments if word.partition("=")[0].lstrip("+") != "scale"]
+            return dict(self._load([*words, f"scale={name}"]).hydra.sweeper.scale.params)
+
+        return at_scale(study, asked, own.scales, model, common=common, context=lambda: context_of(model))
+
+    def _load(self, arguments: list[str]) -> DictConfig:
+        return self.hydra_context.config_loader.load_configuration("config", arguments, run_mode=RunMode.MULTIRUN)
 
     def _shape_of(self, overrides: list[str]) -> Shape:
         from lynx_exp.run.model_facts import known_facts
@@ -190,6 +223,14 @@ class LauncherConf:
 
 
 @dataclass
+class ScaleConf:
+    """conf/scale"""
+
+    name: str = AUTO
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class SweeperConf:
     _target_: str = f"{PLUGIN_MODULE}.LynxSweeper"
     params: dict[str, str] | None = None
@@ -200,5 +241,9 @@ class SweeperConf:
     """Each one cell in one string, run for whatever else varies: `policy=noise_floor`."""
     studies: list[str] = field(default_factory=list)
     """Other files of `sweeps/`, such as `paper=fig7`, to be run as one multirun."""
+    scale: ScaleConf = field(default_factory=ScaleConf)
+    """What all studies have in common at the scale that was chosen."""
+    scales: dict[str, Any] = field(default_factory=dict)
+    """By scale, what this study is then: params by name, cells as a whole, and instruct."""
     max_cells: int = MAX_CELLS
     """A sweep of more is refused before any of its cells is made: a slip of the keyboard rather than a plan."""
