@@ -224,10 +224,12 @@ class LauncherConf:
 
 @dataclass
 class ScaleConf:
-    """conf/scale"""
+    """At which size a study is run (conf/scale)."""
 
     name: str = AUTO
+    """Which: laptop, a study's file as it stands; paper, with what it says of that; auto, what fits the model."""
     params: dict[str, Any] = field(default_factory=dict)
+    """What all studies have in common at that scale: fields and their values, unless the study says otherwise."""
 
 
 @dataclass
