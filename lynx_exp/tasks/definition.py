@@ -16,10 +16,15 @@ from lynx_exp.tasks.yaml_definition import TaskDefinition
 from lynx_exp.wording import did_you_mean
 
 STOCK: Mapping[str, str] = {
+    "aime24": "aime/aime24.yaml",
+    "aime25": "aime/aime25.yaml",
+    "gpqa_diamond_cot_zeroshot": "gpqa/cot_zeroshot/gpqa_diamond_cot_zeroshot.yaml",
     "gsm8k": "gsm8k/gsm8k.yaml",
     "gsm8k_cot": "gsm8k/gsm8k-cot.yaml",
     "humaneval": "humaneval/humaneval.yaml",
+    "ifeval": "ifeval/ifeval.yaml",
     "mbpp": "mbpp/mbpp.yaml",
+    "minerva_math500": "minerva_math/minerva_math500.yaml",
     "minerva_math_algebra": "minerva_math/minerva_math_algebra.yaml",
     "truthfulqa_gen": "truthfulqa/truthfulqa_gen.yaml",
     "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
@@ -31,9 +36,10 @@ STOCK: Mapping[str, str] = {
 
 _YAML = (".yaml", ".yml")
 
-HEADLINES: Mapping[str, str] = {"truthfulqa_gen": "bleu_acc"}
+HEADLINES: Mapping[str, str] = {"truthfulqa_gen": "bleu_acc", "minerva_math500": "math_verify"}
 """Where a definition's first metric does not stand for the task: `bleu_max` is how near the nearest true answer is in
-words, `bleu_acc` whether that is nearer than the nearest false one."""
+words, `bleu_acc` whether that is nearer than the nearest false one. Minerva's `exact_match` looks for the phrase of
+its examples, which a model that thinks and puts its answer in a box does not say; `math_verify` takes both."""
 
 
 def mini_tasks() -> tuple[str, ...]:
@@ -147,6 +153,8 @@ def read_definition(path: Path) -> TaskDefinition:
     _unresolved(path)  # what is wrong with the YAML itself
     with _about_the_file(path):
         runs_code = "code_eval" in functions_of(path)
+    if "punkt_tab" in functions_of(path):
+        _check_punkt(path.stem)
     with sandboxed_code_eval() if runs_code else nullcontext(), math_packages(path), _about_the_file(path):
         config = load_yaml(path)
     if "group" in config and config.get("task"):
@@ -162,6 +170,21 @@ def read_definition(path: Path) -> TaskDefinition:
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     return config
+
+
+def _check_punkt(task: str) -> None:
+    """ValueError where nltk lacks its data: IFEval's functions would find out once the model has answered."""
+    try:
+        import nltk
+    except ImportError as error:
+        raise ValueError(f"task {task}: needs nltk; pip install nltk langdetect immutabledict") from error
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise ValueError(
+            f"task {task}: needs punkt_tab, nltk's data; run `python -m nltk.downloader punkt_tab` where there is "
+            "network"
+        ) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -52,7 +53,7 @@ def _load(path: Path, limit: int | None, settings: TaskSettings) -> EvalTask:
 def _built_task(path: Path, limit: int | None, settings: TaskSettings) -> BuiltTask:
     from lynx_exp.tasks.mathematics import scored_elsewhere
 
-    with _quiet():
+    with _quiet(), _seeded():
         config = _with_shots(read_definition(path), settings)
         name = config["task"]
         local = settings.data != HUB and name not in mini_tasks()
@@ -147,6 +148,18 @@ def _few(error: Exception, name: str, config: TaskDefinition, data: str) -> str 
 def _hub_name(config: TaskDefinition) -> str:
     parts = (config.get("dataset_path"), config.get("dataset_name"))
     return " ".join(part for part in parts if part)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """With Python's random numbers from lm-eval's own seed, 0: a definition may draw from them (GPQA shuffles its
+    choices), and must ask the same wherever it is loaded. Whoever draws outside goes on as before."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

@@ -120,6 +120,41 @@ def minerva() -> list[Row]:
     ]
 
 
+def aime() -> list[Row]:
+    made = (("Find the sum of the first ten odd numbers.", "100"), ("What is $2^7-5$?", "123"), ("Find $9!/8!$.", "9"))
+    return [{"Problem": text, "problem": text, "Answer": answer, "answer": answer} for text, answer in made]
+
+
+def gpqa() -> list[Row]:
+    made = (
+        ("Which of these is heaviest?", "a brick", "a feather", "a leaf", "a hair"),
+        ("How many legs has a spider?", "eight", "six", "four", "two"),
+        ("What melts at zero degrees?", "ice", "iron", "glass", "salt"),
+    )
+    names = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+    return [dict(zip(names, row, strict=True)) for row in made]
+
+
+def mmlu() -> list[Row]:
+    choices = (["red", "blue", "green", "grey"], ["one", "two", "three", "four"], ["up", "down", "left", "right"])
+    asked = ("Which colour has the sky?", "How many moons has the earth?", "Where does a stone fall?")
+    return [
+        {"question": question, "subject": "made_up", "choices": given, "answer": answer}
+        for question, given, answer in zip(asked, choices, (1, 0, 1), strict=True)
+    ]
+
+
+def ifeval() -> list[Row]:
+    asked = (
+        ("Name a fruit. Use no comma.", ["punctuation:no_comma"]),
+        ("Say hello in capitals.", ["change_case:english_capital"]),
+    )
+    return [
+        {"key": number, "prompt": prompt, "instruction_id_list": ids, "kwargs": [{}] * len(ids)}
+        for number, (prompt, ids) in enumerate(asked)
+    ]
+
+
 ROWS: Mapping[str, Callable[[], list[Row]]] = {
     "gsm8k": gsm8k,
     "gsm8k_cot": gsm8k,
@@ -132,6 +167,17 @@ ROWS: Mapping[str, Callable[[], list[Row]]] = {
     "wmt16-en-de": wmt16,
 }
 """Documents of a task."""
+
+OF_REASONING: Mapping[str, Callable[[], list[Row]]] = {
+    "aime24": aime,
+    "aime25": aime,
+    "gpqa_diamond_cot_zeroshot": gpqa,
+    "minerva_math500": minerva,
+    "mmlu_astronomy": mmlu,
+    "mmlu_astronomy_generative": mmlu,
+    "ifeval": ifeval,
+}
+"""Likewise, of tasks with long answers, or of many subjects; all written here."""
 
 
 def write(folder: Path, tasks: Sequence[str] = tuple(ROWS)) -> Path:

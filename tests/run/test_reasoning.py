@@ -1,0 +1,155 @@
+"""A model that thinks, through the whole run: vanilla and lynx on math_500, thoughts that end and thoughts that are
+cut, and a run that is stopped and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import chdir
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from lynx_exp.config import Config, GenerationConfig, ModelConfig, TaskConfig, TrackerConfig
+from lynx_exp.run.interrupt import Interrupted
+from lynx_exp.run.run_cells import open_engine, run_cells
+from lynx_exp.tasks.antlr import install_antlr
+from tests.run import thinker
+from tests.run.lab import found
+from tests.tasks import real
+
+POLICIES = ({"name": "vanilla"}, {"name": "lynx", "alpha": 1.0, "beta": 1, "min_batch": 2})
+LIMIT = 24
+"""Tokens of a response."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return thinker.save(tmp_path_factory.mktemp("thinker"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def antlr(tmp_path_factory) -> Iterator[None]:
+    """The runtime that math-verify's scoring wants, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        install_antlr()
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    rows = [row | {"problem": f"{row['problem']} ({n})"} for n in range(4) for row in real.minerva()]
+    return real.write_rows(tmp_path_factory.mktemp("data") / "minerva_math500.jsonl", rows)
+
+
+def cells(checkpoint: Path, data: Path, **task: Any) -> list[Config]:
+    asked = {"apply_chat_template": True, "thinking": True, "num_fewshot": 0} | task
+    generation = asked.pop("generation", GenerationConfig(temperature=1.0, max_gen_toks=LIMIT))
+    return [
+        Config(
+            model=ModelConfig(kind="hub", id=str(checkpoint)),
+            policy=dict(policy),
+            task=TaskConfig(
+                name="math_500", subtasks=["minerva_math500"], data=str(data), generation=generation, **asked
+            ),
+            tracker=TrackerConfig(),
+            batch_size=3,
+            waves=1,
+            device="cpu",
+            results="results",
+        )
+        for policy in POLICIES
+    ]
+
+
+def run(configs: list[Config], folder: Path, *, stop_after: int | None = None) -> Any:
+    def stopping(config: Config) -> Any:
+        engine = open_engine(config)
+        whole = engine.run_jobs
+
+        def until(jobs, **more):
+            for number, lane in enumerate(whole(jobs, **more)):
+                if number == stop_after:
+                    raise KeyboardInterrupt
+                yield lane
+
+        engine.run_jobs = until  # type: ignore[method-assign]
+        return engine
+
+    folder.mkdir(exist_ok=True)
+    with chdir(folder):
+        return run_cells(configs, console=Console(file=StringIO(), width=200), open_engine=stopping)
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    (path,) = folder.rglob(f"*{name}*/responses.parquet")
+    return pq.read_table(path).to_pylist()
+
+
+def test_thoughts_are_told_from_answers_and_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, tmp_path):
+    configs = cells(checkpoint, data)
+    report = run(configs, tmp_path / "whole")
+    assert [outcome.state for outcome in report.outcomes] == ["done", "done"], report.outcomes
+    words = thinker.tokenizer()
+    marker = words.get_vocab()[thinker.MARKER]
+    for name in ("vanilla", "lynx"):
+        rows = [row for row in table(tmp_path / "whole", name) if not row["filler"]]
+        assert len(rows) == 12 and {row["thought"] for row in rows} >= {"closed", "cut"}
+        for row in rows:
+            tokens = row["token_ids"]
+            closed = marker in tokens
+            last = max((at for at, token in enumerate(tokens) if token == marker), default=-1)
+            cut = not closed and row["finish_reason"] == "length"
+            assert row["thought"] == ("closed" if closed else "cut" if cut else "none")
+            assert row["thought_tokens"] == (last + 1 if closed else len(tokens) if cut else 0)
+            said = words.decode(tokens[last + 1 :], skip_special_tokens=True).lstrip()
+            assert row["response"] == said.split("Problem:")[0]
+    with pytest.raises(Interrupted):
+        run(configs, tmp_path / "stopped", stop_after=3)
+    assert not list((tmp_path / "stopped").rglob("DONE"))
+    run(configs, tmp_path / "stopped")
+    assert found(tmp_path / "stopped") == found(tmp_path / "whole")
+
+
+def test_thinking_is_switched_off_by_the_template(checkpoint, data, tmp_path):
+    from lynx_exp.run.load_tasks import tasks_of
+    from lynx_exp.tasks.load_task import load_task
+
+    on, off = (tasks_of(cells(checkpoint, data, thinking=flag)[0], load_task, 2)[0] for flag in (True, False))
+    assert on.requests[0].prompt.endswith("<|im_start|>assistant\n")
+    assert off.requests[0].prompt.endswith("<think>\n\n</think>\n\n")
+    assert on.requests[0].think_end.opened and off.requests[0].think_end is None
+    kept = tasks_of(cells(checkpoint, data, thinking=False, think_end="auto")[0], load_task, 2)[0]
+    assert not kept.requests[0].think_end.opened
+
+
+@pytest.mark.parametrize(
+    ("template", "task", "message"),
+    [
+        ("{{ messages[0].content }}", {}, r"^task\.thinking: the chat template of the model's tokenizer has no flag"),
+        (thinker.TEMPLATE, {"think_end": "99999"}, r"^task\.think_end=99999: no token of the tokenizer, whose last"),
+        (thinker.TEMPLATE.replace(thinker.MARKER, ""), {"think_end": "auto", "thinking": None, "cut": True}, "auto"),
+    ],
+)
+def test_bad_input_is_one_line_before_a_model_loads(template, task, message, data, tmp_path):
+    folder, task = thinker.save(tmp_path / "model", template), dict(task)
+    if task.pop("cut", False):
+        import json
+
+        path = folder / "tokenizer.json"
+        held = json.loads(path.read_text())
+        held["added_tokens"] = [each for each in held["added_tokens"] if "think" not in each["content"]]
+        path.write_text(json.dumps(held))
+        message = r"^task\.think_end=auto: neither the added tokens nor"
+    (folder / "model.safetensors").unlink()
+
+    def never(config: Config) -> Any:
+        raise AssertionError("loaded")
+
+    with chdir(tmp_path), pytest.raises(ValueError, match=message) as caught:
+        run_cells(cells(folder, data, **task), console=Console(file=StringIO()), open_engine=never)
+    assert "\n" not in str(caught.value)
