@@ -15,6 +15,7 @@ from benchmarks.on_gpu.cases import RULE, arguments, decode_step, policy, routed
 from benchmarks.on_gpu.records import case
 from lynx_exp.routing import Routing
 from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.backends.triton.kernels import launch_sizes
 
 CALLS = 16
 """Layers of a graph: the launch of the graph itself is a small part of their time."""
@@ -37,20 +38,17 @@ def of_shape(device: str, experts: int, top_k: int, rows: int, tiny: bool) -> No
     before, step = routed(logits, top_k), decode_step(rows, device)
     place = {"rows": rows, "experts": experts, "top_k": top_k}
 
-    def fresh() -> Routing:
-        return Routing(logits=before.logits, experts=before.experts, weights=before.weights)
-
     case("layer", policy="router", kernel=False, us=timed(lambda: routed(logits, top_k), device), **place)
     for named in settings(experts, top_k)[: 3 if tiny else POLICIES]:
         chosen = policy(named)
         with kernels.kernel("triton" if tiny else "auto"):
-            served = kernels.select(chosen, fresh(), step, RULE) is not None
-            us = timed(lambda chosen=chosen: chosen(fresh(), step, RULE), device)
+            served = kernels.select(chosen, _again(before), step, RULE) is not None
+            us = timed(lambda chosen=chosen: chosen(_again(before), step, RULE), device)
         case("layer", policy=named[0], kernel=served, us=us, **place)
     for way in ("original", "mass"):
         chosen = replace(policy(settings(experts, top_k)[1]), weights=way)
         with kernels.kernel("triton" if tiny else "auto"):
-            us = timed(lambda chosen=chosen: chosen(fresh(), step, RULE), device)
+            us = timed(lambda chosen=chosen: chosen(_again(before), step, RULE), device)
         case("weighed", policy=chosen.name, weights=way, us=us, **place)
 
 
@@ -63,6 +61,31 @@ def main() -> None:
     for experts, top_k, all_rows in shapes:
         for rows in all_rows:
             of_shape(given.device, experts, top_k, rows, given.tiny)
+    if not given.tiny:
+        lanes_in_a_stream(given.device)
+        spread_from_the_first(given.device)
+
+
+def lanes_in_a_stream(device: str, experts: int = 128, top_k: int = 8, rows: int = 64, lanes: int = 4) -> None:
+    """Steps of an accuracy run have several lanes, whose rows no program knows beforehand."""
+    before, step = routed(torch.randn(rows, experts, device=device) * 2, top_k), decode_step(rows, device, lanes)
+    for named in settings(experts, top_k)[:POLICIES]:
+        us = timed(lambda named=named: policy(named)(_again(before), step, RULE), device)
+        case("lanes", policy=named[0], rows=rows, lanes=lanes, us=us)
+
+
+def spread_from_the_first(device: str, experts: int = 128, top_k: int = 8, rows: int = 16) -> None:
+    """What few rows cost in blocks, which `launch_sizes.ONE_BLOCK` has in one."""
+    before, step = routed(torch.randn(rows, experts, device=device) * 2, top_k), decode_step(rows, device)
+    kept, launch_sizes.ONE_BLOCK = launch_sizes.ONE_BLOCK, 0
+    for named in settings(experts, top_k)[:6]:
+        us = timed(lambda named=named: policy(named)(_again(before), step, RULE), device)
+        case("in blocks", policy=named[0], rows=rows, us=us)
+    launch_sizes.ONE_BLOCK = kept
+
+
+def _again(before: Routing) -> Routing:
+    return Routing(logits=before.logits, experts=before.experts, weights=before.weights)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ LAYER_GIB = {"qwen3_30b_a3b": (1.13, 48), "mixtral_8x7b": (2.7, 32)}
 BESIDE_GIB = 10.0
 """For keys and values, graphs, what a step needs, and the copy that is timed."""
 PROMPT = 64
+KERNELS = 24
+"""The dearest of a run, which are told."""
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 TINY |= {
     "moe_intermediate_size": 16,
@@ -127,6 +129,19 @@ def stream(engine: Engine, prompts: Sequence[Sequence[int]], lane: int, long: in
         case("stream", name=label, **numbers, tokens_per_s=len(prompts) / ms * 1e3, steps=engine.steps.record())
 
 
+def kernels(engine: Engine, prompts: Sequence[Sequence[int]], lane: int, policy: Policy | None, tokens: int) -> None:
+    """Where the time of a run goes: a record for each of its dearest kernels, in microseconds a step and layer."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        _run(engine, prompts, lane, policy, tokens)
+    spent: dict[str, list[float]] = {}
+    for event in profiler.key_averages():
+        spent[event.key] = [event.self_device_time_total, event.count]
+    layers, name = engine.num_layers, "vanilla" if policy is None else policy.name
+    for key, (us, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:KERNELS]:
+        numbers = {"us": us / tokens / layers, "count": count / tokens / layers}
+        case("kernel", name=name, rows=len(prompts), kernel=key[:60], **numbers)
+
+
 def _run(engine: Engine, prompts: Sequence[Sequence[int]], lane: int, policy: Policy | None, tokens: int) -> float:
     """Seconds."""
     start = time.perf_counter()
@@ -155,6 +170,11 @@ def main() -> None:
     if rows:
         long, short = (4, 2) if given.tiny else (20, 4)
         stream(engine, prompts[:rows], 2 if given.tiny else 16, long, short)
+    if rows and not given.tiny:
+        some = max(1, engine.top_k // 2)
+        for policy in (None, build_policy("lynx", alpha=3.0, beta=some)):
+            _run(engine, prompts[:16], 16, policy, 4)
+            kernels(engine, prompts[:16], 16, policy, 20)
 
 
 if __name__ == "__main__":

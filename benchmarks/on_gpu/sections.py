@@ -40,7 +40,6 @@ class Section:
 
 SECTIONS: Sequence[Section] = (
     Section(name="compile", module="warm", limit_s=55),
-    Section(name="kernels", module="kernels", limit_s=45),
     Section(
         name="qwen3_30b_a3b",
         module="model",
@@ -48,6 +47,8 @@ SECTIONS: Sequence[Section] = (
         quick=("--shape", "qwen3_30b_a3b", "--layers", "4", "--batches", "16", "--stream", "64", "--repeats", "2"),
         limit_s=140,
     ),
+    Section(name="selection", module="layer", limit_s=40),
+    Section(name="kernels", module="kernels", limit_s=45),
     Section(name="experts", module="experts", limit_s=40),
     Section(
         name="mixtral_8x7b",
@@ -57,7 +58,6 @@ SECTIONS: Sequence[Section] = (
         tiny=("--tiny", "--shape", "mixtral_8x7b"),
         limit_s=60,
     ),
-    Section(name="selection", module="layer", limit_s=40),
     Section(name="tokens", module="tokens", limit_s=40),
     Section(name="lynx-exp", module="sweep", limit_s=60, needs=("hydra", "lm_eval", "pandas", "pyarrow", "rich")),
 )

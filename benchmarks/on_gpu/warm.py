@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 
 from benchmarks.on_gpu.records import case, check
 
+RUN = 7
+"""Of `settings`, those that `model` runs."""
 PRELOADED = ["experts_kernel", "benchmarks.on_gpu.cases", "lynx_exp.routing.backends.triton.kernels.selection"]
 """Imported once, before the workers are forked; none of them may touch CUDA, which does not survive that."""
+
+
+MODELS = ("float32", "bfloat16")
+"""Types of logits and weights in a model's steps."""
 
 
 class Job(NamedTuple):
@@ -24,6 +30,7 @@ class Job(NamedTuple):
     """selection or experts."""
     shape: tuple[Any, ...]
     dtype: str
+    """Of logits and weights; model: as a model in bfloat16 has them."""
     named: tuple[str, dict[str, Any]] = ("", {})
 
 
@@ -38,11 +45,17 @@ def jobs(tiny: bool, quick: bool) -> Iterator[Job]:
     if quick:
         yield Job("experts", (128, 8, 2048, 768, 16), "bfloat16")
         yield Job("experts", (8, 2, 4096, 14336, 4), "bfloat16")
+        yield from (Job("selection", (16, 128, 8), "model", named) for named in settings(128, 8)[:RUN])
         yield from (Job("selection", (16, 128, 8), "float32", named) for named in settings(128, 8))
         yield from (Job("selection", (16, 8, 2), "float32", named) for named in settings(8, 2))
         return
     for shape in ((128, 8, 2048, 768), (8, 2, 4096, 14336)):
         yield from (Job("experts", (*shape, rows), "bfloat16") for rows in (16, 64, 1, 256))
+    for experts, top_k, all_rows in ((128, 8, (16, 64, 1, 256)), (8, 2, (16, 4))):
+        for rows in all_rows:
+            yield from (
+                Job("selection", (rows, experts, top_k), "model", named) for named in settings(experts, top_k)[:RUN]
+            )
     for experts, top_k, all_rows in ((128, 8, (16, 64, 1, 256)), (8, 2, (16, 4))):
         for rows in all_rows:
             yield from (
@@ -78,8 +91,11 @@ def _select(job: Job, device: str) -> None:
     from lynx_exp.routing.backends.triton import kernels
 
     rows, experts, top_k = job.shape
-    dtype = getattr(torch, job.dtype)
-    logits = torch.randn(rows, experts, device=device).to(dtype)
+    logits_type, weights_type = MODELS if job.dtype == "model" else (job.dtype, job.dtype)
+    logits, dtype = (
+        torch.randn(rows, experts, device=device).to(getattr(torch, logits_type)),
+        getattr(torch, weights_type),
+    )
     with kernels.kernel("triton"):
         policy(job.named)(routed(logits, top_k, dtype), decode_step(rows, device), RULE)
 

@@ -60,9 +60,6 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
         narrow = {name: value for name, value in size.items() if name != "BK"}
         for scaled in (True, False):
             weighs = size | {"RENORMALIZE": not scaled, "SCALED": scaled}
-            for utility in (0, 1, 4, -1):
-                if size is ODD or utility == 4:
-                    yield lane_kernel, weighs | {"VARIANT": utility, "REMAPS": scaled}
             yield rows_kernel, weighs
             for masked in (True, False):
                 yield replace_kernel, weighs | {"MASKED": masked}
@@ -76,12 +73,23 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
             how = narrow | {"KEEP": keep, "VARIANT": variant}
             yield sum_kernel, how
             for spread in (True, False):
-                last = how | {"SPREAD": spread, "SUBSTITUTES": keep == 2 and variant == 0, "SLOTS": 7, "W": 8, "BW": 8}
+                last = how | {
+                    "SPREAD": spread,
+                    "SUBSTITUTES": keep == 2 and variant == 0,
+                    "SLOTS": 7,
+                    "W": 8,
+                    "BW": 8,
+                    "BN": 8,
+                }
                 odd = keep in (2, 4)
                 last |= {"OWN_FIRST": odd, "RANKED": odd, "RENORMALIZE": spread, "SCALED": not spread}
                 yield lane_block_kernel, last
+        for utility in (0, 1, 4, -1):
+            for rows, every in ((16, 16), (16, 256), (64, 64)):
+                if size is ODD or (utility == 4 and rows == 16):
+                    yield lane_kernel, size | {"VARIANT": utility, "BT": rows, "BALL": every, "BLOOP": size["BT"]}
         for bins in (0, 1):
-            yield vote_kernel, narrow | {"VARIANT": bins}
+            yield vote_kernel, narrow | {"VARIANT": bins, "BN": 8}
         yield start_kernel, {name: size[name] for name in ("E", "K", "BT")}
         for utility in (0, 1, 4, -1):
             for bids, begins in [(False, True), (True, True), (False, False), (True, False)]:
@@ -111,6 +119,7 @@ def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
     signature = {name: "constexpr" if name in constants else default[name] for name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
     num_warps = warps(constants["BH"] * constants["BS"]) if kernel is route_kernel else 4
+    num_warps = 16 if kernel is lane_kernel else num_warps
     options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     if not built.asm["cubin"] or built.metadata.shared > MOST_SHARED[arch]:

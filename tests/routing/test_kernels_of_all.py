@@ -166,7 +166,7 @@ def test_who_has_no_kernel() -> None:
 @pytest.mark.parametrize(
     ("name", "small", "large"),
     [
-        ("coverage", ["lane"], ["lane", "rows"]),
+        ("coverage", ["lane", "rows"], ["lane", "rows"]),
         ("lynx", ["lane_block"], ["sum", "vote", "lane_block"]),
         ("lynx_v1_latency", ["lane_block"], ["sum", "lane_block"]),
         ("random_keep", ["lane_block"], ["lane_block"]),
@@ -177,7 +177,7 @@ def test_who_has_no_kernel() -> None:
     ],
 )
 def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, small: list[str], large: list[str]) -> None:
-    """Of small lanes (16 rows on average), and of larger ones."""
+    """Of steps of up to 16 rows, and of larger ones, whose rows are spread over programs."""
     from lynx_exp.routing.backends.triton.kernels import by_row, selection
 
     done: list[str] = []
@@ -192,7 +192,7 @@ def test_launches(monkeypatch: pytest.MonkeyPatch, name: str, small: list[str], 
     for module in (selection, by_row):
         for attribute in [attribute for attribute in vars(module) if attribute.endswith("_kernel")]:
             monkeypatch.setattr(module, attribute, Counted(attribute.removesuffix("_kernel")))
-    for rows, lanes, expected in [(16, 1, small), (64, 4, small), (17, 1, large), (256, 2, large)]:
+    for rows, lanes, expected in [(16, 1, small), (16, 4, small), (64, 4, large), (17, 1, large), (256, 2, large)]:
         done.clear()
         case = big_case(rows, 16, 2, lanes, torch.float32, rule=RouterRule())
         kernels.select(bound(build_policy(name), case.shape), case.routing, case.step, case.rule)

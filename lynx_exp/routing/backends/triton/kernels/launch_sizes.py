@@ -1,4 +1,8 @@
-"""What every launch is given.
+"""What every launch is given, and how rows are cut into blocks.
+
+A selection is a chain of dependent steps of a few values each: on a GPU its time is that of loads and reductions that
+wait for one another, not of work. So a program has one warp where it can, whose reductions need no barrier, and few
+rows, and the rows of a step are spread over the multiprocessors.
 
 T token rows, E experts, K top-k, BT/BE their tile sizes.
 """
@@ -6,6 +10,26 @@ T token rows, E experts, K top-k, BT/BE their tile sizes.
 from __future__ import annotations
 
 from typing import TypedDict
+
+from triton import next_power_of_2
+
+A_WARP = 512
+"""Values of a tile that one warp works on: 16 a thread, which leaves float64 work in registers."""
+ONE_BLOCK = 16
+"""Rows of a step, up to which one program serves a lane in one launch; more are cut into blocks, in two launches or
+three."""
+WIDEST = 4096
+"""Values of the tile of that one program, at most."""
+MOST_WARPS = 4
+MOST_ROWS_A_BLOCK = 16
+BLOCKS = 16
+"""Blocks of a step, up to which they stay small: every program adds up what all blocks ask for."""
+BLOCKS_AT_ONCE = 8
+"""Whose sums a program loads side by side."""
+AT_ONCE = (16, 64)
+"""Rows of a lane that `coverage` keeps in registers: 16 where lanes have so many on average, else 64."""
+MOST_AT_ONCE = 8192
+"""Values of that tile, at most."""
 
 
 class Sizes(TypedDict):
@@ -20,3 +44,37 @@ class Sizes(TypedDict):
     num_warps: int
     num_stages: int
     enable_fp_fusion: bool
+
+
+def row_blocks(rows: int, experts: int, top_k: int) -> Sizes:
+    """For rows that need nothing of one another: a warp a block."""
+    block_experts = next_power_of_2(experts)
+    return _sizes(rows, experts, top_k, min(MOST_ROWS_A_BLOCK, max(1, A_WARP // block_experts)), 1)
+
+
+def lane_blocks(rows: int, experts: int, top_k: int) -> Sizes:
+    """For programs each of which adds up what the blocks of all rows ask for: one block if it can be, else few."""
+    block_experts = next_power_of_2(experts)
+    if rows <= ONE_BLOCK and next_power_of_2(rows) * block_experts <= WIDEST:
+        block_rows = next_power_of_2(rows)
+        return _sizes(rows, experts, top_k, block_rows, _warps(block_rows * block_experts))
+    least = min(MOST_ROWS_A_BLOCK, max(1, A_WARP // block_experts))
+    block_rows = min(MOST_ROWS_A_BLOCK, least * next_power_of_2(-(-rows // (least * BLOCKS))))
+    return _sizes(rows, experts, top_k, block_rows, _warps(block_rows * block_experts))
+
+
+def _warps(values: int) -> int:
+    return min(MOST_WARPS, max(1, values // A_WARP))
+
+
+def _sizes(rows: int, experts: int, top_k: int, block_rows: int, warps: int) -> Sizes:
+    return {
+        "num_rows": rows,
+        "E": experts,
+        "K": top_k,
+        "BT": block_rows,
+        "BE": next_power_of_2(experts),
+        "num_warps": warps,
+        "num_stages": 1,
+        "enable_fp_fusion": False,  # the torch definitions round after each operation
+    }

@@ -1,4 +1,4 @@
-"""Which experts a lane keeps under `lynx`, inside a Triton kernel: each row bins its gaps, then votes.
+"""`lynx` inside a Triton kernel: each row bins its gaps, then votes.
 
 The definition is `lynx_exp.routing.policies.lynx`.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.tiles import FIXED_POINT, first_best, fixed, lane_rows, lane_size, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, first_ranked, ranked, tile
 
 
 @triton.jit
@@ -48,42 +48,9 @@ def voted_by(
     affinity, bin, pull, opened = bins(affinity_ptr, rows, acts, size, alpha, lowest, CEIL, E, BE)
     z = bin + (pulled[None, :] - pull) / size
     left = opened
+    order = ranked(affinity, e[None, :], BE)
     for _ in range(K):
         best = tl.max(tl.where(left, z, float("-inf")), 1)
-        _best, at = first_best(affinity, left & (z == best[:, None]), e, BE)
+        at, _there = first_ranked(tl.where(left & (z == best[:, None]), order, LOWEST_INT64), BE)
         left = left & (e[None, :] != at[:, None])
     return tl.max((opened & ~left).to(tl.int32), 0)
-
-
-@triton.jit
-def keep_lynx(
-    affinity_ptr,
-    lane_ptr,
-    live_ptr,
-    lane,
-    num_rows,
-    alpha,
-    lowest,
-    CEIL: tl.constexpr,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BE: tl.constexpr,
-):
-    """`[BE]` int32: 1 for the experts kept, by one program that walks over the lane's rows twice."""
-    size = tl.maximum(lane_size(lane, num_rows, lane_ptr, live_ptr), 1).to(tl.float64)
-    alpha = alpha.to(tl.float32)
-    column = tl.zeros([BE], tl.int64)
-    for start in range(0, num_rows, BT):
-        rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
-        if tl.max(acts.to(tl.int32), 0) > 0:
-            _affinity, _bin, pull, _open = bins(affinity_ptr, rows, acts, size, alpha, lowest, CEIL, E, BE)
-            column += tl.sum(fixed(pull), 0)
-    pulled = column.to(tl.float64) / FIXED_POINT
-    keep = tl.zeros([BE], tl.int32)
-    for start in range(0, num_rows, BT):
-        rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
-        if tl.max(acts.to(tl.int32), 0) > 0:
-            voted = voted_by(affinity_ptr, rows, acts, pulled, size, alpha, lowest, CEIL, E, K, BE)
-            keep = tl.maximum(keep, voted)
-    return keep

@@ -8,7 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.tiles import SMALLEST, first_best, listed, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import (
+    LOWEST_INT64,
+    SMALLEST,
+    first_best,
+    first_ranked,
+    listed,
+    ranked,
+    tile,
+)
 
 
 @triton.jit
@@ -48,14 +56,15 @@ def remap(
     choice = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32)
     opened = choice > float("-inf")
     allowed = opened & keep
+    order = ranked(choice, e[None, :], BE)
     if OWN_FIRST:
         allowed = allowed | (opened & listed(experts_ptr, rows, acts, 0, first, K, BT, BE))
     if RANKED:
-        left = opened
+        left = tl.where(opened, order, LOWEST_INT64)
         for _ in range(max_rank):
-            _best, at = first_best(choice, left, e, BE)
-            left = left & (e[None, :] != at[:, None])
-        allowed = allowed & ~left
+            at, _there = first_ranked(left, BE)
+            left = tl.where(e[None, :] == at[:, None], LOWEST_INT64, left)
+        allowed = allowed & (left == LOWEST_INT64)
     changes = acts & (tl.max(allowed.to(tl.int32), 1) > 0)
     if SLOTS == K:
         outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~allowed
@@ -68,22 +77,21 @@ def remap(
     own_experts = tl.where(own, own_experts, own_first[:, None])
     own_weights = tl.load(weights_ptr + own_at, mask=own, other=0.0)
 
+    # the experts first, then all their scores at once: a load in each round would be waited for in each
     experts = tl.zeros([BT, BW], tl.int32)
-    raw = tl.zeros([BT, BW], tl.float32)
-    total = tl.zeros([BT], tl.float32)
+    fills = (w < 0)[None, :] & changes[:, None]
     best_expert = tl.zeros([BT], tl.int32)
+    order = tl.where(allowed, order, LOWEST_INT64)
     for slot in range(SLOTS):
-        best, at = first_best(choice, allowed, e, BE)
-        allowed = allowed & (e[None, :] != at[:, None])
-        found = changes & (best > float("-inf"))
+        at, there = first_ranked(order, BE)
+        order = tl.where(e[None, :] == at[:, None], LOWEST_INT64, order)
         best_expert = tl.where(slot == 0, at, best_expert)
-        score = tl.load(scores_ptr + rows * E + at, mask=found, other=0.0).to(tl.float32)
-        total += score
         here = (w == slot)[None, :]
-        experts = tl.where(here, tl.where(found, at, best_expert)[:, None], experts)
-        raw = tl.where(here, score[:, None], raw)
+        experts = tl.where(here, tl.where(there, at, best_expert)[:, None], experts)
+        fills = fills | (here & (there & changes)[:, None])
     experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
-    total = tl.where(changes, tl.maximum(total, SMALLEST), 1.0)
+    raw = tl.load(scores_ptr + rows[:, None] * E + experts, mask=fills, other=0.0).to(tl.float32)
+    total = tl.where(changes, tl.maximum(tl.sum(raw, 1), SMALLEST), 1.0)
     mass = scaling if RENORMALIZE else tl.sum(own_weights.to(tl.float32), 1)
     weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
     if SCALED:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32
-from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, SMALLEST
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, SMALLEST, ranked
 
 SOFTMAX, SIGMOID, SQRT_SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NONE, SCORES, LOGITS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -22,7 +22,6 @@ LOG2_E, LN2_HIGH, LN2_LOW = tl.constexpr(1.4426950408889634), tl.constexpr(0.693
 1980)."""
 LINEAR = tl.constexpr(20.0)
 """Above it torch's softplus is the identity."""
-LARGEST_INT32 = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -48,15 +47,6 @@ def _root_of_softplus(value):
     found = tl.where(value > LINEAR, value, tl.sqrt(log).to(tl.float32))
     found = tl.where(value > LINEAR, tl.sqrt_rn(tl.maximum(value, 0.0)), found)
     return tl.where(value == value, found, value)
-
-
-@triton.jit
-def ranked(value, column, COLUMNS: tl.constexpr):
-    """int64 in the order of the float32 values, NaN largest as for `torch.topk`, ties by lower column."""
-    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ LARGEST_INT32, bits)
-    order = tl.where(value == value, order, LARGEST_INT32)
-    return (order.to(tl.int64) << 32) | (COLUMNS - 1 - column).to(tl.int64)
 
 
 @triton.jit

@@ -1,12 +1,10 @@
 """The fused kernels: the whole selection of a layer in one launch, or a few.
 
 Policies of single rows have one launch (`by_row`). Of those that look at lanes, `coverage` has one program a lane
-(`launches`): its greedy loop is serial. It walks over its rows to score the experts, keeps a set of them, and, where
-lanes are small, walks over its rows once more to remap them: one launch. A lane of many rows would remap on a single
-multiprocessor, so there the kept sets `[G, E]` go through memory to a second launch, which spreads blocks of rows over
-the device. In rounds (`in_rounds`) it is spread from the first, two launches a round. All others (`spread`) have one
-program a lane where lanes are small, and spread the rows from the first where they are not: a launch that sums, with
-`lynx` one that votes, and one that keeps and remaps.
+(`launches`): its greedy loop is serial. The kept sets `[G, E]` go through memory to a second launch, which spreads
+blocks of rows over the device. In rounds (`in_rounds`) it is spread from the first, two launches a round. All others
+(`spread`) have one launch where a step has few rows, and spread them where it has more: a launch that sums, with `lynx`
+one that votes, and one that keeps and remaps.
 
 Rows of all lanes are written; those of other phases, padding and small lanes (not `live`) as they were. Nothing here
 waits for the device, and every launch depends on shapes alone, so a CUDA graph can hold it; run the policy once before
@@ -31,7 +29,14 @@ from lynx_exp.routing.backends.triton.kernels import by_row, fallback, in_rounds
 from lynx_exp.routing.backends.triton.kernels.choose import MOST_EXPERTS, MOST_ROWS
 from lynx_exp.routing.backends.triton.kernels.hashes import LAYER_FACTOR, signed
 from lynx_exp.routing.backends.triton.kernels.launch_plans import COVERAGE, Plan, plan_of
-from lynx_exp.routing.backends.triton.kernels.launch_sizes import Sizes
+from lynx_exp.routing.backends.triton.kernels.launch_sizes import (
+    AT_ONCE,
+    BLOCKS_AT_ONCE,
+    MOST_AT_ONCE,
+    Sizes,
+    lane_blocks,
+    row_blocks,
+)
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
 from lynx_exp.routing.backends.triton.kernels.spread import lane_block_kernel
 from lynx_exp.routing.backends.triton.kernels.sums import BINNED, DRAWN
@@ -41,11 +46,6 @@ from lynx_exp.routing.policies.sere import Sere
 from lynx_exp.routing.policy import Policy
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing, StepContext
-
-ROWS_A_LAUNCH = 16
-"""Rows of a lane, on average, up to which one program serves the whole lane. Not measured yet."""
-TILE = 2048
-"""Values of a tile: 16 for each of the 128 threads of a program, which leaves float64 work in registers."""
 
 
 @cache  # never emptied: a CUDA graph may hold the address
@@ -65,34 +65,24 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
         return None
     if isinstance(lane_kernel, JITFunction) and not routing.logits.is_cuda:
         raise RuntimeError("on a CPU the kernels run only where TRITON_INTERPRET=1 was set beforehand")
-    block_experts = next_power_of_2(experts)
-    sizes: Sizes = {
-        "num_rows": rows,
-        "E": experts,
-        "K": top_k,
-        "BT": min(16, max(1, TILE // block_experts)),
-        "BE": block_experts,
-        "num_warps": 4,
-        "num_stages": 1,
-        "enable_fp_fusion": False,  # the torch definitions round after each operation
-    }
+    shape = rows, experts, top_k
     with torch.cuda.device_of(routing.logits):
         if row_plan is not None:
             numbers = _on_device((row_plan.number, 0.0, 0.0), routing.logits.device)
-            return by_row.run(row_plan, policy, routing, step, rule, sizes, numbers)
+            return by_row.run(row_plan, policy, routing, step, rule, row_blocks(*shape), numbers)
         assert plan is not None
         numbers = _on_device(plan.numbers, routing.logits.device)
         if plan.rounds is not None:
             if rule.grouped:
                 return None
-            return in_rounds.run(plan, routing, step, rule, sizes, numbers)
-        run = _coverage if plan.keep == COVERAGE else _blocks
-        return run(plan, policy, routing, step, rule, sizes, numbers)
+            return in_rounds.run(plan, routing, step, rule, lane_blocks(*shape), numbers)
+        if plan.keep == COVERAGE:
+            return _coverage(plan, routing, step, rule, row_blocks(*shape), numbers)
+        return _blocks(plan, policy, routing, step, rule, lane_blocks(*shape), numbers)
 
 
 def _coverage(
     plan: Plan,
-    _policy: Policy,
     routing: Routing,
     step: StepContext,
     rule: RouterRule,
@@ -102,38 +92,48 @@ def _coverage(
     rows, block_k = sizes["num_rows"], next_power_of_2(sizes["K"])
     own_experts, own_weights = routing.experts.contiguous(), routing.weights.contiguous()
     new_experts, new_weights = torch.empty_like(own_experts), torch.empty_like(own_weights)
-    together = rows <= ROWS_A_LAUNCH * step.num_lanes
-    # what is not used still has to point somewhere
-    kept = numbers if together else numbers.new_empty(step.num_lanes, sizes["E"], dtype=torch.int8)
-    rest = {
-        **sizes,
+    shared = {
+        "num_rows": rows,
         "choice_ptr": routing.choice(rule).contiguous(),
-        "scores_ptr": routing.scores(rule).contiguous(),
         "experts_ptr": own_experts,
-        "weights_ptr": own_weights,
-        "scale_ptr": numbers if rule.expert_scale is None else rule.expert_scale.float(),
         "lane_ptr": step.lane.contiguous(),
         "live_ptr": step.live.contiguous(),
-        "kept_ptr": kept,
-        "out_experts_ptr": new_experts,
-        "out_weights_ptr": new_weights,
-        "scaling": float(rule.scaling),
-        "RENORMALIZE": rule.renormalize,
-        "SCALED": rule.expert_scale is not None,
+        "kept_ptr": numbers.new_empty(step.num_lanes, sizes["E"], dtype=torch.int8),
+        "E": sizes["E"],
+        "K": sizes["K"],
+        "BE": sizes["BE"],
         "BK": block_k,
+        "num_stages": 1,
+        "enable_fp_fusion": False,
     }
+    few, many = AT_ONCE
+    at_once = max(1, min(few if rows <= few * step.num_lanes else many, MOST_AT_ONCE // sizes["BE"]))
     lane_kernel[(step.num_lanes,)](
-        **rest,
+        **shared,
         view_ptr=routing.mass(rule).contiguous(),
         numbers_ptr=numbers,
         state_ptr=numbers.new_empty(rows, block_k + 2),
         first=plan.first,
         budget=plan.budget,
         VARIANT=plan.variant,
-        REMAPS=together,
+        BT=at_once,
+        BALL=next_power_of_2(rows),
+        BLOOP=max(1, min(16, 2048 // sizes["BE"])),
+        num_warps=max(4, min(16, at_once)),
     )
-    if not together:
-        rows_kernel[(-(-rows // sizes["BT"]),)](**rest)
+    rows_kernel[(-(-rows // sizes["BT"]),)](
+        **shared,
+        scores_ptr=routing.scores(rule).contiguous(),
+        weights_ptr=own_weights,
+        scale_ptr=numbers if rule.expert_scale is None else rule.expert_scale.float(),
+        out_experts_ptr=new_experts,
+        out_weights_ptr=new_weights,
+        scaling=float(rule.scaling),
+        RENORMALIZE=rule.renormalize,
+        SCALED=rule.expert_scale is not None,
+        BT=sizes["BT"],
+        num_warps=sizes["num_warps"],
+    )
     return Routing(logits=routing.logits, experts=new_experts, weights=new_weights)
 
 
@@ -152,8 +152,9 @@ def _blocks(
     width = max(slots, sizes["K"])
     new_experts = own_experts.new_empty(len(own_experts), width)
     new_weights = own_weights if substitutes else own_weights.new_empty(len(own_weights), width)
-    spread = sizes["num_rows"] > ROWS_A_LAUNCH * step.num_lanes
-    grid = (-(-sizes["num_rows"] // sizes["BT"]) if spread else 1, step.num_lanes)
+    blocks = -(-sizes["num_rows"] // sizes["BT"])
+    spread, grid = blocks > 1, (blocks, step.num_lanes)
+    at_once = min(BLOCKS_AT_ONCE, next_power_of_2(blocks))
     rows = {
         **sizes,
         "view_ptr": _view(plan, routing, rule, numbers),
@@ -173,7 +174,7 @@ def _blocks(
         sums = own_experts.new_empty(*reversed(grid), 2, sizes["E"])
         sum_kernel[grid](**rows, **asks, sums_ptr=sums)
         if plan.keep == BINNED.value:
-            vote_kernel[grid](**rows, sums_ptr=sums)
+            vote_kernel[grid](**rows, sums_ptr=sums, BN=at_once)
     seed = policy.seed if isinstance(policy, RandomKeep) else 0
     lane_block_kernel[grid](
         **rows,
@@ -199,6 +200,7 @@ def _blocks(
         RANKED=plan.ranked,
         RENORMALIZE=rule.renormalize,
         SCALED=rule.expert_scale is not None,
+        BN=at_once,
         BW=next_power_of_2(width),
     )
     return Routing(logits=routing.logits, experts=new_experts, weights=new_weights)

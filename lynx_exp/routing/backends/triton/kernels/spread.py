@@ -1,8 +1,7 @@
-"""Lanes whose rows are spread over programs: the launch that keeps and remaps, after those of `parts`.
+"""The launch that keeps and remaps, after those of `tile_parts`; alone where all rows are one block, or where nothing
+is summed (`random_keep`).
 
-Where lanes are small, or nothing is summed (`random_keep`), this launch alone is enough.
-
-T token rows, E experts, K top-k, G lanes, N blocks of rows, W columns afterwards, BT/BE/BW their tile sizes.
+T token rows, E experts, K top-k, G lanes, N blocks of rows, W columns afterwards, BT/BE/BN/BW their tile sizes.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.lynx_kernel import keep_lynx
+from lynx_exp.routing.backends.triton.kernels.lynx_kernel import voted_by
 from lynx_exp.routing.backends.triton.kernels.remaps import remap, substitute
-from lynx_exp.routing.backends.triton.kernels.sums import BINNED, DRAWN, TOTAL, asked_by, kept_by
+from lynx_exp.routing.backends.triton.kernels.sums import ASKED, BINNED, DRAWN, TOTAL, asked_by, kept_by
 from lynx_exp.routing.backends.triton.kernels.tile_parts import added
-from lynx_exp.routing.backends.triton.kernels.tiles import lane_rows, lane_size
+from lynx_exp.routing.backends.triton.kernels.tiles import FIXED_POINT, lane_rows
 
 
 @triton.jit
 def _asked_by_all(
-    lane,
+    rows,
+    acts,
+    size,
     view_ptr,
     experts_ptr,
     weights_ptr,
-    lane_ptr,
-    live_ptr,
-    num_rows,
     asked,
     a,
     b,
@@ -36,20 +34,14 @@ def _asked_by_all(
     BT: tl.constexpr,
     BE: tl.constexpr,
 ):
-    """(votes, totals) of the whole lane, `[BE]` int64, by one program."""
-    votes = tl.zeros([BE], tl.int64)
-    total = tl.zeros([BE], tl.int64)
+    """(votes, totals) of a lane whose rows are all here, `[BE]` int64; `size`: how many of them are live."""
+    size = tl.maximum(size, 1).to(tl.float64)
+    votes, total = asked_by(
+        rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+    )
     if KEEP == BINNED:
-        votes += keep_lynx(view_ptr, lane_ptr, live_ptr, lane, num_rows, a, b, VARIANT, E, K, BT, BE)
-    else:
-        for start in range(0, num_rows, BT):
-            rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
-            if tl.max(acts.to(tl.int32), 0) > 0:
-                more, heavier = asked_by(
-                    rows, acts, 1.0, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
-                )
-                votes += more
-                total += heavier
+        pulled = total.to(tl.float64) / FIXED_POINT
+        votes += voted_by(view_ptr, rows, acts, pulled, size, a.to(tl.float32), b, VARIANT, E, K, BE)
     return votes, total
 
 
@@ -90,89 +82,71 @@ def lane_block_kernel(
     SCALED: tl.constexpr,
     BT: tl.constexpr,
     BE: tl.constexpr,
+    BN: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """Keep, then remap: grid (N, G), a program for the lane's rows of each block (SPREAD), or (1, G), for all."""
+    """Keep, then remap: grid (N, G), a program for the lane's rows of each block. SPREAD: N is above 1, and what all
+    rows ask for is at `sums_ptr`."""
     lane = tl.program_id(1)
-    start, stop = (0, num_rows)
-    if SPREAD:
-        start = tl.program_id(0) * BT
-        stop = tl.minimum(start + BT, num_rows)
-    _rows, mine, _acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
-    if (SPREAD == 0) | (tl.max(mine.to(tl.int32), 0) > 0):
+    rows, mine, acts = lane_rows(tl.program_id(0) * BT, lane, num_rows, lane_ptr, live_ptr, BT)
+    if tl.max(mine.to(tl.int32), 0) > 0:
         a, b = tl.load(numbers_ptr), tl.load(numbers_ptr + 1)
         votes = tl.zeros([BE], tl.int64)
         total = tl.zeros([BE], tl.int64)
-        size = 0
-        if KEEP == TOTAL:
-            size = lane_size(lane, num_rows, lane_ptr, live_ptr)
-        if KEEP != DRAWN:
-            if SPREAD:
-                votes += added(sums_ptr, 0, lane, num_rows, lane_ptr, live_ptr, E, BT, BE)
-                total += added(sums_ptr, 1, lane, num_rows, lane_ptr, live_ptr, E, BT, BE)
-            else:
-                votes, total = _asked_by_all(
-                    lane,
-                    view_ptr,
-                    experts_ptr,
-                    weights_ptr,
-                    lane_ptr,
-                    live_ptr,
-                    num_rows,
-                    asked,
-                    a,
-                    b,
-                    KEEP,
-                    VARIANT,
-                    E,
-                    K,
-                    BT,
-                    BE,
-                )
+        size = tl.sum(acts.to(tl.int32), 0)
+        if KEEP == DRAWN:
+            pass
+        elif SPREAD:
+            if (KEEP != TOTAL) | (asked > 0):
+                votes += added(sums_ptr, 0, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)[0]
+            if (KEEP != ASKED) & (KEEP != BINNED):
+                more, size = added(sums_ptr, 1, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)
+                total += more
+        else:
+            votes, total = _asked_by_all(
+                rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+            )
         keep = kept_by(votes, total, size, lane, key_ptr, salt, budget, limit, KEEP, E, BE)
-        for at in range(start, stop, BT):
-            rows, mine, acts = lane_rows(at, lane, num_rows, lane_ptr, live_ptr, BT)
-            if tl.max(mine.to(tl.int32), 0) > 0:
-                if SUBSTITUTES:
-                    substitute(
-                        rows,
-                        mine,
-                        acts,
-                        keep,
-                        experts_ptr,
-                        alike_ptr,
-                        out_experts_ptr,
-                        first,
-                        a.to(tl.float32),
-                        E,
-                        K,
-                        BE,
-                    )
-                else:
-                    remap(
-                        rows,
-                        mine,
-                        acts,
-                        keep[None, :],
-                        choice_ptr,
-                        scores_ptr,
-                        experts_ptr,
-                        weights_ptr,
-                        scale_ptr,
-                        out_experts_ptr,
-                        out_weights_ptr,
-                        scaling,
-                        first,
-                        limit,
-                        E,
-                        K,
-                        SLOTS,
-                        W,
-                        OWN_FIRST,
-                        RANKED,
-                        RENORMALIZE,
-                        SCALED,
-                        BT,
-                        BE,
-                        BW,
-                    )
+        if SUBSTITUTES:
+            substitute(
+                rows,
+                mine,
+                acts,
+                keep,
+                experts_ptr,
+                alike_ptr,
+                out_experts_ptr,
+                first,
+                a.to(tl.float32),
+                E,
+                K,
+                BE,
+            )
+        else:
+            remap(
+                rows,
+                mine,
+                acts,
+                keep[None, :],
+                choice_ptr,
+                scores_ptr,
+                experts_ptr,
+                weights_ptr,
+                scale_ptr,
+                out_experts_ptr,
+                out_weights_ptr,
+                scaling,
+                first,
+                limit,
+                E,
+                K,
+                SLOTS,
+                W,
+                OWN_FIRST,
+                RANKED,
+                RENORMALIZE,
+                SCALED,
+                BT,
+                BE,
+                BW,
+            )

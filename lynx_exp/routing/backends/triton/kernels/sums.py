@@ -30,12 +30,13 @@ def _insisted(rows, acts, mass_ptr, experts_ptr, k0, p, E: tl.constexpr, K: tl.c
     whole = tl.sum(tile(mass_ptr, rows, acts, E, BE, 0.0).to(tl.float64), 1)
     held = tl.zeros_like(whole)
     votes = tl.zeros([BE], tl.int64)
-    for k in range(k0):
-        expert = tl.load(experts_ptr + rows * K + k, mask=acts, other=0).to(tl.int32)
-        share = tl.load(mass_ptr + rows * E + expert, mask=acts, other=0.0).to(tl.float64)
+    for k in tl.static_range(K):
+        counts = acts & (k < k0)
+        expert = tl.load(experts_ptr + rows * K + k, mask=counts, other=0).to(tl.int32)
+        share = tl.load(mass_ptr + rows * E + expert, mask=counts, other=0.0).to(tl.float64)
         share = share / tl.where(acts, whole, 1.0)
         held += share
-        insists = acts & ((held - share < p) | (k == 0))
+        insists = counts & ((held - share < p) | (k == 0))
         votes += tl.sum((insists[:, None] & (e[None, :] == expert[:, None])).to(tl.int64), 0)
     return votes
 
@@ -70,7 +71,8 @@ def asked_by(
         votes += _insisted(rows, acts, view_ptr, experts_ptr, first, a, E, K, BE)
     else:
         columns = first if (KEEP == ASKED) | (KEEP == TOTAL) else K
-        votes += tl.sum(listed(experts_ptr, rows, acts, 0, columns, K, BT, BE).to(tl.int64), 0)
+        if columns > 0:
+            votes += tl.sum(listed(experts_ptr, rows, acts, 0, columns, K, BT, BE).to(tl.int32), 0)
     if (KEEP == VOTED) | (KEEP == CONFIDENT) | (KEEP == TOTAL):
         total += tl.sum(fixed(tile(view_ptr, rows, acts, E, BE, 0.0).to(tl.float64)), 0)
     if KEEP == CONFIDENT:

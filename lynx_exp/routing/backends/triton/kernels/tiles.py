@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32
+
 FIXED_POINT = tl.constexpr(2.0**32)
 ROUNDS = tl.constexpr(1.5 * 2.0**52)
 """Adding and subtracting it rounds a float64 below 2^51 to the nearest whole number, halves to even."""
@@ -18,6 +20,7 @@ WHOLE = tl.constexpr(2.0**51)
 SMALLEST = tl.constexpr(1.1754943508222875e-38)
 ROWS_COUNTED = tl.constexpr(256)
 LOWEST_INT64 = tl.constexpr(-(2**63))
+LARGEST_INT32 = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -32,8 +35,9 @@ def lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT: tl.constexpr):
     """(rows `[BT]`, which of them are this lane's, which of those are live)."""
     rows = start + tl.arange(0, BT)
     real = rows < num_rows
+    live = tl.load(live_ptr + rows, mask=real, other=0)  # of all rows: so that neither load waits for the other
     mine = (tl.load(lane_ptr + rows, mask=real, other=-1) == lane) & real
-    return rows, mine, mine & (tl.load(live_ptr + rows, mask=mine, other=0) != 0)
+    return rows, mine, mine & (live != 0)
 
 
 @triton.jit
@@ -61,6 +65,24 @@ def first_best(key, left, e, BE: tl.constexpr):
 
 
 @triton.jit
+def ranked(value, column, COLUMNS: tl.constexpr):
+    """int64 in the order of the float32 values, NaN largest as for `torch.topk`, ties by lower column."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ LARGEST_INT32, bits)
+    order = tl.where(value == value, order, LARGEST_INT32)
+    return (order.to(tl.int64) << 32) | (COLUMNS - 1 - column).to(tl.int64)
+
+
+@triton.jit
+def first_ranked(order, COLUMNS: tl.constexpr):
+    """(column `[BT]` of the largest of what `ranked` gave, or COLUMNS, whether there is one): one reduction, where
+    `first_best` takes two. What is no candidate is LOWEST_INT64."""
+    best = tl.max(order, 1)
+    there = best > LOWEST_INT64
+    return tl.where(there, COLUMNS - 1 - (best & LOW_32).to(tl.int32), COLUMNS), there
+
+
+@triton.jit
 def top_of(key, count, BE: tl.constexpr):
     """`[BE]` bool: the `count` largest of an int64 key, at least 1, ties by lower index."""
     e = tl.arange(0, BE)
@@ -76,7 +98,8 @@ def listed(experts_ptr, rows, acts, first, last, K: tl.constexpr, BT: tl.constex
     """`[BT, BE]` bool: the experts in the columns `first` to `last` of the rows' own top-K."""
     e = tl.arange(0, BE)
     found = tl.zeros([BT, BE], tl.int1)
-    for k in range(first, last):
-        expert = tl.load(experts_ptr + rows * K + k, mask=acts, other=BE).to(tl.int32)
+    for k in tl.static_range(K):  # unrolled, so that no load waits for the one before
+        inside = acts & (k >= first) & (k < last)
+        expert = tl.load(experts_ptr + rows * K + k, mask=inside, other=BE).to(tl.int32)
         found = found | (e[None, :] == expert[:, None])
     return found

@@ -11,12 +11,10 @@ import triton.language as tl
 from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
-from lynx_exp.routing.backends.triton.kernels.tiles import SMALLEST, first_best, tile
+from lynx_exp.routing.backends.triton.kernels.launch_sizes import row_blocks
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, SMALLEST, first_ranked, ranked, tile
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
-
-TILE = 2048
-"""Values of a tile, as for the kernels that select."""
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -52,7 +50,7 @@ def weigh_kernel(
     repeats = tl.zeros([BT, BW], tl.int1)
     changed = tl.zeros([BT], tl.int1)
     own_mass = tl.zeros([BT], tl.float32)
-    for slot in range(W):
+    for slot in tl.static_range(W):  # unrolled, so that no load waits for the one before
         expert = tl.load(experts_ptr + rows * W + slot, mask=mine, other=0)
         repeats = repeats | ((w > slot)[None, :] & (experts == expert[:, None]))
         if slot < K:
@@ -69,13 +67,17 @@ def weigh_kernel(
     else:
         e = tl.arange(0, BE)
         choice = tile(choice_ptr, rows, changed, E, BE, float("-inf")).to(tl.float32)
-        left = choice > float("-inf")
-        total = tl.zeros([BT], tl.float32)
-        for _ in range(COUNT):
-            best, best_at = first_best(choice, left, e, BE)
-            left = left & (e[None, :] != best_at[:, None])
-            found = changed & (best > float("-inf"))
-            total += tl.load(scores_ptr + rows * E + best_at, mask=found, other=0.0).to(tl.float32)
+        scores = tile(scores_ptr, rows, changed, E, BE, 0.0).to(tl.float32)
+        opened = choice > float("-inf")
+        if COUNT < E:
+            order = tl.where(opened, ranked(choice, e[None, :], BE), LOWEST_INT64)
+            opened = (e < 0)[None, :] & changed[:, None]
+            for _ in range(COUNT):
+                best_at, _there = first_ranked(order, BE)
+                best = e[None, :] == best_at[:, None]
+                order = tl.where(best, LOWEST_INT64, order)
+                opened = opened | best
+        total = tl.sum(tl.where(opened, scores, 0.0), 1)
     total = tl.where(changed, tl.maximum(total, SMALLEST), 1.0)
     mass = scaling + tl.zeros([BT], tl.float32)
     if not RENORMALIZE:
@@ -93,11 +95,10 @@ def weigh(before: Routing, after: Routing, rule: RouterRule, count: int) -> Rout
     rows, width = after.experts.shape
     scores, weights = before.scores(rule).contiguous(), after.weights.contiguous()
     new: Tensor = torch.empty_like(weights)
-    block_experts = next_power_of_2(before.num_experts)
-    block_rows = min(16, max(1, TILE // block_experts))
+    sizes = row_blocks(rows, before.num_experts, before.top_k)
     if rows:
         with torch.cuda.device_of(before.logits):
-            weigh_kernel[(-(-rows // block_rows),)](
+            weigh_kernel[(-(-rows // sizes["BT"]),)](
                 before.choice(rule).contiguous() if count > 0 else scores,  # what is not used still has to point
                 scores,
                 before.experts.contiguous(),
@@ -106,18 +107,11 @@ def weigh(before: Routing, after: Routing, rule: RouterRule, count: int) -> Rout
                 scores if rule.expert_scale is None else rule.expert_scale.float(),
                 new,
                 float(rule.scaling),
-                rows,
                 COUNT=count,
                 RENORMALIZE=rule.renormalize,
                 SCALED=rule.expert_scale is not None,
-                E=before.num_experts,
-                K=before.top_k,
                 W=width,
-                BT=block_rows,
-                BE=block_experts,
                 BW=next_power_of_2(width),
-                num_warps=4,
-                num_stages=1,
-                enable_fp_fusion=False,  # the torch definition rounds after each operation
+                **sizes,
             )
     return Routing(logits=after.logits, experts=after.experts, weights=new)
