@@ -219,7 +219,7 @@ def test_a_dry_run_lists_sections_and_limits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--only", "pie"), "--only pie: unknown; there are compile, kernels"),
+        (("--only", "pie"), "--only pie: unknown; there are compile, qwen3_30b_a3b"),
         (("--minutes", "0"), "--minutes 0: must be"),
     ],
 )
