@@ -31,6 +31,10 @@ class MetricChange:
     after: float | None
     difference: Estimate | None
     """After minus before, of the same documents, clustered by lane; None where they cannot be paired."""
+    shared: int
+    """Documents that both scored: those of `difference`. The values are over all that each side has."""
+    documents: tuple[int, int]
+    """Scored before and after."""
 
     @property
     def is_equal(self) -> bool:
@@ -127,7 +131,14 @@ def _metrics(before: CellRecord, after: CellRecord) -> list[MetricChange]:
         scaled = [None if value is None else value * factor for value in values]
         found.append(
             MetricChange(
-                subtask=subtask, name=name, unit=unit, before=scaled[0], after=scaled[1], difference=difference
+                subtask=subtask,
+                name=name,
+                unit=unit,
+                before=scaled[0],
+                after=scaled[1],
+                difference=difference,
+                shared=len(shared),
+                documents=(len(own[0]), len(own[1])),
             )
         )
     return found

@@ -8,6 +8,7 @@ from analysis import verdicts
 from analysis.layout import count, title
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, recommendations
 from analysis.study import Study
+from lynx_exp.wording import counted
 
 
 def conclusions(study: Study) -> list[str]:
@@ -29,7 +30,8 @@ def conclusions(study: Study) -> list[str]:
 def _of(block: pd.DataFrame, margin: float) -> str:
     taken = block[block["why"] == RECOMMENDED]
     worse = int((block["verdict"] == verdicts.WORSE).sum())
-    losing = f"; {worse} of {len(block)} settings lose more than chance" if worse else ""
+    lose = "loses" if worse == 1 else "lose"
+    losing = f"; {worse} of {counted(len(block), 'setting')} {lose} more than chance" if worse else ""
     if len(taken):
         best = taken.iloc[0]
         return f"{best['series']} is within ±{margin:g} of vanilla at {_saving(best)}{losing}"

@@ -20,6 +20,7 @@ from lynx_exp.store.environment import fields_of
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import Damaged, Missing, read_rows
 from lynx_exp.store.timing_info import hardware_numbers
+from lynx_exp.wording import counted
 
 log = logging.getLogger("analysis")
 
@@ -104,11 +105,11 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     if not cells:
         raise ValueError(_no_cells(root, unfinished, aside))
     if unfinished and warn:
-        log.warning("%d unfinished %s left out: %s", len(unfinished), _cells(len(unfinished)), ", ".join(unfinished))
+        log.warning("%s left out: %s", counted(len(unfinished), "unfinished cell"), ", ".join(unfinished))
     if aside and warn:
-        log.warning("%d damaged %s set aside: %s", len(aside), _cells(len(aside)), "; ".join(aside))
+        log.warning("%s set aside: %s", counted(len(aside), "damaged cell"), "; ".join(aside))
     if repeated:
-        log.warning("%d %s found in more than one study, counted once", repeated, _cells(repeated))
+        log.warning("%s found in more than one study, counted once", counted(repeated, "cell"))
     ids = [cell.info["cell_id"] for cell in cells]
     return Records(
         cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=frame_columns("cells")),
@@ -230,7 +231,3 @@ def _no_cells(root: Path, unfinished: Sequence[str], aside: Sequence[str]) -> st
     left = f"; unfinished: {', '.join(unfinished)}" if unfinished else ""
     damaged = f"; damaged: {'; '.join(aside)}" if aside else ""
     return f"results folder {str(root)!r} holds no finished cell{left}{damaged}"
-
-
-def _cells(count: int) -> str:
-    return "cell" if count == 1 else "cells"

@@ -45,7 +45,15 @@ def recommendations(study: Study) -> pd.DataFrame:
 
 
 _KEPT = ("setting", "batch_size", "scope", "series", "policy", "policy_params", "phases")
-_DIFFERENCE = ("difference", "difference_low", "difference_high", "verdict", "guard", "documents_needed")
+_DIFFERENCE = (
+    "difference",
+    "difference_low",
+    "difference_high",
+    "verdict",
+    "guard",
+    "documents_needed",
+    "timing_final",
+)
 _COLUMNS = [*_KEPT, "saving", "value", "value_low", "value_high", *_DIFFERENCE, "p_within", "why"]
 
 
@@ -139,8 +147,9 @@ def print_recommendations(study: Study, console: Console | None = None, csv: str
 
 _LEGEND = (
     "Within ±{margin} of vanilla at 95 %: two one-sided tests, Holm over the candidates of a block. Ranked by\n"
-    "measured speed-up, or by active experts where none was timed. undecided: N documents would show it\n"
-    "if the policy changed nothing (power 80 %). !: responses outside vanilla's band (see the table).\n"
+    "measured speed-up, or by active experts where none was timed; ~: its precision was not reached or the\n"
+    "machine was busy. undecided: N documents would show it if the policy changed nothing (power 80 %).\n"
+    "!: responses outside vanilla's band (see the table).\n"
     "Vanilla, controls and probes are no candidates."
 )
 
@@ -154,7 +163,9 @@ def _print_block(block: pd.DataFrame, heading: str, margin: float, console: Cons
     for row in block.sort_values("why", key=lambda why: why != RECOMMENDED, kind="stable").to_dict("records"):
         taken = row["why"] == RECOMMENDED
         label = row["series"] + (" !" if guards.is_flagged(row["guard"]) else "")
-        cells = (label, _shown(row, "value", "{:.2f}"), _shown(row, "difference", "{:+.1f}"), row["why"])
+        unsure = "~" if timed and not row["timing_final"] else ""
+        value = _shown(row, "value", "{:.2f}") + unsure
+        cells = (label, value, _shown(row, "difference", "{:+.1f}"), row["why"])
         table.add_row(*map(Text, cells), style="bold green" if taken else "")
     console.print(table)
     if not (block["why"] == RECOMMENDED).any():

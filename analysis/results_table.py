@@ -13,6 +13,7 @@ from rich.text import Text
 from analysis import columns, guards, outputs
 from analysis.frame_rows import Row
 from analysis.layout import WIDTH, title, wrapped
+from lynx_exp.wording import counted
 
 By = Literal["mean", "task", "all"]
 """Which blocks: means over subtasks, each subtask, or both."""
@@ -44,7 +45,7 @@ def print_rows(
     if by != "task" and len(compared):
         for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True):
             heading = title("distance from vanilla", f"batch size {batch}", setting)
-            about = f"mean over {group['all_subtasks'].max()} subtasks"
+            about = f"mean over {counted(group['all_subtasks'].max(), 'subtask')}"
             ordered = group.sort_values("active_experts", kind="stable")
             columns.print_table(ordered, columns.FIDELITY, _heading(heading, about), console)
             console.print()
@@ -58,7 +59,7 @@ def print_rows(
 
 def _subtasks(names: Sequence[str], heading: str) -> str:
     """How many, and which where the line has room for them."""
-    named = f"{len(names)} subtask{'' if len(names) == 1 else 's'}"
+    named = counted(len(names), "subtask")
     listed = f"{named}: {', '.join(names)}"
     return listed if len(heading) + len(listed) + len("   , points") <= WIDTH else named
 
@@ -151,11 +152,7 @@ def _heading(name: str, about: str) -> Text:
 def _about(first: pd.Series) -> str:
     behind = first["metric"] if first["filter"] in (None, "none", "") else f"{first['metric']} ({first['filter']})"
     unit = {"%": ", %", "own": ""}.get(first["unit"], f", {first['unit']}")
-    return f"{behind}{unit}; {first['documents']} documents in {_many(first['lanes'], 'lane')}"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{behind}{unit}; {counted(first['documents'], 'document')} in {counted(first['lanes'], 'lane')}"
 
 
 def _what_is_off(row: Row) -> str:

@@ -14,6 +14,7 @@ from analysis.labels import settings_of
 from analysis.load import Records
 from analysis.pairing import partners_of
 from lynx_exp.store.environment import differing
+from lynx_exp.wording import counted
 
 _SHOWN = 2
 """Values of a field, or unfinished cells, that a warning names."""
@@ -43,7 +44,7 @@ def _not_judged(samples: pd.DataFrame) -> list[str]:
     lines = []
     for kind in ("transport", "not started"):
         if lost := sum(reason.startswith(kind) for reason in reasons):
-            lines.append(f"{lost} of {len(reasons)} programs ended in `{kind}`: not judged, counted as 0")
+            lines.append(f"{lost} of {counted(len(reasons), 'program')} ended in `{kind}`: not judged, counted as 0")
     return lines
 
 
@@ -63,11 +64,11 @@ def _draining(cells: pd.DataFrame) -> list[str]:
     drained = several & ~static & (cells["full_steps"].astype(float) < FULL)
     lines = []
     if static.any():
-        lines.append(f"lanes drain (batching=static): {_cells(int(static.sum()))} ran smaller batches than they name")
+        ran = counted(int(static.sum()), "cell")
+        lines.append(f"lanes drain (batching=static): {ran} ran smaller batches than they name")
     if drained.any():
-        lines.append(
-            f"lanes drained: in {_cells(int(drained.sum()))} under {100 * FULL:.0f} % of the steps had every slot taken"
-        )
+        ran = counted(int(drained.sum()), "cell")
+        lines.append(f"lanes drained: in {ran} under {100 * FULL:.0f} % of the steps had every slot taken")
     return lines
 
 
@@ -76,19 +77,19 @@ def _unfinished(cells: Sequence[str]) -> list[str]:
     if not cells:
         return []
     states = Counter(cell.rpartition(" (")[2].removesuffix(")") for cell in cells)
-    counted = ", ".join(
+    by_state = ", ".join(
         f"{count} {state}" for state, count in sorted(states.items(), key=lambda item: (-item[1], item[0]))
     )
     named = ", ".join(cell.rpartition(" (")[0] for cell in cells[:_SHOWN])
     more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
-    return [f"missing: {_cells(len(cells))} not finished ({counted}): {named}{more}"]
+    return [f"missing: {counted(len(cells), 'cell')} not finished ({by_state}): {named}{more}"]
 
 
 def _aside(cells: Sequence[str]) -> list[str]:
     """A line for each of the first, as in `Records.set_aside`: "FOLDER: FILE: REASON"."""
     lines = [f"set aside: {cell}" for cell in cells[:_NAMED]]
     if len(cells) > _NAMED:
-        lines.append(f"set aside: {_cells(len(cells) - _NAMED)} more (lynx-results validate names them)")
+        lines.append(f"set aside: {counted(len(cells) - _NAMED, 'cell')} more (lynx-results validate names them)")
     return lines
 
 
@@ -114,7 +115,7 @@ def _invalid(cells: pd.DataFrame) -> list[str]:
         return []
     first = hit.iloc[0]
     more = f", and {len(hit) - 1} more" if len(hit) > 1 else ""
-    return [f"not to be trusted: {_cells(len(hit))}: {Path(first['path']).name} ({first['invalid']}){more}"]
+    return [f"not to be trusted: {counted(len(hit), 'cell')}: {Path(first['path']).name} ({first['invalid']}){more}"]
 
 
 def _unlike(cells: pd.DataFrame) -> list[str]:
@@ -124,7 +125,9 @@ def _unlike(cells: pd.DataFrame) -> list[str]:
     for setting, group in cells.groupby(cells["cell_id"].map(settings), sort=True):
         for name, values in differing(_environments(group)).items():
             counts = Counter({value: len(names) for value, names in values.items()})
-            shown = ", ".join(f"{_short(name, value)} ({_cells(n)})" for value, n in counts.most_common(_SHOWN))
+            shown = ", ".join(
+                f"{_short(name, value)} ({counted(n, 'cell')})" for value, n in counts.most_common(_SHOWN)
+            )
             more = f", {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
             where = f"{setting}: " if setting else ""
             lines.append(f"unlike environments: {where}{name} {shown}{more}")
@@ -151,7 +154,3 @@ _HASHES = ("code", "model.digest", "torch.git")
 def _short(name: str, value: str) -> str:
     """Of a hash or revision the first digits."""
     return value[:10] if name in _HASHES else value
-
-
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"

@@ -126,7 +126,8 @@ def _fields_of_policy(node: DictConfig) -> Iterator[tuple[Field, object]]:
 def meaning(field: Field) -> str:
     """In a few words, with what is allowed."""
     text = field.meaning.replace("None:", "null:")
-    if field.name != "policy" and not text[:2].isupper():  # CPU
+    first = text.partition(" ")[0]
+    if field.name != "policy" and not (len(first) > 1 and first[:2].isupper()):  # CPU
         text = f"{text[:1].lower()}{text[1:]}"
     return f"{text} ({field.allowed})" if field.allowed else text
 

@@ -17,6 +17,11 @@ def did_you_mean(value: object, known: Collection[str], *, cutoff: float = 0.6) 
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def counted(number: float, what: str, form: str = "{}") -> str:
+    """`1 cell`, `2 cells`, `0 cells`: a number of things, `what` being one of them."""
+    return f"{form.format(number)} {what}{'' if number == 1 else 's'}"
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of an error's text that says something; of an error without text, its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

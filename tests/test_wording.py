@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_exp.wording import did_you_mean, first_line, policy_label
+from lynx_exp.wording import counted, did_you_mean, first_line, policy_label
 
 ROOT = Path(__file__).parents[1]
 ONCE = {
@@ -17,6 +17,8 @@ ONCE = {
     ".splitlines() or [": "first_line",
     'partition("\\n")[0]': "first_line",
     "prompt.encode()).hexdigest()": "prompt_hash",
+    "== 1 else 's'}": "counted",
+    '== 1 else "s"': "counted",
 }
 """What one function does for all: its mark in the source, and its name."""
 APART = ("lynx_exp/wording.py", "lynx_exp/store/tables.py", "lynx_exp/tasks/sandbox/start_supervisor.py")
@@ -40,6 +42,11 @@ def test_an_error_always_has_one_line(error: str | Exception) -> None:
 def test_first_lines() -> None:
     assert first_line(ValueError("\n  a: b  \nmore")) == "a: b"
     assert first_line(RuntimeError()) == "RuntimeError" and first_line("") == ""
+
+
+def test_one_thing_is_no_things() -> None:
+    assert [counted(number, "cell") for number in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
+    assert counted(1234, "finished cell", "{:,}") == "1,234 finished cells"
 
 
 def test_near_names_are_suggested() -> None:

@@ -23,14 +23,17 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
         return style.absent(f"fig17{suffix}", "of a policy was timed at several batch sizes (+paper=fig17)")
     look = looks.looks(points)
     handles, labels = looks.family_entries(points, look)
-    rings = looks.ring_entry(points)
-    handles, labels = handles + rings[0], labels + rings[1]
+    for more in (looks.unsure_entry(points), looks.ring_entry(points)):
+        handles, labels = handles + more[0], labels + more[1]
     tasks = sorted(points["task"].unique())
     fig, grid = curves.panels(tasks, 1, len(labels), sharex=True, height_in=1.5)
     batches = sorted(points["batch_size"].unique())
     for task, (axes,) in zip(tasks, grid, strict=True):
         axes.axhline(1.0, color="#999999", linewidth=0.6, zorder=1)
         curves.curves(axes, points[points["task"] == task], "batch_size", "speedup", "series", look)
+        for point in points[(points["task"] == task) & ~points["timing_final"].astype(bool)].to_dict("records"):
+            pale = look[point["series"]].faint().marker_kwargs()
+            axes.plot([point["batch_size"]], [point["speedup"]], **pale, zorder=4)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(batches))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -40,4 +43,5 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     style.legend(fig, handles, labels)
     numbers = curves.numbers(points, "speedup", "step_ms", "active_experts")
     numbers.insert(0, "task", points["task"])
+    numbers["timing_final"] = points["timing_final"]
     return style.save(fig, folder, f"fig17{suffix}", numbers)

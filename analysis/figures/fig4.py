@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from analysis.figures import curves, looks, style
 from analysis.frame_rows import Row
 from analysis.study import Study
+from lynx_exp.wording import counted
 
 PHASES = ("prefill", "decode", "both")
 
@@ -29,7 +30,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     points = points.assign(share=[100 * _share(row) for row in points.to_dict("records")])
     for reason, affected in (("not on record", points["share"].isna()), ("0", points["share"] == 0)):
         if affected.any():
-            left_out.append(f"not drawn, share of assignments changed {reason}: {affected.sum()} points")
+            left_out.append(f"not drawn, share of assignments changed {reason}: {counted(affected.sum(), 'point')}")
             points = points[~affected]
     if points.empty:
         return style.skip(f"fig4{suffix}", left_out[-1])

@@ -159,6 +159,17 @@ def error_bars(axes: Axes, points: pd.DataFrame, colors: Sequence[str]) -> None:
             lines(bars[across], bars[f"{along}_low"], bars[f"{along}_high"], colors=shown, linewidth=0.7, zorder=2)
 
 
+UNSURE = "pale: time not final (~)"
+"""In the legend of a figure of times that has such a point."""
+
+
+def unsure_entry(points: pd.DataFrame) -> tuple[list[Handle], list[str]]:
+    """The legend's handle and label of pale points; none if every time is final."""
+    if points["timing_final"].astype(bool).all():
+        return [], []
+    return [Line2D([], [], **Look(color="#444444", marker="o").faint().marker_kwargs())], [UNSURE]
+
+
 _RING: LineStyle = {
     "marker": "o",
     "linestyle": "none",

@@ -76,13 +76,14 @@ def points_of(
         "not of all subtasks": frame["subtasks"] < frame["all_subtasks"] if "all_subtasks" in frame else False,
     }
     drawn = pd.Series(True, index=frame.index)
-    left_out = []
+    left_out: list[tuple[str, pd.Series]] = []
     for reason, affected in reasons.items():
         hit = drawn & affected
-        if hit.any():
-            left_out.append(f"not drawn, {reason}: {style.listed(frame.loc[hit, 'series'])}")
+        left_out += [(reason, hit)] if hit.any() else []
         drawn &= ~hit
-    kept = frame[drawn]
+    alone = drawn & ~_has_rival(frame[drawn]).reindex(frame.index, fill_value=False)
+    left_out += [("no policy beside it", alone)] if alone.any() and not alone[drawn].all() else []
+    kept = frame[drawn & ~alone] if not alone[drawn].all() else frame[drawn]
     keys = ["subtask", "batch_size", "series", "policy", "policy_params", "phases", "guard", "verdict", "timing_final"]
     points = kept[keys].copy()
     for axis, column in (("x", saving.column), ("y", "difference")):
@@ -99,7 +100,25 @@ def points_of(
         points.loc[counted.index, "frontier"] = nondominated(benefits)
         worlds = replicates(_behind(part, rows), saving, resampler)
         points.loc[part.index, "frontier_probability"] = frontier_probability(worlds, beats)
-    return points, left_out
+    lines = [f"not drawn, {reason}: {style.listed(_named(frame, hit, kept))}" for reason, hit in left_out]
+    return points, lines
+
+
+def _has_rival(rows: pd.DataFrame) -> pd.Series:
+    """Whether a policy other than vanilla stands in the same panel: a lone star says nothing."""
+    rival = rows["policy"] != "vanilla"
+    return rival.groupby([rows["subtask"], rows["batch_size"]]).transform("any").astype(bool)
+
+
+def _named(frame: pd.DataFrame, hit: pd.Series, kept: pd.DataFrame) -> list[str]:
+    """The settings that `hit` leaves out, with the place where they are left out if they are drawn at others."""
+    elsewhere = set(kept["series"])
+    several = frame["subtask"].nunique() > 1
+    names = []
+    for series, subtask, batch in frame.loc[hit, ["series", "subtask", "batch_size"]].itertuples(index=False):
+        place = f"{subtask}, batch size {batch}" if several else f"batch size {batch}"
+        names.append(f"{series} ({place})" if series in elsewhere else series)
+    return names
 
 
 def families_of(points: pd.DataFrame, rows: pd.DataFrame, saving: Saving, resampler: Resampler) -> pd.DataFrame:
@@ -183,7 +202,11 @@ def _stacked(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Fi
 
 
 def _grid(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
+    """A row a subtask and a column a batch size; where not every subtask is there at every one, panel after panel."""
     batches, subtasks = sorted(points["batch_size"].unique()), sorted(points["subtask"].unique())
+    there = sorted(set(points[["subtask", "batch_size"]].itertuples(index=False, name=None)))
+    if len(there) < len(batches) * len(subtasks):
+        return _in_turn(there, saving, legend_in)
     fig = style.figure(max(1.1 * len(subtasks) + 0.35, _LABEL_IN) + legend_in)
     grid = fig.subplots(len(subtasks), len(batches), sharex="col", sharey="row", squeeze=False)
     panels = {}
@@ -194,6 +217,22 @@ def _grid(points: pd.DataFrame, saving: Saving, legend_in: float) -> tuple[Figur
             head = f"batch size {batch}\n" if row == 0 else ""
             grid[row, column].set_title(head + (subtask if column == 0 else ""), loc="left", fontsize=6.5)
             panels[subtask, batch] = grid[row, column]
+    return fig, panels
+
+
+def _in_turn(there: Sequence[tuple[str, int]], saving: Saving, legend_in: float) -> tuple[Figure, Panels]:
+    columns = min(2, len(there))
+    rows = -(-len(there) // columns)
+    fig = style.figure(max(1.3 * rows + 0.35, _LABEL_IN) + legend_in)
+    grid = fig.subplots(rows, columns, sharey="row", squeeze=False).ravel()
+    panels = {}
+    for at, (subtask, batch) in enumerate(there):
+        grid[at].set_title(f"batch size {batch}\n{subtask}", loc="left", fontsize=6.5)
+        if at + columns >= len(there):
+            grid[at].set_xlabel("\n".join(saving.label))
+        panels[subtask, batch] = grid[at]
+    for axes in grid[len(there) :]:
+        axes.set_axis_off()
     return fig, panels
 
 

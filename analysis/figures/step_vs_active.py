@@ -54,14 +54,15 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
         grey = looks.Look(color="#444444", marker=marker[policy])
         handles.append(Line2D([], [], **grey.marker_kwargs()))
         labels.append(policy)
-    rings = looks.ring_entry(points)
-    handles, labels = handles + rings[0], labels + rings[1]
+    for more in (looks.unsure_entry(points), looks.ring_entry(points)):
+        handles, labels = handles + more[0], labels + more[1]
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * len(labels) + 0.25)
     axes = fig.subplots()
     looks.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
     for point in points.to_dict("records"):
         color = colors[point["batch_size"]]
         drawn = looks.Look(color=color, marker=marker[point["policy"]])
+        drawn = drawn if point["timing_final"] else drawn.faint()
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
     looks.ring(axes, points, "x", "y")
     for batch, fit in fits.items():
@@ -83,7 +84,7 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     cells = rows.drop_duplicates("cell_id").set_index("cell_id")
     in_task = rows.groupby("cell_id")["active_experts"].mean()
     active = cells["timed_active_experts"].astype(float).fillna(in_task)
-    keep = ["task", "batch_size", "series", "policy", "policy_params", "phases"]
+    keep = ["task", "batch_size", "series", "policy", "policy_params", "phases", "timing_final"]
     points = cells[keep].assign(x=active, x_low=np.nan, x_high=np.nan)
     points = points.assign(y=cells["step_ms"], y_low=cells["step_ms_low"], y_high=cells["step_ms_high"])
     points["guard"] = rows.groupby("cell_id")["guard"].agg(guards.together)

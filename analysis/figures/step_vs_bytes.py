@@ -36,8 +36,8 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     for policy in points["policy"].drop_duplicates():
         handles.append(Line2D([], [], **looks.Look(color="#444444", marker=marker[policy]).marker_kwargs()))
         labels.append(policy)
-    rings = looks.ring_entry(points)
-    handles, labels = handles + rings[0], labels + rings[1]
+    for more in (looks.unsure_entry(points), looks.ring_entry(points)):
+        handles, labels = handles + more[0], labels + more[1]
     fig = style.figure(2.1 + style.LEGEND_ROW_IN * len(labels) + 0.25)
     axes = fig.subplots()
     ends = np.array([0.0, 1.08 * points["x"].max()])
@@ -46,6 +46,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     looks.error_bars(axes, points, [colors[batch] for batch in points["batch_size"]])
     for point in points.to_dict("records"):
         drawn = looks.Look(color=colors[point["batch_size"]], marker=marker[point["policy"]])
+        drawn = drawn if point["timing_final"] else drawn.faint()
         axes.plot([point["x"]], [point["y"]], **drawn.marker_kwargs() | {"markersize": 3.6}, alpha=0.75, zorder=3)
     looks.ring(axes, points, "x", "y")
     axes.set_xlim(0, ends[1])
@@ -61,7 +62,7 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     one of its subtasks is."""
     cells = rows.drop_duplicates("cell_id").set_index("cell_id")
     numbers = cells[["step_gb", "gb_s", "s_mbu", "copy_gb_s"]].astype(float)
-    keep = ["task", "batch_size", "series", "policy", "policy_params", "phases"]
+    keep = ["task", "batch_size", "series", "policy", "policy_params", "phases", "timing_final"]
     rate = numbers["gb_s"] / numbers["s_mbu"]  # of all devices that read at once
     points = cells[keep].assign(x=1000 * numbers["step_gb"] / rate, x_low=np.nan, x_high=np.nan)
     points = points.assign(y=cells["step_ms"], y_low=cells["step_ms_low"], y_high=cells["step_ms_high"], **numbers)

@@ -45,6 +45,8 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
             f"batch size {batch}; [low, high]: 95 % intervals; needs \\usepackage{{booktabs}}",
             *style.WARNINGS.get(),
         ]
+        if not part["timing_final"].all():
+            notes.append("~ behind a speed-up: not final, its precision was not reached or the machine was busy")
         if part["guard"].map(guards.is_flagged).any():
             notes.append("dagger: responses longer or shorter than vanilla's, or cut off more or less often")
         write_bytes(tex, booktabs(_COLUMNS, groups, notes).encode())
@@ -67,6 +69,11 @@ def _steps(part: pd.DataFrame, timing: pd.DataFrame) -> dict[str, list[float]]:
     return found
 
 
+def _speedup(row: Row) -> str:
+    shown = number(row["speedup"], row["speedup_low"], row["speedup_high"], "{:.2f}")
+    return shown if row["timing_final"] else rf"{shown}$^{{\sim}}$"
+
+
 def _row(row: Row) -> list[str]:
     vanilla = row["policy"] == "vanilla"
     return [
@@ -76,6 +83,6 @@ def _row(row: Row) -> list[str]:
         "--" if vanilla else number(row["difference"], row["difference_low"], row["difference_high"], "{:+.1f}"),
         number(row["step_p50_ms"], form="{:.2f}"),
         number(row["step_mean_ms"], form="{:.2f}"),
-        "--" if vanilla else number(row["speedup"], row["speedup_low"], row["speedup_high"], "{:.2f}"),
+        "--" if vanilla else _speedup(row),
         number(row["active_experts"], form="{:.1f}"),
     ]

@@ -79,8 +79,9 @@ function scale(values, from, to, about, deep, zero) {
   return { place: (v) => from + ((v - low) / (high - low)) * (to - from), ticks: ticks(low, high, about) };
 }
 
-// points that no other equals or exceeds in both and exceeds in one
-function frontier(points, x, y, axes) {
+// points that no other equals or exceeds in both and exceeds in one; controls, and times that are not final, are none
+function frontier(all, x, y, axes, unsure) {
+  const points = all.filter((point) => !point.control && !unsure(point));
   const sign = (name) => (axes[name].better === "more" ? 1 : -1);
   const place = (point) => [sign(x) * point.values[x][0], sign(y) * point.values[y][0]];
   const beats = ([a, b], [c, d]) => a >= c && b >= d && (a > c || b > d);
@@ -110,6 +111,8 @@ function paretoChart(root, chart, browse) {
   const here = () => chart.points.filter((one) => one.setting === state.setting && one.task === state.task);
   const batchesHere = () => unique(here().map((one) => one.batch)).sort((a, b) => a - b);
   const drawn = () => here().filter((one) => !state.hidden.has(one.policy) && one.values[state.x] && one.values[state.y]);
+  const inDoubt = (name, one) => !one.final && chart.times.includes(name);
+  const unsure = (one) => inDoubt(state.x, one) || inDoubt(state.y, one);
   const quantity = (name, unit) => {
     const axis = chart.axes[name], points = name === "difference" || name === "score";
     const own = points && unit === "own" ? "metric's own unit" : points && name === "score" && unit !== "points" ? unit : axis.unit;
@@ -198,7 +201,7 @@ function paretoChart(root, chart, browse) {
       svg.prepend(s("rect", { class: "band", x: edge.left, width: width - edge.left - edge.right, y: top, height: low - top }));
     }
     if (y !== "score") svg.append(s("line", { class: "zero", x1: edge.left, x2: width - edge.right, y1: up.place(0), y2: up.place(0) }));
-    const best = frontier(points, x, y, chart.axes);
+    const best = frontier(points, x, y, chart.axes, unsure);
     const order = [...best].sort((a, b) => a.values[x][0] - b.values[x][0]);
     svg.append(s("path", { class: "frontier", d: staircase(order, (one) => [across.place(one.values[x][0]), up.place(one.values[y][0])],
       chart.axes[x].better === "more") }));
@@ -226,13 +229,15 @@ function paretoChart(root, chart, browse) {
     const pin = () => { state.pinned = one; detail(true); };
     const point = s("g", {
       class: `point${front ? "" : " faint"}${state.pinned === one ? " chosen" : ""}`, tabindex: 0, role: "button",
-      "data-series": one.series, "data-batch": one.batch, "aria-label": `${one.series}, batch size ${one.batch}`,
+      "data-series": one.series, "data-batch": one.batch,
+      "aria-label": `${one.series}, batch size ${one.batch}${unsure(one) ? ", time not final" : ""}`,
       on: {
         pointerenter: show, focus: show, pointerleave: hideTip, blur: hideTip, click: pin,
         keydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(); } },
       },
     }, bars, s("g", { transform: `translate(${px.toFixed(1)} ${py.toFixed(1)})` },
       s("circle", { class: "target", r: 13 }), mark(look, 4.6), one.guard && s("circle", { class: "ring", r: 9 }),
+      unsure(one) && s("text", { class: "unsure", x: 7, y: -4 }, "~"),
       s("circle", { class: "halo", r: 11 })));
     return point;
   }
@@ -240,8 +245,9 @@ function paretoChart(root, chart, browse) {
   const facts = (one) => Object.keys(chart.axes).filter((name) => one.values[name] && !(name === "difference" && one.policy === "vanilla"))
     .map((name) => {
       const axis = quantity(name, one.unit);
-      return [axis.label, `${interval(one.values[name], axis.digits, name === "difference")} ${axis.unit}`];
-    }).concat(one.verdict ? [["verdict", one.verdict]] : [], Object.entries(one.frontier)
+      const doubt = inDoubt(name, one) ? "~" : "";
+      return [axis.label, `${interval(one.values[name], axis.digits, name === "difference")}${doubt} ${axis.unit}`];
+    }).concat(one.final || !one.values.speedup ? [] : [["time (~)", "not final: precision missed, or machine busy"]]).concat(one.verdict ? [["verdict", one.verdict]] : [], Object.entries(one.frontier)
       .filter(([name]) => name === state.x && state.y === "difference")
       .map(([, share]) => ["on the frontier", `in ${shown(100 * share, 0)} % of bootstrap worlds`]));
   const parameters = (one) => Object.entries(one.params).map(([name, value]) => `${name}=${value}`)

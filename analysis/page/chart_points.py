@@ -18,6 +18,10 @@ from analysis.labels import of_purpose
 from analysis.page.text import visible
 from analysis.resample import Resampler
 from analysis.study import Study
+from lynx_exp.wording import counted
+
+TIMES = ("speedup", "step_ms")
+"""Of AXES those that a time which is not final leaves in doubt."""
 
 AXES: dict[str, tuple[str, str, str, int]] = {
     "speedup": ("decode speed-up", "× vanilla", "more", 2),
@@ -52,6 +56,7 @@ def chart(study: Study) -> dict[str, object]:
         "across": [name for name in ACROSS if name in axes],
         "up": [name for name in UP if name in axes],
         "looks": {visible(name): [one.color, one.marker, one.fill] for name, one in look.items()},
+        "times": list(TIMES),
         "margin": study.margin,
         "points": points,
     }
@@ -70,6 +75,10 @@ class _Point(TypedDict):
     unit: str
     guard: str
     paired: bool
+    final: bool
+    """Whether its times may be ranked: else it beats nobody by them, and is drawn pale."""
+    control: bool
+    """It beats nobody."""
     partial: str
     about: str
     values: dict[str, list[float | None]]
@@ -120,7 +129,9 @@ def _point(row: Row, task: str, unit: str, frontier: Mapping[str, float] | None)
         "unit": unit,
         "guard": row["guard"] if guards.is_flagged(row["guard"]) else "",
         "paired": bool(row["paired"]),
-        "partial": f"{done} of {of} subtasks" if done < of else "",
+        "final": bool(row["timing_final"]),
+        "control": bool(of_purpose(pd.Series([row["policy"]]), "control").iloc[0]),
+        "partial": f"{done} of {counted(of, 'subtask')}" if done < of else "",
         "about": _about(row),
         "values": values,
         "verdict": _verdict(row),
@@ -149,8 +160,8 @@ def _verdict(row: Row) -> str:
 def _about(row: Row) -> str:
     """What stands behind the point."""
     if "subtasks" in row:
-        return f"{row['subtasks']} subtasks, {row['cells']} cells"
-    return f"{row['documents']} documents in {row['lanes']} lanes, seed {row['seed']}"
+        return f"{counted(row['subtasks'], 'subtask')}, {counted(row['cells'], 'cell')}"
+    return f"{counted(row['documents'], 'document')} in {counted(row['lanes'], 'lane')}, seed {row['seed']}"
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,7 @@ from analysis.page.rich_html import Block, HtmlConsole
 from analysis.page.served import served
 from analysis.page.text import escape
 from analysis.recommendation import ALL, print_recommendations
+from lynx_exp.wording import counted
 
 
 def all_sections(material: Material) -> dict[str, str]:
@@ -43,7 +44,9 @@ def navigation(made: Iterable[str]) -> str:
 
 def _overview(material: Material) -> str:
     cells, done = material.study.records.cells, material.done
-    tiles = [(f"{len(done)} of {len(material.all_cells)}", "cells done")]
+    tiles = [
+        (f"{len(done)} of {len(material.all_cells)}", "cell done" if len(material.all_cells) == 1 else "cells done")
+    ]
     tiles += [
         (str(cells["policy_label"].nunique()), "policy settings"),
         (str(material.study.rows["subtask"].nunique()), "subtasks"),
@@ -61,7 +64,10 @@ def _overview(material: Material) -> str:
             ("batch sizes", [f"{_listed(cells['batch_size'])} ({_listed(cells['batching'])} batching)"]),
             ("policies act in", [_listed(cells.loc[cells["policy"] != "vanilla", "phases"])]),
             ("batch plans", [f"seed {_listed(cells['seed'])}"]),
-            ("generated code ran in", [f"{tier}: {count:,} documents" for tier, count in _sandboxes(material)]),
+            (
+                "generated code ran in",
+                [f"{tier}: {counted(count, 'document', '{:,}')}" for tier, count in _sandboxes(material)],
+            ),
             ("ran (UTC)", [f"{period[0]} to {period[1]}"] if period else []),
         )
     )
@@ -124,7 +130,8 @@ def _pareto(material: Material) -> str:
         return ""
     return (
         '<p class="lead">Each point is a policy setting. Bars are 95 % intervals; the dotted line joins the points '
-        "that no other beats in what is shown, the others are pale. The green band: within the margin of vanilla. "
+        "that no other beats in what is shown, the others are pale. ~: a time that is not final (precision not "
+        "reached, or the machine busy), pale too, for it beats nobody. The green band: within the margin of vanilla. "
         "A ring: responses outside vanilla's band. Touch or click a point for its parameters and numbers.</p>"
         '<div id="chart"><noscript>The chart needs JavaScript; its numbers are in the tables.</noscript></div>'
     )

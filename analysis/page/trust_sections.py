@@ -10,6 +10,7 @@ from analysis.page import html_parts as parts
 from analysis.page import run_facts as facts
 from analysis.page.material import Material
 from lynx_exp.store.read import CellRecord
+from lynx_exp.wording import counted
 
 
 def checks(material: Material) -> str:
@@ -50,13 +51,9 @@ def _warnings(material: Material) -> list[str]:
         *(f"no vanilla partner: {name}, batch size {batch}, {', '.join(of)}" for (name, batch), of in lonely),
         *material.warnings,
         *([f"rows from a single lane, which gives no interval: {single}"] if single else []),
-        *(f"latency: {why}: {_cells(len(cells))}: {_few(cells)}" for why, cells in doubts.items()),
+        *(f"latency: {why}: {counted(len(cells), 'cell')}: {_few(cells)}" for why, cells in doubts.items()),
         *(f"{cell.path.name}: {note}" for cell in material.done for note in cell.status.get("notes", ())),
     ]
-
-
-def _cells(count: int) -> str:
-    return f"{count} {'cell' if count == 1 else 'cells'}"
 
 
 def _few(names: Sequence[str]) -> str:
@@ -97,7 +94,9 @@ def provenance(material: Material) -> str:
         + parts.table(differing)
         + asked
         + parts.folded("Environment of all cells", parts.definitions(same))
-        + parts.folded(f"The {len(files)} cells", parts.table(files, numbers=("attempt",)))
+        + parts.folded(
+            "The cell" if len(files) == 1 else f"The {len(files)} cells", parts.table(files, numbers=("attempt",))
+        )
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from lynx_exp.wording import counted
+
 SHOWN = 3
 """Names of weights in a message."""
 
@@ -141,7 +143,7 @@ def _header_damage(header: object, room: int) -> str | None:
 
 
 def _count(names: list[str]) -> str:
-    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
+    return counted(len(names), "weight")
 
 
 def _first(names: list[str]) -> str:

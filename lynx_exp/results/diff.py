@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import WHERE
 from lynx_exp.results.selected_cells import finished
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from analysis.between import CellComparison, MetricChange
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     print(_closing(matched, differing, args))
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        print(f"time a token: {mean:.3g} times before, geometric mean of {_pairs(len(ratios))}")
+        print(f"time a token: {mean:.3g} times before, geometric mean of {counted(len(ratios), 'pair')}")
     return (
         FAILED if before.set_aside or after.set_aside or differing or matched.only_before or matched.only_after else 0
     )
@@ -94,7 +95,7 @@ def _around(pairs: Sequence[Pair]) -> Iterator[str]:
         for change in _surroundings(pair):
             found[change] = found.get(change, 0) + 1
     for (field, before, after), count in found.items():
-        of = "" if count == len(pairs) else f" (in {count} of {len(pairs)} pairs)"
+        of = "" if count == len(pairs) else f" (in {count} of {counted(len(pairs), 'pair')})"
         yield f"{field}: {before} -> {after}{of}"
 
 
@@ -175,7 +176,12 @@ def _metric(metric: MetricChange) -> str:
     form = ".2f" if metric.unit in ("%", "BLEU") else ".4g"
     unit = {"own": ""}.get(metric.unit, f" {metric.unit}")
     values = f"{_number(metric.before, form)} -> {_number(metric.after, form)}{unit}"
-    return values if metric.difference is None else f"{values}, {_estimate(metric.difference, f'+{form}')}"
+    if metric.difference is None:
+        return values
+    before, after = metric.documents
+    both = f"on the {counted(metric.shared, 'document')} of both (of {before} and {after}) "
+    where = both if metric.shared < max(before, after) else ""  # else the values are of the same ones
+    return f"{values}, {where}{_estimate(metric.difference, f'+{form}')}"
 
 
 def _responses(found: CellComparison) -> Iterator[str]:
@@ -215,12 +221,8 @@ def _estimate(estimate: Estimate | None, form: str) -> str:
 
 def _closing(matched: Matched, differing: int, args: argparse.Namespace) -> str:
     equal = len(matched.pairs) - differing
-    parts = [f"{_pairs(len(matched.pairs))}: {equal} equal in science, {differing} not"]
+    parts = [f"{counted(len(matched.pairs), 'pair')}: {equal} equal in science, {differing} not"]
     for cells, side in ((matched.only_before, args.before), (matched.only_after, args.after)):
         if cells:
             parts.append(f"{len(cells)} only in {side}")
     return "; ".join(parts)
-
-
-def _pairs(count: int) -> str:
-    return f"{count} pair{'' if count == 1 else 's'}"

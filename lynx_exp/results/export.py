@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.results.arguments import add_folder, add_sandbox
 from lynx_exp.results.redo import for_every_cell
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord
@@ -38,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
         if first != record.path:
             raise ValueError(f"has the name of {first}, and would be written over it; export a study at a time")
         written = export_lm_eval(record, out, **given)
-        return f"{written[0].parent} ({len(written)} files)"
+        return f"{written[0].parent} ({counted(len(written), 'file')})"
 
     return for_every_cell(args, act)

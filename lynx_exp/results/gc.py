@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
 from lynx_exp.results.main import print_stderr
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from lynx_exp.store.leftovers import Item
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for item in chosen:
         print(f"{_bytes(sizes[item.path]):>10}  {item.path}: {KINDS[item.kind]}")
     deleted = _delete(chosen) if args.delete else []
-    total = f"{_count(chosen)}, {_bytes(sum(sizes[item.path] for item in chosen))}"
+    total = f"{counted(len(chosen), 'item')}, {_bytes(sum(sizes[item.path] for item in chosen))}"
     if args.delete:
         print(f"deleted {len(deleted)} of {total}")
     else:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         more = [item for item in found if item.kind == kind and item not in chosen]
         if more:
             size = _bytes(sum(sizes[item.path] for item in more))
-            print(f"with {option} {_count(more)} more, {size}: {KINDS[more[0].kind]}")
+            print(f"with {option} {counted(len(more), 'item')} more, {size}: {KINDS[more[0].kind]}")
     return FAILED if args.delete and len(deleted) < len(chosen) else 0
 
 
@@ -74,10 +75,6 @@ def _delete(items: Sequence[Item]) -> list[Item]:
     finally:
         claims.close()
     return deleted
-
-
-def _count(items: Sequence[Item]) -> str:
-    return f"{len(items)} item{'' if len(items) == 1 else 's'}"
 
 
 def _bytes(size: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
 from lynx_exp.run.interrupt import Preempted
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -124,8 +125,8 @@ def _details(study: StudyState, most: int | None) -> Iterator[Text]:
         if cell.holder is not None:
             working.setdefault(cell.holder, []).append(cell)
     for holder, cells in working.items():
-        lanes = f"{sum(cell.lanes[0] for cell in cells)} of {sum(cell.lanes[1] for cell in cells)} lanes"
-        yield _text(f"{head}{holder}: {_cells(len(cells))}, {lanes}", "cyan")
+        lanes = f"{sum(cell.lanes[0] for cell in cells)} of {counted(sum(cell.lanes[1] for cell in cells), 'lane')}"
+        yield _text(f"{head}{holder}: {counted(len(cells), 'cell')}, {lanes}", "cyan")
     if study.failures:
         yield _text(f"{head}failed: {', '.join(f'{kind} {count}' for kind, count in study.failures.items())}", "red")
     for line in study.damaged:
@@ -134,9 +135,9 @@ def _details(study: StudyState, most: int | None) -> Iterator[Text]:
     for line in wrong[:most]:
         yield _text(f"{head}{line}", "")
     if most is not None and len(wrong) > most:
-        yield _text(f"{head}and {len(wrong) - most} lines more (--once shows all)", "dim")
+        yield _text(f"{head}and {counted(len(wrong) - most, 'line')} more (--once shows all)", "dim")
     if study.others:
-        yield _text(f"{head}{_cells(study.others)} more, which the latest sweeps did not ask for", "dim")
+        yield _text(f"{head}{counted(study.others, 'cell')} more, which the latest sweeps did not ask for", "dim")
 
 
 def _wrong(cell: CellState) -> Iterator[str]:
@@ -146,7 +147,7 @@ def _wrong(cell: CellState) -> Iterator[str]:
     elif cell.state == "damaged":
         yield f"damaged: {cell.name}: {cell.message}"
     elif cell.state == "lost":
-        yield f"lost: {cell.name}: {cell.lanes[0]} of {cell.lanes[1]} lanes are kept{tries}"
+        yield f"lost: {cell.name}: {cell.lanes[0]} of {counted(cell.lanes[1], 'lane')} kept{tries}"
     for reason in cell.invalid:
         yield f"invalid: {cell.name}: {reason}"
     for name in cell.corrupt:
@@ -157,10 +158,6 @@ def _text(line: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(line, style=style, overflow="fold")
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _clock(seconds: float | None) -> str:

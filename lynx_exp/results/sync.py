@@ -14,7 +14,7 @@ from lynx_exp.results.arguments import add_folder
 from lynx_exp.results.main import print_stderr
 from lynx_exp.results.selected_cells import finished
 from lynx_exp.store.faults import kind_of
-from lynx_exp.wording import first_line
+from lynx_exp.wording import counted, first_line
 
 if TYPE_CHECKING:
     from lynx_exp.store.read import CellRecord
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
             run_id = log_study(study, place, name=name, tables=tables_of(study), figures=figures_of(study))
             print(f"{name} (tables and figures): run {run_id}", flush=True)
     except Unreachable as error:
-        print_stderr(f"error: wandb: {first_line(error)}; {logged} cells are logged, the same command logs the others")
+        print_stderr(
+            f"error: wandb: {first_line(error)}; {counted(logged, 'cell')} logged, the same command logs the others"
+        )
         return FAILED
     finally:
         end()

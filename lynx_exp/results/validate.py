@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lynx_exp.checks.findings import RULES, describe_rules
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder, add_sandbox
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from lynx_exp.checks.all_rules import Rescore, Validation
@@ -77,8 +78,8 @@ def _summary(validation: Validation, findings: list[Finding]) -> dict[str, objec
 
 
 def _closing(validation: Validation, counts: Counter[str]) -> str:
-    found = ", ".join(f"{counts[name]} {name}{'' if counts[name] == 1 else 's'}" for name in ("error", "warning"))
-    text = f"{validation.finished} of {validation.cells} cells are finished and were checked: {found}"
+    found = ", ".join(counted(counts[name], name) for name in ("error", "warning"))
+    text = f"{validation.finished} of {counted(validation.cells, 'cell')} finished and checked: {found}"
     if validation.not_derived:
         names = ", ".join(sorted(validation.not_derived))
         text += f"; not derived again: {names} (--rescore does it)"

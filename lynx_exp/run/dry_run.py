@@ -19,6 +19,7 @@ from lynx_exp.run.run_progress import clock
 from lynx_exp.run.skip_rules import Refusals
 from lynx_exp.store.claims import holder_of, is_held
 from lynx_exp.store.read import is_done
+from lynx_exp.wording import counted
 
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Cell
@@ -48,7 +49,8 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
             todo.append(cell)
             if is_held(cell.folder):
                 held.append(f"  {cell.name}: {holder_of(cell.folder) or 'another process'} is at it")
-    yield f"{len(cells)} cells: {done} done, {len(todo)} to run, {len(refused)} left alone; in {_studies(cells)}"
+    left = f"{done} done, {len(todo)} to run, {len(refused)} left alone"
+    yield f"{counted(len(cells), 'cell')}: {left}; in {_studies(cells)}"
     yield from refused
     yield from held
     if not todo:
@@ -62,7 +64,8 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
     if len(packs) > _MOST_PACKS:
         rest = [cell for pack in packs[_MOST_PACKS:] for cell in pack]
         requests = sum(map(_requests, rest))
-        yield f"and {len(packs) - _MOST_PACKS} more packs: {len(rest)} cells, {requests} requests"
+        more = f"{counted(len(rest), 'cell')}, {counted(requests, 'request')}"
+        yield f"and {counted(len(packs) - _MOST_PACKS, 'pack')} more: {more}"
     if not named:
         yield _time(todo, times)
     models: dict[str, list[Cell]] = {}
@@ -90,9 +93,10 @@ def _pack_lines(head: str, pack: Sequence[Cell], times: Throughput) -> Iterator[
     known = [times.seconds(cell) for cell in pack]
     total = sum(seconds for seconds in known if seconds is not None) if None not in known else None
     about = f", about {clock(total)}" if total is not None else ""
-    yield f"{head}: {first.model.name}, {first.config.task.name}: {len(pack)} cells, {requests} requests{about}"
+    many = f"{counted(len(pack), 'cell')}, {counted(requests, 'request')}"
+    yield f"{head}: {first.model.name}, {first.config.task.name}: {many}{about}"
     for cell in pack[:_MOST_NAMED]:
-        yield f"  {cell.name}, {_requests(cell)} requests{_begun(cell)}"
+        yield f"  {cell.name}, {counted(_requests(cell), 'request')}{_begun(cell)}"
     if len(pack) > _MOST_NAMED:
         rest = Counter(cell.config.policy_name for cell in pack[_MOST_NAMED:])
         yield f"  and {len(pack) - _MOST_NAMED} more: " + ", ".join(f"{count} {name}" for name, count in rest.items())
@@ -104,7 +108,7 @@ def _requests(cell: Cell) -> int:
 
 def _begun(cell: Cell) -> str:
     lanes = len(list((cell.folder / "lanes").glob("*.json"))) if cell.folder.is_dir() else 0
-    return f", continues after {lanes} lanes" if lanes else ""
+    return f", continues after {counted(lanes, 'lane')}" if lanes else ""
 
 
 def _time(todo: Sequence[Cell], times: Throughput) -> str:
@@ -116,8 +120,8 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
             f"({named})"
         )
     unknown = len(todo) - len(known)
-    more = f", and {unknown} cells of which nothing is known" if unknown else ""
-    cells = "1 finished cell" if times.cells == 1 else f"{times.cells} finished cells"
+    more = f", and {counted(unknown, 'cell')} of which nothing is known" if unknown else ""
+    cells = counted(times.cells, "finished cell")
     stretch = max(map(times.stretch, todo))
     coarse = f"; likely less: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
     return f"time: {'at most' if coarse else 'about'} {clock(sum(known))}{more}, by what {cells} took{coarse}"

@@ -16,6 +16,7 @@ from lynx_exp.store.done import is_done
 from lynx_exp.store.file_types import MetricEntry
 from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.survey import requests_kept
+from lynx_exp.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def kept(cells: Sequence[Cell]) -> str:
             done, found = done + 1, found + requests
         else:
             found += requests_kept(cell.folder)
-    return f"{done} of {len(cells)} cells are done, {found} of {total} requests are kept"
+    return f"{done} of {counted(len(cells), 'cell')} done, {found} of {counted(total, 'request')} kept"
 
 
 def headline_of(folder: Path) -> str:
@@ -72,8 +73,8 @@ def print_outcomes(report: Report, cells: Sequence[Cell], console: Console) -> N
     states = {outcome.folder: outcome.state for outcome in report.outcomes}
     counts = ", ".join(f"{list(states.values()).count(state)} {state}" for state in ("done", "skipped", "failed"))
     where = ", ".join(str(study) for study in dict.fromkeys(cell.study for cell in cells))
-    many = "cell" if len(states) == 1 else "cells"
-    console.print(f"{len(states)} {many}: {counts}; in {where}", markup=False, highlight=False, soft_wrap=True)
+    many = counted(len(states), "cell")
+    console.print(f"{many}: {counts}; in {where}", markup=False, highlight=False, soft_wrap=True)
     for folder, outcome in {
         outcome.folder: outcome for outcome in report.outcomes if outcome.state == "failed"
     }.items():

@@ -36,7 +36,7 @@ from lynx_exp.store.identity import digest
 from lynx_exp.store.read import is_done
 from lynx_exp.store.survey import requests_kept
 from lynx_exp.tasks.load_task import load_task
-from lynx_exp.wording import first_line
+from lynx_exp.wording import counted, first_line
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine
@@ -216,7 +216,7 @@ class _Run:
             self._todo = [cell for cell in self._todo if cell.folder not in self.outcomes]
             if self._todo and {cell.folder for cell in self._todo} != {cell.folder for cell in waiting}:
                 holder = holder_of(self._todo[0].folder) or "another process"
-                self.progress.note(f"waiting for {len(self._todo)} cells that are run elsewhere, by {holder} first")
+                self.progress.note(f"waiting for {counted(len(self._todo), 'cell')} run elsewhere, by {holder} first")
             waiting = self._todo
             if waiting:
                 sleep(poll_s)

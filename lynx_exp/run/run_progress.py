@@ -16,6 +16,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from lynx_exp.wording import counted
+
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Cell
     from lynx_exp.run.threads import ThreadChooser
@@ -218,7 +220,8 @@ class Progress:
         if len(self._pack) > 1 and self._lanes is not None and self._lanes.total:
             speed = f" ({self._speed()})" if self._speed() else ""
             seconds = monotonic() - self._started
-            self.note(f"{self._what}: {self._lanes.finished} lanes, {self._tokens} tokens in {seconds:.1f} s{speed}")
+            done = f"{counted(self._lanes.finished, 'lane')}, {counted(self._tokens, 'token')}"
+            self.note(f"{self._what}: {done} in {seconds:.1f} s{speed}")
         self._lanes = None
 
     def end(self, cell: Cell, state: str, headline: str = "") -> None:

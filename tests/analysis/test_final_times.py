@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import print_table
-from analysis.recommendation import recommendations
+from analysis import print_table, write_figures
+from analysis.page.chart_points import chart
+from analysis.recommendation import print_recommendations, recommendations
 from analysis.study import study
 from tests.analysis.fake_study import POLICIES
 
@@ -29,6 +32,15 @@ def test_marked_and_no_candidate(cell: Write, tmp_path: Path, doubt: dict[str, o
     assert not row["timing_final"]
     (why,) = recommendations(found)["why"]
     assert "its time is not final" in why
+    asked = io.StringIO()
+    print_recommendations(found, Console(file=asked, width=100))
+    assert re.search(r"1\.\d\d \[\d\.\d\d,\d\.\d\d\]~ ", asked.getvalue())
+    points = {point["policy"]: point["final"] for point in chart(found)["points"]}  # type: ignore[attr-defined]
+    assert points == {"vanilla": True, POLICIES[7].name: False}
+    written = {path.name: path for path in write_figures(tmp_path)}
+    assert r"$^{\sim}$" in written["table2.tex"].read_text() and "% ~ behind" in written["table2.tex"].read_text()
+    times = pd.read_csv(written["step_vs_active.csv"])
+    assert dict(zip(times["policy"], times["timing_final"], strict=True)) == points
     stream = io.StringIO()
     print_table(tmp_path, console=Console(file=stream, width=100))
     assert "]~" in stream.getvalue()

@@ -184,6 +184,25 @@ def test_the_diff_keeps_every_letter(desk: Browser, mine: str, theirs: str) -> N
         assert first == [[True, "one "], [False, "two"], [True, " three"]]
 
 
+def test_a_time_that_is_not_final_is_pale_and_beats_nobody(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "pictures", lambda *_: [])
+    for policy in (POLICIES[0], POLICIES[3]):
+        folder = write_cell(tmp_path, policy=policy)
+    timing = json.loads((folder / "timing.json").read_text()) | {"precision_reached": False}
+    (folder / "timing.json").write_text(json.dumps(timing))
+    file = tmp_path / "report.html"
+    file.write_text(page(tmp_path))
+    browser.open(file)
+    assert browser.count(".point") == 2 and browser.count(".point.faint") == 1 == browser.count(".unsure")
+    browser.hover(".point.faint .target")
+    assert re.search(r"decode speed-up\s+\d\.\d\d \[[^]]+\]~ × vanilla", browser.text(".tip")[0])
+    browser.choose("#chart .field:nth-of-type(2) select", "active experts")
+    assert browser.count(".unsure") == 0 == browser.count(".point.faint"), "experts are counted, not timed"
+    assert browser.errors == []
+
+
 def test_a_sweep_with_holes_still_charts_what_is_sound(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def test_within_alone_but_not_among_many(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("analysis.conclusion.recommendations", lambda study: frame)
     assert conclusions(SimpleNamespace(margin=1.0)) == [  # type: ignore[arg-type]
         "batch size 16: no setting is shown to be within ±1 as one of 4 and to save anything; taken alone mild is, at "
-        "7.2 active experts; 1 of 4 settings lose more than chance"
+        "7.2 active experts; 1 of 4 settings loses more than chance"
     ]
 
 

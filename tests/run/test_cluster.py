@@ -187,7 +187,7 @@ def test_ctrl_c_cancels_what_has_not_ended(bench, launch, grid):
         return run(number)
 
     cluster._run = stop  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match="2 of 4 cells are done and kept, the jobs are cancelled; run the same"):
+    with pytest.raises(Interrupted, match="2 of 4 cells done and kept, the jobs are cancelled; run the same"):
         launch(grid, cluster)
     assert [job.cancelled for job in cluster.submitted] == [False, False, True] and cluster.closed == 1
 

@@ -94,7 +94,7 @@ def test_a_kill_costs_no_committed_lane(lab, whole, monkeypatch, survived):
     folder = lab.folder()
     with monkeypatch.context() as patch:
         before = committing(patch, stop_at(survived))
-        told = r"0 of 10 cells are done, \d+ of \d+ requests are kept; run the same command to continue"
+        told = r"0 of 10 cells done, \d+ of \d+ requests kept; run the same command to continue"
         with pytest.raises(Interrupted, match=told):
             lab.run(GRID, folder)
     assert len(before) == survived and statuses(folder) == ["interrupted"] * 10
@@ -116,7 +116,7 @@ def test_a_kill_between_two_cells_marks_the_rest_as_interrupted(bench, config, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lynx_exp.run.run_cells.track", stop)  # where a tracker's upload would be cut short
-    with pytest.raises(Interrupted, match="1 of 3 cells are done"):
+    with pytest.raises(Interrupted, match="1 of 3 cells done"):
         bench.run([config(), config(POINTS[3]["policy"]), config(batch_size=3)])
     assert sorted(statuses(Path(config().results))) == ["done", "interrupted", "interrupted"]
 

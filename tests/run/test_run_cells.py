@@ -109,7 +109,7 @@ def test_a_killed_cell_resumes_and_ends_with_the_same_bytes(bench, config, kille
     bench.engine.ran.clear()
     bench.engine.fail = lambda run: KeyboardInterrupt() if run == killed_at else None
     kept = {1: 2, 2: 4, 4: 7}[killed_at]
-    told = f"0 of 1 cells are done, {kept} of 15 requests are kept; run the same command to continue"
+    told = f"0 of 1 cell done, {kept} of 15 requests kept; run the same command to continue"
     with pytest.raises(Interrupted, match=told):
         bench.run([cell])
     (record,) = read_cells(cell.results)
@@ -131,7 +131,7 @@ def sigterm_at(lanes_run):
 def test_sigterm_stops_and_leaves_nothing_half_written(bench, config):
     before = signal.getsignal(signal.SIGTERM)
     bench.engine.fail = sigterm_at(4)
-    told = "terminated: 1 of 2 cells are done, 7 of 10 requests are kept; queue the same command again"
+    told = "terminated: 1 of 2 cells done, 7 of 10 requests kept; queue the same command again"
     with pytest.raises(Preempted, match=told):
         bench.run([config(), config(LYNX)], packed=False)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -143,7 +143,7 @@ def test_sigterm_stops_and_leaves_nothing_half_written(bench, config):
 
 def test_sigterm_in_a_pack_leaves_the_lanes_of_all_its_cells(bench, config):
     bench.engine.fail = sigterm_at(5)
-    with pytest.raises(Preempted, match="0 of 2 cells are done"):
+    with pytest.raises(Preempted, match="0 of 2 cells done"):
         bench.run([config(), config(LYNX)])
     stopped = read_cells(config().results)
     assert [cell.status["state"] for cell in stopped] == ["preempted"] * 2

@@ -57,7 +57,7 @@ def two(config):
 
 
 def test_the_second_takes_what_the_first_has_not_and_waits_for_the_rest(two):
-    begun, out = threading.Event(), Told("waiting for 2 cells that are run elsewhere, by process")
+    begun, out = threading.Event(), Told("waiting for 2 cells run elsewhere, by process")
     first, second = FakeEngine(), FakeEngine()
 
     def hold(lanes_run: int) -> None:

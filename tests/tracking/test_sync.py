@@ -113,7 +113,7 @@ def test_an_outage_is_said_and_made_up_for(
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1
         assert err.startswith("lynx-results: error: wandb: ") and err.endswith(
-            "; 0 cells are logged, the same command logs the others\n"
+            "; 0 cells logged, the same command logs the others\n"
         )
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)

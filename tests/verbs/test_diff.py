@@ -135,6 +135,19 @@ def test_two_cells_are_compared_whatever_they_ask(study: Path, capsys: pytest.Ca
     assert "  plan: other requests share a lane" in out and "responses:" not in out and ", +0.00 [-" in out
 
 
+def test_a_difference_is_of_the_documents_that_both_have(
+    study: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of them asked: the score moves, the documents of both do not."""
+    cell = cell_of(other, "mini_wmt16", "vanilla")
+    kept = len(read_cell(cell).samples().to_pylist()) // 2
+    edit(cell, "samples", lambda rows: rows[:kept])
+    edit(cell, "metrics.json", at("metrics", 0, "value", value=50.0))
+    assert results("diff", study, other) == 1
+    out = capsys.readouterr().out
+    assert f"on the {kept} documents of both (of {2 * kept} and {kept}) +0.00 [" in out
+
+
 def test_what_only_one_side_has(study: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lost, unfinished = cell_of(other), cell_of(other, "mix", "vanilla")
     shutil.rmtree(lost)

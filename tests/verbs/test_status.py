@@ -194,7 +194,7 @@ def test_the_table(all_states: Sweep) -> None:
     assert "study: failed: oom_device 1" in lines
     assert "study: failed: the failed: oom_device: CUDA out of memory" in lines
     assert "study: skipped: the skipped: oom_device: batch 8 ran out of memory" in lines
-    assert "study: lost: the lost: 1 of 4 lanes are kept" in lines
+    assert "study: lost: the lost: 1 of 4 lanes kept" in lines
     assert any(line.endswith(": 1 cell, 1 of 4 lanes") for line in lines)
     few = shown([look(all_states)], most=1)
     assert "study: and 3 lines more (--once shows all)" in few

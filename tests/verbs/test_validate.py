@@ -38,8 +38,7 @@ def test_a_whole_study_has_no_finding(ran: Path, capsys: pytest.CaptureFixture[s
     assert results("validate", ran) == 0
     out, err = capsys.readouterr()
     assert out == (
-        "6 of 6 cells are finished and were checked: 0 errors, 0 warnings; "
-        "not derived again: chrf, ter (--rescore does it)\n"
+        "6 of 6 cells finished and checked: 0 errors, 0 warnings; not derived again: chrf, ter (--rescore does it)\n"
     )
     assert err == ""
 
@@ -47,7 +46,7 @@ def test_a_whole_study_has_no_finding(ran: Path, capsys: pytest.CaptureFixture[s
 def test_scored_anew_it_still_has_none(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in ran.rglob("*") if path.is_file()}
     assert results("validate", "--rescore", "--strict", ran) == 0
-    assert capsys.readouterr().out == "6 of 6 cells are finished and were checked: 0 errors, 0 warnings\n"
+    assert capsys.readouterr().out == "6 of 6 cells finished and checked: 0 errors, 0 warnings\n"
     assert {path: path.read_bytes() for path in ran.rglob("*") if path.is_file()} == before
 
 

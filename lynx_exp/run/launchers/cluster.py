@@ -27,6 +27,7 @@ from lynx_exp.run.run_progress import work_of
 from lynx_exp.run.sweep_records import recorded_sweeps
 from lynx_exp.store.read import is_done
 from lynx_exp.tasks.load_task import load_task
+from lynx_exp.wording import counted
 
 _QUIET_S = 30.0
 """Where there is no terminal, a line at most this often while no job starts or ends."""
@@ -139,7 +140,7 @@ def _run(
         except KeyboardInterrupt as stop:
             _cancel([jobs[number] for number in waiting])
             raise with_message(
-                stop, f"{line.done()} of {total} cells are done and kept, the jobs are cancelled"
+                stop, f"{line.done()} of {counted(total, 'cell')} done and kept, the jobs are cancelled"
             ) from None
         return outcomes
 
