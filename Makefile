@@ -30,7 +30,7 @@ FUZZ_EXAMPLES ?= 1000
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz test-oldest test-vllm check reference docs clean
+.PHONY: help install demo artifact test test-slow fuzz test-oldest test-vllm check reference docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ $(DEV): $(RUN)
 
 demo: $(RUN) ## the whole story on a CPU: sweep the bundled model, print the table, draw the figures
 	$(BIN)/lynx-exp +study=demo
+
+artifact: $(DEV) ## repeat the numbers of README and docs that a CPU can repeat, and compare: two hours; ONLY=demo for one
+	$(BIN)/python -m benchmarks.artifact $(if $(ONLY),--only $(ONLY))
 
 test: $(DEV) ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -99,9 +102,10 @@ check: $(DEV) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-reference: $(DEV) ## make docs/reference and docs/records.md from the code
+reference: $(DEV) ## make docs/reference, docs/records.md and the tables of docs/artifact.md
 	$(BIN)/python -m analysis.describe > docs/records.md
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m benchmarks.artifact --page
 
 docs: $(DEV) ## the documentation as a site, into site/; a broken link is an error
 	$(BIN)/python -m docs.generate

@@ -58,7 +58,8 @@ def measured(root: Path, out: Path, name: str, repeats: int, reading: float) -> 
     print(f"{name:>24} {statistics.median(seconds):6.2f} s, {pictures} {'picture' if pictures == 1 else 'pictures'}")
     each = sorted(ALLOWED_S / (reading + (took - reading) / pictures) for took in seconds)
     ends = {"ratio": statistics.median(each), "low": each[0], "high": each[-1]}
-    return {"figure": name, "seconds": statistics.median(seconds), "pictures": pictures} | ends
+    took = {"seconds": statistics.median(seconds), "reading_seconds": reading}
+    return {"figure": name, "pictures": pictures} | took | ends
 
 
 def timed(work: Any) -> float:

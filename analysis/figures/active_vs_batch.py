@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     return style.save(fig, folder, name, numbers, left_out)
 
 
-def _panel(axes: Axes, points: pd.DataFrame, look: Mapping[str, looks.Look], sizes: pd.DataFrame) -> None:
+def _panel(axes: Axes, points: pd.DataFrame, look: dict[str, looks.Look], sizes: pd.DataFrame) -> None:
     batches = sorted(points["batch_size"].unique())
     smooth = np.geomspace(batches[0], batches[-1], 100)
     for num_experts, top_k in sizes.itertuples(index=False):
