@@ -26,6 +26,13 @@ RUN pip install -c constraints.txt --index-url "$TORCH_INDEX" torch && pip insta
 WORKDIR /work
 ENTRYPOINT ["lynx-exp"]
 
+# the claims of README and docs, repeated and compared: docker run --rm -v "$PWD/artifact:/work/artifact" lynx-exp:artifact
+FROM cpu AS artifact
+WORKDIR /opt/lynx_exp
+COPY benchmarks benchmarks
+COPY docs docs
+ENTRYPOINT ["python", "-m", "benchmarks.artifact", "--out", "/work/artifact"]
+
 # the default build of torch for Linux brings its own CUDA libraries; the host has the driver. Triton wants a C compiler
 FROM base AS cuda
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*

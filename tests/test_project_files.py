@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -52,6 +54,12 @@ def test_the_citation_is_of_this_version_and_invents_nobody():
     assert citation["version"] == lynx_exp.__version__ and citation["license"] == project["license"]
     assert citation["authors"] == [{"name": "lynx_exp contributors"}]
     assert citation.keys() >= {"cff-version", "message", "title"} and "url" not in citation
+    assert citation.keys() <= {
+        *("cff-version", "message", "title", "abstract", "type", "authors", "version", "license", "keywords"),
+        *("date-released", "doi", "references", "preferred-citation", "repository-code", "identifiers"),
+    }, "what the format's schema knows, of what could be here"
+    assert citation["cff-version"] == "1.2.0" and citation["type"] in ("software", "dataset")
+    assert all(isinstance(word, str) for word in citation["keywords"]) and isinstance(citation["version"], str)
 
 
 def test_the_container_copies_what_is_there_and_installs_extras_that_are_declared():
@@ -61,5 +69,14 @@ def test_the_container_copies_what_is_there_and_installs_extras_that_are_declare
         assert all((ROOT / word).exists() for word in words.split()), words
     for group in re.findall(r"'\.\[(.*?)\]'", text):
         assert set(group.split(",")) <= set(extras)
-    assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE) == ["base", "cpu", "cuda"]
+    assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE) == ["base", "cpu", "artifact", "cuda"]
     assert text.count("-c constraints.txt") == 3
+    instructions = [line.split(" ", 1) for line in text.splitlines() if re.match(r"[A-Z]", line)]
+    assert {word for word, _ in instructions} == {"FROM", "ENV", "WORKDIR", "COPY", "ARG", "RUN", "ENTRYPOINT"}
+    for word, rest in instructions:
+        if word == "ENTRYPOINT":
+            assert json.loads(rest)
+        if word == "RUN":
+            assert subprocess.run(["bash", "-n"], input=rest, text=True).returncode == 0, rest
+    stages = [re.match(r"FROM (\S+)", line)[1] for line in text.splitlines() if line.startswith("FROM")]
+    assert [stage for stage in stages if ":" not in stage] == ["base", "cpu", "base"], "the others come from a registry"

@@ -84,7 +84,7 @@ class TextClaim:
         return found[0]
 
     def printed(self) -> list[Printed]:
-        return [Printed(text=text) for text in self.match().groups()]
+        return [Printed(text=text.rstrip(".")) for text in self.match().groups()]
 
     def claimed(self) -> list[str]:
         return [one.text for one in self.printed()]
