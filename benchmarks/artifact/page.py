@@ -90,7 +90,7 @@ def _expected(one: Experiment) -> str:
     count: Counter[str] = Counter()
     for claim in one.claims:
         count[claim.page] += len(claim.claimed())
-    named = ", ".join(f"{number} of [{PurePosixPath(page).name}]({_link(page)})" for page, number in count.items())
+    named = ", ".join(f"{number} of {_link(page)}" for page, number in count.items())
     return f"{named}; {_example(one)}"
 
 
@@ -107,4 +107,6 @@ def _example(one: Experiment) -> str:
 
 
 def _link(page: str) -> str:
-    return os.path.relpath(page, "docs")
+    """The site has the pages of docs alone."""
+    name = PurePosixPath(page).name
+    return f"[{name}]({os.path.relpath(page, 'docs')})" if page.startswith("docs/") else name
