@@ -68,7 +68,7 @@ def _composition(error: ConfigCompositionException, arguments: Sequence[str], co
     return _unknown_field(key, typed, arguments, config_name)
 
 
-OF_EVERY_POLICY = ("weights", "k2")
+OF_EVERY_POLICY = {"weights": "renormalize", "k2": "null", "protect": "null"}
 """Parameters of every policy, which a YAML of one's own may have left out."""
 
 
@@ -99,7 +99,7 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
     if last in known:
         return f"{typed}: {key} has other keys; add one with +{key}.NAME=VALUE"
     if parent == "policy" and last in OF_EVERY_POLICY:
-        return f"{typed}: this policy's YAML has no {last}; give it the lines `weights: renormalize` and `k2: null`"
+        return f"{typed}: this policy's YAML has no {last}; give it the line `{last}: {OF_EVERY_POLICY[last]}`"
     if parent and last in (_known_fields("", arguments, config_name) or ()):
         return f"{typed}: unknown field; did you mean {last}?"
     return f"{typed}: unknown field{close or ';'} known: {shown}"

@@ -31,7 +31,11 @@ BAD = [
     (["policy=oea", "policy.match_active=-1"], "policy.match_active=-1", "must be a number of experts"),
     (["policy=top_k", "policy.k=[1,2,x]"], "k=x", "must be of type int"),
     (["policy=oea", "policy.k0=3"], "k0=3", "must lie in 1..2"),
-    (["policy.alpha=2"], "policy.alpha=2", "known: policy.min_batch, policy.weights, policy.k2, policy.match_active"),
+    (
+        ["policy.alpha=2"],
+        "policy.alpha=2",
+        "known: policy.min_batch, policy.weights, policy.k2, policy.protect, policy.match_active",
+    ),
     (["policy=lynx", "policy.alpha=big"], "alpha=big", "must be a number"),
     (["policy=lynx", "policy.alpha=-1"], "alpha=-1", "above 0"),
     (["policy=deny_rank", "policy.mode=swap", RANDOM], "mode=swap", "replace, drop"),

@@ -30,6 +30,7 @@ Measure what some policies must know of a model before they run, and write it to
   naee   how a router's scores fall off from rank to rank (the median ratio of each to the first)
   lexi   what each layer loses by running fewer experts (on random hidden states)
   static_mask   how much each expert matters (mean weight times output norm, where a token is routed to it)
+  any policy with protect=calibrated   which experts give the largest outputs (no policy takes them from a token)
 
 The texts of `data` go through the plain model once; on each layer's inputs every expert runs. The file goes to
 calibrations/MODEL.safetensors, where those policies find it (calibration=auto), or to out=FILE (calibration=FILE).
@@ -300,8 +301,15 @@ def _calibrate(asked: argparse.Namespace) -> None:
 
 
 def _summary(measured: Calibration) -> str:
+    from lynx_exp.routing.ops.protect import super_experts
+
     layers, experts = measured.similarity["cosine"].shape[:2]
-    return f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens"
+    assert measured.largest is not None
+    found = [f"{layer}:{e}" for layer, ids in enumerate(super_experts(measured.largest)) for e in ids]
+    return (
+        f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens; protect=calibrated "
+        f"names {', '.join(found) or 'none'} (layer:expert)"
+    )
 
 
 def _use(config: CalibrateConfig, out: Path) -> str:

@@ -97,10 +97,11 @@ class Alignment:
 def policy_digest(policy: Policy) -> str:
     """sha256 over a policy's name and parameters; in place of where a calibration is, what the file holds."""
     parts = getattr(policy, "policies", (policy,))
-    left_out = ("calibration", "weights", "k2")
+    left_out = ("calibration", "weights", "k2", "protect")
     said = [
         {"name": part.name}
         | {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name not in left_out}
+        | ({} if part.protect is None else {"protect": part.protect})
         | _content_of(getattr(part, "calibration", AUTO))
         for part in parts
     ]

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from lynx_exp.extensions import modules
 from lynx_exp.routing import policies
 from lynx_exp.routing.per_layer import PerLayer
-from lynx_exp.routing.policy import Policy
+from lynx_exp.routing.policy import CALIBRATED, Policy, Protect
 from lynx_exp.wording import did_you_mean
 
 LARGEST = 2**32 - 1
@@ -98,11 +98,31 @@ def build_policy(name: str, **parameters: object) -> Policy:
             raise ValueError(f"{name}: {parameter}: unknown parameter; {allowed}")
     by_layer = {p: value for p, value in parameters.items() if isinstance(value, list | tuple)}
     if not by_layer:
-        return cls(**{p: _checked(name, p, kinds[p], value) for p, value in parameters.items()})
+        return _of_one_layer(cls, kinds, name, parameters)
     lengths = {len(value) for value in by_layer.values()}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(
             f"{name}: {', '.join(by_layer)}: lists of one value a layer must be equally long, and not empty"
         )
     layers = [parameters | {p: value[n] for p, value in by_layer.items()} for n in range(lengths.pop())]
-    return PerLayer(policies=tuple(build_policy(name, **each) for each in layers))
+    return PerLayer(policies=tuple(_of_one_layer(cls, kinds, name, each) for each in layers))
+
+
+def _of_one_layer(cls: type[Policy], kinds: dict[str, Any], name: str, parameters: dict[str, Any]) -> Policy:
+    checked = {p: _checked(name, p, kinds[p], value) for p, value in parameters.items() if p != "protect"}
+    if "protect" in parameters:
+        checked["protect"] = _experts(name, parameters["protect"])
+    return cls(**checked)
+
+
+def _experts(policy: str, value: object) -> Protect:
+    """Of one layer."""
+    if value is None or value == CALIBRATED:
+        return None if value is None else CALIBRATED
+    ids = value if isinstance(value, list | tuple) else [None]
+    if not all(isinstance(expert, int) and not isinstance(expert, bool) and expert >= 0 for expert in ids):
+        raise ValueError(
+            f"{policy}: protect={value}: must be calibrated, null, or a list of expert numbers for each layer, such as "
+            "[[3],[],[5,7]]"
+        )
+    return tuple(sorted(set(ids))) or None

@@ -96,6 +96,34 @@ def _load(path: Path, _changed: int) -> Calibration:
     )
 
 
+def load_calibration(who: str, calibration: str, shape: ModelShape) -> Calibration:
+    """The calibration at `calibration` (AUTO: the model's own). ValueError, which begins with `who` asks, if there is
+    none, or it is of another model."""
+    if calibration == AUTO and shape.calibration is None:
+        raise NotMeasured(
+            f"{who}: calibration=auto: this model has none; run `lynx-prepare calibrate` for it, or give "
+            "calibration=FILE"
+        )
+    try:
+        facts = Calibration.load(str(shape.calibration) if calibration == AUTO else calibration)
+    except ValueError as error:
+        raise type(error)(f"{who}: {error}") from error
+    layers, experts = facts.similarity[SIMILARITIES[0]].shape[:2]
+    here = (shape.num_layers or layers, shape.num_experts, shape.top_k)
+    if (layers, experts, facts.ratio.shape[1]) != here:
+        raise ValueError(
+            f"{who}: calibration={calibration}: made for a model of {layers} layers, {experts} experts, "
+            f"top-{facts.ratio.shape[1]}; this one has {here[0]}, {here[1]}, top-{here[2]}"
+        )
+    if shape.fingerprint is not None and shape.fingerprint() != facts.fingerprint:
+        raise ValueError(
+            f"{who}: calibration={calibration}: made for another model (its routers hash to "
+            f"{facts.fingerprint[:12]}, this model's to {shape.fingerprint()[:12]}); run `lynx-prepare calibrate` "
+            "for this one"
+        )
+    return facts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Policy):
     """A policy that needs the model's calibration; `bind` loads it and checks that it is this model's."""
@@ -123,36 +151,7 @@ class Calibrated(Policy):
         self.accept(shape)
         if self._facts is not None:
             return self
-        facts = self._loaded(shape)
-        layers, experts = facts.similarity[SIMILARITIES[0]].shape[:2]
-        here = (shape.num_layers or layers, shape.num_experts, shape.top_k)
-        if (layers, experts, facts.ratio.shape[1]) != here:
-            raise ValueError(
-                f"{self.name}: calibration={self.calibration}: made for a model of {layers} layers, {experts} experts, "
-                f"top-{facts.ratio.shape[1]}; this one has {here[0]}, {here[1]}, top-{here[2]}"
-            )
-        if shape.fingerprint is not None and shape.fingerprint() != facts.fingerprint:
-            raise ValueError(
-                f"{self.name}: calibration={self.calibration}: made for another model (its routers hash to "
-                f"{facts.fingerprint[:12]}, this model's to {shape.fingerprint()[:12]}); run `lynx-prepare calibrate` "
-                "for this one"
-            )
-        return self.calibrated(facts)
-
-    def _loaded(self, shape: ModelShape) -> Calibration:
-        if self.calibration != AUTO:
-            where = self.calibration
-        elif shape.calibration is not None:
-            where = shape.calibration
-        else:
-            raise NotMeasured(
-                f"{self.name}: calibration=auto: this model has none; run `lynx-prepare calibrate` for it, or give "
-                "calibration=FILE"
-            )
-        try:
-            return Calibration.load(where)
-        except ValueError as error:
-            raise type(error)(f"{self.name}: {error}") from error
+        return self.calibrated(load_calibration(self.name, self.calibration, shape))
 
     def table(self, tensor: Tensor, device: torch.device) -> Tensor:
         """A tensor of the calibration on `device`, moved there once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from lynx_exp.routing.backends.numba import fused
 from lynx_exp.routing.backends.numba.fused.fused_plan import plan_of
 from lynx_exp.routing.backends.triton import kernels
+from lynx_exp.routing.ops.protect import keep_protected
 from lynx_exp.routing.ops.weigh import OWN_WAY, weigh
 from lynx_exp.routing.policy import Policy, acting_step, run_policies_by
 from lynx_exp.routing.rule import RouterRule
@@ -32,6 +33,8 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
     new = None if plan is None else fused.select(plan, routing, step, rule)
     if new is None:
         new = _unfused(policy, routing, step, rule)
+    if policy.protect is not None and new is not routing:  # in torch, whatever has selected
+        new = keep_protected(routing, new, policy.protected(routing.num_experts, new.experts.device), rule)
     return new if policy.weights in OWN_WAY or new is routing else _weigh(policy, routing, new, rule)
 
 

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.ops.lanes import best_mask, lane_size, lane_sum, lane_votes
+from lynx_exp.routing.ops.protect import keep_protected
 from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.ops.weigh import Weights, weigh
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import ModelShape, Phases, Routing, StepContext
 from lynx_exp.wording import policy_label
+
+Protect = tuple[int, ...] | Literal["calibrated"] | None
+CALIBRATED: Literal["calibrated"] = "calibrated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,9 @@ class Policy(ABC):
     mean and deviation, which `lynx-prepare calibrate policy=...` has measured."""
     k2: int | None = None
     """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
+    protect: Protect = None
+    """Experts that are never taken from a token that its router sends to them: a list for each layer, such as
+    [[3],[],[5,7],[]]; calibrated: the super experts that `lynx-prepare calibrate` has found; null: none."""
 
     kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
     """What it looks at: all rows of a lane in a step, or one token at a time."""
@@ -89,6 +96,16 @@ class Policy(ABC):
         at_least(self, "min_batch", 1)
         if self.k2 is not None and self.weights != "reference":
             raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
+
+    def protected(self, num_experts: int, device: torch.device) -> Tensor:
+        """bool `[E]`: the experts of `protect`. RuntimeError before `calibrated` has become a list."""
+        if self.protect is None or self.protect == CALIBRATED:
+            raise RuntimeError(f"{self.name}: protect={self.protect}: `bind` the policy to a model first")
+        kept: dict[torch.device, Tensor] = self.__dict__.setdefault("_protected", {})
+        if device not in kept:
+            kept[device] = torch.zeros(num_experts, dtype=torch.bool, device=device)
+            kept[device][list(self.protect)] = True
+        return kept[device]
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """Select experts for the token rows of one layer.
@@ -141,6 +158,10 @@ class Policy(ABC):
             if rule is not None and rule.grouped:
                 most = most // rule.groups * rule.top_groups
             between(self, "k2", shape.top_k, most)
+        if isinstance(self.protect, tuple) and not all(0 <= expert < shape.num_experts for expert in self.protect):
+            raise ValueError(
+                f"{self.name}: protect={list(self.protect)}: must be experts of this model, 0..{shape.num_experts - 1}"
+            )
 
     def bind(self, shape: ModelShape) -> Policy:
         """The policy as a model runs it.
@@ -211,11 +232,14 @@ class Select(Protocol):
 
 
 def select_in_torch(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-    """The definition: `policy.route` for the lanes that are large enough, then `weigh`."""
+    """The definition: `policy.route` for the lanes that are large enough, then `keep_protected`, then `weigh`."""
     acting, somewhere = acting_step(step, policy.min_batch)
     if not somewhere:
         return routing
-    return weigh(routing, policy.route(routing, acting, rule), rule, policy.weights, policy.k2)
+    new = policy.route(routing, acting, rule)
+    if policy.protect is not None:
+        new = keep_protected(routing, new, policy.protected(routing.num_experts, new.experts.device), rule)
+    return weigh(routing, new, rule, policy.weights, policy.k2)
 
 
 _select: Select = select_in_torch

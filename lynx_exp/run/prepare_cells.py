@@ -42,6 +42,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
     from lynx_exp.routing.calibration import NotMeasured
+    from lynx_exp.routing.protected import with_experts_named
 
     # a missing package is told before any task is loaded
     if here and any(config.backend == "vllm" for config in configs):
@@ -102,7 +103,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
             try:
                 with _about_the_policy():
-                    policy.bind(shape)
+                    with_experts_named(policy, shape).bind(shape)
                     _check_aligned(config, policy)
             except NotMeasured as error:
                 if not config.plan:
@@ -169,6 +170,7 @@ def _with_content(config: Config, policy: Policy | None, content: Callable[[str]
     from lynx_exp.routing import Calibrated, PerLayer
     from lynx_exp.routing.alignment import files_for
     from lynx_exp.routing.calibration import AUTO
+    from lynx_exp.routing.protected import asks_calibration
 
     if policy is None:
         return config.policy
@@ -176,6 +178,7 @@ def _with_content(config: Config, policy: Policy | None, content: Callable[[str]
     node = config.policy if source is None else config.policy | {"source": source}
     parts = policy.policies if isinstance(policy, PerLayer) else (policy,)
     named = [part.calibration for part in parts if isinstance(part, Calibrated)]
+    named += [AUTO] if asks_calibration(policy) and not named else []
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
     if _is_aligned(policy):
         node = node | {"alignments": [content(str(file)) for file in files_for(policy)]}

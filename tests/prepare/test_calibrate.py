@@ -249,6 +249,24 @@ def test_a_cell_counts_what_its_calibration_holds_not_where_it_is() -> None:
     assert there.config.policy_label == "sere(threshold=0.25, calibration=here)" and there.folder == here.folder
 
 
+def test_protected_experts_and_the_calibration_that_names_them_are_part_of_a_cell() -> None:
+    lynx_tiny = ModelConfig(kind="bundled", id="lynx_tiny")
+    plain, none = (cell({"name": "lynx"} | more, lynx_tiny) for more in ({}, {"protect": None}))
+    assert plain.cell_id == none.cell_id
+    others = [
+        cell({"name": "lynx", "protect": protect}, lynx_tiny)
+        for protect in ("calibrated", [[1], [], [], []], [[2], [], [], []])
+    ]
+    assert len({each.cell_id for each in (plain, *others)}) == 4 and {each.pair_id for each in others} == {
+        plain.pair_id
+    }
+    assert others[0].config.policy_label == "lynx(protect=calibrated)"
+    with pytest.raises(ValueError, match="policy lynx: protect=calibrated: calibration=auto: this model has none"):
+        cell({"name": "lynx", "protect": "calibrated"})
+    with pytest.raises(ValueError, match=r"policy lynx: protect=\[9\]: must be experts of this model, 0..3"):
+        cell({"name": "lynx", "protect": [[9], []]})
+
+
 def test_auto_is_the_file_that_it_finds_and_is_not_shown() -> None:
     lynx_tiny = ModelConfig(kind="bundled", id="lynx_tiny")
     auto = cell({"name": "naee", "calibration": "auto"}, lynx_tiny)

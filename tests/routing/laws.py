@@ -76,11 +76,16 @@ WEIGHED: list[Policy] = [
     build_policy("reassign", fraction=0.5, weights="reference", k2=3),
 ]
 """Policies with weights that are not their own."""
-POLICIES += WEIGHED
+PROTECTING: list[Policy] = [
+    build_policy("xshare", budget=2, warm_up=0, protect=[[0, 3], [1], [], [2]]),
+    build_policy("top_p", p=0.4, protect=[[1, 2], [0, 1, 2, 3], [3], []]),
+]
+"""Policies that may not take some experts from a token."""
+POLICIES += [*WEIGHED, *PROTECTING]
 
 
 REPRESENTATIVES: list[Policy] = list(
-    {policy.name: policy for policy in reversed(POLICIES[: -2 - len(WEIGHED)])}.values()
+    {policy.name: policy for policy in reversed(POLICIES[: -2 - len(WEIGHED) - len(PROTECTING)])}.values()
 )[::-1]
 """One setting of each policy, for tests that take longer."""
 

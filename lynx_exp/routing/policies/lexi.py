@@ -45,7 +45,10 @@ class Lexi(Calibrated):
         bound = super().bind(shape)
         assert isinstance(bound, Lexi)
         per_layer = allocate(bound.facts.divergence, floor(self.mean_k * len(bound.facts.divergence) + 1e-9))
-        policies = tuple(TopK(k=k, min_batch=self.min_batch, weights=self.weights, k2=self.k2) for k in per_layer)
+        policies = tuple(
+            TopK(k=k, min_batch=self.min_batch, weights=self.weights, k2=self.k2, protect=self.protect)
+            for k in per_layer
+        )
         return PerLayer(policies=policies, made_of=self)
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.calibration import Calibrated
+from lynx_exp.routing.calibration import Calibrated, NotMeasured
 from lynx_exp.routing.ops.lanes import mask_of
 from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.policy import Knob, Policy, at_least, between, without_groups
@@ -47,7 +47,7 @@ class StaticMask(Calibrated):
         bound = super().bind(shape)
         assert isinstance(bound, StaticMask)
         if bound.facts.saliency is None:
-            raise ValueError(
+            raise NotMeasured(
                 f"{self.name}: calibration={self.calibration}: was made before it held how much each expert matters; "
                 "make it again with `lynx-prepare calibrate`"
             )
