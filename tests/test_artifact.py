@@ -67,6 +67,12 @@ def test_the_page_is_made_from_the_list() -> None:
         page.with_claims("nothing", load())
 
 
+def test_every_task_has_a_note_of_its_licence() -> None:
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", pages.read("docs/tasks.md"), re.MULTILINE)))
+    noted = set(re.findall(r"`(\w+)`", pages.read(page.PAGE).partition("### Data sets")[2].partition("### Inst")[0]))
+    assert len(listed) > 8 and set(listed) - noted <= {"custom", "mix"}
+
+
 def test_numbers_as_pages_print_them() -> None:
     found = [one.text for one in numbers("**-22.6 [-37.7, +16.2]** ±1, 1,281 of fig2, Qwen3-30B; 5.2x, 7.23 to 7.34")]
     assert found == ["-22.6", "-37.7", "+16.2", "±1", "1,281", "5.2", "7.23", "7.34"]

@@ -115,9 +115,13 @@ def _named(frame: pd.DataFrame, hit: pd.Series, kept: pd.DataFrame) -> list[str]
     elsewhere = set(kept["series"])
     several = frame["subtask"].nunique() > 1
     names = []
-    for series, subtask, batch in frame.loc[hit, ["series", "subtask", "batch_size"]].itertuples(index=False):
+    for (subtask, batch), there in frame.groupby(["subtask", "batch_size"], sort=False):
         place = f"{subtask}, batch size {batch}" if several else f"batch size {batch}"
-        names.append(f"{series} ({place})" if series in elsewhere else series)
+        missed = list(there.loc[hit[there.index], "series"])
+        if len(missed) == len(there) > 1 and set(missed) <= elsewhere:
+            names.append(f"all at {place}")
+        else:
+            names += [f"{series} ({place})" if series in elsewhere else series for series in missed]
     return names
 
 

@@ -44,13 +44,17 @@ class StudyOutput:
         self._rows, self._means = (verdicts.judged(frame, found.margin) for frame in (found.rows, found.summary))
 
     def quantity(self, name: str) -> list[float]:
-        """`means[series=vanilla,batch_size=16].active_experts`, `percent(rows[...].full_steps)`, or one of `paper`."""
-        match = re.fullmatch(r"(percent\()?(means|rows)\[(.*?)\]\.(\w+)\)?", name)
+        """`means[series=vanilla,batch_size=16].active_experts`, `percent(rows[...].full_steps)`, of a figure's CSV
+        `figure fig7[subtask=mini_gsm8k,rank=0].difference`, or a sentence of `paper`."""
+        match = re.fullmatch(r"(percent\()?(means|rows|figure [\w-]+)\[(.*?)\]\.(\w+)\)?", name)
         if match is None:
             return paper.quantity(self._folder, name)
         percent, which, wanted, column = match.groups()
-        frame = self._means if which == "means" else self._rows
-        for part in re.split(r",(?![^(]*\))", wanted):
+        if which.startswith("figure "):
+            frame = pd.read_csv(self._folder / "figures" / f"{which.removeprefix('figure ')}.csv")
+        else:
+            frame = self._means if which == "means" else self._rows
+        for part in filter(None, re.split(r",(?![^(]*\))", wanted)):
             key, _, value = part.partition("=")
             frame = frame[frame[key].astype(str) == value]
         if len(frame) != 1:
