@@ -72,6 +72,25 @@ def prompt_changed_share(records: Records) -> dict[tuple[str, str], Estimate]:
     return _shares(records, records.prefill, "tokens")
 
 
+def retained_share(records: Records) -> dict[tuple[str, str], Estimate]:
+    """Of each (cell, subtask) that was compared with vanilla: share (0..1) of the router's top-k mass that ran for the
+    tokens of vanilla's responses that decode steps are fed, clustered by lane."""
+    fed = records.fidelity.assign(fed=records.fidelity["tokens"] - 1)
+    return _of_mass(fed, "retained", "fed")
+
+
+def prompt_retained_share(records: Records) -> dict[tuple[str, str], Estimate]:
+    """Likewise of their prompts, where the policy acts on them."""
+    return _of_mass(records.fidelity, "prompt_retained", "prompt_tokens")
+
+
+def _of_mass(rows: pd.DataFrame, mass: str, tokens: str) -> dict[tuple[str, str], Estimate]:
+    if mass not in rows:  # no cell has it on record
+        return {}
+    known = rows[rows[mass].notna() & (rows[tokens] > 0)]
+    return ratios(known.groupby([*STREAM, "lane"], observed=True)[[mass, tokens]].sum().reset_index(), mass, tokens)
+
+
 def _shares(records: Records, rows: pd.DataFrame, tokens: str) -> dict[tuple[str, str], Estimate]:
     if rows.empty:
         return {}

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, latency, latency_model, statistics
-from analysis.activity import active_experts, changed_share, occupancy, prompt_changed_share, ratios
+from analysis.activity import (
+    active_experts,
+    changed_share,
+    occupancy,
+    prompt_changed_share,
+    prompt_retained_share,
+    ratios,
+    retained_share,
+)
 from analysis.frame_rows import Row
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
@@ -38,8 +46,9 @@ def results(records: Records) -> pd.DataFrame:
     it `live_rows`, the rows of those steps, and `full_steps`, the share 0..1 of steps with every slot taken), `changed`
     and `prompt_changed` (share 0..1 of the assignments of decode steps and of prompts that the policy changed; the
     latter where it acts there),
-    `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), and where something is generated
-    `new_tokens` (a response),
+    `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), `retained` and `prompt_retained`
+    (share of the router's top-k mass that runs, of tokens fed in decode steps and of prompts), and where something is
+    generated `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
     `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
     `us_per_expert`: an estimate, of the fit that the cell shares: microseconds for each further active expert of a
@@ -114,7 +123,7 @@ def results(records: Records) -> pd.DataFrame:
                 | occupied.get(stream, {"live_rows": float("nan"), "full_steps": float("nan")})
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
                 | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
-                | fidelity.get(key, flat("kl", NO_ESTIMATE) | flat("agreement", NO_ESTIMATE))
+                | fidelity.get(key, _NO_FIDELITY)
                 | _guard_columns(guarded.get(key))
             )
     frame = pd.DataFrame(rows)
@@ -190,11 +199,18 @@ def _guard_columns(guard: guards.Guard | None) -> dict[str, float | str]:
 
 
 def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
-    """KL divergence and agreement of each (cell, subtask), over tokens, clustered by lane."""
+    """KL divergence, agreement and retained router mass of each (cell, subtask), over tokens, clustered by lane."""
     keys = ["cell_id", "subtask", "lane"]
     lanes = records.fidelity.groupby(keys, observed=True)[["kl", "agreeing", "tokens"]].sum().reset_index()
     kl, agreement = ratios(lanes, "kl", "tokens"), ratios(lanes, "agreeing", "tokens")
-    return {key: flat("kl", kl[key].scaled(1000)) | flat("agreement", agreement[key].scaled(100)) for key in kl}
+    retained, prompt_retained = retained_share(records), prompt_retained_share(records)
+    return {
+        key: flat("kl", kl[key].scaled(1000))
+        | flat("agreement", agreement[key].scaled(100))
+        | flat("retained", retained.get(key, NO_ESTIMATE))
+        | flat("prompt_retained", prompt_retained.get(key, NO_ESTIMATE))
+        for key in kl
+    }
 
 
 def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Integrated | None) -> dict[str, object]:
@@ -294,3 +310,10 @@ def flat(name: str, estimate: Estimate) -> dict[str, float]:
     """The five columns of an estimate; NaN for what it lacks."""
     parts = {"": estimate.value, "_low": estimate.low, "_high": estimate.high, "_se": estimate.se, "_df": estimate.df}
     return {f"{name}{suffix}": float("nan") if part is None else float(part) for suffix, part in parts.items()}
+
+
+_NO_FIDELITY = {
+    name: value
+    for quantity in ("kl", "agreement", "retained", "prompt_retained")
+    for name, value in flat(quantity, NO_ESTIMATE).items()
+}

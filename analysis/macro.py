@@ -19,6 +19,11 @@ from analysis.statistics import Estimate
 
 log = logging.getLogger("analysis")
 
+_AVERAGED = (
+    *("score", "difference", "active_experts", "changed", "prompt_changed"),
+    *("kl", "agreement", "retained", "prompt_retained"),
+)
+
 
 def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     """Macro means over subtasks, one row per (setting, batch size, series), in the order of `results`.
@@ -50,7 +55,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             for counted in ("documents", "lanes"):
                 row[counted] = sum(max(int(each[counted]) for each in same) for same in subtasks.values())
             row["plans"] = min(int(each["plans"]) for each in part)
-            for quantity in ("score", "difference", "active_experts", "changed", "prompt_changed", "kl", "agreement"):
+            for quantity in _AVERAGED:
                 row |= flat(quantity, estimate := _macro(part, quantity))
                 if quantity == "difference":
                     row["difference_pad"] = estimate.pad

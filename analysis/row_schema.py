@@ -39,6 +39,8 @@ ESTIMATES = _columns(
     ("prompt_changed", "share 0..1", "likewise of prompts, where the policy acts on them"),
     ("kl", "mnat per token", "divergence of next-token distributions from vanilla's, on vanilla's responses"),
     ("agreement", "%", "tokens where the most likely one is vanilla's"),
+    ("retained", "share 0..1", "the router's top-k mass that runs in decode steps, on vanilla's responses"),
+    ("prompt_retained", "share 0..1", "likewise of prompts, where the policy acts on them"),
     ("new_tokens", "tokens", "mean length of a response"),
     ("new_tokens_difference", "tokens", "paired difference to vanilla's"),
     ("length_stop_share", "share 0..1", "responses that the length limit cut off"),

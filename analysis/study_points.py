@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.labels import POINT
 
 _POINT = list(POINT)
-_FILLED = ("kl", "agreement", "selection_us", "changed", "prompt_changed")
+_FILLED = ("kl", "agreement", "selection_us", "changed", "prompt_changed", "retained", "prompt_retained")
 """Columns that may come from another cell of the point."""
 
 

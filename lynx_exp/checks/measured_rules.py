@@ -130,7 +130,18 @@ def _check_distances(content: Content, table: Columns) -> None:
         (tokens < 1, "at least one token", tokens),
         ((agreeing < 0) | (agreeing > tokens), "as many agreeing tokens as tokens, or fewer", agreeing),
         (~possible, "a divergence of 0 or above", table["kl"]),
+        *_wrong_masses(table),
     ):
         rows = np.flatnonzero(wrong)
         if len(rows):
             content.add("fidelity", file, expected, f"{shown[rows[0]]} at request {table['request'][rows[0]]}")
+
+
+def _wrong_masses(table: Columns) -> list[tuple[np.ndarray, str, np.ndarray]]:
+    """As above, of cells that have the router's mass on record."""
+    found = []
+    for name, most in (("retained", table["tokens"] - 1), ("prompt_retained", table.get("prompt_tokens"))):
+        if name in table and most is not None:
+            wrong = ~np.isfinite(table[name]) | (table[name] < 0) | ((most == 0) & (table[name] > 0))
+            found.append((wrong, f"{name} of at least 0, and 0 where there are no tokens", table[name]))
+    return found

@@ -19,7 +19,9 @@ from lynx_exp.models.align_outputs import AlignOutputs, align
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
+from lynx_exp.routing.ops.weigh import first_of_each
 from lynx_exp.routing.protected import with_experts_named
+from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import StepRows
 
 Record = list[tuple[Tensor, Tensor, Tensor]]
@@ -45,7 +47,8 @@ class Attachment:
     """A policy for every router of a model; it acts from `attach()` to `detach()`, or inside a `with` block.
 
     Set `rows` before each forward pass. While `record` is a list, each router appends what the experts will run and
-    what it chose itself, in layer order, at no cost to the step; while `confidence` is one, how sure it is of each row.
+    what it chose itself, in layer order, at no cost to the step; while `confidence` is one, how sure it is of each row;
+    while `retained` is one, the share of each row's router mass that still runs (`retained_share`).
 
     Raises ValueError if the model cannot run the policy. On ranks that choose different experts the forward pass raises
     RuntimeError: the first that records, and the first prefill; others may be timed.
@@ -67,6 +70,7 @@ class Attachment:
         self._step: StepRows | None = None
         self.record: Record | None = None
         self.confidence: list[Tensor] | None = None
+        self.retained: list[Tensor] | None = None
         self.idle_dead = False
         """Whether dead rows run no expert: their weights become 0. Live rows do not notice."""
         self._dead_T1: Tensor | None = None
@@ -110,6 +114,8 @@ class Attachment:
                 raise RuntimeError("a policy is attached but `rows` of this forward pass was not set")
             new = self._policy(routing, StepContext(layer=router.layer, **self._step), router.rule)
             self._aligned.note(router.layer, self._policy, routing, new)
+        if self.retained is not None:
+            self.retained.append(retained_share(routing, new or routing, router.rule))
         if self._dead_T1 is not None:
             used = new or routing
             weights = used.weights.masked_fill(self._dead_T1, 0)
@@ -182,6 +188,14 @@ def count_changed(record: Record, lane: Tensor, live: Tensor, num_lanes: int) ->
     kept_LTK = ((own_LTK[..., None] == experts_LTW[:, :, None]) & runs_LTW[:, :, None]).any(-1)
     changed_LT = (~kept_LTK & live[:, None]).sum(-1)
     return torch.zeros(len(record), num_lanes, dtype=torch.long, device=lane.device).index_add_(1, lane, changed_LT).T
+
+
+def retained_share(before: Routing, after: Routing, rule: RouterRule) -> Tensor:
+    """`[T]`: the router's scores of the experts that run for a row, over those of its own top-K: 1 where the policy
+    left the row alone, above 1 where it runs more experts. An expert in two slots counts once, whatever it weighs."""
+    scores_TE = before.scores(rule)
+    mass_T = scores_TE.gather(-1, after.experts).where(first_of_each(after.experts), 0.0).sum(-1)
+    return mass_T / scores_TE.gather(-1, before.experts).sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _equally_wide(record: Record) -> tuple[Tensor, Tensor]:

@@ -104,5 +104,8 @@ def fidelity_rows(
             "tokens": each.tokens,
             "kl": each.kl,
             "agreeing": each.agreeing,
+            "retained": each.retained,
+            "prompt_tokens": each.prompt_tokens,
+            "prompt_retained": each.prompt_retained,
         }
         yield each.act, row, token_table(row, each.token_rows) if each.token_rows is not None else None

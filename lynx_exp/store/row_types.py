@@ -105,3 +105,6 @@ class FidelityRow(TypedDict):
     tokens: int
     kl: float
     agreeing: int
+    retained: float
+    prompt_tokens: int
+    prompt_retained: float

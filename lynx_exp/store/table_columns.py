@@ -159,6 +159,12 @@ TABLE_COLUMNS: dict[str, tuple[Column, ...]] = {
         _column("tokens", _INT, "tokens", "length of vanilla's response (or of the choice)"),
         _column("kl", _FLOAT, "nats", "KL(vanilla || policy) of the next-token distributions, summed over the tokens"),
         _column("agreeing", _INT, "tokens", "tokens where the most likely one is the same"),
+        _column("retained", _FLOAT, "tokens",
+                "share of the router's top-k mass that runs under the policy, mean over layers, summed over the tokens "
+                "that decode steps are fed: all but the last; above 1 each where more experts run", may_lack=True),
+        _column("prompt_tokens", _INT, "tokens", "of the prompt, where the policy acts there, otherwise 0",
+                may_lack=True),
+        _column("prompt_retained", _FLOAT, "tokens", "as retained, summed over these", may_lack=True),
     ),
     "tokens": (
         _SUBTASK,

@@ -161,7 +161,8 @@ def write_cell(
     if repeats:
         _write_timing(folder, policy, batch_size, repeats, rng)
     if kl is not None:
-        _write_fidelity(folder, (SUBTASKS | MIX)[task], batch_size, documents, kl)
+        prefill = info.get("phases") in ("prefill", "both")
+        _write_fidelity(folder, (SUBTASKS | MIX)[task], batch_size, documents, kl, min(policy.keep, 1.0), prefill)
     if state == "done":
         _json(folder / "DONE", {"files": {}})  # names none, so that tests may change them
     return folder
@@ -311,14 +312,20 @@ def strip_hardware(folder: Path) -> None:
     _json(folder / "timing.json", kept)
 
 
-def _write_fidelity(folder: Path, subtasks: Sequence[str], batch_size: int, documents: int, kl: float) -> None:
-    """Responses of 1, 2, 3 ... tokens, one of them differing where there are at least two."""
+def _write_fidelity(
+    folder: Path, subtasks: Sequence[str], batch_size: int, documents: int, kl: float, mass: float, prefill: bool
+) -> None:
+    """Responses of 1, 2, 3 ... tokens, one of them differing where there are at least two, after prompts of 8."""
     rows = []
     for subtask in subtasks:
         for doc in range(documents):
             lane, tokens = doc // batch_size, 1 + doc % 5
             row = {"subtask": subtask, "request": doc, "doc_id": doc, "lane": lane, "tokens": tokens}
-            rows.append(row | {"kl": kl * (lane + 1) * tokens, "agreeing": tokens - (tokens > 1)})
+            row |= {"kl": kl * (lane + 1) * tokens, "agreeing": tokens - (tokens > 1)}
+            rows.append(
+                row
+                | {"retained": mass * (tokens - 1), "prompt_tokens": 8 * prefill, "prompt_retained": 8 * mass * prefill}
+            )
     pq.write_table(pa.Table.from_pylist(rows), folder / "fidelity.parquet")
     metrics = json.loads((folder / "metrics.json").read_text())
     _json(folder / "metrics.json", metrics | {"selection_us": 40.0, "kl": kl, "agreement": 0.5})

@@ -56,11 +56,31 @@ def test_equals_the_definition_on_stepwise_decoding(engine: Engine, continued: l
     assert sum(each.kl for each in found.values()) > 1e-4
 
 
+@pytest.mark.parametrize("phases", ["decode", "prefill", "both"])
+def test_retained_mass_is_that_of_the_experts_that_run(engine: Engine, continued: list[Request], phases: str) -> None:
+    """The first of K experts holds at least 1/K of their mass, and less than all of it."""
+    policy, plan = build_policy("keep_ranks", ranks=1), BatchPlan.in_order(12, 4)
+    found = list(engine.fidelity(continued, plan, policy, phases=phases))
+    for each in found:
+        fed = each.tokens - 1
+        prompt = len(continued[each.request].prompt_ids) if phases != "decode" else 0
+        assert each.prompt_tokens == prompt
+        if phases == "prefill":
+            assert each.retained == pytest.approx(fed)
+        else:
+            assert fed / engine.top_k <= each.retained < fed
+        if prompt:
+            assert prompt / engine.top_k <= each.prompt_retained < prompt
+        else:
+            assert each.prompt_retained == 0.0
+
+
 def test_vanilla_and_no_drop_differ_from_vanilla_by_nothing(engine: Engine, continued: list[Request]) -> None:
     plan = BatchPlan.in_order(12, 4)
     for policy in (None, build_policy("no_drop")):
         for each in engine.fidelity(continued, plan, policy):
             assert each.kl == 0.0 and each.agreeing == each.tokens
+            assert each.retained == pytest.approx(each.tokens - 1) and each.prompt_retained == 0.0
 
 
 def test_lanes_do_not_depend_on_their_packing(

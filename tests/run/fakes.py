@@ -228,9 +228,9 @@ class FakeEngine:
                     tokens = len(requests[number].continuation_ids)
                     kl = 0.1 * (act + 1) * tokens
                     rows = token_rows(tokens - 1) if act in tokens_of else None
-                    yield Fidelity(
-                        act=act, lane=lane, request=number, tokens=tokens, kl=kl, agreeing=tokens - 1, token_rows=rows
-                    )
+                    mass = {"retained": 0.5 * (tokens - 1), "prompt_tokens": 0, "prompt_retained": 0.0}
+                    of = {"act": act, "lane": lane, "request": number, "tokens": tokens, "agreeing": tokens - 1}
+                    yield Fidelity(**of, **mass, kl=kl, token_rows=rows)
 
     def selection_time(self, policy: Any, prompts: Any) -> float:
         return 12.5

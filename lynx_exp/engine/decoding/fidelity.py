@@ -37,6 +37,13 @@ class Fidelity:
     """Kullback-Leibler divergence of the policy's distributions from vanilla's, KL(vanilla || policy), nats."""
     agreeing: int
     """Tokens where both have the same most likely one."""
+    retained: float
+    """Share of the router's top-K mass that runs under the policy (`retained_share`), mean over layers, summed over the
+    tokens fed: all but the last."""
+    prompt_tokens: int
+    """Of the prompt, where the policy decides there, otherwise 0."""
+    prompt_retained: float
+    """Likewise, summed over these."""
     token_rows: TokenRows | None = None
     """Token by token, where that was asked for."""
 
@@ -59,6 +66,7 @@ def compare_pack(
     def run(act: Act, *, confident: bool = False) -> tuple[Forced, Attachment]:
         attachment = Attachment(routers, act.policy, act.phases, act.layers)
         attachment.confidence = [] if confident else None
+        attachment.retained = None if act.policy is None else []
         forced = force_pack(model, routers, attachment, requests, plan, lanes, None if act.prefills else store)
         return forced, attachment
 
@@ -77,6 +85,7 @@ def compare_pack(
             before_TV, after_TV = before_TV[given_T].double(), after_TV[given_T].double()
             kl_RT[row, : len(before_TV)] = (before_TV.exp() * (before_TV - after_TV)).sum(-1).clamp_min(0.0).cpu()
         kl_R = kl_RT.sum(-1)
+        retained_2R, prompt_tokens_R = _retained(attachment, len(given_RT), given_RT.shape[1] - 1)
         rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(given_RT)
         on_step(int(tokens_R.sum()))
         for row, request in enumerate(vanilla.plan.numbers):
@@ -90,8 +99,30 @@ def compare_pack(
                 tokens=int(tokens_R[row]),
                 kl=float(kl_R[row]),
                 agreeing=int(agreeing_R[row]),
+                retained=float(retained_2R[1, row]) if int(tokens_R[row]) > 1 else 0.0,
+                prompt_tokens=int(prompt_tokens_R[row]),
+                prompt_retained=float(retained_2R[0, row]),
                 token_rows=rows_R[row],
             )
+
+
+def _retained(attachment: Attachment, rows: int, fed: int) -> tuple[Tensor, Tensor]:
+    """(`[2, R]` float64: share of the router's mass that still runs, mean over layers, summed over the tokens of the
+    prompt, where the policy decides there, and over the `fed` places of the continuation; `[R]`: those tokens of the
+    prompt)."""
+    nothing = torch.zeros(2, rows, dtype=torch.float64)
+    if not attachment.record:  # a single token each: nothing was fed
+        return nothing, torch.zeros(rows, dtype=torch.long)
+    assert attachment.rows is not None
+    live_RN = attachment.rows.live.view(rows, -1).cpu()
+    share_RN = torch.ones(live_RN.shape, dtype=torch.float64)
+    if attachment.retained:
+        share_RN = torch.stack([each.cpu() for each in attachment.retained]).double().mean(0).view(rows, -1)
+    share_RN = share_RN.where(live_RN, 0.0)
+    prompt = live_RN.shape[1] - fed if attachment.on_prompts else 0
+    first = live_RN.shape[1] - fed
+    sums = torch.stack([share_RN[:, :prompt].sum(-1), share_RN[:, first:].sum(-1)])
+    return sums, live_RN[:, :prompt].sum(-1)
 
 
 def _token_rows(vanilla: Forced, watched: Attachment, attachment: Attachment, kl_RT: Tensor) -> list[TokenRows | None]:
