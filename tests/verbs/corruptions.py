@@ -271,6 +271,8 @@ def table() -> Iterator[Corruption]:
 
     yield of("more tokens that agree than there are", "fidelity numbers", "fidelity", at(0, "agreeing", value=99))
     yield of("a negative divergence", "fidelity numbers", "fidelity", at(0, "kl", value=-1.0))
+    yield of("mass that was lost twice", "fidelity", "fidelity", at(0, "retained", value=-1.0))
+    yield of("mass of no prompt", "fidelity", "fidelity", at(0, "prompt_retained", value=2.0))
     yield of("a request compared twice", "fidelity numbers", "fidelity", lambda rows: [rows[0], *rows])
     yield of("a timed step lost", "timing", "timing", lambda rows: rows[:-1])
     yield of("a step that was not run", "timing", "timing", at(0, "start_step", value=9999))
