@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,28 @@ def test_a_benchmark_is_held_against_its_sentence(tmp_path: Path, monkeypatch: p
     failed = verdicts.judge(listed, ran(one, tmp_path, status=1, last="why"))
     assert failed.is_off and "ended with 1: why" in failed.why
     assert verdicts.judge(listed, ran(one, tmp_path, last="no JSON")).is_off
+
+
+def test_what_a_gpu_gave_is_held_against_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    (tmp_path / "ours.md").write_text("a step of 16.2 ms, and 14.1 at 1\n")
+    got = ("qwen3[case=step,batch=16,name=vanilla].step_ms", "qwen3[case=step,batch=1].step_ms")
+    claim = TextClaim(page="ours.md", kind="time", text=r"of ([\d.]+) ms, and ([\d.]+) at 1", got=got)
+    one = Experiment(
+        name="gpu", says="", command="x", minutes=1, writes="json", claims=(claim,), needs="gpu", note="needs a GPU: x",
+        record="card.json",
+    )  # fmt: skip
+    steps = [
+        {"case": "step", "batch": batch, "name": "vanilla", "step_ms": ms} for batch, ms in ((16, 16.18), (1, 4.5))
+    ]
+    (tmp_path / "card.json").write_text(json.dumps({"sections": {"qwen3": {"records": [{"case": "built"}, *steps]}}}))
+    listed = Claims(tolerances={"time": Tolerance()}, experiments=(one,), given={})
+    outcome = verdicts.of_record(listed, one)
+    assert [each.verdict for each in outcome.compared] == ["equal", "off"] and outcome.is_off
+    assert "by card.json; needs a GPU: x" in outcome.line
+    (tmp_path / "card.json").unlink()
+    assert verdicts.of_record(listed, one).is_off
+    assert not verdicts.of_record(listed, replace(one, record="", claims=())).is_off
 
 
 def test_what_was_run_is_kept_and_what_failed_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

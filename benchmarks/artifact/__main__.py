@@ -22,7 +22,7 @@ from benchmarks.artifact import page
 from benchmarks.artifact.claims import Experiment, load
 from benchmarks.artifact.pages import ROOT
 from benchmarks.artifact.repeat import kept, repeat
-from benchmarks.artifact.verdicts import Outcome, judge, table
+from benchmarks.artifact.verdicts import Outcome, judge, of_record, table
 
 
 def main(words: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(words: list[str] | None = None) -> int:
         left -= one.minutes
         outcomes.append(judge(claims, ran))
         print(outcomes[-1].line, flush=True)
-    outcomes += [Outcome(experiment=one, compared=(), why=one.note) for one in chosen if not one.is_run]
+    outcomes += [of_record(claims, one) for one in chosen if not one.is_run]
     print("", *table(outcomes), sep="\n")
     return int(any(outcome.is_off for outcome in outcomes))
 

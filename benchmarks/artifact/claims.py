@@ -105,6 +105,8 @@ class Experiment:
     claims: tuple[Claim, ...]
     needs: str = "cpu"
     note: str = ""
+    record: str = ""
+    """Of one that is not run here: a file of results in the repository, which pages are held against."""
     shows: str = ""
     """Of a table's rows the one that the page of claims gives as an example."""
 
@@ -178,6 +180,8 @@ def _experiment(name: str, entry: Mapping[str, Any]) -> Experiment:
         claims.append(_made(TextClaim, name, one | {"got": tuple(one["got"])}))
     rest = {key: value for key, value in entry.items() if key not in ("tables", "sentences")}
     made: Experiment = _made(Experiment, name, rest | {"name": name, "claims": tuple(claims)})
+    if made.claims and not made.is_run and not made.record and made.needs == "gpu":
+        raise ValueError(f"{FILE.name}: {name}: claims of needs: gpu are held against a record: of the repository")
     if made.needs not in NEEDS:
         raise ValueError(f"{FILE.name}: {name}: needs: {made.needs!r} is none of {', '.join(NEEDS)}")
     return made

@@ -131,10 +131,12 @@ def _values(row: Any, quantity: str) -> list[float]:
 
 
 class JsonOutput:
-    """The line of JSON that a benchmark ends with."""
+    """The line of JSON that a benchmark ends with, or a file of `benchmarks/gpu.py`."""
 
     def __init__(self, line: str) -> None:
         self._found: dict[str, Any] = json.loads(line)
+        sections = {name: own["records"] for name, own in self._found.get("sections", {}).items()}
+        self._lists: dict[str, list[dict[str, Any]]] = {"cases": self._found.get("cases", []), **sections}
 
     def cell(self, claim: TableClaim, at: int, label: str, column: str, text: str) -> list[float]:
         """Its cases in the order of the table's rows, headings within it left out."""
@@ -148,19 +150,19 @@ class JsonOutput:
         return [100 * float(cases[place][name]) for name in ("observed", "low", "high")]
 
     def quantity(self, name: str) -> list[float]:
-        """`ratio`, `cases[batch=4].ratio`, `FUNCTION(cases[...].FIELD)`."""
-        match = re.fullmatch(r"(?:(\w+)\()?(?:cases\[(.*?)\]\.)?([\w.]+)\)?", name)
+        """`ratio`, `cases[batch=4].ratio`, `FUNCTION(cases[...].FIELD)`; of a GPU's file SECTION[...].FIELD."""
+        match = re.fullmatch(r"(?:(\w+)\()?(?:(\w+)\[(.*?)\]\.)?([\w.]+)\)?", name)
         if match is None:
             raise ValueError(f"{name}: no FUNCTION(cases[FIELD=VALUE,...].FIELD)")
-        function, wanted, field = match.groups()
-        found = list(self._cases(wanted, field)) if wanted is not None else [float(self._found[field])]
+        function, which, wanted, field = match.groups()
+        found = list(self._cases(which, wanted, field)) if which else [float(self._found[field])]
         if not found:
             raise ValueError(f"{name}: the benchmark has no such case")
         return [FUNCTIONS[function](found) if function else found[0]]
 
-    def _cases(self, wanted: str, field: str) -> Iterator[float]:
+    def _cases(self, which: str, wanted: str, field: str) -> Iterator[float]:
         pairs = [part.split("=") for part in wanted.split(",") if part]
-        for case in self._found["cases"]:
+        for case in self._lists.get(which, ()):
             if all(str(case.get(key)) == value for key, value in pairs):
                 value: Any = case
                 for step in field.split("."):

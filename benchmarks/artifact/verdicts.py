@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmarks.artifact.claims import Claims, Experiment
 from benchmarks.artifact.compare import Compared
 from benchmarks.artifact.measured import compared, output
+from benchmarks.artifact.pages import ROOT, read
 from benchmarks.artifact.repeat import Ran
 from lynx_exp.wording import counted, first_line
 
@@ -38,7 +39,19 @@ class Outcome:
             found[one.verdict] += one.numbers
         counts = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
         total = counted(sum(found.values()), "number")
-        return f"  {self.experiment.name}: {total}: {counts}, in {self.seconds / 60:.1f} min"
+        how = f"in {self.seconds / 60:.1f} min" if not self.why else f"by {self.experiment.record}; {self.why}"
+        return f"  {self.experiment.name}: {total}: {counts}, {how}"
+
+
+def of_record(claims: Claims, one: Experiment) -> Outcome:
+    """Its pages against the file of results in the repository: nothing is run."""
+    if not (one.record and one.claims):
+        return Outcome(experiment=one, compared=(), why=one.note)
+    try:
+        found = output(one, ROOT, read(one.record))
+    except (ValueError, OSError) as error:
+        return Outcome(experiment=one, compared=(), why=f"{one.record}: {first_line(error)}", failed=True)
+    return Outcome(experiment=one, compared=tuple(compared(claims, one, found)), why=one.note)
 
 
 def judge(claims: Claims, ran: Ran) -> Outcome:
