@@ -63,7 +63,7 @@ def main() -> None:
             of_shape(given.device, experts, top_k, rows, given.tiny)
     if not given.tiny:
         lanes_in_a_stream(given.device)
-        spread_from_the_first(given.device)
+        in_one_block(given.device)
 
 
 def lanes_in_a_stream(device: str, experts: int = 128, top_k: int = 8, rows: int = 64, lanes: int = 4) -> None:
@@ -74,13 +74,13 @@ def lanes_in_a_stream(device: str, experts: int = 128, top_k: int = 8, rows: int
         case("lanes", policy=named[0], rows=rows, lanes=lanes, us=us)
 
 
-def spread_from_the_first(device: str, experts: int = 128, top_k: int = 8, rows: int = 16) -> None:
-    """What few rows cost in blocks, which `launch_sizes.ONE_BLOCK` has in one."""
+def in_one_block(device: str, experts: int = 128, top_k: int = 8, rows: int = 16) -> None:
+    """What few rows cost in one launch of one block, which `launch_sizes.ONE_BLOCK` cuts into several."""
     before, step = routed(torch.randn(rows, experts, device=device) * 2, top_k), decode_step(rows, device)
-    kept, launch_sizes.ONE_BLOCK = launch_sizes.ONE_BLOCK, 0
+    kept, launch_sizes.ONE_BLOCK = launch_sizes.ONE_BLOCK, rows
     for named in settings(experts, top_k)[:6]:
         us = timed(lambda named=named: policy(named)(_again(before), step, RULE), device)
-        case("in blocks", policy=named[0], rows=rows, us=us)
+        case("one block", policy=named[0], rows=rows, us=us)
     launch_sizes.ONE_BLOCK = kept
 
 

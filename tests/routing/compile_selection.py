@@ -45,6 +45,10 @@ TYPES = {
 """Others that end in `_ptr` are fp32, and the rest i32."""
 ODD = {"E": 60, "K": 6, "BT": 16, "BE": 64, "BK": 8}
 WIDE = {"E": 512, "K": 8, "BT": 4, "BE": 512, "BK": 8}
+MIXTRAL = {"E": 8, "K": 2, "BT": 16, "BE": 8, "BK": 2}
+QWEN3 = {"E": 128, "K": 8, "BT": 2, "BE": 128, "BK": 8}
+WARPS = {8: 1, 60: 4, 128: 1, 512: 4}
+"""Of a program, by E: as `launch_sizes` has them, and more."""
 ROUTERS = [
     {"H": 1, "TOP_GROUPS": 1, "S": 60, "K": 6, "BH": 1, "BS": 64, "BK": 8},
     {"H": 8, "TOP_GROUPS": 3, "S": 20, "K": 6, "BH": 8, "BS": 32, "BK": 8},
@@ -56,7 +60,7 @@ MOST_SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 
 def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
     """(kernel, constants): every policy's form at least once."""
-    for size in (ODD, WIDE):
+    for size in (ODD, WIDE, MIXTRAL, QWEN3):
         narrow = {name: value for name, value in size.items() if name != "BK"}
         for scaled in (True, False):
             weighs = size | {"RENORMALIZE": not scaled, "SCALED": scaled}
@@ -109,7 +113,7 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def weighs_rows(size: dict[str, int]) -> dict[str, int]:
     """Tile sizes of the kernel that weighs what is left, which has a tile of slots and none of the router's top-K."""
-    return {"E": size["E"], "K": size["K"], "W": 7, "BT": 16 if size is ODD else 4, "BE": size["BE"], "BW": 8}
+    return {"E": size["E"], "K": size["K"], "W": 7, "BT": size["BT"], "BE": size["BE"], "BW": 8}
 
 
 def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
@@ -118,7 +122,7 @@ def compile_for(arch: int, kernel: Any, constants: dict[str, Any]) -> None:
     default = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | TYPES
     signature = {name: "constexpr" if name in constants else default[name] for name in names}
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    num_warps = warps(constants["BH"] * constants["BS"]) if kernel is route_kernel else 4
+    num_warps = warps(constants["BH"] * constants["BS"]) if kernel is route_kernel else WARPS[constants.get("E", 8)]
     num_warps = 16 if kernel is lane_kernel else num_warps
     options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

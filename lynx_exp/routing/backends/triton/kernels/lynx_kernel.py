@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, first_ranked, ranked, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT32, first_ordered, ordered, tile
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def voted_by(
     affinity, bin, pull, opened = bins(affinity_ptr, rows, acts, size, alpha, lowest, CEIL, E, BE)
     z = bin + (pulled[None, :] - pull) / size
     left = opened
-    order = ranked(affinity, e[None, :], BE)
+    order = ordered(affinity)
     for _ in range(K):
         best = tl.max(tl.where(left, z, float("-inf")), 1)
-        at, _there = first_ranked(tl.where(left & (z == best[:, None]), order, LOWEST_INT64), BE)
+        at, _there = first_ordered(tl.where(left & (z == best[:, None]), order, LOWEST_INT32), e, BE)
         left = left & (e[None, :] != at[:, None])
     return tl.max((opened & ~left).to(tl.int32), 0)

@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.tiles import (
-    LOWEST_INT64,
+    LOWEST_INT32,
     SMALLEST,
     first_best,
-    first_ranked,
+    first_ordered,
     listed,
-    ranked,
+    ordered,
     tile,
 )
 
@@ -56,15 +56,15 @@ def remap(
     choice = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32)
     opened = choice > float("-inf")
     allowed = opened & keep
-    order = ranked(choice, e[None, :], BE)
+    order = ordered(choice)
     if OWN_FIRST:
         allowed = allowed | (opened & listed(experts_ptr, rows, acts, 0, first, K, BT, BE))
     if RANKED:
-        left = tl.where(opened, order, LOWEST_INT64)
+        left = tl.where(opened, order, LOWEST_INT32)
         for _ in range(max_rank):
-            at, _there = first_ranked(left, BE)
-            left = tl.where(e[None, :] == at[:, None], LOWEST_INT64, left)
-        allowed = allowed & (left == LOWEST_INT64)
+            at, _there = first_ordered(left, e, BE)
+            left = tl.where(e[None, :] == at[:, None], LOWEST_INT32, left)
+        allowed = allowed & (left == LOWEST_INT32)
     changes = acts & (tl.max(allowed.to(tl.int32), 1) > 0)
     if SLOTS == K:
         outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~allowed
@@ -81,10 +81,10 @@ def remap(
     experts = tl.zeros([BT, BW], tl.int32)
     fills = (w < 0)[None, :] & changes[:, None]
     best_expert = tl.zeros([BT], tl.int32)
-    order = tl.where(allowed, order, LOWEST_INT64)
+    order = tl.where(allowed, order, LOWEST_INT32)
     for slot in range(SLOTS):
-        at, there = first_ranked(order, BE)
-        order = tl.where(e[None, :] == at[:, None], LOWEST_INT64, order)
+        at, there = first_ordered(order, e, BE)
+        order = tl.where(e[None, :] == at[:, None], LOWEST_INT32, order)
         best_expert = tl.where(slot == 0, at, best_expert)
         here = (w == slot)[None, :]
         experts = tl.where(here, tl.where(there, at, best_expert)[:, None], experts)

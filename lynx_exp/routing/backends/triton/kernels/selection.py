@@ -107,7 +107,9 @@ def _coverage(
         "enable_fp_fusion": False,
     }
     few, many = AT_ONCE
-    at_once = max(1, min(few if rows <= few * step.num_lanes else many, MOST_AT_ONCE // sizes["BE"]))
+    some = rows <= many * step.num_lanes  # on average: a lane of more is served in a loop, by few warps
+    at_once = many if few * step.num_lanes < rows and some else few
+    at_once = max(1, min(at_once, MOST_AT_ONCE // sizes["BE"]))
     lane_kernel[(step.num_lanes,)](
         **shared,
         view_ptr=routing.mass(rule).contiguous(),
@@ -119,7 +121,7 @@ def _coverage(
         BT=at_once,
         BALL=next_power_of_2(rows),
         BLOOP=max(1, min(16, 2048 // sizes["BE"])),
-        num_warps=max(4, min(16, at_once)),
+        num_warps=16 if at_once == many else 4,
     )
     rows_kernel[(-(-rows // sizes["BT"]),)](
         **shared,

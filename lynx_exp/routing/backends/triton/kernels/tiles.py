@@ -11,8 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32
-
 FIXED_POINT = tl.constexpr(2.0**32)
 ROUNDS = tl.constexpr(1.5 * 2.0**52)
 """Adding and subtracting it rounds a float64 below 2^51 to the nearest whole number, halves to even."""
@@ -20,7 +18,7 @@ WHOLE = tl.constexpr(2.0**51)
 SMALLEST = tl.constexpr(1.1754943508222875e-38)
 ROWS_COUNTED = tl.constexpr(256)
 LOWEST_INT64 = tl.constexpr(-(2**63))
-LARGEST_INT32 = tl.constexpr(2**31 - 1)
+LOWEST_INT32, LARGEST_INT32 = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -65,21 +63,27 @@ def first_best(key, left, e, BE: tl.constexpr):
 
 
 @triton.jit
-def ranked(value, column, COLUMNS: tl.constexpr):
-    """int64 in the order of the float32 values, NaN largest as for `torch.topk`, ties by lower column."""
+def ordered(value):
+    """int32 above LOWEST_INT32, in the order of the float32 values: NaN largest as in `torch.topk`, zeros alike."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     order = tl.where(bits < 0, bits ^ LARGEST_INT32, bits)
-    order = tl.where(value == value, order, LARGEST_INT32)
-    return (order.to(tl.int64) << 32) | (COLUMNS - 1 - column).to(tl.int64)
+    return tl.where(value == value, order, LARGEST_INT32)
 
 
 @triton.jit
-def first_ranked(order, COLUMNS: tl.constexpr):
-    """(column `[BT]` of the largest of what `ranked` gave, or COLUMNS, whether there is one): one reduction, where
-    `first_best` takes two. What is no candidate is LOWEST_INT64."""
+def ranked(value, column, COLUMNS: tl.constexpr):
+    """int64 in the order of `ordered`, ties by lower column."""
+    return (ordered(value).to(tl.int64) << 32) | (COLUMNS - 1 - column).to(tl.int64)
+
+
+@triton.jit
+def first_ordered(order, e, BE: tl.constexpr):
+    """(index `[BT]` of the largest of what `ordered` gave, the lowest of several, BE if there is none; whether there is
+    one). What is no candidate is LOWEST_INT32. In 32 bits, which a warp reduces in one instruction."""
     best = tl.max(order, 1)
-    there = best > LOWEST_INT64
-    return tl.where(there, COLUMNS - 1 - (best & LOW_32).to(tl.int32), COLUMNS), there
+    there = best > LOWEST_INT32
+    at = tl.min(tl.where(order == best[:, None], e[None, :], BE), 1)
+    return tl.where(there, at, BE), there
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels.launch_sizes import row_blocks
-from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, SMALLEST, first_ranked, ranked, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT32, SMALLEST, first_ordered, ordered, tile
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
@@ -70,12 +70,12 @@ def weigh_kernel(
         scores = tile(scores_ptr, rows, changed, E, BE, 0.0).to(tl.float32)
         opened = choice > float("-inf")
         if COUNT < E:
-            order = tl.where(opened, ranked(choice, e[None, :], BE), LOWEST_INT64)
+            order = tl.where(opened, ordered(choice), LOWEST_INT32)
             opened = (e < 0)[None, :] & changed[:, None]
             for _ in range(COUNT):
-                best_at, _there = first_ranked(order, BE)
+                best_at, _there = first_ordered(order, e, BE)
                 best = e[None, :] == best_at[:, None]
-                order = tl.where(best, LOWEST_INT64, order)
+                order = tl.where(best, LOWEST_INT32, order)
                 opened = opened | best
         total = tl.sum(tl.where(opened, scores, 0.0), 1)
     total = tl.where(changed, tl.maximum(total, SMALLEST), 1.0)
