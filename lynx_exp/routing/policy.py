@@ -101,11 +101,12 @@ class Policy(ABC):
         """bool `[E]`: the experts of `protect`. RuntimeError before `calibrated` has become a list."""
         if self.protect is None or self.protect == CALIBRATED:
             raise RuntimeError(f"{self.name}: protect={self.protect}: `bind` the policy to a model first")
-        kept: dict[torch.device, Tensor] = self.__dict__.setdefault("_protected", {})
-        if device not in kept:
-            kept[device] = torch.zeros(num_experts, dtype=torch.bool, device=device)
-            kept[device][list(self.protect)] = True
-        return kept[device]
+        kept: dict[tuple[int, torch.device], Tensor] = self.__dict__.setdefault("_protected", {})
+        place = num_experts, device  # a policy that names no calibration serves models of any size
+        if place not in kept:
+            kept[place] = torch.zeros(num_experts, dtype=torch.bool, device=device)
+            kept[place][list(self.protect)] = True
+        return kept[place]
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """Select experts for the token rows of one layer.
