@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.artifact import page
@@ -82,7 +83,7 @@ def listed(one: Experiment, out: Path) -> str:
     return f"{one.name:<24} {page.clock(one.minutes):>8}  {state:<24} {one.command}"
 
 
-def progress(every_s: float = 20.0) -> object:
+def progress(every_s: float = 20.0) -> Callable[[str], None]:
     """Shows the last line of a command's output: on a terminal at once, else now and then."""
     begun = last = time.monotonic()
 
