@@ -33,6 +33,7 @@ from lynx_exp.run.encode import encode_requests
 from lynx_exp.tasks.lm_eval_code import run_code_in
 from lynx_exp.tasks.task import TaskRequest
 from lynx_exp.tasks.task_settings import Generation
+from lynx_exp.tasks.thinking import find_think_end
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ class LynxLM(LM):
         memory_gib: float | None = None,
         chat_template_args: Arguments | None = None,
         enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
         sandbox: str = "auto",
         confirm_unsafe_code: bool = False,
         batch_size: int | str | None = None,
@@ -133,6 +135,7 @@ class LynxLM(LM):
         self._chat = dict(chat_template_args or {})
         if enable_thinking is not None:
             self._chat["enable_thinking"] = enable_thinking
+        self._thinking = enable_thinking
         run_code_in(sandbox_of(sandbox, confirm_unsafe_code))
         self._engine = Engine.from_pretrained(
             pretrained,
@@ -146,6 +149,10 @@ class LynxLM(LM):
             max_rows=max_rows,
             memory_gib=memory_gib,
         )
+        self._think_end = None
+        if think_end_token is not None:
+            marker, opened = str(think_end_token), enable_thinking is not False
+            self._think_end = find_think_end(self.tokenizer, marker, opened=opened, name="think_end_token")
         if self._engine.partial is not None:
             log.warning(f"allow_partial: {self._engine.partial}: what this model answers says nothing about it")
         self._engine.act(self._policy, self._phases, self._layers)  # what does not fit this model is said now
@@ -242,6 +249,7 @@ class LynxLM(LM):
                     top_k=wanted.top_k,
                     processing=wanted.processing,
                     subtask=request.task_name or "",
+                    think_end=self._think_end,
                 )
             )
         longest = max((request.max_new_tokens for request in asked), default=0)
@@ -252,6 +260,11 @@ class LynxLM(LM):
         return [lane.texts[at] for lane, at in self._respond("generate", asked, disable_tqdm)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if self._thinking:  # as lm-eval's own models
+            names = sorted({request.task_name or "requests" for request in requests})
+            raise ValueError(
+                f"enable_thinking=True: {', '.join(names)} asks for likelihoods, which leave no room for a thought"
+            )
         asked: list[TaskRequest] = []
         for request in requests:
             prompt, continuation = request.args

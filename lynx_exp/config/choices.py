@@ -15,6 +15,7 @@ SCORINGS = ("decode", "prefill")
 TRUNCATES = ("error", "left")
 NOISE_FLOOR_SEED = 1_000_003
 """What policy=noise_floor adds to the seed of the batch plan: nobody counts his seeds so far."""
+GENERATIONS = ("task", "model")
 MIXINGS = ("shuffled", "separate")
 SANDBOXES = ("auto", "bubblewrap", "namespaces", "landlock", "unsafe")
 BACKENDS = ("transformers", "vllm")

@@ -9,6 +9,7 @@ from typing import Any
 from lynx_exp.config.allowed import check_fields, choice, whole
 from lynx_exp.config.choices import (
     EXPERTS_IMPLEMENTATIONS,
+    GENERATIONS,
     LARGEST_SEED,
     MIXINGS,
     MODEL_KINDS,
@@ -131,6 +132,9 @@ class ModelConfig:
 class GenerationConfig:
     """What to change of how a task generates; null is as its definition says."""
 
+    source: str = choice("task", GENERATIONS, role=Role.CONTENT)
+    """Whose sampling counts where the fields below are null: the task's, or that of the model's
+    generation_config.json (temperature, top_p, top_k; greedy if it does not sample). task.generation=model sets it."""
     temperature: float | None = plain(role=Role.CONTENT)
     """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request draws from its own seed, whoever shares its
     lane."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lynx_exp.config import Config
+from lynx_exp.config import Config, TaskConfig
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from lynx_exp.engine.requests.thoughts import ThinkEnd
     from lynx_exp.run.planned_cell import Task
@@ -101,6 +101,7 @@ def settings_of(config: Config) -> TaskSettings:
     from lynx_exp.tasks import TaskSettings
 
     task, generation = config.task, config.task.generation
+    drawn = _drawing_of_model(config) if generation.source == "model" else {}
     chat = _chat_template(config) if task.apply_chat_template else None
     return TaskSettings(
         data=task.data,
@@ -110,15 +111,52 @@ def settings_of(config: Config) -> TaskSettings:
         fewshot_as_multiturn=task.fewshot_as_multiturn,
         system_instruction=task.system_instruction,
         chat=chat,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
+        temperature=drawn.get("temperature") if generation.temperature is None else generation.temperature,
+        top_p=drawn.get("top_p") if generation.top_p is None else generation.top_p,
+        top_k=drawn.get("top_k") if generation.top_k is None else generation.top_k,
         max_gen_toks=generation.max_gen_toks,
         until=None if generation.until is None else tuple(generation.until),
         repeats=task.repeats,
         think_end=_think_end(config),
         thinking=task.thinking,
     )
+
+
+def asks_the_model(task: TaskConfig) -> bool:
+    """Whether what is asked depends on the model: its chat template, its tokens, or how it samples."""
+    return task.apply_chat_template or task.think_end is not None or task.generation.source == "model"
+
+
+def _drawing_of_model(config: Config) -> dict[str, Any]:
+    """How the model's generation_config.json draws tokens: temperature (0: greedy), top_p and top_k where it says so.
+    ValueError where there is none, or it asks for what is not followed."""
+    from lynx_exp.engine.requests.processing import drawing_of, refuse_drawing
+
+    model = config.model
+    if model.kind == "random":
+        raise ValueError("task.generation=model: random weights have no generation_config.json; leave it to the task")
+    stated = _generation_config(model.id, model.revision)
+    if not stated.do_sample:
+        return {"temperature": 0.0}
+    drawn = drawing_of(stated)
+    refuse_drawing(drawn)
+    temperature = 1.0 if stated.temperature is None else float(stated.temperature)
+    return {"temperature": temperature} | {name: drawn[name] for name in ("top_p", "top_k") if drawn.get(name)}
+
+
+@cache
+def _generation_config(name: str, revision: str | None) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    from lynx_exp.models import locate
+
+    try:
+        return GenerationConfig.from_pretrained(locate(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"task.generation=model: model.id={name} has no generation_config.json that can be read: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _think_end(config: Config) -> ThinkEnd | None:

@@ -15,7 +15,7 @@ from lynx_exp.extensions import policy_source
 from lynx_exp.run.batch_plan import check_documents
 from lynx_exp.run.batching_mode import batching_note, with_batching
 from lynx_exp.run.declared_task import declared_where_missing
-from lynx_exp.run.load_tasks import LoadTask, data_digests, sandbox_of, tasks_of, with_fillers
+from lynx_exp.run.load_tasks import LoadTask, asks_the_model, data_digests, sandbox_of, tasks_of, with_fillers
 from lynx_exp.run.model_facts import ModelFacts, known_facts
 from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_threads, longest_of
 from lynx_exp.store.done import is_done
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 from lynx_exp.run.planned_cell import Cell, Task
 
 _Question = tuple[str, int | None, str | None, bool]
-"""What configs ask: task, limit, model where its chat template counts, whether lanes are filled."""
+"""What configs ask: task, limit, model where what is asked depends on it, whether lanes are filled."""
 
 
 def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = True) -> list[Cell]:
@@ -56,8 +56,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     def asked(config: Config) -> _Question:
         """Equal for configs that ask the same."""
-        chat = model_key(config.model) if config.task.apply_chat_template else None
-        return task_key(config.task), config.limit, chat, config.is_filled
+        own = model_key(config.model) if asks_the_model(config.task) else None
+        return task_key(config.task), config.limit, own, config.is_filled
 
     # `build` sees a node alone, and whether it is vanilla depends on the config that it stands in
     owners = {id(config.policy): config for config in configs}

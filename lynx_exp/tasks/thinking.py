@@ -23,10 +23,11 @@ FLAGS = ("enable_thinking", "thinking")
 """Of chat templates: Qwen's, GLM's and Gemma's; DeepSeek's and Granite's."""
 
 
-def find_think_end(tokenizer: PreTrainedTokenizerBase, marker: str, *, opened: bool) -> ThinkEnd:
-    """What ends a thought; `marker` as `task.think_end` gives it. ValueError, in one line, where there is none, or it
-    is no sequence of the tokenizer's tokens."""
-    name = "task.think_end"
+def find_think_end(
+    tokenizer: PreTrainedTokenizerBase, marker: str, *, opened: bool, name: str = "task.think_end"
+) -> ThinkEnd:
+    """What ends a thought; `marker` as `task.think_end` gives it. ValueError, in one line that names the field, where
+    there is none, or it is no sequence of the tokenizer's tokens."""
     if marker != AUTO:
         return think_end_of(tokenizer, marker, opened=opened, name=name)
     template, added = _template(tokenizer), tokenizer.get_added_vocab()

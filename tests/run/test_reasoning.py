@@ -153,3 +153,46 @@ def test_bad_input_is_one_line_before_a_model_loads(template, task, message, dat
     with chdir(tmp_path), pytest.raises(ValueError, match=message) as caught:
         run_cells(cells(folder, data, **task), console=Console(file=StringIO()), open_engine=never)
     assert "\n" not in str(caught.value)
+
+
+def asked(checkpoint: Path, data: Path, **more: Any):
+    from lynx_exp.run.load_tasks import tasks_of
+    from lynx_exp.tasks.load_task import load_task
+
+    config = cells(checkpoint, data, generation=GenerationConfig(source="model", **more))[0]
+    return tasks_of(config, load_task, 2)[0].requests[0]
+
+
+def test_sampling_is_the_models_own_where_asked_and_what_is_given_comes_first(checkpoint, data, tmp_path):
+    own = asked(checkpoint, data)
+    assert (own.temperature, own.top_p, own.top_k) == (0.9, 0.95, 50)
+    warm = asked(checkpoint, data, temperature=0.5, max_gen_toks=9)
+    assert (warm.temperature, warm.top_p, warm.max_new_tokens) == (0.5, 0.95, 9)
+    with pytest.raises(ValueError, match=r"^task\.generation=model: model\.id=.* has no generation_config\.json that"):
+        asked(thinker.save(tmp_path / "a", generation=None), data)
+    with pytest.raises(ValueError, match=r"^generation_config\.json: min_p=0\.1: not followed where tokens are drawn"):
+        asked(thinker.save(tmp_path / "b", generation={"do_sample": True, "min_p": 0.1}), data)
+    greedy = asked(thinker.save(tmp_path / "c", generation={"do_sample": False}), data)
+    assert greedy.temperature == 0
+
+
+def test_two_models_are_asked_each_by_its_own_tokens_and_settings(checkpoint, data, tmp_path):
+    from lynx_exp.run.prepare_cells import prepare_cells
+    from lynx_exp.tasks.load_task import load_task
+
+    other = thinker.save(tmp_path / "cold", generation={"do_sample": True, "temperature": 0.25})
+    generation = GenerationConfig(source="model", max_gen_toks=LIMIT)
+    configs = [cells(each, data, generation=generation, apply_chat_template=False, thinking=None)[0]
+               for each in (checkpoint, other)]  # fmt: skip
+    prepared = prepare_cells(configs, load_task)
+    assert [cell.tasks[0].requests[0].temperature for cell in prepared] == [0.9, 0.25]
+
+
+def test_one_word_for_the_node_names_whose_sampling_counts():
+    from lynx_exp.run.sweeper.raw_arguments import with_open_fields
+
+    assert with_open_fields(["task.generation=model", "task.generation=task,model", "task.generation.top_k=3"]) == [
+        "task.generation.source=model",
+        "task.generation.source=task,model",
+        "task.generation.top_k=3",
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -14,6 +16,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 50}
 LIKELY = 3.0
 """Logit of the marker in a usual state, where those of other tokens are about 0: a thought of some twenty tokens."""
 
@@ -31,8 +34,9 @@ def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def save(folder: Path, template: str = TEMPLATE) -> Path:
-    """The folder of the checkpoint. Sampled at temperature 1, some thoughts end and some do not."""
+def save(folder: Path, template: str = TEMPLATE, generation: dict[str, Any] | None = SAMPLED) -> Path:
+    """The folder of the checkpoint. `generation`: its generation_config.json; None: it has none. Sampled at temperature 1,
+    some thoughts end and some do not."""
     words = tokenizer(template)
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
@@ -56,7 +60,9 @@ def save(folder: Path, template: str = TEMPLATE) -> Path:
     model.lm_head.weight.mul_(0.3)
     usual = model.model(torch.arange(256)[None]).last_hidden_state.mean((0, 1))
     model.lm_head.weight[words.get_vocab()[MARKER]] = LIKELY * usual / (usual @ usual)
-    model.generation_config.update(do_sample=True, temperature=0.9, top_p=0.95, top_k=50)
     model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
     words.save_pretrained(folder)
     return folder

@@ -15,9 +15,15 @@ _OF_ARCHITECTURE = re.compile(r"^model\.config\.")
 """Fields of an architecture's configuration are its own: there is no telling those that are there from new ones."""
 
 
+_OF_GENERATION = re.compile(r"^task\.generation=(?=[\w,]+$)")
+"""One word in place of the node: whose settings count."""
+
+
 def with_open_fields(arguments: Sequence[str]) -> list[str]:
-    """`model.config.FIELD=VALUE` as Hydra takes it whether or not the preset has the field."""
-    return [_OF_ARCHITECTURE.sub("++model.config.", argument) for argument in arguments]
+    """`model.config.FIELD=VALUE` as Hydra takes it whether or not the preset has the field; `task.generation=model` as
+    the field that it means."""
+    opened = [_OF_ARCHITECTURE.sub("++model.config.", argument) for argument in arguments]
+    return [_OF_GENERATION.sub("task.generation.source=", argument) for argument in opened]
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
