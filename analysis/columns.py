@@ -14,6 +14,7 @@ from rich.text import Text
 
 from analysis import verdicts
 from analysis.activity import FULL
+from analysis.drift import SOLVED, TIME
 from analysis.frame_rows import Row
 from analysis.layout import WIDTH, count, interval, label, number
 
@@ -208,6 +209,27 @@ FIDELITY = (
     Column(heading="select\nµs", width=6, cell=_plain("selection_us", "{:.0f}")),
 )
 """Distance from vanilla."""
+
+DRIFT = (
+    Column(heading="thought", width=7, cell=_plain("thought_tokens", "{:.0f}")),
+    Column(
+        heading="more than\nvanilla",
+        width=17,
+        cell=lambda row: interval(row, "thought_tokens_difference", "{:+.0f}"),
+        right=False,
+    ),
+    Column(heading="cut\n%", width=4, cell=_share("thought_cut_share")),
+    Column(heading="answer", width=6, cell=_plain("answer_tokens", "{:.0f}")),
+    Column(
+        heading="more than\nvanilla",
+        width=15,
+        cell=lambda row: interval(row, "answer_tokens_difference", "{:+.0f}"),
+        right=False,
+    ),
+    Column(heading="tokens\na solved", width=8, cell=_plain(SOLVED, "{:.0f}"), needs=(SOLVED,)),
+    Column(heading="s a\nsolved", width=6, cell=_three(TIME), needs=(TIME,)),
+)
+"""Length drift: thoughts, answers, and what a solved document costs."""
 
 HARDWARE = (
     Column(heading="step ms\n/vanilla", width=9, cell=_step, needs=("step_ms",)),

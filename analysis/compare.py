@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis import bleu, guards, latency, latency_model, statistics
+from analysis import bleu, drift, guards, latency, latency_model, statistics
 from analysis.activity import (
     active_experts,
     changed_share,
@@ -51,6 +51,8 @@ def results(records: Records) -> pd.DataFrame:
     generated `new_tokens` (a response),
     `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
     `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
+    Estimates of length drift are `drift.COLUMNS`: tokens of thoughts and answers, the share of thoughts that were cut,
+    and tokens and a lane's seconds for each document that is solved.
     `us_per_expert`: an estimate, of the fit that the cell shares: microseconds for each further active expert of a
     layer; `fixed_ms`: what its steps cost besides rows, experts and positions, a policy's selection included; what the
     hardware gave as in the cells.
@@ -77,6 +79,7 @@ def results(records: Records) -> pd.DataFrame:
     partners = partners_of(records.cells)
     guarded = guards.guards(records, partners)
     integrated = latency_model.integrate(records)
+    drifted = drift.drift(records, partners, {cell: known.tokens_per_s for cell, known in integrated.items()})
     counts: dict[tuple[str, str], Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
@@ -125,6 +128,7 @@ def results(records: Records) -> pd.DataFrame:
                 | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, _NO_FIDELITY)
                 | _guard_columns(guarded.get(key))
+                | _drift_columns(drifted.get(key, {}))
             )
     frame = pd.DataFrame(rows)
     order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
@@ -196,6 +200,13 @@ def _guard_columns(guard: guards.Guard | None) -> dict[str, float | str]:
     for name in names:
         columns |= flat(name, NO_ESTIMATE if guard is None else getattr(guard, name))
     return columns | {"guard": guards.NOTHING_TO_COMPARE if guard is None else guard.flag}
+
+
+def _drift_columns(found: Mapping[str, Estimate]) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    for name in drift.COLUMNS:
+        columns |= flat(name, found.get(name, NO_ESTIMATE))
+    return columns
 
 
 def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:

@@ -34,6 +34,8 @@ WORDS = {
     ("tokens", -1): "shorter",
     ("stops", 1): "more cut off",
     ("stops", -1): "fewer cut off",
+    ("thoughts", 1): "more thoughts cut",
+    ("thoughts", -1): "fewer thoughts cut",
 }
 INSIDE, NOTHING_TO_COMPARE = "", "-"
 _FLAT_TOKENS = 1e-9
@@ -62,6 +64,8 @@ class _Responses:
     tokens: NDArray[np.float64]
     stopped: NDArray[np.float64]
     """1 where the length limit ended it."""
+    unfinished: NDArray[np.float64]
+    """1 where it was over before its thought was."""
 
 
 def guards(records: Records, partners: Mapping[str, str]) -> dict[tuple[str, str], Guard]:
@@ -72,7 +76,8 @@ def guards(records: Records, partners: Mapping[str, str]) -> dict[tuple[str, str
 
     - beyond chance: its 95 % interval excludes zero (alone, one in twenty harmless cells would be flagged, and with
       many documents every policy, since none leaves all texts as they were), and
-    - large: beyond TOKENS_BAND of vanilla's mean, or beyond LENGTH_STOP_BAND (alone, a few lanes would do by chance),
+    - large: beyond TOKENS_BAND of vanilla's mean, or beyond LENGTH_STOP_BAND, of responses and likewise of thoughts
+      (alone, a few lanes would do by chance),
 
     or where its size is beyond SIZE_ALONE times the band. One lane gives no interval, and a few lanes give one that
     holds zero even for a ruined model; a guard that waits for more lanes would be silent just then. (Where lanes are
@@ -119,9 +124,14 @@ def _by_subtask(responses: pd.DataFrame) -> dict[tuple[str, str], _Responses]:
     request, lane = generated["request"].to_numpy(), generated["lane"].to_numpy()
     tokens = generated["new_tokens"].to_numpy(dtype=float)
     stopped = (generated["finish_reason"] == "length").to_numpy(dtype=float)
+    unfinished = np.zeros(len(generated))
+    if "thought" in generated:
+        unfinished = (generated["thought"] == "cut").to_numpy(dtype=float)
     groups = generated.groupby(["cell_id", "subtask"], observed=True).indices
     return {
-        key: _Responses(request=request[at], lane=lane[at], tokens=tokens[at], stopped=stopped[at])
+        key: _Responses(
+            request=request[at], lane=lane[at], tokens=tokens[at], stopped=stopped[at], unfinished=unfinished[at]
+        )
         for key, at in groups.items()
     }
 
@@ -144,9 +154,11 @@ def _guard(own: _Responses, vanilla: _Responses | None, *, is_vanilla: bool) -> 
     lanes = own.lane[mine]
     longer = _change(own.tokens[mine] - vanilla.tokens[theirs], lanes)
     stopped = statistics.paired_difference(own.stopped[mine], vanilla.stopped[theirs], lanes)
+    cut = statistics.paired_difference(own.unfinished[mine], vanilla.unfinished[theirs], lanes)
     signs = {
         "tokens": outside(longer, TOKENS_BAND * float(vanilla.tokens[theirs].mean())),
         "stops": outside(stopped, LENGTH_STOP_BAND),
+        "thoughts": outside(cut, LENGTH_STOP_BAND),
     }
     flag = ", ".join(WORDS[what, sign] for what, sign in signs.items() if sign)
     return Guard(**known, new_tokens_difference=longer, length_stop_share_difference=stopped, flag=flag)

@@ -41,6 +41,7 @@ def print_rows(
         ):
             name = task if task == subtask else f"{task}: {subtask}"
             _print_block(group, title(name, f"batch size {batch}", setting), _about(group.iloc[0]), console, sort)
+    _print_drift(rows, console)
     compared = summary[summary["kl"].notna()] if len(summary) else summary
     if by != "task" and len(compared):
         for (setting, batch), group in compared.groupby(["setting", "batch_size"], sort=True):
@@ -64,6 +65,15 @@ def _subtasks(names: Sequence[str], heading: str) -> str:
     return listed if len(heading) + len(listed) + len("   , points") <= WIDTH else named
 
 
+def _print_drift(rows: pd.DataFrame, console: Console) -> None:
+    """A table of each subtask and batch size whose thoughts were looked for."""
+    thought = rows[rows["thought_tokens"].notna()] if "thought_tokens" in rows else rows[:0]
+    for (setting, subtask, batch), group in thought.groupby(["setting", "subtask", "batch_size"], sort=True):
+        heading = title(f"lengths: {subtask}", f"batch size {batch}", setting)
+        columns.print_table(group, columns.DRIFT, _heading(heading, "tokens of thought and answer"), console)
+        console.print()
+
+
 def _print_hardware(summary: pd.DataFrame, console: Console) -> None:
     """A table of each batch size, where bytes or joules are on record."""
     measured = summary[summary[["step_gb", "j_per_token"]].astype(float).notna().any(axis=1)]
@@ -83,6 +93,7 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
     parts += [_TIMES_LEGEND] if timed else []
     parts += [_FIDELITY_LEGEND] if compared else []
     parts += [_HARDWARE_LEGEND] if len(summary) and summary["step_gb"].notna().any() else []
+    parts += [_DRIFT_LEGEND] if "thought_tokens" in rows and rows["thought_tokens"].notna().any() else []
     parts += [_GUARD_LEGEND] if flagged else []
     console.print(Text("".join(parts), style="dim"))
 
@@ -115,10 +126,15 @@ _HARDWARE_LEGEND = (
     "expert: a step's time for one more in a layer; fixed: besides rows, experts and positions.\n"
 )
 
+_DRIFT_LEGEND = (
+    "thought, answer: mean tokens, and paired with vanilla's. cut: responses that were over before their\n"
+    "thought. tokens a solved: of all responses, over the documents solved; s: of a lane for these tokens.\n"
+)
+
 _GUARD_LEGEND = (
     f"!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
-    f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit, and"
-    f" beyond chance or over {guards.SIZE_ALONE:g} times that much.\n"
+    f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit (or in a"
+    f" thought), and beyond\nchance or over {guards.SIZE_ALONE:g} times that much.\n"
 )
 
 

@@ -45,6 +45,15 @@ ESTIMATES = _columns(
     ("new_tokens_difference", "tokens", "paired difference to vanilla's"),
     ("length_stop_share", "share 0..1", "responses that the length limit cut off"),
     ("length_stop_share_difference", "share 0..1", "paired difference to vanilla's"),
+    ("thought_tokens", "tokens", "mean length of a thought, the marker of its end included; missing = none looked for"),
+    ("thought_tokens_difference", "tokens", "paired difference to vanilla's"),
+    ("answer_tokens", "tokens", "mean length of what follows a thought"),
+    ("answer_tokens_difference", "tokens", "paired difference to vanilla's"),
+    ("thought_cut_share", "share 0..1", "responses that were over before their thought was"),
+    ("thought_cut_share_difference", "share 0..1", "paired difference to vanilla's"),
+    ("tokens_per_solved", "tokens", "of all responses, over the documents that were solved (the sum of their scores)"),
+    ("tokens_per_solved_difference", "tokens", "to vanilla's on the same documents, clustered by lane"),
+    ("s_per_solved", "s", "of a lane for each solved document: these tokens over tokens_per_s, prefills apart"),
 )
 """Each is five columns: X, X_low, X_high, X_se and X_df."""
 

@@ -83,10 +83,12 @@ def write_cell(
     study: str = "demo",
     state: str = "done",
     kl: float | None = None,
+    thoughts: int | None = None,
     **info: Any,
 ) -> Path:
     """One cell's folder; `repeats=0` leaves timing out, a state other than done leaves the cell unfinished; with `kl`
-    (nats a token, in each lane more than in the one before) the cell compared distributions.
+    (nats a token, in each lane more than in the one before) the cell compared distributions; with `thoughts` (tokens)
+    its responses have thoughts of so many, which are cut where the length limit ends a response.
 
     Vanilla's answers depend on the task only, a policy spoils some of them, so that pairs are realistic.
     """
@@ -128,6 +130,8 @@ def write_cell(
             in_decode = info.get("phases") != "prefill"
             steps += _steps(subtask, batch_size, documents, policy.keep if in_decode else 1.0, rng)
         metrics.append(_metric(subtask, rows))
+    if thoughts is not None:
+        _think(samples, thoughts)
     if task in MIX:
         _share_lanes(samples, batch_size, info["mixing"])
         steps = _steps(task, batch_size, len(samples), policy.keep, rng, more=2 * (info["mixing"] == "shuffled"))
@@ -196,6 +200,14 @@ def _ending(subtask: str, doc: int, policy: FakePolicy) -> dict[str, Any]:
     cut = policy.runs_on and doc % policy.runs_on == 0
     tokens = LENGTH_LIMIT if cut else 8 + doc % 5 + policy.longer
     return {"new_tokens": tokens, "finish_reason": "length" if cut else "eos" if doc % 2 else "stop"}
+
+
+def _think(samples: list[dict[str, Any]], tokens: int) -> None:
+    """A thought before each answer, of more tokens the longer that is; a response that is cut is cut within it."""
+    for row in samples:
+        cut, thought = row["finish_reason"] == "length", tokens + row["new_tokens"]
+        row |= {"thought": "cut" if cut else "closed", "thought_tokens": thought}
+        row["new_tokens"] = thought if cut else thought + row["new_tokens"]
 
 
 def _share_lanes(samples: list[dict[str, Any]], batch_size: int, mixing: str) -> None:

@@ -35,8 +35,8 @@ def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def save(folder: Path, template: str = TEMPLATE, generation: dict[str, Any] | None = SAMPLED) -> Path:
-    """The folder of the checkpoint. `generation`: its generation_config.json; None: none. At temperature 1 some thoughts
-    end and some do not."""
+    """The folder of the checkpoint. `generation`: its generation_config.json; None: none. At temperature 1 some of its
+    thoughts end and some do not."""
     words = tokenizer(template)
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
