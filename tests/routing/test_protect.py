@@ -182,7 +182,7 @@ def test_the_plugin_takes_what_it_is_told_and_an_alignment_is_of_it() -> None:
 
 def test_one_policy_serves_models_of_any_size() -> None:
     """What is kept of `protect` belongs to a number of experts: the same policy met four experts, then nine."""
-    policy = build_policy("oea", k0=1, protect=[1])
+    policy = replace(build_policy("oea", k0=1), protect=(1,))
     for num_experts in (4, 9):
         assert policy.protected(num_experts, torch.device("cpu")).nonzero().tolist() == [[1]]
         assert len(policy.protected(num_experts, torch.device("cpu"))) == num_experts
