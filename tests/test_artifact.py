@@ -253,7 +253,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(load().experiments) and "needs a GPU: python benchmarks/gpu.py" in " ".join(lines)
     assert artifact.main(["--compare", "--only", "demo", "gpu", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 experiments run, 2 not: nothing is off"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 experiment run, 1 not: nothing is off"
     (tmp_path / "demo").mkdir()
     write_json(tmp_path / "demo/done.json", {"asked": "", "status": 0, "seconds": 1.0, "last": ""})
     assert artifact.main(["--compare", "--only", "demo", "--out", str(tmp_path)]) == 1

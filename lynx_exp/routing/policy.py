@@ -98,7 +98,18 @@ class Policy(ABC):
             raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
 
     def protected(self, num_experts: int, device: torch.device) -> Tensor:
-        """bool `[E]`: the experts of `protect`. RuntimeError before `calibrated` has become a list."""
+        """The experts of `protect`.
+
+        Args:
+            num_experts: E, of the layer.
+            device: Where the mask is wanted.
+
+        Returns:
+            bool `[E]`.
+
+        Raises:
+            RuntimeError: If no calibration has given `calibrated` its list yet.
+        """
         if self.protect is None or self.protect == CALIBRATED:
             raise RuntimeError(f"{self.name}: protect={self.protect}: `bind` the policy to a model first")
         kept: dict[tuple[int, torch.device], Tensor] = self.__dict__.setdefault("_protected", {})
