@@ -352,6 +352,8 @@ class HardwareConfig:
     """Of one device's memory, in 1e9 bytes a second, as its data sheet says."""
     tflops: float | None = plain(role=Role.COSMETIC)
     """Of one device, in 1e12 operations a second on dense matrices, as its data sheet says."""
+    reported: str = plain("", role=Role.COSMETIC)
+    """What the driver's name of it has in it. Finished cells that ran on such devices then tell the time."""
     device: str = choice("cuda", ("cuda", "cpu"), role=Role.COSMETIC)
     """Its kind. What `tflops` is of, and dtype=auto: bfloat16, or float32 on a CPU."""
 

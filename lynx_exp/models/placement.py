@@ -45,11 +45,9 @@ def placement(
     found = accelerator.type if accelerator is not None else "cpu"
     if device.type != found:
         raise ValueError(f"{asked}: transformers spreads a model over {found} devices here, not device={device.type}")
-    plan = getattr(config.get_text_config(), PARALLEL[parallel], None) or {}
-    if not any("expert" in module for module in plan):
-        raise ValueError(
-            f"{asked}: transformers has no {parallel} plan for the experts of {config.model_type}; use device_map=auto"
-        )
+    reason = refusal(config, parallel, int(os.environ["WORLD_SIZE"]))
+    if reason is not None:
+        raise ValueError(f"{asked}: {reason}; use device_map=auto")
     if parallel == "ep" and _version() < OLDEST_EP:
         raise ValueError(f"{asked}: needs transformers {'.'.join(map(str, OLDEST_EP))} or newer; use parallel=tp")
     from transformers.distributed import DistributedConfig
@@ -57,6 +55,24 @@ def placement(
     ranks = int(os.environ["WORLD_SIZE"])
     more = {"ep_size": ranks} if parallel == "ep" else {}
     return {"distributed_config": DistributedConfig(tp_size=ranks, tp_plan="auto", **more)}
+
+
+def refusal(config: PreTrainedConfig, how: str, ranks: int) -> str | None:
+    """Why a model of this (transformers) configuration cannot be spread over so many ranks; None: it can."""
+    text = config.get_text_config()
+    plan = getattr(text, PARALLEL[how], None) or {}
+    if not any("expert" in module for module in plan):
+        return f"transformers has no {how} plan for the experts of {config.model_type}"
+    heads = getattr(text, "num_key_value_heads", None)
+    own = any(module.endswith(".k_proj") and style == "colwise" for module, style in plan.items())
+    if own and heads and heads % ranks:
+        return f"its {heads} key-value heads are not a multiple of {ranks} ranks"
+    experts = next(
+        (n for f in ("num_local_experts", "num_experts", "n_routed_experts") if (n := getattr(text, f, 0))), 0
+    )
+    if how == "ep" and experts % ranks:
+        return f"its {experts} experts are not a multiple of {ranks} ranks"
+    return None
 
 
 def _version() -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from lynx_exp.store.done import is_done
 from lynx_exp.store.file_types import CellInfo
 from lynx_exp.store.forms import FINISHED_CELL
-from lynx_exp.store.reading import Damaged, read_value
+from lynx_exp.store.reading import Damaged, read_value, value_or_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class Throughput:
     """Seconds a request, by what was run: read from the finished cells below a folder of results."""
 
-    def __init__(self, results: Iterable[Path]) -> None:
+    def __init__(self, results: Iterable[Path], *, gpu: str = "") -> None:
+        """`gpu`: only of cells that ran on GPUs whose names, as the driver gives them, have this in it."""
+        self._gpu = gpu
         self._costs: dict[tuple[str, ...], list[tuple[int, float]]] = defaultdict(list)
         self.cells = 0
         """Finished cells that say how long they took."""
@@ -44,6 +46,8 @@ class Throughput:
             info = read_value(folder / "cell.json", FINISHED_CELL)
             status, plan = (read_value(folder / name) for name in ("status.json", "plan.json"))
         except Damaged:
+            return
+        if self._gpu and not _ran_on(folder, self._gpu):
             return
         requests = sum(len(lane) for task in plan.values() for lane in task["lanes"])
         seconds = (status.get("seconds") or 0.0) / (status.get("together") or 1)
@@ -69,6 +73,13 @@ class Throughput:
     def _key(self, cell: Cell) -> tuple[str, ...] | None:
         keys = _keys(cell.info(), str(cell.config.measure.latency))
         return next((key for key in keys if self._costs.get(key)), None)
+
+
+def _ran_on(folder: Path, gpu: str) -> bool:
+    """Whether a cell's record names such GPUs only."""
+    torch = value_or_empty(folder / "provenance.json").get("torch")
+    names = torch.get("gpus") if isinstance(torch, dict) else None
+    return isinstance(names, list) and bool(names) and all(gpu in str(name) for name in names)
 
 
 def seconds_for(requests: int, costs: Sequence[tuple[int, float]]) -> float:

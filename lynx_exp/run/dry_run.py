@@ -58,7 +58,9 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         return
     packs = pack_groups(todo) if packed else [[cell] for cell in todo]
     named = cells[0].config.hardware.is_named
-    times = Throughput(() if named else dict.fromkeys(Path(cell.config.results) for cell in cells))
+    hardware = cells[0].config.hardware
+    folders = () if named and not hardware.reported else dict.fromkeys(Path(cell.config.results) for cell in cells)
+    times = Throughput(folders, gpu=hardware.reported if named else "")
     for number, pack in enumerate(packs[:_MOST_PACKS], 1):
         yield from _pack_lines(f"pack {number}/{len(packs)}", pack, times)
     if len(packs) > _MOST_PACKS:
@@ -66,7 +68,7 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         requests = sum(map(_requests, rest))
         more = f"{counted(len(rest), 'cell')}, {counted(requests, 'request')}"
         yield f"and {counted(len(packs) - _MOST_PACKS, 'pack')} more: {more}"
-    if not named:
+    if not named or any(times.seconds(cell) is not None for cell in todo):
         yield _time(todo, times)
     models: dict[str, list[Cell]] = {}
     for cell in todo:
@@ -123,8 +125,10 @@ def _time(todo: Sequence[Cell], times: Throughput) -> str:
     more = f", and {counted(unknown, 'cell')} of which nothing is known" if unknown else ""
     cells = counted(times.cells, "finished cell")
     stretch = max(map(times.stretch, todo))
+    devices = todo[0].config.hardware.devices
+    hours = f" ({sum(known) * devices / 3600:.3g} GPU hours)" if todo[0].device == "cuda" else ""
     coarse = f"; likely less: {stretch:.0f} times as many requests as those had" if stretch > _FAR else ""
-    return f"time: {'at most' if coarse else 'about'} {clock(sum(known))}{more}, by what {cells} took{coarse}"
+    return f"time: {'at most' if coarse else 'about'} {clock(sum(known))}{hours}{more}, by what {cells} took{coarse}"
 
 
 def _memory(cell: Cell, together: Sequence[Cell]) -> str:

@@ -65,7 +65,7 @@ def known_facts(model: ModelConfig, *, plan: bool) -> ModelFacts:
         if not plan or not model.shape:
             raise
     config = declared_config(model.shape).to_dict()
-    return replace(_facts(model, config, digest({"declared": model.shape})), declared=True)
+    return replace(_facts(model, config, digest({"declared": model.shape, "id": model.id})), declared=True)
 
 
 def context_of(model: ModelConfig) -> int | None:

@@ -17,7 +17,7 @@ from lynx_exp.run.batching_mode import batching_note, with_batching
 from lynx_exp.run.declared_task import declared_where_missing
 from lynx_exp.run.load_tasks import LoadTask, asks_the_model, data_digests, sandbox_of, tasks_of, with_fillers
 from lynx_exp.run.model_facts import ModelFacts, known_facts
-from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_threads, longest_of
+from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_parallel, check_threads, longest_of
 from lynx_exp.store.done import is_done
 from lynx_exp.store.identity import cell_ids, code_digest, digest
 
@@ -76,6 +76,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     for config in configs:
         if (name := model_key(config.model)) not in facts:
             facts[name] = known_facts(config.model, plan=config.plan)
+            if not config.hardware.is_named:  # whose plan says what would do
+                check_parallel(config.model, facts[name])
     notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
     # what `auto` comes to is settled before ids are computed: it is part of the question
     configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]

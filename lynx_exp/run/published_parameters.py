@@ -18,6 +18,7 @@ def published_lines(cells: Sequence[Cell]) -> Iterator[str]:
     """One line a policy, of the cells of one model that is not this package's own."""
     model = cells[0].config.model
     policies: dict[str, list[Mapping[str, Any]]] = {}
+    tunable = {cell.config.policy_name for cell in cells if "match_active" in cell.config.policy}
     for cell in cells:
         if not cell.config.is_untouched and cell.config.match_active is None:
             policies.setdefault(cell.config.policy_name, []).append(cell.config.policy_params)
@@ -29,7 +30,7 @@ def published_lines(cells: Sequence[Cell]) -> Iterator[str]:
             there = any(_holds(published, parameters) for parameters in found)
             words = "as published for it" if there else "is published for it, and not among these cells"
             yield f"policy {name} on {cells[0].model.name}: {_shown(published)} {words}"
-        elif default and any(_holds(default, parameters) for parameters in found):
+        elif default and name in tunable and any(_holds(default, parameters) for parameters in found):
             words = "the package's default; nothing is published for this model"
             yield f"policy {name} on {cells[0].model.name}: {_shown(default)}, {words}"
 

@@ -2,8 +2,8 @@
 
 A decode step takes as long as its bytes (`StepBytes`: MoE-CAP's and vLLM's count) take from memory, or its operations,
 whichever is longer; a prefill likewise. Experts are those of vanilla under uniform routing, E (1 - (1 - K/E)^R) of R
-rows. Every response is as long as it may be. Overhead, communication, fillers and timed windows are left out: a bound
-from below but for the lengths, and no measurement.
+rows. Every response is as long as it may be. Overhead, communication, fillers and loading are left out: a bound
+from below but for the lengths, and no measurement. Timed windows count as the fewest that are timed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lynx_exp.config import HardwareConfig
 from lynx_exp.run.cost_estimate import BYTES, GIB, Shape, architecture, shape_of, weightless
+from lynx_exp.run.memory_by_device import SHARE, Part, Spread, parts, rows_that_fit, spread_of
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.run_progress import clock
 
@@ -27,10 +28,11 @@ _TOKEN_BYTES = 4
 """Bytes of text that a token of a prompt is taken for."""
 _PREFILL_TOKENS = 8192
 """That go through the model at a time, for which its weights are read once."""
-_SHARE = 0.8
-"""Of the memory beside the weights that keys and values get, as in the engine."""
 _NODE = 8
 """Devices of one machine."""
+_MOST_DEVICES = 64
+_SHORT = 600.0
+"""Seconds below which what a run begins with is most of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,6 @@ class Machine:
     width: int = 2
     """Bytes of a weight."""
 
-    @property
-    def memory_gib(self) -> float:
-        assert self.one.memory_gib is not None, "named"
-        return self.devices * self.one.memory_gib
-
     def seconds(self, *, read: float, operations: float) -> float:
         """At least."""
         assert self.one.bandwidth_gb_s is not None and self.one.tflops is not None, "named"
@@ -81,24 +78,28 @@ def hardware_lines(cells: Sequence[Cell], positions: int) -> Iterator[str]:
     if shape is None or read is None:
         yield f"roofline: {cell.model.name}: its size cannot be told from its configuration"
         return
-    spread = cell.config.model.parallel is not None or cell.config.model.device_map is not None
-    machine = Machine(
-        one=hardware,
-        devices=hardware.devices if spread else 1,
-        together=cell.config.model.parallel is not None,
-        width=BYTES[dtype],
-    )
-    weights, row = shape.parameters * BYTES[dtype] / GIB, _row_gib(shape, dtype, positions)
-    fit = _rows(machine.memory_gib, weights, row)
+    spread, memory = spread_of(cell), hardware.memory_gib
+    assert memory is not None, "named"
+    machine = Machine(one=hardware, devices=spread.devices, together=spread.together, width=BYTES[dtype])
+    row = _row_gib(shape, dtype, positions)
     place = f"{machine.devices} x {hardware.label or hardware.name}"
-    if hardware.devices > 1 and not spread:
+    if hardware.devices > 1 and spread.how == "none":
         yield f"hardware.devices={hardware.devices}: {cell.model.name} is on one without model.parallel or device_map"
-    if fit < widest:
-        yield (
-            f"{cell.model.name} in {dtype} DOES NOT FIT on {place}: weights {weights:.1f} GiB and batch_size={widest} "
-            f"rows of up to {positions} positions {widest * row:.1f} GiB, of {machine.memory_gib:.1f} GiB; "
-            f"{_would_do(cell, hardware, weights, row, widest)}"
-        )
+    try:
+        found = parts(cell, dtype, spread, memory)
+        assert found is not None, "its shape is known"
+        fit, why = rows_that_fit(found, memory, row), ""
+        fullest = max(found, key=lambda part: part.weights + widest * row * part.kept)
+        if fit < widest:
+            kept = widest * row * fullest.kept
+            why = (
+                f"DOES NOT FIT on {place}: weights {fullest.weights:.1f} GiB and batch_size={widest} rows of up to "
+                f"{positions} positions {kept:.1f} GiB, of {memory:.1f} GiB{'' if len(found) == 1 else ' each'}"
+            )
+    except ValueError as error:
+        fit, why = 0, f"CANNOT BE SPREAD over {place} by {spread.how}: {error}"
+    if why:
+        yield f"{cell.model.name} in {dtype} {why}; {_would_do(cell, hardware, dtype, row, widest)}"
         return
     seconds, rows, step = _seconds(cells, machine, read, fit)
     kind = "CPU" if hardware.device == "cpu" else "GPU"
@@ -108,46 +109,50 @@ def hardware_lines(cells: Sequence[Cell], positions: int) -> Iterator[str]:
         "clock, if every response is as long as it may be"
     )
     yield (
-        f"  weights {weights:.1f} of {machine.memory_gib:.1f} GiB; {rows} rows of up to {positions} positions at once, "
-        f"{fit} would fit; a step of them {1000 * step:.2f} ms; vanilla's experts by uniform routing, no overhead, no "
-        "communication"
+        f"  weights {_by_device(found)} of {memory:.1f} GiB{'' if len(found) == 1 else ' each'}; {rows} rows of up to "
+        f"{positions} positions at once, {fit} would fit; a step of them {1000 * step:.2f} ms; vanilla's experts by "
+        "uniform routing, no overhead, no communication"
     )
+    if seconds < _SHORT:
+        yield f"  loose for so little: loading {_weights(found):.0f} GiB and starting, not counted, are most of it"
 
 
-def _rows(memory: float, weights: float, row: float) -> int:
-    """That fit beside the weights; all in GiB."""
-    return max(0, math.floor(_SHARE * (memory - weights) / row)) if row else 2**31
+def _weights(found: Sequence[Part]) -> float:
+    return sum(part.weights for part in found)
+
+
+def _by_device(found: Sequence[Part]) -> str:
+    """`43.6 GiB`, or of several devices that hold unequal parts each."""
+    each = [f"{part.weights:.1f}" for part in found]
+    return each[0] if len(set(each)) == 1 else " + ".join(each)
 
 
 def _row_gib(shape: Shape, dtype: str, positions: int) -> float:
     return (shape.position * BYTES[dtype] * positions + shape.row) / GIB
 
 
-def _would_do(cell: Cell, hardware: HardwareConfig, weights: float, row: float, widest: int) -> str:
-    assert hardware.memory_gib is not None, "named"
+def _would_do(cell: Cell, hardware: HardwareConfig, dtype: str, row: float, widest: int) -> str:
+    """What would hold the model and the rows: the fewest devices."""
+    memory = hardware.memory_gib
+    assert memory is not None, "named"
     if hardware.device == "cpu":
-        need = weights + widest * row / _SHARE
-        return f"{need:.0f} GiB would do, or a smaller model"
-    devices = 1
-    while _rows(devices * hardware.memory_gib, weights, row) < widest:
+        (whole,) = parts(cell, dtype, Spread(how="none", devices=1), memory) or ()
+        return f"{whole.weights + widest * row / SHARE:.0f} GiB would do, or a smaller model"
+    devices, reasons = 1, {}
+    while devices <= _MOST_DEVICES:
+        for how in ("none",) if devices == 1 else ("tp", "ep", "device_map"):
+            spread = Spread(how=how, devices=devices)
+            try:
+                found = None if how == "device_map" and devices > _NODE else parts(cell, dtype, spread, memory)
+            except ValueError as error:
+                reasons[how] = str(error)
+                continue
+            if found is not None and rows_that_fit(found, memory, row) >= widest:
+                nodes = f", that is {devices // _NODE} machines of {_NODE}" if devices > _NODE else ""
+                return f"{devices} would do{nodes}: {spread.words}" if devices > 1 else "one would do"
         devices *= 2
-    splits = _splits(cell)
-    if devices > _NODE and not splits:
-        return f"it needs {devices}, and transformers has no plan to split it over machines of {_NODE}"
-    how = "model.parallel=tp, under torchrun" if splits else "model.device_map=auto"
-    nodes = f", that is {devices // _NODE} machines of {_NODE}" if devices > _NODE else ""
-    return f"{devices} would do{nodes}: hardware.devices={devices} with {how}"
-
-
-@cache
-def _plan_of(kind: str, name: str, revision: str | None, trust: bool, fields: str) -> tuple[str, ...]:
-    model = weightless(kind, name, revision, trust, fields)
-    return tuple(getattr(model, "_tp_plan", None) or ()) if model is not None else ()
-
-
-def _splits(cell: Cell) -> bool:
-    """Whether transformers has a plan to split its experts."""
-    return any("experts" in name for name in _plan_of(*architecture(cell)))
+    said = "; ".join(f"{how}: {reason}" for how, reason in reasons.items() if how in ("tp", "ep"))
+    return f"up to {_MOST_DEVICES} do not hold it, nor one machine of {_NODE} by layers{f' ({said})' if said else ''}"
 
 
 def bytes_of_step(cell: Cell, dtype: str) -> StepBytes | None:
@@ -174,9 +179,25 @@ def _seconds(cells: Sequence[Cell], machine: Machine, read: StepBytes, fit: int)
         rows = max(min(first.config.pack.max_rows, fit, demand.rows), *(cell.config.batch_size for cell in pack), 1)
         step = step_seconds(read, machine, first.model.num_experts, first.model.top_k, rows, demand.context)
         total += demand.decode / rows * step + _prefill_seconds(read, machine, first, demand.prefill)
+        total += sum(_timed_steps(cell) * _alone(read, machine, cell, demand.context) for cell in pack)
         if rows > most:
             most, slowest = rows, step
     return total, most, slowest
+
+
+def _timed_steps(cell: Cell) -> int:
+    """Decode steps of its lanes alone, at least: windows of the policy and of vanilla, and a turn before each."""
+    measure = cell.config.measure
+    if not measure.latency:
+        return 0
+    turns = 1 if cell.config.is_untouched else 2
+    return measure.windows * measure.new_tokens * (measure.repeats + 1) * turns
+
+
+def _alone(read: StepBytes, machine: Machine, cell: Cell, context: float) -> float:
+    rows, held = cell.config.batch_size, cell.config.measure.context
+    at = context if held is None else float(held)
+    return step_seconds(read, machine, cell.model.num_experts, cell.model.top_k, rows, at)
 
 
 def step_seconds(read: StepBytes, machine: Machine, num_experts: int, top_k: int, rows: int, context: float) -> float:

@@ -66,6 +66,20 @@ def check_lengths(config: Config, longest: Sequence[tuple[str, int]], context: i
         raise ValueError(f"measure.new_tokens={measure.new_tokens}: must be below the model's {context} positions")
 
 
+def check_parallel(model: ModelConfig, facts: ModelFacts) -> None:
+    """ValueError for slices, or whole experts, of a model for which transformers has no plan of them."""
+    if model.parallel is None or not facts.model_type:
+        return
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from lynx_exp.models.placement import refusal
+
+    if facts.model_type in CONFIG_MAPPING:
+        reason = refusal(AutoConfig.for_model(facts.model_type), model.parallel, 1)
+        if reason is not None:
+            raise ValueError(f"model.parallel={model.parallel}: {reason}; use model.device_map=auto")
+
+
 def check_layers(policy: Policy, model: ModelConfig) -> None:
     """ValueError for parameters by layer that are more or fewer than the model's layers with a router."""
     from lynx_exp.routing import PerLayer

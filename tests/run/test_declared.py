@@ -101,7 +101,12 @@ def test_a_plan_says_where_parameters_come_from() -> None:
 
     def said(model: ModelConfig, **parameters: Any) -> list[str]:
         found = SimpleNamespace(
-            model=model, is_untouched=False, match_active=None, policy_name="lynx", policy_params=parameters
+            model=model,
+            is_untouched=False,
+            match_active=None,
+            policy_name="lynx",
+            policy_params=parameters,
+            policy={"match_active": None},
         )
         return list(published_lines([SimpleNamespace(config=found, model=SimpleNamespace(name="M"))]))  # type: ignore[list-item]
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from lynx_exp.config import Config, HardwareConfig, ModelConfig, PackConfig
 from lynx_exp.engine.timing.step_bytes import StepBytes
 from lynx_exp.run.prepare_cells import prepare_cells
 from lynx_exp.run.roofline import Machine, demand_of, step_seconds
-from tests.run.fakes import TINY
+from tests.run.fakes import TINY, FakeTask
 
 CARD = HardwareConfig(name="card", label="a card", memory_gib=80.0, bandwidth_gb_s=1000.0, tflops=100.0)
 READ = StepBytes(once=10**9, expert=10**8, row=0, position=10**5, layers=10)
@@ -95,7 +96,8 @@ def test_what_does_not_fit_is_told_what_would(planned: Callable[..., str], confi
     text = planned(config(model=model, **on(memory_gib=2.0, devices=2)))
     assert "hardware.devices=2: no/where is on one without model.parallel or device_map" in text
     assert "DOES NOT FIT on 1 x" in text
-    text = planned(config(model=model, **on(memory_gib=0.125)))
+    heads = replace(model, shape=SHAPE | {"num_key_value_heads": 32})
+    text = planned(config(model=heads, **on(memory_gib=0.125)))
     assert "; 32 would do, that is 4 machines of 8: hardware.devices=32 with model.parallel=tp" in text
     attention = {"kv_n_heads": 1, "rope_theta": 1e4, "clip_qkv": 8}
     dbrx = replace(model, shape={"model_type": "dbrx", "attn_config": attention})  # transformers has no plan for it
@@ -103,7 +105,7 @@ def test_what_does_not_fit_is_told_what_would(planned: Callable[..., str], confi
         config(model=dbrx, **on(memory_gib=1.0))
     )
     text = planned(config(model=dbrx, **on(memory_gib=0.125)))
-    assert "and transformers has no plan to split it over machines of 8" in text
+    assert "up to 64 do not hold it, nor one machine of 8 by layers (tp: transformers has no tp plan for the" in text
     assert "GiB would do, or a smaller model" in planned(config(model=model, **on(memory_gib=1.0, device="cpu")))
 
 
@@ -124,3 +126,46 @@ def test_hardware_needs_its_numbers(field: str) -> None:
 def test_a_run_takes_no_hardware_by_name(config: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match="hardware=card: only plan=true goes by it; a run takes what device=cpu is"):
         config(hardware=CARD)
+
+
+def test_what_is_spread_over_ranks_is_what_transformers_plans_split(planned: Callable[..., str], config: Any) -> None:
+    """By hand: the router and the norms are whole on every rank, all else in halves; keys and values too."""
+    from lynx_exp.run.memory_by_device import Spread, parts
+
+    model = ModelConfig(kind="hub", id="no/where", shape=SHAPE)
+    (cell,) = prepare_cells([config(model=model, plan=True)], lambda *_, **__: FakeTask("gen", "generate", 5))
+    ((whole,), (tp, _), (ep, other)) = (
+        parts(cell, "bfloat16", Spread(how=how, devices=n), 80.0) or ()
+        for how, n in (("none", 1), ("tp", 2), ("ep", 2))
+    )
+    assert ep == other and whole.kept == 1.0 and (tp.kept, ep.kept) == (0.5, 1.0)
+    assert whole.weights / 2 < tp.weights < ep.weights < whole.weights
+
+
+def test_slices_that_cut_heads_and_plans_that_there_are_not(planned: Callable[..., str], config: Any) -> None:
+    model = ModelConfig(kind="hub", id="no/where", shape=SHAPE, parallel="tp")
+    heads = AutoConfig.for_model(**SHAPE).num_key_value_heads
+    text = planned(config(model=model, **on(devices=2 * heads)))
+    assert f"CANNOT BE SPREAD over {2 * heads} x a card by tp: its {heads} key-value heads are not a multiple" in text
+    attention = {"kv_n_heads": 1, "rope_theta": 1e4, "clip_qkv": 8}
+    dbrx = replace(model, shape={"model_type": "dbrx", "attn_config": attention})
+    text = planned(config(model=dbrx, **on(devices=2)))
+    assert "CANNOT BE SPREAD over 2 x a card by tp: transformers has no tp plan for the experts of dbrx; one " in text
+    with pytest.raises(ValueError, match="model.parallel=tp: transformers has no tp plan for the experts of dbrx; use"):
+        planned(config(model=dbrx))
+
+
+def test_layers_fill_devices_in_order(config: Any) -> None:
+    from lynx_exp.run.memory_by_device import Spread, parts
+
+    model = ModelConfig(kind="hub", id="no/where", shape=SHAPE, device_map="auto")
+    (cell,) = prepare_cells(
+        [config(model=model, plan=True, device="auto")], lambda *_, **__: FakeTask("gen", "generate", 5)
+    )
+    (whole,) = parts(cell, "bfloat16", Spread(how="none", devices=1), 80.0) or ()
+    for devices in (1, 2, 3):
+        found = parts(cell, "bfloat16", Spread(how="device_map", devices=devices), 80.0) or ()
+        assert sum(part.weights for part in found) == pytest.approx(whole.weights)
+        assert sum(part.kept for part in found) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="GiB of its weights are on no device"):
+        parts(cell, "bfloat16", Spread(how="device_map", devices=2), whole.weights / 4)
