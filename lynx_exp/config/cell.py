@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -243,7 +244,29 @@ def _layers(value: object) -> str | None:
     parts = value if isinstance(value, list | tuple) else [value]
     if not parts or any(isinstance(part, bool) or not isinstance(part, int | str) for part in parts):
         raise ValueError(f"layers={value}: must be numbers and ranges such as 1: or 0,4:8, or [0,4:8], or null for all")
-    return ",".join(str(part) for part in parts)
+    return _joined([text.strip() for part in parts for text in str(part).split(",")])
+
+
+def _joined(parts: list[str]) -> str:
+    """The parts in order, those that touch as one: `1,0` and `0,1` are `0:2`. As they are where any is no range."""
+    if not all(re.fullmatch(r"\d+|\d*:\d*", part) for part in parts):
+        return ",".join(parts)
+    merged: list[tuple[int, float, str]] = []
+    for first, end, text in sorted(map(_range, parts)):
+        if merged and first <= merged[-1][1]:
+            start, last, _ = merged.pop()
+            to = max(last, end)
+            text = f"{start}:{'' if to == math.inf else int(to)}"
+            first, end = start, to
+        merged.append((first, end, text))
+    return ",".join(text for _, _, text in merged)
+
+
+def _range(part: str) -> tuple[int, float, str]:
+    """(first, one beyond the last, as it was given)"""
+    first, colon, end = part.partition(":")
+    start = int(first or 0)
+    return start, (int(end) if end else math.inf) if colon else start + 1, part
 
 
 def to_config(composed: DictConfig) -> Config:

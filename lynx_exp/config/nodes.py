@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from lynx_exp.config.allowed import check_fields, choice, whole
@@ -171,6 +172,15 @@ def _check_stop(text: str) -> None:
         )
 
 
+def _smallest(weights: list[float]) -> list[float]:
+    """The same shares in the smallest whole numbers: `[2, 2]` is `[1, 1]`. As they are where those are large."""
+    exact = [Fraction(str(weight)) for weight in weights]
+    whole = [int(share * math.lcm(*(each.denominator for each in exact))) for share in exact]
+    shares = [number // math.gcd(*whole) for number in whole]
+    return [float(share) for share in shares] if max(shares) <= _LARGEST_SHARE else weights
+
+
+_LARGEST_SHARE = 1000
 _SIZES = ("documents", "prompt", "example", "choices", "choice")
 
 
@@ -250,6 +260,8 @@ class TaskConfig:
             raise ValueError(
                 f"task.weights={self.weights}: must give a number above 0 for each of task.subtasks={self.subtasks}"
             )
+        if self.weights is not None:
+            self.weights = _smallest(self.weights)
 
 
 @dataclass(kw_only=True)

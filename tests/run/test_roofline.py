@@ -158,10 +158,8 @@ def test_slices_that_cut_heads_and_plans_that_there_are_not(planned: Callable[..
 def test_layers_fill_devices_in_order(config: Any) -> None:
     from lynx_exp.run.memory_by_device import Spread, parts
 
-    model = ModelConfig(kind="hub", id="no/where", shape=SHAPE, device_map="auto")
-    (cell,) = prepare_cells(
-        [config(model=model, plan=True, device="auto")], lambda *_, **__: FakeTask("gen", "generate", 5)
-    )
+    model = ModelConfig(kind="hub", id="no/where", shape=SHAPE)
+    (cell,) = prepare_cells([config(model=model, plan=True)], lambda *_, **__: FakeTask("gen", "generate", 5))
     (whole,) = parts(cell, "bfloat16", Spread(how="none", devices=1), 80.0) or ()
     for devices in (1, 2, 3):
         found = parts(cell, "bfloat16", Spread(how="device_map", devices=devices), 80.0) or ()
