@@ -258,3 +258,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write_json(tmp_path / "demo/done.json", {"asked": "", "status": 0, "seconds": 1.0, "last": ""})
     assert artifact.main(["--compare", "--only", "demo", "--out", str(tmp_path)]) == 1
     assert "its output cannot be read" in capsys.readouterr().out
+
+
+def test_the_table_of_simulations_is_read_in_the_order_of_the_scenarios() -> None:
+    """With what the page prints as the benchmark's cases every number is equal, and with two of them exchanged none."""
+    (one,) = (one for one in load().experiments if one.name == "intervals")
+    (claim,) = one.claims
+    assert isinstance(claim, TableClaim)
+    cases = []
+    for row, heading in zip(claim.table().rows, claim.table().is_bold, strict=True):
+        if not heading:
+            ends = (number.value / 100 for number in numbers(row[2]))
+            cases.append({"scenario": row[0]} | dict(zip(("observed", "low", "high"), ends, strict=True)))
+    found = list(measured.compared(load(), one, measured.JsonOutput(json.dumps({"cases": cases}))))
+    assert {each.verdict for each in found} == {"equal"} and len(found) == len(cases) > 100
+    cases[3], cases[4] = cases[4], cases[3]
+    found = list(measured.compared(load(), one, measured.JsonOutput(json.dumps({"cases": cases}))))
+    assert sum(each.verdict == "off" for each in found) == 2
