@@ -47,7 +47,7 @@ def _draw(found: pd.DataFrame, folder: Path, name: str) -> list[Path]:
         _points(right, shown[shown["line"] == line], "difference", number, look)
     left.axvline(1.0, color=look[OWN].color, linewidth=0.8, zorder=1)
     left.set_xscale("log")
-    left.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     left.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.xaxis.set_minor_locator(NullLocator())
     left.set_xlim(*_around(shown["ratio"], 1.4))
