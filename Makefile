@@ -97,7 +97,7 @@ test-oldest: $(OLDEST_STAMP) ## models, policies and engine with the oldest vers
 test-vllm: $(VLLM_STAMP) ## the tests inside stock vLLM, in .venv-vllm (3.5 GB, made once)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm/test_stock_*.py
 
-check: $(DEV) ## lint, format, types
+check: $(DEV) ## lint, format, types, of scripts and tests too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -35,13 +35,13 @@ def compare(one: CellRecord, other: CellRecord) -> Mapping[str, Any]:
     lanes = np.array([row["lane"] for row in rows[0]])
     same = sum(a["response"] == b["response"] for a, b in zip(*rows, strict=True))
     if rows[0][0]["score"] is None:
-        counts = [sentence_counts([r["filtered"] for r in own], [r["target"] for r in own]) for own in rows]
-        scores = [bleu_of_counts(own.sum(axis=0)) for own in counts]
-        difference = paired_bleu_difference(*counts, lanes)
+        mine, theirs = (sentence_counts([r["filtered"] for r in own], [r["target"] for r in own]) for own in rows)
+        scores = [bleu_of_counts(counts.sum(axis=0)) for counts in (mine, theirs)]
+        difference = paired_bleu_difference(mine, theirs, lanes)
     else:
-        values = [np.array([row["score"] for row in own], float) for own in rows]
-        scores = [100 * own.mean() for own in values]
-        difference = paired_difference(*values, lanes).scaled(100)
+        mine, theirs = (np.array([row["score"] for row in own], float) for own in rows)
+        scores = [100 * values.mean() for values in (mine, theirs)]
+        difference = paired_difference(mine, theirs, lanes).scaled(100)
     active = [cell.metrics["active_experts"] for cell in (one, other)]
     return {
         "scores": scores,
@@ -68,7 +68,7 @@ def main() -> None:
         equal = f"{case['same']}/{case['responses']}"
         point = f"{task:<12} {policy:<24} batch {batch:<3}"
         print(f"{point} scores {scores}  difference {value:+.1f}{interval}  equal {equal}  experts {active}")
-        cases.append({"task": task, "policy": policy, "batch_size": batch} | case)
+        cases.append({"task": task, "policy": policy, "batch_size": batch, **case})
     same, total = (sum(case[name] for case in cases) for name in ("same", "responses"))
     line = {"benchmark": "backends", "ratio": same / total, "low": None, "high": None, "goal": 0.95}
     print(json.dumps(line | {"met": same / total >= 0.95, "cases": cases}, default=float))

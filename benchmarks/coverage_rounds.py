@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from harness import report
-from teacher_forced import answered
-
+from benchmarks.harness import report
+from benchmarks.teacher_forced import answered
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.match import mean_active

@@ -20,11 +20,12 @@ import argparse
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from harness import interleave, paired_ratio, report
-from shapes import VOCABULARY, gib, large_engine
 
+from benchmarks.harness import interleave, paired_ratio, report
+from benchmarks.shapes import VOCABULARY, gib, large_engine
 from lynx_exp import Engine
 from lynx_exp.models.experts import using_experts
 from lynx_exp.tasks.mini import held_out
@@ -82,7 +83,7 @@ def sides(engine: Engine, prompts: Sequence[Sequence[int]]) -> dict[str, Decode]
     return {"ours": ours, "exact": exact, "dynamic": theirs("dynamic"), "static": theirs("static")}
 
 
-def measure(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, repeats: int) -> dict:
+def measure(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int, repeats: int) -> dict[str, Any]:
     every = sides(engine, prompts)
     tokens = {name: decode(new_tokens) for name, decode in every.items()}
     subjects = {f"{name} {n}": (lambda run=run, n=n: run(n)) for name, run in every.items() for n in (1, new_tokens)}

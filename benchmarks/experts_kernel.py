@@ -19,12 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from harness import report
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from benchmarks.harness import report
 from lynx_exp.engine.timing.copy_rate import copy_rate
 from lynx_exp.models.expert_kernels import few_rows
 

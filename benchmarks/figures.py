@@ -18,11 +18,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from harness import report
-from made_up import write
-
 from analysis import write_figures
 from analysis.study import study
+from benchmarks.harness import report
+from benchmarks.made_up import write
 
 ALLOWED_S = 10.0
 

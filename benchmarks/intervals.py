@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _counts(case: dict[str, Any]) -> bool:
-    return case["nominal"] != POWER and case["verdict"] != SAID
+    return bool(case["nominal"] != POWER and case["verdict"] != SAID)
 
 
 def _right(case: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from harness import report
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.harness import report
 from lynx_exp.routing import (
     Calibrated,
     Calibration,
@@ -107,7 +107,7 @@ def policies(experts: int, top_k: int) -> list[Policy]:
 def launches(policy: Policy, kernel: kernels.Kernel, rows: int, lanes: int, experts: int, top_k: int) -> int:
     """Of the second layer of a decode step."""
     numbers = torch.arange(rows, device="meta")
-    step = {
+    step: dict[str, Any] = {
         "decode": torch.ones(rows, dtype=torch.bool, device="meta"),
         "lane": numbers % lanes,
         "live": torch.ones(rows, dtype=torch.bool, device="meta"),

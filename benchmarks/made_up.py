@@ -122,7 +122,7 @@ def write_cell(folder: Path, point: Point, lanes: int, rng: np.random.Generator)
     harmed = rng.random(documents) < 0.05 * (name != "vanilla")
     answers = ["lost" if bad else words for bad, words in zip(harmed, text, strict=True)]
     scores = np.where(harmed, 0.0, 1.0)
-    row = {"subtask": subtask, "doc_id": doc, "lane": doc // batch, "request": doc, "slot": doc % batch}
+    row: dict[str, Any] = {"subtask": subtask, "doc_id": doc, "lane": doc // batch, "request": doc, "slot": doc % batch}
     row |= {"new_tokens": 13 + doc % 9, "entered_step": doc * 0, "finish_reason": ["eos"] * documents}
     given = [None if of == "wmt16" else score for of, score in zip(subtask, scores.tolist(), strict=True)]
     more = {"score": given, "scores": ["{}"] * documents, "target": text, "filtered": answers}
@@ -194,13 +194,13 @@ def _write_timing(folder: Path, point: Point, lanes: int, expected: float, rng: 
     who, window, repeat, step = (axis.ravel() for axis in np.indices(shape))
     active = np.where(who == 0, expected / point.keep, expected) + rng.normal(0, 1, who.size)
     ms = (4.0 + 6.0 * active / (expected / point.keep)) * rng.lognormal(0, 0.02, who.size)
-    columns = {"name": [names[at] for at in who], "window": window, "subtask": [point.task] * who.size}
+    columns: dict[str, Any] = {"name": [names[at] for at in who], "window": window, "subtask": [point.task] * who.size}
     columns |= {"lane": window % lanes, "start_step": window, "repeat": repeat, "step": step, "ms": ms}
     columns |= {"live_rows": np.full(who.size, point.batch), "active_experts": active, "context": 40.0 + window + step}
     said: dict[str, Any] = {"vanilla_active_experts": expected / point.keep, "policy_active_experts": expected}
     if point.prefill:
         whole = [(f"{name} prefill", repeat, 50.0 + repeat) for name in names for repeat in range(REPEATS)]
-        prefilled = {"name": [one[0] for one in whole], "repeat": [one[1] for one in whole]}
+        prefilled: dict[str, list[Any]] = {"name": [one[0] for one in whole], "repeat": [one[1] for one in whole]}
         prefilled |= {"ms": [one[2] for one in whole], "subtask": [point.task] * len(whole)}
         columns = {key: [*own, *prefilled.get(key, [0] * len(whole))] for key, own in columns.items()}
         said |= {"vanilla_prefill_active_experts": EXPERTS, "policy_prefill_active_experts": point.keep * EXPERTS}

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import made_up
 import numpy as np
 
+from benchmarks import made_up
 from lynx_exp.store.done import seal
 
 GOAL_S = {"table": 20.0}
@@ -82,7 +83,7 @@ def _copy(template: Path, study: Path, policy: str, task: str, batch: int, setti
     (study / name / "DONE").write_text(json.dumps(seal(study / name, files), indent=1) + "\n")
 
 
-def measure(verb: str, study: Path, cells: int) -> dict[str, object]:
+def measure(verb: str, study: Path, cells: int) -> dict[str, Any]:
     """In a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (

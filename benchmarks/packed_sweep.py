@@ -29,9 +29,9 @@ from time import perf_counter
 from typing import Any
 
 import pyarrow.parquet as pq
-from harness import interleave, paired_ratio, report
 from rich.console import Console
 
+from benchmarks.harness import interleave, paired_ratio, report
 from lynx_exp import Engine
 from lynx_exp.config import Config, ModelConfig, PackConfig, TaskConfig, TrackerConfig
 from lynx_exp.run.run_cells import run_cells
@@ -44,7 +44,7 @@ TASKS = {
     "mini_truthfulqa": ["mini_truthfulqa_gen", "mini_truthfulqa_mc1"],
     "mini_wmt16": ["mini_wmt16"],
 }
-POLICIES = [
+POLICIES: list[dict[str, Any]] = [
     {"name": "vanilla"},
     {"name": "lynx", "alpha": 1.0, "beta": 2},
     {"name": "oea", "k0": 1},
@@ -131,8 +131,9 @@ def lm_eval_seconds(side: Side, limit: int, batch: int) -> tuple[float, float]:
     from lm_eval.models.huggingface import HFLM
 
     model, tokenizer = side.engine.model, side.engine.tokenizer
+    assert tokenizer is not None
     model.set_experts_implementation("grouped_mm")  # transformers' own choice
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu")
+    lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device="cpu")
     tokens, seconds, choices, scoring = 0, 0.0, 0, 0.0
     for name in (subtask for subtasks in TASKS.values() for subtask in subtasks):
         task = load_task(name, limit=limit)

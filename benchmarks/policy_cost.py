@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from harness import report
-from shapes import SHAPES, VOCABULARY, gib, large_engine
 
+from benchmarks.harness import report
+from benchmarks.shapes import SHAPES, VOCABULARY, gib, large_engine
 from lynx_exp import Engine, build_policy
 from lynx_exp.routing import Policy, RouterRule, Routing, StepContext
 from lynx_exp.tasks.mini import held_out
@@ -76,7 +78,9 @@ def main() -> None:
     if arguments.shape:
         engine, name = large_engine(arguments.shape, arguments.layers), arguments.shape
         draw = random.Random(0)
-        prompts: list = [[draw.randrange(VOCABULARY) for _ in range(32)] for _ in range(max(arguments.batches))]
+        prompts: Sequence[Any] = [
+            [draw.randrange(VOCABULARY) for _ in range(32)] for _ in range(max(arguments.batches))
+        ]
     else:
         engine, name = Engine.from_pretrained(arguments.model), arguments.model
         prompts = [item.prompt for item in held_out("mini_gsm8k")]

@@ -13,9 +13,9 @@ import argparse
 import random
 
 import torch
-from harness import report
-from shapes import SHAPES, VOCABULARY, gib, large_engine
 
+from benchmarks.harness import report
+from benchmarks.shapes import SHAPES, VOCABULARY, gib, large_engine
 from lynx_exp import build_policy
 
 GOAL = 0.9

@@ -18,9 +18,8 @@ import statistics
 from time import perf_counter
 from typing import Any
 
-from harness import report
-from shapes import SHAPES, VOCABULARY, large_engine
-
+from benchmarks.harness import report
+from benchmarks.shapes import SHAPES, VOCABULARY, large_engine
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Job, Request
 from lynx_exp.engine.decoding.graph import rerun

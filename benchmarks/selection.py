@@ -21,9 +21,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from harness import interleave, paired_ratio, report
-from on_gpu.cases import RULE, decode_step, routed
 
+from benchmarks.harness import interleave, paired_ratio, report
+from benchmarks.on_gpu.cases import RULE, decode_step, routed
 from lynx_exp.routing import Policy, Routing, build_policy
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.backends.triton import kernels

@@ -48,4 +48,4 @@ def large_engine(shape: str, layers: int, **options: Any) -> Engine:
 
 def gib(engine: Engine) -> float:
     """Of all weights."""
-    return sum(p.numel() * p.element_size() for p in engine.model.parameters()) / 2**30
+    return float(sum(p.numel() * p.element_size() for p in engine.model.parameters()) / 2**30)

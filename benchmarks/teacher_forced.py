@@ -20,10 +20,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from harness import interleave, paired_ratio, report
 
+from benchmarks.harness import interleave, paired_ratio, report
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
@@ -152,12 +153,12 @@ def main() -> None:
             return forced()
 
         apart = max(abs(a - b) for a, b in zip(from_nothing(), steps.whole(), strict=True))
-        subjects = {
+        subjects: dict[str, Callable[[], object]] = {
             "from_nothing": from_nothing,  # before `forced`, which finds the prompts that it leaves
             "forced": forced,
             "stepwise": prepared.decode,
             "stepwise_from_nothing": steps.whole,
-            "floor": lambda plan=plan: floor(engine, requests, plan),
+            "floor": partial(floor, engine, requests, plan),
         }
         seconds = interleave(subjects, arguments.repeats)
         ratio, low, high = paired_ratio(seconds["stepwise"], seconds["forced"])

@@ -14,7 +14,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from harness import interleave, paired_ratio, report
+from benchmarks.harness import interleave, paired_ratio, report
 
 GRID = ("policy=vanilla,lynx", "batch_size=4,16", "task=mini_gsm8k,mini_humaneval", "limit=64")
 GOAL = 0.67

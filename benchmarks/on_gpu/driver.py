@@ -142,7 +142,7 @@ def end_group(process: subprocess.Popen[str]) -> None:
 
 def environment(device: str) -> dict[str, str]:
     """The checkout before anything that is installed; without a GPU Triton's interpreter runs the kernels."""
-    path = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask whether there is a GPU must not bar a fork
     return found if device == "cuda" else found | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

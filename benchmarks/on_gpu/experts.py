@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
-import experts_kernel
 import torch
 
+from benchmarks import experts_kernel
 from benchmarks.on_gpu.cases import arguments
 from benchmarks.on_gpu.records import case, check
 from lynx_exp.models.expert_kernels import few_rows
@@ -29,7 +30,7 @@ def _values_alone() -> None:
     torch.manual_seed(0)
     failures = []
     E, K, D, I, T = 4, 2, 16, 16, 3  # noqa: E741
-    experts = experts_kernel.Experts(SimpleNamespace(), E, D, I, torch.float32, "cpu")
+    experts: Any = experts_kernel.Experts(SimpleNamespace(), E, D, I, torch.float32, "cpu")
     asked = experts_kernel.routed(T, K, E, D, torch.float32, "cpu")
     found, expected = few_rows(experts, *asked), experts_kernel.defined(experts, *asked)
     if not float((found - expected).norm() / expected.norm()) <= experts_kernel.FAR[torch.float32]:

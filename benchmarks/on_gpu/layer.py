@@ -6,14 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from experts_kernel import replayed_us
 
+from benchmarks.experts_kernel import replayed_us
 from benchmarks.on_gpu.cases import RULE, arguments, decode_step, policy, routed, settings
 from benchmarks.on_gpu.records import case
-from lynx_exp.routing import Routing
+from lynx_exp.routing import Policy, Routing
 from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.backends.triton.kernels import launch_sizes
 
@@ -38,17 +39,20 @@ def of_shape(device: str, experts: int, top_k: int, rows: int, tiny: bool) -> No
     before, step = routed(logits, top_k), decode_step(rows, device)
     place = {"rows": rows, "experts": experts, "top_k": top_k}
 
+    def select(chosen: Policy) -> Routing:
+        return chosen(_again(before), step, RULE)
+
     case("layer", policy="router", kernel=False, us=timed(lambda: routed(logits, top_k), device), **place)
     for named in settings(experts, top_k)[: 3 if tiny else POLICIES]:
         chosen = policy(named)
         with kernels.kernel("triton" if tiny else "auto"):
             served = kernels.select(chosen, _again(before), step, RULE) is not None
-            us = timed(lambda chosen=chosen: chosen(_again(before), step, RULE), device)
+            us = timed(partial(select, chosen), device)
         case("layer", policy=named[0], kernel=served, us=us, **place)
     for way in ("original", "mass"):
         chosen = replace(policy(settings(experts, top_k)[1]), weights=way)
         with kernels.kernel("triton" if tiny else "auto"):
-            us = timed(lambda chosen=chosen: chosen(_again(before), step, RULE), device)
+            us = timed(partial(select, chosen), device)
         case("weighed", policy=chosen.name, weights=way, us=us, **place)
 
 

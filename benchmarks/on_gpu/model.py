@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from shapes import SHAPES, VOCABULARY, gib, large_engine
 
 from benchmarks.on_gpu.cases import arguments
 from benchmarks.on_gpu.records import case, check
+from benchmarks.shapes import SHAPES, VOCABULARY, gib, large_engine
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import Timing
 from lynx_exp.routing import Policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.on_gpu.cases import arguments, policy
 from benchmarks.on_gpu.records import case, check
@@ -10,7 +11,7 @@ from lynx_exp import Engine
 from lynx_exp.routing import Policy
 from lynx_exp.tasks.mini import held_out
 
-NAMED = (
+NAMED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("no_drop", {}), ("lynx", {}), ("coverage", {}), ("oea", {"k0": 1}), ("xshare", {"budget": 8}),
     ("lynx_v1_latency", {"keep_experts": 8}), ("top_k", {"k": 1}),
 )  # fmt: skip

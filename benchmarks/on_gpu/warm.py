@@ -104,13 +104,14 @@ def _experts(job: Job, device: str) -> None:
     from types import SimpleNamespace
 
     import torch
-    from experts_kernel import Experts, routed
 
+    from benchmarks.experts_kernel import Experts, routed
     from lynx_exp.models.expert_kernels import few_rows
 
     E, K, D, I, rows = job.shape  # noqa: E741
     dtype = getattr(torch, job.dtype)
-    few_rows(Experts(SimpleNamespace(), E, D, I, dtype, device), *routed(rows, K, E, D, dtype, device))
+    experts: Any = Experts(SimpleNamespace(), E, D, I, dtype, device)
+    few_rows(experts, *routed(rows, K, E, D, dtype, device))
 
 
 def run(listed: Sequence[Job], device: str, workers: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from analysis import latency_model
 from analysis.load import Records
 from analysis.run_steps import Runs
+from analysis.statistics import Estimate
 
 LAYERS, BATCH = 4, 4
 COST = {"live": 0.05, "active": 0.03, "context": 0.001}
@@ -148,7 +149,7 @@ def test_a_feature_that_never_varies_has_no_slope() -> None:
 
 
 def test_measured_and_integrated_are_compared_by_their_errors() -> None:
-    of = latency_model.Estimate
+    of = Estimate
     assert latency_model.disagrees(of(value=1.2, se=0.01, df=9), of(value=1.3, se=0.01, df=9)) is True
     assert latency_model.disagrees(of(value=1.2, se=0.1, df=9), of(value=1.3, se=0.01, df=9)) is False
     assert latency_model.disagrees(of(value=1.2), of(value=1.3, se=0.01, df=9)) is None

@@ -85,7 +85,7 @@ def test_every_figure_is_there(drawn: Path) -> None:
 
 def test_every_axis_names_its_quantity_and_unit(drawn: Path, seen: list[tuple[str, Figure, list[str]]]) -> None:
     for name, fig, _ in seen:
-        whole = [text.get_text() for text in (fig._supxlabel, fig._supylabel) if text is not None]
+        whole = [text.get_text() for text in (getattr(fig, f"_sup{axis}label") for axis in "xy") if text is not None]
         labels = {"x": [axes.get_xlabel() for axes in fig.axes], "y": [axes.get_ylabel() for axes in fig.axes]}
         labels["y"] += [text for text in whole if text]
         for direction, texts in labels.items():
@@ -97,6 +97,7 @@ def test_every_axis_names_its_quantity_and_unit(drawn: Path, seen: list[tuple[st
 
 def test_what_is_on_the_page_stays_on_it(drawn: Path, seen: list[tuple[str, Figure, list[str]]]) -> None:
     """No text leaves the figure, no panel is squeezed to nothing."""
+    fig: Any
     for name, fig, _ in seen:
         renderer, page = fig._get_renderer(), fig.bbox
         for axes in fig.axes:

@@ -27,7 +27,7 @@ def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[
     """The engine with nothing kept, other EOS ids, and, by id of a request, the logits of its decode steps."""
     seen: dict[int, list[Tensor]] = {}
     fresh: Iterator[Tensor] = iter(())
-    kind, row, rows, ids = engine._make_decoder(), entering.Row, engine.max_rows, engine._stopper.eos_ids
+    kind, row, rows, ids = engine._make_decoder(), Row, engine.max_rows, engine._stopper.eos_ids
 
     class Decoder:
         def __init__(self, *given: Any) -> None:
@@ -46,12 +46,12 @@ def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[
             super().take(token)
 
     engine._stores.clear()
-    engine._decoder, entering.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,misc]
+    engine._decoder, entering.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,attr-defined,misc]
     engine._stopper.eos_ids = frozenset(eos)
     try:
         yield seen
     finally:
-        engine._decoder, entering.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[misc]
+        engine._decoder, entering.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[attr-defined,misc]
 
 
 def run(engine: Engine, jobs: Sequence[Job]) -> dict[tuple[int, int], LaneResult]:

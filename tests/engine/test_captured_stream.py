@@ -311,7 +311,7 @@ def test_nothing_to_decode(engine: Engine, requests: list[Request]) -> None:
 
 def test_an_abandoned_stream_leaves_no_trace(engine: Engine, requests: list[Request]) -> None:
     with recording(engine):
-        lanes = engine.run_jobs(wide_jobs(engine, requests, of=4))
+        lanes: Any = engine.run_jobs(wide_jobs(engine, requests, of=4))
         next(lanes)
         lanes.close()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine.model.modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log2
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,10 +22,10 @@ SHAPE = ModelShape(num_experts=16, top_k=2)
 
 @given(target=st.floats(2, 16), bend=st.floats(0.3, 3))
 def test_a_whole_knob_gets_the_nearest_value(target: float, bend: float) -> None:
-    def active(policy: Policy) -> float:
+    def active(policy: Any) -> float:
         return 2 + 14 * ((policy.keep_experts - 2) / 14) ** bend
 
-    found = match_active(build_policy("random_keep"), target, SHAPE, active)
+    found: Any = match_active(build_policy("random_keep"), target, SHAPE, active)
     best = min(range(2, 17), key=lambda m: abs(active(replace(found.policy, keep_experts=m)) - target))
     assert (
         abs(found.active - target)
@@ -35,15 +36,15 @@ def test_a_whole_knob_gets_the_nearest_value(target: float, bend: float) -> None
 
 @given(target=st.floats(3, 15))
 def test_a_falling_logarithmic_knob(target: float) -> None:
-    def active(policy: Policy) -> float:
+    def active(policy: Any) -> float:
         return 2 + 14 / (1 + 40 * policy.tolerance)
 
-    found = match_active(build_policy("coverage"), target, SHAPE, active)
+    found: Any = match_active(build_policy("coverage"), target, SHAPE, active)
     assert found.active == pytest.approx(target, rel=0.02) and found.parameter == "tolerance"
 
 
 def test_a_target_out_of_reach_gets_the_end_of_the_knob() -> None:
-    found = match_active(build_policy("oea"), 3.0, SHAPE, lambda policy: 5.0 + policy.k0)
+    found: Any = match_active(build_policy("oea"), 3.0, SHAPE, lambda policy: 5.0 + policy.k0)
     assert (found.value, found.active, found.target) == (1, 6.0, 3.0)
     found = match_active(build_policy("oea"), 9.0, SHAPE, lambda policy: 5.0 + policy.k0)
     assert (found.value, found.active) == (2, 7.0)
@@ -52,23 +53,23 @@ def test_a_target_out_of_reach_gets_the_end_of_the_knob() -> None:
 def test_a_knob_that_is_not_monotone_is_searched_on_a_grid() -> None:
     """As alpha on a router with random weights: many at both ends, few between them."""
 
-    def active(policy: Policy) -> float:
+    def active(policy: Any) -> float:
         return 5 + 11 * abs(log2(policy.alpha) - 1.3) / 1.7
 
-    found = match_active(build_policy("lynx"), 7.0, SHAPE, active)
+    found: Any = match_active(build_policy("lynx"), 7.0, SHAPE, active)
     assert found.active == pytest.approx(7.0, rel=0.02) and not found.also
     assert found.active == active(found.policy) and found.policy.beta == 2
     assert match_active(build_policy("lynx"), 15.0, SHAPE, active).active == pytest.approx(15.0, rel=0.02)
 
 
 def test_what_stands_beside_a_knob_is_turned_where_the_knob_comes_nowhere_near() -> None:
-    def active(policy: Policy) -> float:
+    def active(policy: Any) -> float:
         return 12 - 2 * policy.beta + abs(log2(policy.alpha) - 1.5)
 
-    found = match_active(build_policy("lynx"), 4.5, SHAPE, active)
+    found: Any = match_active(build_policy("lynx"), 4.5, SHAPE, active)
     assert found.active == active(found.policy) == pytest.approx(4.5, rel=0.02)
     assert found.policy.beta == 4 and found.also == {"beta": 4} and found.summary()["also"] == {"beta": 4}
-    near = match_active(build_policy("lynx", beta=3), 6.0, SHAPE, active)
+    near: Any = match_active(build_policy("lynx", beta=3), 6.0, SHAPE, active)
     assert near.policy.beta == 3 and "also" not in near.summary()
 
 
@@ -86,7 +87,7 @@ def test_no_end_of_any_knob_is_nearer_than_what_is_found(heights, target, name) 
         share = at - int(at)
         return (1 - share) * heights[int(at)] + share * heights[int(at) + 1]
 
-    found = match_active(policy, target, SHAPE, active)
+    found: Any = match_active(policy, target, SHAPE, active)
     ends = [replace(policy, **{policy.knob.parameter: int(v) if policy.knob.whole else v}) for v in (low, high)]
     assert found.active == active(found.policy)
     assert abs(found.active - target) <= min(abs(active(end) - target) for end in ends) or (

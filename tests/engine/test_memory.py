@@ -18,6 +18,7 @@ import lynx_exp.engine.decoding.entering as entering
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.decoding.prompts import prefill as prefill_prompts
 from lynx_exp.engine.kv_cache.memory import GIB, OutOfMemory, is_out_of_memory, slots_that_fit
 from lynx_exp.engine.kv_cache.slots import round_up
 
@@ -208,7 +209,7 @@ def test_out_of_memory_in_a_prefill(engine: Engine, requests: list[Request], mon
     """Of a policy that prefills for itself, when the second lane enters."""
     jobs, notes = [three_jobs(engine, requests)[2]], list[str]()
     undisturbed = collect(engine, jobs, notes)
-    own, calls = entering.prefill, list[int]()
+    own, calls = prefill_prompts, list[int]()
 
     def prefill(*given: Any) -> Any:
         calls.append(len(given[1]))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
-from lynx_exp.engine.decoding import graph
 from lynx_exp.engine.decoding.exactness import is_exact
 from lynx_exp.engine.decoding.graph import CannotRecord, CudaGraphs, Graphs, Made, alike, recorded, rerun
 from lynx_exp.models.experts import PER_EXPERT_EXACT
@@ -69,7 +68,7 @@ class FakeGraph:
 def test_a_graph_is_warmed_up_aside_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
-        monkeypatch.setattr(graph.torch.cuda, name, getattr(cuda, name))
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     capture, out = CudaGraphs(), torch.zeros(1)
 
     def step() -> Made:

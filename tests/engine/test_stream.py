@@ -317,7 +317,7 @@ def test_lanes_asked_for_again_need_no_room_for_their_neighbours(engine: Engine,
 
 def test_an_abandoned_stream_leaves_no_trace(engine: Engine, requests: list[Request]) -> None:
     jobs = wide_jobs(engine, requests, of=4)
-    lanes = engine.run_jobs(jobs)
+    lanes: Any = engine.run_jobs(jobs)
     next(lanes)
     lanes.close()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine.model.modules())

@@ -118,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/large/"):
             self._large(path)
         elif matched := API.fullmatch(path):
-            self._api(*matched.groups(), query)
+            kind, name, verb, revision, below = matched.groups()
+            self._api(kind, name, verb, revision, below, query)
         elif matched := RESOLVE.fullmatch(path):
             kind = "dataset" if matched[1] else "model"
             self._resolve(kind, matched[2], unquote(matched[3]), unquote(matched[4]))

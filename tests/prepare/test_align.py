@@ -144,7 +144,7 @@ def test_refusals_name_the_hashes(model: Any, folder: Path) -> None:
     alignment = measured(model)
     assert bind(AFFINE, routers) is not AFFINE
     with pytest.raises(ValueError, match="has no alignment for this policy with these parameters"):
-        bind(replace(AFFINE, budget=5), routers)
+        bind(build_policy("xshare", budget=5, weights="affine"), routers)
     with pytest.raises(
         ValueError, match=r"made for another model \(its routers and experts hash to [0-9a-f]{12}, this model's to"
     ):

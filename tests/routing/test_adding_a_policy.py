@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_it_has_a_name_and_checked_parameters(added: Path) -> None:
 
 
 def test_it_obeys_the_laws(added: Path) -> None:
-    policy = build_policy("strongest", count=3)
+    policy: Any = build_policy("strongest", count=3)
 
     @settings(max_examples=60, deadline=None)
     @given(case=cases())

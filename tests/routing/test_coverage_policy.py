@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_exp.routing import build_policy
 from lynx_exp.routing.policies.coverage import FLOOR, Coverage
 from tests.routing.laws import route
 from tests.routing.test_policies import RULE, one_lane
@@ -32,7 +31,7 @@ def test_coverage_is_greedy_and_its_gains_only_shrink(seed: int, power: float, r
 
     sets: list[set[int]] = []
     for budget in range(k, size + 1):
-        policy = build_policy("coverage", tolerance=None, budget=budget, **parameters)
+        policy = Coverage(tolerance=None, budget=budget, **parameters)
         sets.append(set(torch.nonzero(policy.keep(routing, one_lane(rows), RULE)[0])[:, 0].tolist()))
     gains = []
     for before, after in pairwise(sets):
@@ -92,7 +91,7 @@ def test_coverage_in_rounds(
     size, k = 10, 3
     routing = route(torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * 2, RULE, top_k=k)
     tolerance, budget = stop
-    policy = build_policy("coverage", tolerance=tolerance, budget=budget, power=1.0, guarantee=guarantee, rounds=rounds)
+    policy = Coverage(tolerance=tolerance, budget=budget, power=1.0, guarantee=guarantee, rounds=rounds)
     share = routing.scores(RULE).double()
     share = share / share.gather(-1, routing.experts).sum(-1, keepdim=True)
     expected = grown(
@@ -112,7 +111,7 @@ def test_coverage_in_rounds_sees_tokens_served_twice() -> None:
     bids."""
     share = torch.tensor([[0.5, 0.5, 1e-9, 1e-9]] * 5 + [[1e-9, 1e-9, 1.0, 1e-9]])
     routing = route(share.log(), RULE, top_k=1)
-    policy = build_policy("coverage", tolerance=0.1, power=1.0, rounds=1)
+    policy = Coverage(tolerance=0.1, power=1.0, rounds=1)
     assert policy.keep(routing, one_lane(6), RULE)[0].tolist() == [True, False, True, False]
 
 
@@ -121,5 +120,5 @@ def test_coverage_stops_by_tolerance() -> None:
     logits = torch.tensor([[9.0, -9.0, 0.0, -9.0], [-9.0, 9.0, 0.0, -9.0]])
     for power, tolerance, kept in ((1.0, 0.49, 2), (1.0, 0.51, 1), (4.0, 0.83, 2), (4.0, 0.85, 1)):
         routing = route(logits, RULE, top_k=1)
-        policy = build_policy("coverage", tolerance=tolerance, power=power)
+        policy = Coverage(tolerance=tolerance, power=power)
         assert policy.keep(routing, one_lane(2), RULE).sum() == kept, (power, tolerance)

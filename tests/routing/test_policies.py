@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -35,7 +35,8 @@ def one_lane(num_rows: int, layer: int = 0, key: int = 0) -> StepContext:
 @pytest.mark.parametrize("budget", [2, 5, 8])
 def test_a_budget_is_kept_exactly(name: str, budget: int) -> None:
     routing = route(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), RULE)
-    kept = build_policy(name, keep_experts=budget).keep(routing, one_lane(12), RULE)
+    policy: Any = build_policy(name, keep_experts=budget)
+    kept = policy.keep(routing, one_lane(12), RULE)
     assert kept.sum() == budget
 
 
@@ -43,7 +44,8 @@ def test_random_keep_repeats_from_its_seed_and_differs_by_layer_step_and_seed() 
     routing = route(torch.zeros(4, 32), RULE)
 
     def kept(seed: int, layer: int, key: int) -> tuple[int, ...]:
-        mask = build_policy("random_keep", keep_experts=8, seed=seed).keep(routing, one_lane(4, layer, key), RULE)
+        policy: Any = build_policy("random_keep", keep_experts=8, seed=seed)
+        mask = policy.keep(routing, one_lane(4, layer, key), RULE)
         return tuple(torch.nonzero(mask[0])[:, 0].tolist())
 
     draws = {(s, layer, key): kept(s, layer, key) for s in range(3) for layer in range(3) for key in (0, 1, 1 << 32)}
@@ -54,7 +56,7 @@ def test_random_keep_repeats_from_its_seed_and_differs_by_layer_step_and_seed() 
 def test_random_keep_is_uniform() -> None:
     """Each of 16 experts is kept in a quarter of 4,000 draws: within five standard errors."""
     routing = route(torch.zeros(2, 16), RULE)
-    policy = build_policy("random_keep", keep_experts=4)
+    policy: Any = build_policy("random_keep", keep_experts=4)
     counts = torch.zeros(16)
     for key in range(4000):
         counts += policy.keep(routing, one_lane(2, key % 4, key << 32 | key), RULE)[0]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lynx_exp.store import files
-from lynx_exp.store.claims import CLAIM, this_process
+from lynx_exp.store.claims import CLAIM
+from lynx_exp.store.holders import this_process
 from lynx_exp.store.read import is_done, read_cells
 from tests.run.lab import found
 
@@ -39,8 +40,8 @@ def counted(event: Callable[[int, str], None], patch: pytest.MonkeyPatch) -> Ite
 
     with patch.context() as patch:
         watch(tempfile, "mkstemp")
-        watch(files.os, "fsync")
-        watch(files.os, "replace")
+        watch(os, "fsync")
+        watch(os, "replace")
         yield seen
 
 

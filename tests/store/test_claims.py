@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.store import claims as module
 from lynx_exp.store import holders
 from lynx_exp.store.claims import CLAIM, HOLDER, STALE_S, Claims, holder_of, is_held, sweep_drafts
 from lynx_exp.store.hold import ClaimLost, Hold
@@ -305,7 +304,7 @@ def test_a_file_server_that_is_asked_twice(tmp_path, claims, monkeypatch):
         if Path(target).name == CLAIM:
             rename(source, target)
 
-    monkeypatch.setattr(module.os, "rename", twice)
+    monkeypatch.setattr(os, "rename", twice)
     assert claims.take(tmp_path / "cell") and claims.is_mine(tmp_path / "cell")
 
 
@@ -330,7 +329,7 @@ def test_a_full_disk_is_said(tmp_path, claims, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             claims.take(tmp_path / "cell")
     assert list((tmp_path / "cell").iterdir()) == []
@@ -343,7 +342,7 @@ def test_giving_back_on_a_disk_that_became_read_only_is_no_error(tmp_path, claim
     cell = tmp_path / "cell"
     assert claims.take(cell)
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "rename", refuse)
+        patch.setattr(os, "rename", refuse)
         claims.give_back(cell)
     assert isinstance(holder_of(cell), Holder) and not isinstance(claims._held.get(cell), Hold)
 

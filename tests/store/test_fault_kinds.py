@@ -23,7 +23,7 @@ def wrapped(inner: BaseException, outer: BaseException) -> BaseException:
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-ERRORS = {
+ERRORS: dict[str, list[BaseException]] = {
     "oom_device": [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: out of memory"),

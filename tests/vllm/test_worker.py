@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def as_sets(experts, weights):
     preempt=st.sets(st.integers(2, 12), max_size=2),
 )
 def test_decode_rows_run_what_the_policy_says_of_them_alone(fake, lengths, budget, pad, second, name, preempt):
-    engine = bring_up({"policy": name, **POLICIES[name]}, budget=budget, pad=pad, second=second)
+    engine: Any = bring_up({"policy": name, **POLICIES[name]}, budget=budget, pad=pad, second=second)
     engine.preempt_at = preempt
     prompts = {f"r{n}": tuple(range(3 + n, 3 + n + length)) for n, length in enumerate(lengths)}
     engine.prompts = dict(prompts)

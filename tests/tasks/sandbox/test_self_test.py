@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 
 import pytest
 
 from lynx_exp.tasks import Program
-from lynx_exp.tasks.sandbox import ExecutionError, SandboxUnavailable, open_sandbox, sandbox, tiers
+from lynx_exp.tasks.sandbox import ExecutionError, SandboxUnavailable, open_sandbox, tiers
 from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.jail import landlock
 from lynx_exp.tasks.sandbox.sandbox import tried
@@ -86,7 +87,7 @@ def test_no_bwrap(monkeypatch):
 
 
 def test_only_linux(monkeypatch):
-    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxUnavailable, match="only Linux has what it takes.*sandbox=unsafe"):
         tried((dataclasses.replace(tiers.LANDLOCK, name="landlock on a Mac"),))
 

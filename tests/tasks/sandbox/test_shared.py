@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict, deque
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ def test_nobody_holds_what_is_only_here(tree):
 
 @given(TREES, st.data())
 def test_somebody_holds_a_part(tree, data):
-    box = [copied([tree, [0]])]
+    box: list[Any] = [copied([tree, [0]])]
     parts = [box[0]]
     for part in parts:
         inner = part.values() if isinstance(part, dict) else part
@@ -81,7 +82,7 @@ def pair(value: list) -> tuple[Side, Side, list]:
 
 
 def test_changes_arrive():
-    mine = [[1], {2: [3]}]
+    mine: list[Any] = [[1], {2: [3]}]
     here, there, other = pair(mine)
     mine[0].append(5)
     mine[1][2] = mine[0]
