@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 
-from analysis.unshown import told_apart
+from analysis.unshown import distinguish
 from lynx_exp.config import UNTOUCHED, Config, own_uses, policy_declaration
 
 _USES = own_uses(Config)
@@ -35,7 +35,7 @@ def settings_of(cells: pd.DataFrame, *, workload: bool = True) -> dict[str, str]
     for cell, mix, *values in zip(cells["cell_id"], mixes, *(shown[name] for name in varying), strict=True):
         parts = [f"{name} {value}" for name, value in zip(varying, values, strict=True) if value != _ANY]
         labels[cell] = ", ".join(parts + ([mix] if several and mix else []))
-    apart = told_apart(cells, labels)
+    apart = distinguish(cells, labels)
     return {cell: ", ".join(filter(None, (label, apart.get(cell)))) for cell, label in labels.items()}
 
 

@@ -18,7 +18,7 @@ _SEEN = {name for name, use in uses(Config).items() if use.setting or use.point 
 _MISSING = "default"
 
 
-def told_apart(cells: pd.DataFrame, settings: Mapping[str, str]) -> dict[str, str]:
+def distinguish(cells: pd.DataFrame, settings: Mapping[str, str]) -> dict[str, str]:
     """Cell -> the fields, with values, that tell it from others of its point; only cells of tasks where that is needed.
 
     A field such as `task.num_fewshot` or `truncate` is in no column of a table. Where it alone makes two cells of one

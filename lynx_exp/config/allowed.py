@@ -56,7 +56,7 @@ def choice(default: str | None, names: Sequence[str], *, role: Role, **use: Any)
     return declared(default, None, {_KEY: _Names(tuple(names), default is None)}, Use(role=role, **use))
 
 
-def whole(default: int | None, low: int, most: int = MOST, *, optional: bool = False, role: Role, **use: Any) -> Any:
+def integer(default: int | None, low: int, most: int = MOST, *, optional: bool = False, role: Role, **use: Any) -> Any:
     """A field that holds an integer from `low` to `most`; null, too, where that is its default or `optional`."""
     kind = _Whole(low, most, optional or default is None)
     return declared(default, None, {_KEY: kind}, Use(role=role, **use))

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.config.allowed import check_fields, choice, whole
+from lynx_exp.config.allowed import check_fields, choice, integer
 from lynx_exp.config.choices import (
     BACKENDS,
     BATCHINGS,
@@ -68,13 +68,13 @@ class Config:
     """In which phases the policy acts."""
     layers: Any = plain(role=Role.QUESTION, paired=False, point=True, unless=OF_POLICIES)
     """In which layers the policy acts: numbers and ranges such as 1: or 0,4:8; null is all."""
-    batch_size: int = whole(16, 1, MOST_ROWS, role=Role.QUESTION, point=True, in_cell_json=True)
+    batch_size: int = integer(16, 1, MOST_ROWS, role=Role.QUESTION, point=True, in_cell_json=True)
     """Rows of one lane in decode: the requests that share a batch."""
     batching: str = choice("auto", BATCHINGS, role=Role.QUESTION, pack=True, setting=5, in_cell_json=True)
     """Whether a lane's slots are refilled from its queue, or its batch drains. continuous: a lane of batch_size slots,
     refilled as a server does; static: of batch_size prompts, which drains. auto: continuous, but for models whose rows
     cannot enter at any time. A cell's is one of the two."""
-    waves: int = whole(4, 1, MOST_ROWS, role=Role.QUESTION, pack=True, setting=7, in_cell_json=True, unless=STATIC)
+    waves: int = integer(4, 1, MOST_ROWS, role=Role.QUESTION, pack=True, setting=7, in_cell_json=True, unless=STATIC)
     """Continuous batching: requests of a lane's queue, in batch sizes, at most. More make fewer and longer lanes, with
     fewer fillers."""
     tail: str = choice("filler", TAILS, role=Role.QUESTION, pack=True, setting=6, in_cell_json=True, unless=STATIC)
@@ -83,13 +83,13 @@ class Config:
     choices: str = choice("spread", CHOICES, role=Role.QUESTION, pack=True, setting=8, in_cell_json=True)
     """Where the choices of one document go: spread over lanes, or together in one. Spread is as far apart as there is
     room."""
-    limit: int | None = whole(None, 1, role=Role.QUESTION, pack=True, setting=10, in_cell_json=True)
+    limit: int | None = integer(None, 1, role=Role.QUESTION, pack=True, setting=10, in_cell_json=True)
     """First N documents of every subtask; null takes all."""
-    seed: int = whole(0, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True, in_cell_json=True)
+    seed: int = integer(0, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True, in_cell_json=True)
     """Seed of sampling, and of the batch plan where plan_seed is null."""
-    plan_seed: int | None = whole(None, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True)
+    plan_seed: int | None = integer(None, 0, LARGEST_SEED, role=Role.QUESTION, pack=True, point=True)
     """Seed of the batch plan: who shares a batch with whom; null takes seed."""
-    plan_seeds: int = whole(1, 1, MOST_PLAN_SEEDS, role=Role.COSMETIC)
+    plan_seeds: int = integer(1, 1, MOST_PLAN_SEEDS, role=Role.COSMETIC)
     """Multirun (-m, or a study): every cell under plan_seed 0 to N-1, which tables pool."""
     backend: str = choice("transformers", BACKENDS, role=Role.MEANS, pack=True, setting=2, in_cell_json=True)
     """What runs the model."""
@@ -110,7 +110,7 @@ class Config:
     """How decode steps run on a GPU: replayed as CUDA graphs, or launched from Python. captured: recorded once and
     replayed, with compiled layers, or an error; eager: launched; auto: launched where recording fails, and the record
     says why."""
-    threads: int | None = whole(
+    threads: int | None = integer(
         None, 1, MOST_THREADS, role=Role.MEANS, pack=True, transformers_only="; set OMP_NUM_THREADS"
     )
     """CPU threads of the model; null takes as many as cores are free."""
@@ -132,7 +132,7 @@ class Config:
     """Needed for sandbox=unsafe, which runs what the model wrote with your rights."""
     plan: bool = plain(False, role=Role.COSMETIC)
     """Say what would be run, what it takes and what is missing for it, and run nothing."""
-    max_failures: int | None = whole(3, 1, optional=True, role=Role.COSMETIC)
+    max_failures: int | None = integer(3, 1, optional=True, role=Role.COSMETIC)
     """A cell that has failed so often in a row, none of its lanes further, is left alone; null tries for ever."""
     ignore_oom: bool = plain(False, role=Role.COSMETIC)
     """Run a cell although a smaller batch of the same has run out of memory."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from lynx_exp.config.allowed import check_fields, choice, whole
+from lynx_exp.config.allowed import check_fields, choice, integer
 from lynx_exp.config.choices import (
     EXPERTS_IMPLEMENTATIONS,
     GENERATIONS,
@@ -85,7 +85,7 @@ class ModelConfig:
     expert_hidden, heads, kv_heads, vocab, positions; empty: those of the family's default configuration."""
     config: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
     """Fields of the architecture's configuration, by the family's own names, with kind=random."""
-    seed: int = whole(0, 0, LARGEST_SEED, role=Role.CONTENT)
+    seed: int = integer(0, 0, LARGEST_SEED, role=Role.CONTENT)
     """Seed of the weights, with kind=random."""
     shape: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
     """What plan=true goes by before a model of kind=hub is here. That is model_type, and fields of its configuration.
@@ -141,9 +141,9 @@ class GenerationConfig:
     lane."""
     top_p: float | None = plain(role=Role.CONTENT)
     """Draw from the likeliest tokens that hold this probability: above 0, at most 1."""
-    top_k: int | None = whole(None, 1, role=Role.CONTENT)
+    top_k: int | None = integer(None, 1, role=Role.CONTENT)
     """Draw from so many of the likeliest tokens."""
-    max_gen_toks: int | None = whole(None, 1, role=Role.CONTENT)
+    max_gen_toks: int | None = integer(None, 1, role=Role.CONTENT)
     """Tokens of a response, at most."""
     until: list[str] | None = plain(role=Role.CONTENT)
     """Strings that end a response."""
@@ -209,9 +209,9 @@ class TaskConfig:
     parquet; then no network is needed."""
     revision: str | None = plain(role=Role.CONTENT)
     """Branch, tag or commit of the hub's data set; null is its newest."""
-    num_fewshot: int | None = whole(None, 0, role=Role.CONTENT)
+    num_fewshot: int | None = integer(None, 0, role=Role.CONTENT)
     """Examples before each question; null is as the task is defined."""
-    fewshot_seed: int = whole(1234, 0, LARGEST_SEED, role=Role.CONTENT)
+    fewshot_seed: int = integer(1234, 0, LARGEST_SEED, role=Role.CONTENT)
     """Seed of the choice of examples, where a task draws them."""
     apply_chat_template: bool = plain(False, role=Role.CONTENT)
     """Ask in turns, by the chat template of the model's tokenizer."""
@@ -227,7 +227,7 @@ class TaskConfig:
     and stop strings do not count before it. auto: what the tokenizer is known by; null: no thoughts are looked for."""
     system_instruction: str | None = plain(role=Role.CONTENT)
     """Text that stands before the prompt, in a turn of its own with a chat template."""
-    repeats: int | None = whole(None, 1, MOST_ROWS, role=Role.CONTENT)
+    repeats: int | None = integer(None, 1, MOST_ROWS, role=Role.CONTENT)
     """Responses to each document, with sampling; null is as the task is defined."""
     generation: GenerationConfig = node(GenerationConfig)
     """What to change of how the task generates."""
@@ -270,21 +270,21 @@ class MeasureConfig:
 
     latency: bool = plain(False, role=Role.RECORD)
     """Time decode steps, the policy's interleaved with vanilla's."""
-    windows: int = whole(10, 2, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
+    windows: int = integer(10, 2, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Places (lane, step) of the run that are timed at least, drawn by the cell's seed. Lanes differ by 2 to 3 % in
     what a policy gains; an interval over fewer places could not show it."""
-    max_windows: int = whole(24, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
+    max_windows: int = integer(24, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Places that are timed at most, where precision is not reached before. A vanilla cell never needs more than
     `windows`."""
-    new_tokens: int = whole(4, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
+    new_tokens: int = integer(4, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Consecutive decode steps of a window. More of one place say less than another place."""
-    repeats: int = whole(2, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
+    repeats: int = integer(2, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
     """Times that a window is timed. A turn that does not count comes before (for the first window, 2 to 10 rounds of
     warm-up)."""
     precision: float = plain(0.02, role=Role.RECORD, unless=UNTIMED)
     """Half the width of the speed-up's 95 % interval, relative to it, that is timed for: above 0, below 1. A policy's
     own code costs a few percent; coarser than this could not show it."""
-    context: int | None = whole(None, 1, role=Role.RECORD, unless=UNTIMED, transformers_only="")
+    context: int | None = integer(None, 1, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Tokens before each row of a window: its own, repeated or cut; null: its own as they are."""
     prefill: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Time the prefill of the first window's prompts, too."""
@@ -306,12 +306,12 @@ class MeasureConfig:
 class PackConfig:
     """How many lanes, of how many cells, are decoded side by side. Changes speed, not results."""
 
-    max_rows: int = whole(256, 1, MOST_ROWS, role=Role.COSMETIC)
+    max_rows: int = integer(256, 1, MOST_ROWS, role=Role.COSMETIC)
     """Rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
     memory_gib: float | None = plain(role=Role.COSMETIC)
     """Memory for keys, values and prefilled prompts, in GiB, above 0; null: what is safe. That is half of a CPU's
     available memory, 80 % of what a GPU has free."""
-    max_cells: int = whole(48, 1, role=Role.COSMETIC)
+    max_cells: int = integer(48, 1, role=Role.COSMETIC)
     """Cells of one pack: all of them are finished at about the same time."""
 
     def __post_init__(self) -> None:
@@ -326,7 +326,7 @@ class VllmConfig:
 
     prefix_caching: bool = plain(False, role=Role.MEANS, unless=NOT_VLLM)
     """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
-    max_num_batched_tokens: int = whole(16384, 1, role=Role.MEANS, unless=NOT_VLLM)
+    max_num_batched_tokens: int = integer(16384, 1, role=Role.MEANS, unless=NOT_VLLM)
     """Tokens of one step, at most. The prompts of a lane must fit, so that its requests decode in step."""
     enforce_eager: bool = plain(True, role=Role.MEANS, unless=NOT_VLLM)
     """Run the model as it is; false compiles it (torch.compile), on a CPU. Where there are CUDA graphs, lanes need
@@ -356,7 +356,7 @@ class HardwareConfig:
     """Which; here is the machine that this runs on, as it is found. Any other makes plan=true give a roofline."""
     label: str = plain("", role=Role.COSMETIC)
     """What it is called in full."""
-    devices: int = whole(1, 1, MOST_ROWS, role=Role.COSMETIC)
+    devices: int = integer(1, 1, MOST_ROWS, role=Role.COSMETIC)
     """How many of it. With neither model.parallel nor model.device_map a model is on one."""
     memory_gib: float | None = plain(role=Role.COSMETIC)
     """Of one device, in GiB."""

@@ -63,7 +63,7 @@ class Engine(OpenedModel):
         self._continues_prompts = attends_fully(model.config.get_text_config())
         """Whether continuations are scored behind prompts that were prefilled before."""
 
-    feeds_last = False
+    feeds_last_token = False
     """Whether the last token of a continuation that is scored goes through the model, and takes a position."""
 
     batching = batching
@@ -262,7 +262,7 @@ class Engine(OpenedModel):
             ValueError: A request does not fit the model's context, or has no continuation.
             NotANumber: The model's logits are NaN along a continuation.
         """
-        check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
+        check_lengths(requests, self.context_length, feeds_last_token=self.feeds_last_token)
         act = self.act(policy, phases, layers)
         attachment = Attachment(self.routers, act.policy, phases, layers)
         store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
@@ -326,7 +326,7 @@ class Engine(OpenedModel):
         Raises:
             ValueError: As `score_lanes`.
         """
-        check_lengths(requests, self.context_length, feeds_last=self.feeds_last)
+        check_lengths(requests, self.context_length, feeds_last_token=self.feeds_last_token)
         store = self._scoring_store(requests, plan, acts)
         for pack in passes(requests, plan, self.model):
             yield from compare_pack(self.model, self.routers, acts, requests, plan, pack, store, on_step, tokens)

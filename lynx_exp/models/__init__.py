@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         resolve_device,
         resolve_dtype,
     )
-    from lynx_exp.models.probe import Answers, UnknownRouter
-    from lynx_exp.models.prove import Live, LiveRule, prove_answers
+    from lynx_exp.models.probe import RouterOutputs, UnknownRouter
+    from lynx_exp.models.prove import Live, LiveRule, prove_outputs
     from lynx_exp.models.rank_agreement import from_first, group_of
     from lynx_exp.models.routers import Described, Router, UnsupportedModel, find_routers, fingerprint, intercepted
 
@@ -50,13 +50,13 @@ _MODULES = {
         "resolve_dtype",
     ),
     "probe": (
-        "Answers",
+        "RouterOutputs",
         "UnknownRouter",
     ),
     "prove": (
         "Live",
         "LiveRule",
-        "prove_answers",
+        "prove_outputs",
     ),
     "rank_agreement": (
         "from_first",
@@ -75,7 +75,7 @@ _MODULES = {
 
 __all__ = [
     "BUNDLED",
-    "Answers",
+    "RouterOutputs",
     "Attachment",
     "Described",
     "DeviceMap",
@@ -100,7 +100,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "locate",
-    "prove_answers",
+    "prove_outputs",
     "random_model",
     "resolve_device",
     "resolve_dtype",

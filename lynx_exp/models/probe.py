@@ -35,7 +35,7 @@ class UnknownRouter(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class RouterOutputs:
     """What a router made of random hidden states."""
 
     form: Form
@@ -69,7 +69,7 @@ def probe(module: nn.Module, parent: nn.Module) -> Probe:
 
 
 @torch.no_grad()
-def ask(module: nn.Module, parent: nn.Module) -> Answers:
+def run_probe(module: nn.Module, parent: nn.Module) -> RouterOutputs:
     """What the router `module` of the block `parent` answers; UnknownRouter if it is not to be understood."""
     try:
         form, run, rows = probe(module, parent)
@@ -79,7 +79,7 @@ def ask(module: nn.Module, parent: nn.Module) -> Answers:
     except _FAILURES as error:
         raise UnknownRouter(f"not a router of a known form: {first_line(error)}") from error
     half = rows.dtype in (torch.bfloat16, torch.float16)
-    return Answers(
+    return RouterOutputs(
         form=form,
         logits_TE=logits.float(),
         weights_TK=weights.float(),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lynx_exp.models.odd_routers import Form
-from lynx_exp.models.probe import Answers, UnknownRouter, ask, tensors
+from lynx_exp.models.probe import RouterOutputs, UnknownRouter, run_probe, tensors
 from lynx_exp.routing import RouterRule
 
 _SCORES: tuple[Literal["softmax", "sigmoid", "sqrtsoftplus"], ...] = ("softmax", "sigmoid", "sqrtsoftplus")
@@ -75,11 +75,11 @@ class Proof:
 @torch.no_grad()
 def prove(module: nn.Module, parent: nn.Module) -> Proof:
     """How the router `module` of the block `parent` works; UnknownRouter says why it cannot be known."""
-    answers = ask(module, parent)
+    answers = run_probe(module, parent)
     vectors = list(_vectors(module, parent, answers.logits_TE.shape[-1]))
     groups, top_groups = _attribute(module, parent, _GROUPS), _attribute(module, parent, _TOP_GROUPS)
     stated = [value for owner in (module, parent) for value in vars(owner).values() if isinstance(value, float)]
-    rule, ordered = prove_answers(answers, vectors=vectors, groups=groups, top_groups=top_groups, stated=stated)
+    rule, ordered = prove_outputs(answers, vectors=vectors, groups=groups, top_groups=top_groups, stated=stated)
     return Proof(
         form=answers.form,
         rule=rule,
@@ -89,8 +89,8 @@ def prove(module: nn.Module, parent: nn.Module) -> Proof:
     )
 
 
-def prove_answers(
-    answers: Answers, *, vectors: Sequence[Live], groups: int, top_groups: int, stated: Sequence[float]
+def prove_outputs(
+    answers: RouterOutputs, *, vectors: Sequence[Live], groups: int, top_groups: int, stated: Sequence[float]
 ) -> tuple[LiveRule, bool]:
     """(the simplest rule that predicts the answers, whether the experts of all their rows come best first).
 
@@ -146,7 +146,7 @@ def _attribute(module: nn.Module, parent: nn.Module, names: tuple[str, ...]) -> 
     return next((value for value in values if isinstance(value, int)), 1)
 
 
-def _chooses(choice_TE: Tensor, answers: Answers) -> bool:
+def _chooses(choice_TE: Tensor, answers: RouterOutputs) -> bool:
     """Whether the router takes the K largest of `choice_TE`, up to ties."""
     taken_TK = choice_TE.gather(-1, answers.experts_TK).sort(-1, descending=True).values
     best_TK = choice_TE.topk(taken_TK.shape[-1], -1).values
@@ -155,7 +155,7 @@ def _chooses(choice_TE: Tensor, answers: Answers) -> bool:
     return bool((best_TK - taken_TK <= tie_T1).all() & distinct)
 
 
-def _factor(rule: RouterRule, scale: Live | None, answers: Answers) -> float | None:
+def _factor(rule: RouterRule, scale: Live | None, answers: RouterOutputs) -> float | None:
     """By how much the router's weights exceed the rule's; None if that differs from weight to weight."""
     predicted_TK = rule.scores(answers.logits_TE).gather(-1, answers.experts_TK)
     if rule.renormalize:
@@ -168,7 +168,7 @@ def _factor(rule: RouterRule, scale: Live | None, answers: Answers) -> float | N
     return factor if fits else None
 
 
-def _nearest_stated(factor: float, stated: Sequence[float], answers: Answers) -> float:
+def _nearest_stated(factor: float, stated: Sequence[float], answers: RouterOutputs) -> float:
     """The measured factor as the router states it: 1, or one of `stated`."""
     best = min([1.0, *stated], key=lambda value: abs(value - factor))
     return best if abs(best - factor) <= answers.tolerance * factor else float(f"{factor:.6g}")

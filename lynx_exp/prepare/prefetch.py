@@ -30,7 +30,7 @@ class Needs:
 
     models: list[HubModel]
     tasks: list[HubTask]
-    here: list[str]
+    local: list[str]
     """Names of models and tasks that need no hub, in the order of their first use."""
 
 
@@ -46,7 +46,7 @@ def prefetch(arguments: Sequence[str], *, multirun: bool = False, dry_run: bool 
     _show_bars(sys.stderr.isatty())
     sources: list[HubModel | HubTask] = [*wanted.models, *wanted.tasks]  # a chat template needs its model's tokenizer
     plan = [_tried(source.query, source) for source in sources]
-    _print_plan(plan, wanted.here)
+    _print_plan(plan, wanted.local)
     if dry_run:
         return _raise_failed(plan)
     _refuse_full_disk(plan)
@@ -139,22 +139,22 @@ def needs(configs: Sequence[Config]) -> Needs:
 
     models: dict[HubModel, None] = {}
     tasks: dict[tuple[str, str | None], HubTask] = {}
-    here: dict[str, None] = {}
+    local: dict[str, None] = {}
     for config in configs:
         model = HubModel.of(config.model)
         if model is None:
-            here[config.model.id] = None
+            local[config.model.id] = None
         else:
             models[model] = None
         for name in [member for asked in config.task.subtasks for member in members_of(asked)]:
             key = name, config.task.revision
             if name in mini_tasks() or config.task.data != HUB:
-                here[name] = None
+                local[name] = None
             elif key not in tasks:
                 task = tasks[key] = HubTask(name, config)
                 if task.repo is None:
-                    here[name] = None
-    return Needs(list(models), [task for task in tasks.values() if task.repo is not None], list(here))
+                    local[name] = None
+    return Needs(list(models), [task for task in tasks.values() if task.repo is not None], list(local))
 
 
 def _tried(act: Callable[[], Entry], source: HubModel | HubTask, seen: Entry | None = None) -> Entry:
@@ -238,7 +238,7 @@ def size_text(size: int | None) -> str:
     return f"{value:.1f} {UNITS[unit]}" if unit else f"{size} B"
 
 
-def _print_plan(plan: Sequence[Entry], here: Sequence[str]) -> None:
+def _print_plan(plan: Sequence[Entry], local: Sequence[str]) -> None:
     if plan:
         print(table(plan))
     missing = [entry for entry in plan if entry.state == "to fetch"]
@@ -248,8 +248,8 @@ def _print_plan(plan: Sequence[Entry], here: Sequence[str]) -> None:
         print(f"To fetch: {size_text(known)}{more}, to {_place()}.")
     elif all(entry.state == "already there" for entry in plan):
         print("Nothing to fetch.")
-    if here:
-        print(f"No hub needed: {', '.join(here)}.")
+    if local:
+        print(f"No hub needed: {', '.join(local)}.")
 
 
 def table(entries: Sequence[Entry]) -> str:

@@ -35,7 +35,7 @@ class Knob:
     """Smallest value to try; K: the model's top-k, E: its number of experts."""
     high: float | Literal["K", "E"]
     """Largest value to try."""
-    whole: bool = True
+    integer: bool = True
     """Integers only."""
     falling: bool = False
     """A larger value leaves fewer experts active."""
@@ -89,7 +89,7 @@ class Policy(ABC):
     """Where colour tells something else, another policy may take the marker, and this one gets the next that is
     free."""
     knob: ClassVar[Knob | None] = None
-    beside: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    secondary_parameters: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     """Other parameters, with values for `match_active` to try where the knob alone comes nowhere near."""
 
     def __post_init__(self) -> None:

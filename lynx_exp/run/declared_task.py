@@ -23,12 +23,12 @@ class DeclaredTask(EvalTask):
 
 def declared_where_missing(config: Config, load: LoadTask) -> LoadTask:
     """`load`, and for documents that are not here what the config's task declares of them."""
-    from lynx_exp.tasks.data import NotHere
+    from lynx_exp.tasks.data import ModelUnavailable
 
     def loaded(name: str, *, limit: int | None = None, settings: TaskSettings | None = None) -> EvalTask:
         try:
             return load(name, limit=limit, settings=settings)
-        except NotHere:
+        except ModelUnavailable:
             if name not in config.task.size:
                 raise
         return declared_task(name, limit, settings or TaskSettings(), *sorted(config.task.size[name].items()))

@@ -37,7 +37,7 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     made: list[Request] = []
     repeats: dict[tuple[str, int], int] = {}
     for number, (asked, ids, more) in enumerate(zip(numbered_requests(task), prompts, continuations, strict=True)):
-        room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last else 1)
+        room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last_token else 1)
         truncate = "left" if number >= len(task.requests) else truncate  # of fillers nobody reads the answer
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:

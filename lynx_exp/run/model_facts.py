@@ -53,7 +53,7 @@ class ModelFacts:
     """Where `model.shape` is not what it says of itself."""
 
 
-class NotHere(ValueError):
+class ModelUnavailable(ValueError):
     """The model is neither a folder nor in the hub's cache, and the hub does not give it."""
 
 
@@ -61,7 +61,7 @@ def known_facts(model: ModelConfig, *, plan: bool) -> ModelFacts:
     """`inspect_model`; for a plan, of a model that is not here, what its preset declares."""
     try:
         return inspect_model(model)
-    except NotHere:
+    except ModelUnavailable:
         if not plan or not model.shape:
             raise
     config = declared_config(model.shape).to_dict()
@@ -143,14 +143,14 @@ def _from_hub(model: ModelConfig) -> tuple[Path, str]:
     except HFValidationError as error:
         raise ValueError(f"model.id={model.id}: neither a folder nor a hub id (OWNER/NAME)") from error
     except LocalEntryNotFoundError as error:
-        raise NotHere(
+        raise ModelUnavailable(
             f"model.id={model.id}: no such folder, nor in the local cache of the hub{revision}, "
             "which cannot be reached: its shape is unknown; `lynx-prepare prefetch` with the same arguments fetches it "
             "where there is a network; or give a folder, or model=lynx_tiny, which is in the package"
         ) from error
     except OSError as error:
         reason = first_line(error)
-        raise NotHere(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
+        raise ModelUnavailable(f"model.id={model.id}: not to be had from the hub{revision}: {reason}") from error
     return path, f"{model.id}@{path.parent.name}"
 
 

@@ -39,7 +39,7 @@ class Report:
         return len({outcome.folder for outcome in self.outcomes if outcome.state == "failed"})
 
 
-def kept(cells: Sequence[Cell]) -> str:
+def describe_committed(cells: Sequence[Cell]) -> str:
     """What a stop leaves: whole cells, and of the others what their journals hold."""
     done, total, found = 0, 0, 0
     for cell in cells:

@@ -18,7 +18,7 @@ from lynx_exp.run.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.run.dry_run import print_plan
 from lynx_exp.run.interrupt import check, stoppable, with_message
 from lynx_exp.run.load_tasks import LoadTask
-from lynx_exp.run.outcomes import Outcome, Report, headline_of, kept, print_outcomes, run_then
+from lynx_exp.run.outcomes import Outcome, Report, describe_committed, headline_of, print_outcomes, run_then
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.prepare_cells import prepare_cells
@@ -170,7 +170,7 @@ def run_cells(
         except CannotStore as over:
             run.give_up(str(over))
         except KeyboardInterrupt as stop:
-            raise with_message(stop, kept(unique)) from None
+            raise with_message(stop, describe_committed(unique)) from None
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
     if any(outcome.state != "failed" for outcome in report.outcomes):

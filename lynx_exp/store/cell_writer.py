@@ -73,7 +73,7 @@ class CellWriter:
     """In a row, none of which committed a lane more."""
     together: int = 1
     """Cells that run side by side with this one, and share its time."""
-    found: int = 0
+    lanes_before: int = 0
     """Lanes that were committed when this attempt began."""
     _clock: float = field(default_factory=monotonic)
 
@@ -111,7 +111,7 @@ class CellWriter:
 
     def _take_over(self, before: Mapping[str, object]) -> None:
         """Count the attempt before this one, and its failure if it was one."""
-        self.found = self._count()
+        self.lanes_before = self._count()
         if not before:
             return
         state, error = str(before.get("state")), before.get("error")
@@ -121,7 +121,7 @@ class CellWriter:
         # row
         if state == "running":
             state, error = "lost", {"kind": "lost"}
-            self.failures = self.failures + 1 if self.found <= _number(before.get("lanes")) else 1
+            self.failures = self.failures + 1 if self.lanes_before <= _number(before.get("lanes")) else 1
         entry = {"attempt": before.get("attempt"), "state": state, "kind": error.get("kind")}
         entry |= {name: before.get(name) for name in ("started", "seconds", "lanes")}
         earlier = before.get("attempts")
@@ -218,7 +218,7 @@ class CellWriter:
         """Record what ended the attempt; the next run of the cell continues from the committed lanes."""
         if self._is_done():
             return
-        self.failures = self.failures + 1 if self._count() <= self.found else 1
+        self.failures = self.failures + 1 if self._count() <= self.lanes_before else 1
         self.hold.write_text(self.folder / "error.txt", trace)
         self._status("failed", fault.json())
 

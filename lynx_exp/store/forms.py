@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from lynx_exp.store.cell_columns import columns_in
-from lynx_exp.store.shapes import Shape, anything, count, fields, flag, items, maybe, named, number, text, whole
+from lynx_exp.store.shapes import Shape, anything, count, fields, flag, integer, items, maybe, named, number, text
 from lynx_exp.store.timing_info import USED
 
 _TEXTS = ("pair_id", "sizes_id", "study", "model", "task", "batching", "scoring", "policy", "policy_label", "phases")
@@ -17,14 +17,14 @@ _OF_A_CELL = dict.fromkeys((*_TEXTS, "backend", "dtype", "device"), text) | {
     "mixing": maybe(text),
     "batch_size": count,
     "limit": maybe(count),
-    "seed": whole,
+    "seed": integer,
     **dict.fromkeys(("num_experts", "top_k", "num_layers"), maybe(count)),
 }
-CELL = fields({"schema": whole, "cell_id": text}, _OF_A_CELL)
+CELL = fields({"schema": integer, "cell_id": text}, _OF_A_CELL)
 
 SHOWN = ("pair_id", "study", "model", "task", "policy", "policy_params", "policy_label", "phases", "batch_size")
 """Fields of cell.json without which a finished cell cannot be shown. Older cells lack some of the others."""
-FINISHED_CELL = fields({"schema": whole, "cell_id": text, **{name: _OF_A_CELL[name] for name in SHOWN}}, _OF_A_CELL)
+FINISHED_CELL = fields({"schema": integer, "cell_id": text, **{name: _OF_A_CELL[name] for name in SHOWN}}, _OF_A_CELL)
 
 _METRIC = fields(
     {
@@ -61,7 +61,7 @@ STATUS = fields(
 PLAN = named(
     fields(
         {"lanes": items(items(count))},
-        {"digest": text, "batch_size": count, "batching": text, "seed": whole},
+        {"digest": text, "batch_size": count, "batching": text, "seed": integer},
     )
 )
 
@@ -93,7 +93,7 @@ PROVENANCE = fields(
     },
 )
 
-DONE = fields({"files": named(text)}, {"seen": named(items(whole)), "seen_sha256": text})
+DONE = fields({"files": named(text)}, {"seen": named(items(integer)), "seen_sha256": text})
 
 
 def _process_id(value: object) -> str | None:
@@ -107,7 +107,7 @@ CLAIM = fields(
 )
 SWEEP = fields(
     {
-        **{"schema": whole, "started": text, "command": items(text)},
+        **{"schema": integer, "started": text, "command": items(text)},
         "cells": items(fields({"folder": text, "name": text, "requests": count})),
     },
     {"code": maybe(text)},

@@ -17,7 +17,7 @@ from lynx_exp.store.hold import ClaimLost
 from lynx_exp.store.identity import SCHEMA, code_digest, digest
 from lynx_exp.store.question import means, question, read_config_yaml
 from lynx_exp.store.reading import value_or_empty
-from lynx_exp.store.shapes import fields, whole
+from lynx_exp.store.shapes import fields, integer
 from lynx_exp.store.sweeps import FOLDER, latest_sweeps, read_sweeps
 
 Kind = Literal["killed", "damaged", "claim", "journal", "outdated", "superseded", "trace"]
@@ -153,7 +153,7 @@ def _is_old(path: Path) -> bool:
 
 def _is_other(cell: Path) -> bool:
     """Whether the cell is of other code, or of an older version. A newer version's is none of our business."""
-    info = value_or_empty(cell / "cell.json", fields({"schema": whole}))
+    info = value_or_empty(cell / "cell.json", fields({"schema": integer}))
     schema, code = info.get("schema"), value_or_empty(cell / "provenance.json").get("code_sha256")
     if isinstance(schema, int) and schema != SCHEMA:
         return schema < SCHEMA

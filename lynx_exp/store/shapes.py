@@ -25,7 +25,7 @@ def flag(value: object) -> str | None:
     return None if isinstance(value, bool) else wrong(value, "true or false")
 
 
-def whole(value: object) -> str | None:
+def integer(value: object) -> str | None:
     """An integer of 64 bits."""
     fits = isinstance(value, int) and not isinstance(value, bool) and -_LARGEST <= value < _LARGEST
     return None if fits else wrong(value, "a whole number")
@@ -33,14 +33,14 @@ def whole(value: object) -> str | None:
 
 def count(value: object) -> str | None:
     """A whole number of 0 or more."""
-    return wrong(value, "a number of 0 or more") if whole(value) or (isinstance(value, int) and value < 0) else None
+    return wrong(value, "a number of 0 or more") if integer(value) or (isinstance(value, int) and value < 0) else None
 
 
 def number(value: object) -> str | None:
     """A finite one that a float can hold."""
     if isinstance(value, float):
         return None if math.isfinite(value) else wrong(value, "a finite number")
-    return wrong(value, "a number") if whole(value) else None
+    return wrong(value, "a number") if integer(value) else None
 
 
 def maybe(shape: Shape) -> Shape:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HUB = "hub"
 
 
-class NotHere(ValueError):
+class ModelUnavailable(ValueError):
     """Documents that are neither in the hub's cache nor to be had from the hub."""
 
 

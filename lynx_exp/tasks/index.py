@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
-from lynx_exp.tasks.user_cache import cache_folder, write_whole
+from lynx_exp.tasks.user_cache import cache_folder, write_atomically
 
 FORM = 1
 """Of the file."""
@@ -64,7 +64,7 @@ def _build(folder: Path) -> Index:
             made[name] = group_entry(entry.cfg or {})
         else:
             made[name] = {"path": str(Path(str(entry.yaml_path)).relative_to(folder))}
-    write_whole(_file(folder), json.dumps(made))
+    write_atomically(_file(folder), json.dumps(made))
     return made
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lynx_exp.tasks.cached import at_revision, hub_revision
-from lynx_exp.tasks.data import HUB, LocalData, NotHere, check_texts, has_samples, not_cached, with_local_data
+from lynx_exp.tasks.data import HUB, LocalData, ModelUnavailable, check_texts, has_samples, not_cached, with_local_data
 from lynx_exp.tasks.definition import find_definition, mini_tasks, read_definition
 from lynx_exp.tasks.request_cache import cache_path, read_cached, write_cached
 from lynx_exp.tasks.task import BuiltTask, EvalTask, TaskSpec
@@ -128,7 +128,7 @@ def _errors_in_one_line(name: str, config: TaskDefinition, data: str) -> Iterato
         if line is None and data == HUB:
             line = not_cached(error, _hub_name(config))
             if line is not None:
-                raise NotHere(line) from error
+                raise ModelUnavailable(line) from error
         if line is None:
             said = " ".join(str(error).split())[:300]
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -22,7 +22,7 @@ from typing import Any
 from lynx_exp.tasks.mini.dataset import FOLDER
 from lynx_exp.tasks.task import TaskRequest, TaskSpec
 from lynx_exp.tasks.task_settings import TaskSettings
-from lynx_exp.tasks.user_cache import cache_folder, write_whole
+from lynx_exp.tasks.user_cache import cache_folder, write_atomically
 
 FORM = 1
 """Of a file."""
@@ -57,7 +57,7 @@ def read_cached(place: Path) -> TaskSpec | None:
 
 def write_cached(place: Path, spec: TaskSpec) -> None:
     text = json.dumps(asdict(spec))
-    write_whole(place, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    write_atomically(place, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
     with suppress(OSError):
         files = sorted(place.parent.glob("task-*.json"), key=lambda file: file.stat().st_mtime_ns)
         for file in files[:-MOST]:

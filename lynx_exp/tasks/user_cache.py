@@ -16,7 +16,7 @@ def cache_folder() -> Path:
         return Path(os.devnull) / "lynx_exp"
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Whole or not at all; a home that cannot be written to costs the time again."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def _silent(*_said: object) -> None:
 class VllmEngine:
     """A `vllm.LLM` in this process, whose plugin takes policies from requests."""
 
-    feeds_last = True  # a request ends where its tokens are as many as the positions
+    feeds_last_token = True  # a request ends where its tokens are as many as the positions
 
     def __init__(self, llm: LLM) -> None:
         from transformers import GenerationConfig

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lynx_exp.models import Answers, Live, LiveRule, UnknownRouter, UnsupportedModel, prove_answers
+from lynx_exp.models import Live, LiveRule, RouterOutputs, UnknownRouter, UnsupportedModel, prove_outputs
 from lynx_exp.models.odd_routers import TRIPLE
 from lynx_exp.routing import RouterRule
 from lynx_exp.vllm_plugin.plugin_settings import WHERE
@@ -117,7 +117,7 @@ def _described(
 def prove_router(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> tuple[LiveRule, bool]:
     """(the rule by which a router of vLLM scores, whether experts come best first); UnknownRouter says why it cannot be
     known."""
-    return prove_answers(
+    return prove_outputs(
         _ask(router, dtype, device),
         vectors=[
             Live(router, key)
@@ -137,7 +137,7 @@ def _experts_of(runner: MoERunnerInterface) -> str:
 
 
 @torch.no_grad()
-def _ask(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> Answers:
+def _ask(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> RouterOutputs:
     """What the router makes of random logits, of which some are all but tied."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(_ROWS, router.global_num_experts, generator=generator)
@@ -152,7 +152,7 @@ def _ask(router: BaseRouter, dtype: torch.dtype, device: torch.device) -> Answer
     if tuple(experts_TK.shape) != (_ROWS, router.top_k):
         raise UnknownRouter(f"gives a token {experts_TK.shape[1]} experts, not {router.top_k}: some are shared ones")
     half = dtype in (torch.bfloat16, torch.float16)
-    return Answers(
+    return RouterOutputs(
         form=TRIPLE,
         logits_TE=logits_TE.float(),
         weights_TK=weights_TK.float(),

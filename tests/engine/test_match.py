@@ -88,7 +88,7 @@ def test_no_end_of_any_knob_is_nearer_than_what_is_found(heights, target, name) 
         return (1 - share) * heights[int(at)] + share * heights[int(at) + 1]
 
     found: Any = match_active(policy, target, SHAPE, active)
-    ends = [replace(policy, **{policy.knob.parameter: int(v) if policy.knob.whole else v}) for v in (low, high)]
+    ends = [replace(policy, **{policy.knob.parameter: int(v) if policy.knob.integer else v}) for v in (low, high)]
     assert found.active == active(found.policy)
     assert abs(found.active - target) <= min(abs(active(end) - target) for end in ends) or (
         abs(found.active - target) <= 0.1 * target
@@ -115,7 +115,7 @@ def test_every_knob_moves_the_active_experts_in_its_direction(engine: Engine, pr
     low, high = policy.knob.bounds(shape_of(engine))
 
     def active(value: float) -> float:
-        turned = replace(policy, **{policy.knob.parameter: int(value) if policy.knob.whole else value})
+        turned = replace(policy, **{policy.knob.parameter: int(value) if policy.knob.integer else value})
         return mean_active(engine.score_lanes(requests, plan, bound(turned, shape_of(engine))))
 
     fewest, most = (active(high), active(low)) if policy.knob.falling else (active(low), active(high))

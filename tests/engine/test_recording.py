@@ -12,7 +12,7 @@ from torch import Tensor
 from lynx_exp import Engine
 from lynx_exp.engine import BatchPlan, Request
 from lynx_exp.engine.decoding.exactness import is_exact
-from lynx_exp.engine.decoding.graph import CannotRecord, CudaGraphs, Graphs, Made, alike, recorded, rerun
+from lynx_exp.engine.decoding.graph import CannotRecord, CudaGraphs, Graphs, Made, nearly_equal, recorded, rerun
 from lynx_exp.models.experts import PER_EXPERT_EXACT
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.routing import build_policy
@@ -105,7 +105,7 @@ def test_a_graph_is_warmed_up_aside_captured_once_and_replayed(monkeypatch: pyte
     ],
 )
 def test_what_is_alike(one: Tensor, other: Tensor, same: bool) -> None:
-    assert alike(one, other) is same
+    assert nearly_equal(one, other) is same
 
 
 def test_a_rerun_writes_in_one_place() -> None:

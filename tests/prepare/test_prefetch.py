@@ -307,7 +307,7 @@ def test_each_is_needed_once(tmp_path):
     wanted = needs(configs)
     assert [model.id for model in wanted.models] == ["org/tiny"]
     assert [task.name for task in wanted.tasks] == ["gsm8k", "truthfulqa_gen", "truthfulqa_mc1", "truthfulqa_mc2"]
-    assert wanted.here == ["mini_wmt16", str(tmp_path)]
+    assert wanted.local == ["mini_wmt16", str(tmp_path)]
     assert needs(jobs(["task=gsm8k", f"task.data={tmp_path}"], False)).tasks == []
 
 

@@ -121,7 +121,7 @@ class FakeEngine:
     num_experts: int = 4
     top_k: int = 2
     context_length: int | None = None
-    feeds_last: bool = False
+    feeds_last_token: bool = False
     vocabulary: int = 256
     processing: tuple[tuple[str, Any], ...] = ()
     drawing: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import pytest
 from lynx_exp.config import Config, TaskConfig
 from lynx_exp.run.declared_task import DeclaredTask, declared_task
 from lynx_exp.tasks import TaskSettings
-from lynx_exp.tasks.data import NotHere
+from lynx_exp.tasks.data import ModelUnavailable
 
 
 def test_requests_are_as_many_and_as_long_as_declared() -> None:
@@ -37,7 +37,7 @@ def test_choices_are_scored_and_not_generated() -> None:
 
 def test_a_plan_takes_it_and_a_run_does_not(bench: Any, config: Callable[..., Config]) -> None:
     def load(name: str, **given: Any) -> Any:
-        raise NotHere("task.data=hub: some/questions is not in the local cache")
+        raise ModelUnavailable("task.data=hub: some/questions is not in the local cache")
 
     bench.load = load
     plain = config(plan=True)

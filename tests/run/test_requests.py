@@ -23,7 +23,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 class Engine:
     """No model: what encoding asks of one."""
 
-    context_length, feeds_last, vocabulary, processing = None, False, 10**9, ()
+    context_length, feeds_last_token, vocabulary, processing = None, False, 10**9, ()
     drawing: dict[str, Any] = {}
 
     def __init__(self, tokenizer: Any) -> None:

@@ -72,21 +72,21 @@ def compare_pack(
 
     # once for all policies: it is what each of them is held against
     vanilla, watched = run(Act(policy=None), confident=bool(tokens))
-    before_RTV, given_RT = vanilla.logits_RTV.log_softmax(-1), vanilla.given_RT
-    tokens_R = given_RT.sum(-1)
+    before_RTV, mask_RT = vanilla.logits_RTV.log_softmax(-1), vanilla.mask_RT
+    tokens_R = mask_RT.sum(-1)
     for number, act in enumerate(acts):
         forced, attachment = run(act)
         after_RTV = forced.logits_RTV.log_softmax(-1)
-        agreeing_R = ((before_RTV.argmax(-1) == after_RTV.argmax(-1)) & given_RT).sum(-1)
-        kl_RT = torch.zeros(given_RT.shape, dtype=torch.float64)
+        agreeing_R = ((before_RTV.argmax(-1) == after_RTV.argmax(-1)) & mask_RT).sum(-1)
+        kl_RT = torch.zeros(mask_RT.shape, dtype=torch.float64)
         # row by row: in fp64 all rows at once would take twice the memory of the logits again
         for row, (before_TV, after_TV) in enumerate(zip(before_RTV, after_RTV, strict=True)):
-            given_T = given_RT[row]
+            given_T = mask_RT[row]
             before_TV, after_TV = before_TV[given_T].double(), after_TV[given_T].double()
             kl_RT[row, : len(before_TV)] = (before_TV.exp() * (before_TV - after_TV)).sum(-1).clamp_min(0.0).cpu()
         kl_R = kl_RT.sum(-1)
-        retained_2R, prompt_tokens_R = _retained(attachment, len(given_RT), given_RT.shape[1] - 1)
-        rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(given_RT)
+        retained_2R, prompt_tokens_R = _retained(attachment, len(mask_RT), mask_RT.shape[1] - 1)
+        rows_R = _token_rows(vanilla, watched, attachment, kl_RT) if number in tokens else [None] * len(mask_RT)
         on_step(int(tokens_R.sum()))
         for row, request in enumerate(vanilla.plan.numbers):
             # fillers shape the batch, and are not part of the result

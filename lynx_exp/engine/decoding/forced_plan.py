@@ -105,10 +105,10 @@ class ForcedPlan:
         """`[R]`: number of each row in its lane."""
         return torch.tensor(self.slots, device=device) * POSITIONS
 
-    def rows(self, given_RT: Tensor) -> Rows:
+    def rows(self, mask_RT: Tensor) -> Rows:
         """The fed tokens `[R, T-1]`: those of one lane and step are a batch of their own, numbered lane * S + step."""
-        device, steps = given_RT.device, self.num_steps
-        live_RT = given_RT[:, 1:]
+        device, steps = mask_RT.device, self.num_steps
+        live_RT = mask_RT[:, 1:]
         step_RT = torch.tensor(self.starts, device=device)[:, None] + torch.arange(live_RT.shape[1], device=device)
         lane_RT = self.lane(device)[:, None] * steps + step_RT.clamp_max(max(steps - 1, 0))
         key_G = lane_keys(self.lanes, device)[:, None] + torch.arange(steps, device=device)

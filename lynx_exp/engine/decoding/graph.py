@@ -43,7 +43,7 @@ def recorded(capture: Capture, step: Step) -> Step:
         raise CannotRecord(reason_of(error)) from error
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
+def nearly_equal(one: Tensor, other: Tensor) -> bool:
     """Whether most of two tensors is the same: other kernels round otherwise, and a near tie then falls otherwise."""
     if not one.numel():
         return True
@@ -89,7 +89,7 @@ class CudaGraphs:
         with torch.cuda.graph(graph, pool=pool):
             made = step()
         graph.replay()
-        if not all(map(alike, made, expected)):
+        if not all(map(nearly_equal, made, expected)):
             raise CannotRecord("a replay makes something else than the step does")
         self._last = graph
 

@@ -29,7 +29,7 @@ class _Part:
     policy: Policy
     layers: frozenset[int] | None
     """Where it decides; None: in all."""
-    mine_S: Tensor
+    acting_S: Tensor
     """Bool: the live rows of its lanes."""
     step: StepRows
 
@@ -54,10 +54,10 @@ class MaskedSections:
             if not act.decodes:
                 continue
             assert act.policy is not None
-            mine_S = self._live_S if len(self._acts) == 1 else self._live_S & (seats.table[ACT] == number)
+            acting_S = self._live_S if len(self._acts) == 1 else self._live_S & (seats.table[ACT] == number)
             step: StepRows = {
                 "decode": self._ones_S,
-                "live": mine_S,
+                "live": acting_S,
                 "lane": self._lane_S,
                 "num_lanes": seats.key_G.shape[0],
                 "key": seats.key_G,
@@ -65,7 +65,7 @@ class MaskedSections:
                 "shared": {},
             }
             layers = None if act.layers is None else layer_range(act.layers, len(self._routers))
-            self._parts.append(_Part(policy=act.policy, layers=layers, mine_S=mine_S, step=step))
+            self._parts.append(_Part(policy=act.policy, layers=layers, acting_S=acting_S, step=step))
 
     def counts(self) -> Tensor:
         """`[2, G, L]` int32 of the step: distinct experts that the live rows of each lane place ran, and assignments
@@ -86,7 +86,7 @@ class MaskedSections:
             if len(self._acts) == 1:  # rows that are not live come back as they were
                 experts, weights = new.experts, new.weights.to(routing.weights.dtype)
                 continue
-            width, mine_S1 = max(experts.shape[1], new.experts.shape[1]), part.mine_S[:, None]
+            width, mine_S1 = max(experts.shape[1], new.experts.shape[1]), part.acting_S[:, None]
             experts = torch.where(mine_S1, more_slots(new.experts, width), more_slots(experts, width))
             weights = torch.where(
                 mine_S1, more_weights(new.weights.to(weights.dtype), width), more_weights(weights, width)

@@ -33,7 +33,7 @@ class Matched:
     """Mean active experts with it, on the calibration continuations."""
     target: float
     also: Mapping[str, object] = field(default_factory=dict)
-    """What else was set: values of `Policy.beside` other than those asked for."""
+    """What else was set: values of `Policy.secondary_parameters` other than those asked for."""
 
     def summary(self) -> dict[str, object]:
         found = {"parameter": self.parameter, "value": self.value, "active": self.active, "target": self.target}
@@ -45,7 +45,7 @@ def match_active(policy: Policy, target: float, shape: ModelShape, active: Calla
 
     Where the ends of the knob do not enclose the target, values between them may: on a router with random weights few
     knobs are monotone. So a grid is tried, and where that comes no nearer than a tenth, a grid for each value of what
-    the policy has beside its knob (`Policy.beside`).
+    the policy has beside its knob (`Policy.secondary_parameters`).
 
     `active(None)` is vanilla's; a target below 1 is that share of it. A target out of reach gets the nearest, and
     `Matched.active` says so. Raises ValueError for a policy without a knob.
@@ -72,7 +72,11 @@ def match_active(policy: Policy, target: float, shape: ModelShape, active: Calla
             break
     assert best is not None
     turned = best[2]
-    also = {name: getattr(turned, name) for name in policy.beside if getattr(turned, name) != getattr(policy, name)}
+    also = {
+        name: getattr(turned, name)
+        for name in policy.secondary_parameters
+        if getattr(turned, name) != getattr(policy, name)
+    }
     return Matched(policy=turned, parameter=knob.parameter, value=best[3], active=nearest, target=target, also=also)
 
 
@@ -121,7 +125,7 @@ def _beside(policy: Policy) -> list[Policy]:
     """The policy with other values of what it has beside its knob."""
     return [
         _with(policy, {name: value})
-        for name, values in policy.beside.items()
+        for name, values in policy.secondary_parameters.items()
         for value in values
         if value != getattr(policy, name)
     ]
@@ -132,7 +136,7 @@ def _grid(knob: Knob, low: float, high: float) -> list[float]:
     if knob.logarithmic:
         return [low, *(low * (high / low) ** step for step in steps[1:-1]), high]
     values = [low + (high - low) * step for step in steps]
-    return list(dict.fromkeys(float(round(value)) for value in values)) if knob.whole else values
+    return list(dict.fromkeys(float(round(value)) for value in values)) if knob.integer else values
 
 
 def mean_active(lanes: Iterable[LaneResult]) -> float:
@@ -149,7 +153,7 @@ def mean_active(lanes: Iterable[LaneResult]) -> float:
 
 
 def _middle(knob: Knob, a: float, b: float) -> float:
-    if knob.whole:
+    if knob.integer:
         return float((int(a) + int(b)) // 2)
     if knob.logarithmic:
         return (a * b) ** 0.5
@@ -157,7 +161,7 @@ def _middle(knob: Knob, a: float, b: float) -> float:
 
 
 def _set(policy: Policy, knob: Knob, value: float) -> Policy:
-    return _with(policy, {knob.parameter: int(value) if knob.whole else float(value)})
+    return _with(policy, {knob.parameter: int(value) if knob.integer else float(value)})
 
 
 def _with(policy: Policy, values: Mapping[str, Any]) -> Policy:

@@ -65,7 +65,7 @@ class Forced:
     logits_RTV: Tensor
     """fp32; position t predicts continuation token t."""
     target_RT: Tensor
-    given_RT: Tensor
+    mask_RT: Tensor
     """False: past the end of the row's continuation."""
     plan: ForcedPlan
     active_GSL: Tensor
@@ -95,19 +95,19 @@ def force_pack(
     asked = [requests[number] for number in steps.numbers]
     given = [request.continuation_ids[:length] for request, length in zip(asked, steps.lengths, strict=True)]
     # padded on the right: token t of every row lies in column t, which is decode step t
-    target_RT, given_RT = _right_pad(given, device)
+    target_RT, mask_RT = _right_pad(given, device)
     attachment.record, attachment.idle_dead = [], True
     if store is None:
-        logits_RTV = _whole(model, attachment, asked, steps, target_RT, given_RT, scoring)
+        logits_RTV = _whole(model, attachment, asked, steps, target_RT, mask_RT, scoring)
     else:
-        logits_RTV = _from_store(model, attachment, asked, steps, target_RT, given_RT, store)
+        logits_RTV = _from_store(model, attachment, asked, steps, target_RT, mask_RT, store)
     # scored as one prefill there are no decode steps to count
     decode_steps = 0 if scoring == "prefill" else steps.num_steps
     active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, steps, decode_steps)
     return Forced(
         logits_RTV=logits_RTV,
         target_RT=target_RT,
-        given_RT=given_RT,
+        mask_RT=mask_RT,
         plan=steps,
         active_GSL=active_GSL,
         changed_GSL=changed_GSL,
@@ -122,18 +122,18 @@ def _whole(
     asked: Sequence[Request],
     steps: ForcedPlan,
     target_RT: Tensor,
-    given_RT: Tensor,
+    mask_RT: Tensor,
     scoring: Scoring,
 ) -> Tensor:
     """`[R, T, V]`: one pass, prompts padded on the left."""
     device = target_RT.device
     prompt_RN, real_RN = left_pad([request.prompt_ids for request in asked], device)
     width = target_RT.shape[1] - 1  # the last token is scored but never fed
-    real = torch.cat([real_RN, given_RT[:, 1:]], 1)
+    real = torch.cat([real_RN, mask_RT[:, 1:]], 1)
     if scoring == "prefill":
         attachment.rows = _flat(_prefill_rows(steps, real))
     else:
-        attachment.rows = _flat(_prefill_rows(steps, real_RN), steps.rows(given_RT))
+        attachment.rows = _flat(_prefill_rows(steps, real_RN), steps.rows(mask_RT))
     # Of a single prefill the logits of all positions are computed, as lm-eval does, where there is room: the bits of a
     # matrix product follow its number of rows.
     single = scoring == "prefill" and len(asked) == 1
@@ -155,7 +155,7 @@ def _from_store(
     asked: Sequence[Request],
     steps: ForcedPlan,
     target_RT: Tensor,
-    given_RT: Tensor,
+    mask_RT: Tensor,
     store: PromptStore,
 ) -> Tensor:
     """`[R, T, V]`: the continuations alone, after keys and values of the store."""
@@ -174,7 +174,7 @@ def _from_store(
     past = torch.arange(columns, device=device) < length_R[:, None]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     mask = torch.cat([past[:, None].expand(-1, width, -1), causal.expand(len(asked), -1, -1)], -1)
-    attachment.rows = replace(_flat(steps.rows(given_RT)), phase="decode")
+    attachment.rows = replace(_flat(steps.rows(mask_RT)), phase="decode")
     with attachment:
         rest_RTV = model(
             input_ids=target_RT[:, :-1],
@@ -200,8 +200,8 @@ def score_pack(
 ) -> Iterator[LaneResult]:
     """Score the continuations of the lanes `lanes` together."""
     forced = force_pack(model, routers, attachment, requests, plan, lanes, store, scoring)
-    target_RT, given_RT = forced.target_RT, forced.given_RT
-    token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(given_RT, 0.0)
+    target_RT, mask_RT = forced.target_RT, forced.mask_RT
+    token_logprob_RT = forced.logits_RTV.log_softmax(-1).gather(-1, target_RT[..., None])[..., 0].where(mask_RT, 0.0)
     if scoring == "prefill":  # in fp32 and over its own tokens alone, as lm-eval adds them up
         own = [row[:length] for length, row in zip(forced.plan.lengths, token_logprob_RT, strict=True)]
         logprob_R = torch.stack([row.sum() for row in own])
@@ -211,7 +211,7 @@ def score_pack(
     if logprob_R.isnan().any():
         bad = forced.plan.numbers[int(logprob_R.isnan().nonzero()[0])]
         raise NotANumber(f"request {bad}: the model's logits are no numbers along its continuation")
-    greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~given_RT).all(-1)
+    greedy_R = ((forced.logits_RTV.argmax(-1) == target_RT) | ~mask_RT).all(-1)
     continuations = [
         requests[number].continuation_ids[:length]
         for number, length in zip(forced.plan.numbers, forced.plan.lengths, strict=True)

@@ -44,11 +44,11 @@ class Request:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
 
-def check_lengths(requests: Sequence[Request], limit: int | None, *, feeds_last: bool = True) -> None:
+def check_lengths(requests: Sequence[Request], limit: int | None, *, feeds_last_token: bool = True) -> None:
     """ValueError for the first request that needs more than `limit` positions (None: there is no limit). Not
-    `feeds_last`: the last token of a continuation that is scored needs none."""
+    `feeds_last_token`: the last token of a continuation that is scored needs none."""
     for number, request in enumerate(requests):
-        scored = len(request.continuation_ids) - (0 if feeds_last else 1)
+        scored = len(request.continuation_ids) - (0 if feeds_last_token else 1)
         length = len(request.prompt_ids) + (scored if request.continuation_ids else request.max_new_tokens)
         if limit is not None and length > limit:
             raise ValueError(f"request {number}: prompt and response need {length} positions; the model has {limit}")

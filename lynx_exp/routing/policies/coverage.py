@@ -69,7 +69,7 @@ class Coverage(LanePolicy):
     marker = "o"
     yields_marker = True
     serves_groups = True
-    knob = Knob(parameter="tolerance", low=1e-3, high=1.0, whole=False, falling=True, logarithmic=True)
+    knob = Knob(parameter="tolerance", low=1e-3, high=1.0, integer=False, falling=True, logarithmic=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

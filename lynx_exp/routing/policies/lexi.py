@@ -30,7 +30,7 @@ class Lexi(Calibrated):
 
     color = "#8c8c8c"
     marker = ">"
-    knob = Knob(parameter="mean_k", low=1.0, high="K", whole=False)
+    knob = Knob(parameter="mean_k", low=1.0, high="K", integer=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

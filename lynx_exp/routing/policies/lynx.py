@@ -46,8 +46,8 @@ class Lynx(LanePolicy):
     marker = "o"
     serves_groups = True
     # Wider bins than of one logit drop even first choices: worse, and hardly fewer experts. Wider still, ties decide.
-    knob = Knob(parameter="alpha", low=1.0, high=8.0, whole=False, logarithmic=True)
-    beside = {"beta": (1, 2, 3, 4)}
+    knob = Knob(parameter="alpha", low=1.0, high=8.0, integer=False, logarithmic=True)
+    secondary_parameters = {"beta": (1, 2, 3, 4)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

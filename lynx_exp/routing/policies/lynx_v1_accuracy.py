@@ -27,7 +27,7 @@ class LynxV1Accuracy(LanePolicy):
 
     color = "#E69F00"
     marker = "P"
-    knob = Knob(parameter="confidence", low=0.0, high=1.0, whole=False, falling=True)
+    knob = Knob(parameter="confidence", low=0.0, high=1.0, integer=False, falling=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

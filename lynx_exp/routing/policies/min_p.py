@@ -25,7 +25,7 @@ class MinP(Policy):
     color = "#8c8c8c"
     marker = "^"
     yields_marker = True
-    knob = Knob(parameter="ratio", low=0.0, high=1.0, whole=False, falling=True)
+    knob = Knob(parameter="ratio", low=0.0, high=1.0, integer=False, falling=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

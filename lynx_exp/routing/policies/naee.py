@@ -33,7 +33,7 @@ class Naee(Calibrated):
 
     color = "#8c8c8c"
     marker = "<"
-    knob = Knob(parameter="strength", low=0.0, high=20.0, whole=False, falling=True)
+    knob = Knob(parameter="strength", low=0.0, high=20.0, integer=False, falling=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

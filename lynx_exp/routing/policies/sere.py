@@ -37,7 +37,7 @@ class Sere(Calibrated):
     hidden = ("metric",)
     color = "#E69F00"
     marker = "d"
-    knob = Knob(parameter="threshold", low=0.0, high=1.0, whole=False)
+    knob = Knob(parameter="threshold", low=0.0, high=1.0, integer=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ class TopP(Policy):
     color = "#8c8c8c"
     marker = "v"
     yields_marker = True
-    knob = Knob(parameter="p", low=1e-3, high=1.0, whole=False)
+    knob = Knob(parameter="p", low=1e-3, high=1.0, integer=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ test names it, because `all(map(...))` would take it for the end of the cases.
 Verdicts are those of a plain process that has the test's module beside the program's: each has global names, standard
 streams, random numbers, environment, folder and decimal context of its own. A program that fails where the test sets
 such a thing (by a seed, a patch, a redirection, a file, a global name) and the program's text uses it is `transport`
-(`jail.told_apart`), as is a class of the test that derives from one of the program. What is not seen, and can be a
+(`jail.side_effects`), as is a class of the test that derives from one of the program. What is not seen, and can be a
 wrong 0: `is` between tuples, strings or NaNs that crossed; the order of a set that goes to the program; when an
 object is collected; a list that the program changes in a call during which it calls the test back, and that the test
 looks at meanwhile; what reads the bytecode of the test's functions.

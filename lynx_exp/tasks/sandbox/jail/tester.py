@@ -20,7 +20,7 @@ from . import wire
 from .names import ABSENT, Names
 from .objects import Untransportable
 from .remote import BadReply, Link
-from .told_apart import harmless_bodies, why_it_may_differ
+from .side_effects import harmless_bodies, why_it_may_differ
 
 READY, PASSED, FAILED, ENDED, BROKEN = "ready", "passed", "failed", "ended", "broken"
 TRANSPORT = "transport"
