@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.artifact.claims import Experiment
 from benchmarks.artifact.pages import ROOT
@@ -67,7 +68,7 @@ def kept(experiment: Experiment, folder: Path) -> Ran | None:
     return _ran(experiment, folder, found, again=False) if found.get("status") == 0 else None
 
 
-def _ran(experiment: Experiment, folder: Path, found: dict, *, again: bool) -> Ran:
+def _ran(experiment: Experiment, folder: Path, found: dict[str, Any], *, again: bool) -> Ran:
     return Ran(
         experiment=experiment, folder=folder, again=again, **{k: found[k] for k in ("seconds", "status", "last")}
     )
@@ -113,7 +114,7 @@ def _run(command: list[str], log: Path, say: Callable[[str], None]) -> tuple[int
     return process.returncode, last
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ import torch
 from benchmarks.experts_kernel import replayed_us
 from benchmarks.on_gpu.cases import RULE, arguments, decode_step, policy, routed, settings
 from benchmarks.on_gpu.records import case
-from lynx_exp.routing import Policy, Routing
+from lynx_exp.routing import Policy, Routing, StepContext
 from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.backends.triton.kernels import launch_sizes
 
@@ -39,20 +39,17 @@ def of_shape(device: str, experts: int, top_k: int, rows: int, tiny: bool) -> No
     before, step = routed(logits, top_k), decode_step(rows, device)
     place = {"rows": rows, "experts": experts, "top_k": top_k}
 
-    def select(chosen: Policy) -> Routing:
-        return chosen(_again(before), step, RULE)
-
     case("layer", policy="router", kernel=False, us=timed(lambda: routed(logits, top_k), device), **place)
     for named in settings(experts, top_k)[: 3 if tiny else POLICIES]:
         chosen = policy(named)
         with kernels.kernel("triton" if tiny else "auto"):
             served = kernels.select(chosen, _again(before), step, RULE) is not None
-            us = timed(partial(select, chosen), device)
+            us = timed(partial(_select, chosen, before, step), device)
         case("layer", policy=named[0], kernel=served, us=us, **place)
     for way in ("original", "mass"):
         chosen = replace(policy(settings(experts, top_k)[1]), weights=way)
         with kernels.kernel("triton" if tiny else "auto"):
-            us = timed(partial(select, chosen), device)
+            us = timed(partial(_select, chosen, before, step), device)
         case("weighed", policy=chosen.name, weights=way, us=us, **place)
 
 
@@ -74,7 +71,7 @@ def lanes_in_a_stream(device: str, experts: int = 128, top_k: int = 8, rows: int
     """Steps of an accuracy run have several lanes, whose rows no program knows beforehand."""
     before, step = routed(torch.randn(rows, experts, device=device) * 2, top_k), decode_step(rows, device, lanes)
     for named in settings(experts, top_k)[:POLICIES]:
-        us = timed(lambda named=named: policy(named)(_again(before), step, RULE), device)
+        us = timed(partial(_select, policy(named), before, step), device)
         case("lanes", policy=named[0], rows=rows, lanes=lanes, us=us)
 
 
@@ -83,9 +80,13 @@ def in_one_block(device: str, experts: int = 128, top_k: int = 8, rows: int = 16
     before, step = routed(torch.randn(rows, experts, device=device) * 2, top_k), decode_step(rows, device)
     kept, launch_sizes.ONE_BLOCK = launch_sizes.ONE_BLOCK, rows
     for named in settings(experts, top_k)[:6]:
-        us = timed(lambda named=named: policy(named)(_again(before), step, RULE), device)
+        us = timed(partial(_select, policy(named), before, step), device)
         case("one block", policy=named[0], rows=rows, us=us)
     launch_sizes.ONE_BLOCK = kept
+
+
+def _select(chosen: Policy, before: Routing, step: StepContext) -> Routing:
+    return chosen(_again(before), step, RULE)
 
 
 def _again(before: Routing) -> Routing:
