@@ -68,7 +68,7 @@ def _composition(error: ConfigCompositionException, arguments: Sequence[str], co
     return _unknown_field(key, typed, arguments, config_name)
 
 
-OF_EVERY_POLICY = {"weights": "renormalize", "k2": "null", "protect": "null"}
+OF_EVERY_POLICY = {"weights": "renormalize", "k2": "null", "protect": "null", "per_layer": "null"}
 """Parameters of every policy, which a YAML of one's own may have left out."""
 
 

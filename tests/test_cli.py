@@ -34,7 +34,7 @@ BAD = [
     (
         ["policy.alpha=2"],
         "policy.alpha=2",
-        "known: policy.min_batch, policy.weights, policy.k2, policy.protect, policy.match_active",
+        "known: policy.min_batch, policy.weights, policy.k2, policy.protect, policy.per_layer, policy.match",
     ),
     (["policy=lynx", "policy.alpha=big"], "alpha=big", "must be a number"),
     (["policy=lynx", "policy.alpha=-1"], "alpha=-1", "above 0"),

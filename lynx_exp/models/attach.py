@@ -19,6 +19,7 @@ from lynx_exp.models.align_outputs import AlignOutputs, align
 from lynx_exp.models.rank_agreement import Agreement
 from lynx_exp.models.routers import Described, Router, fingerprint
 from lynx_exp.routing import ModelShape, Phase, Phases, Policy, Routing, StepContext, layer_range
+from lynx_exp.routing.budgets import with_budgets
 from lynx_exp.routing.ops.weigh import first_of_each
 from lynx_exp.routing.protected import with_experts_named
 from lynx_exp.routing.rule import RouterRule
@@ -165,7 +166,8 @@ def bind(policy: Policy, routers: Sequence[Described], calibration: str | None =
     ]
     for shape in shapes[1:]:
         policy.accept(shape)
-    return align(policy, with_experts_named(policy, shapes[0]).bind(shapes[0]), routers)
+    each_layer = with_budgets(policy, shapes[0])
+    return align(policy, with_experts_named(each_layer, shapes[0]).bind(shapes[0]), routers)
 
 
 def count_active(record: Record, lane: Tensor, live: Tensor, num_lanes: int, num_experts: int) -> Tensor:

@@ -94,7 +94,7 @@ def measure(
             removers.append(router.intercept(partial(chose, layer)))
             removers.append(single.module.register_forward_hook(partial(made, layer)).remove)
         for number, (ids_RN, real_RN) in enumerate(batches):
-            step.update(_rows(number, real_RN))
+            step.update(rows_of_positions(number, real_RN))
             model.base_model(input_ids=ids_RN, use_cache=False)
     finally:
         for remove in removers:
@@ -116,7 +116,7 @@ def _plain(policy: Policy) -> Policy:
     return replace(policy, weights="renormalize", k2=None)
 
 
-def _rows(number: int, real_RN: Tensor) -> dict[str, Any]:
+def rows_of_positions(number: int, real_RN: Tensor) -> dict[str, Any]:
     """The fields of `StepContext` without the layer: a lane a position, a row of it each sequence."""
     sequences, positions = real_RN.shape
     place_N = torch.arange(positions, device=real_RN.device)

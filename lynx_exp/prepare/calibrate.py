@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lynx_exp.engine import Engine
     from lynx_exp.routing import Calibration
     from lynx_exp.routing.alignment import Alignment
+    from lynx_exp.routing.budgets import Budgets
 
 OnStep = Callable[[int, int], None]
 """Called with (units of work done, units in all); a layer of a batch is one unit."""
@@ -37,7 +38,8 @@ class CalibrateConfig:
     """As for `lynx-exp`: model=NAME, or model=hub model.id=PATH_OR_HUB_ID."""
     policy: Any = None
     """null: what sere, naee, lexi and static_mask must know. Or, as for `lynx-exp`, a policy with its parameters: its
-    alignment, which `policy.weights=affine` takes; batch_size is then the batch that it sees."""
+    alignment, which `policy.weights=affine` takes, or with policy.per_layer=calibrated what each layer costs at each
+    budget; batch_size is then the batch that it sees."""
     out: str | None = None
     """The file to write; null is calibrations/MODEL.safetensors, where `calibration=auto` finds it."""
     data: str = MINI
@@ -128,8 +130,9 @@ def calibrate(config: CalibrateConfig, on_step: OnStep = lambda done, total: Non
     )
 
 
-def measure_alignment(config: CalibrateConfig, on_step: OnStep = lambda done, total: None) -> Alignment:
-    """Load the model and measure `config.policy` on it. Equal inputs give equal results, as far as the device's sums
+def measure_policy(config: CalibrateConfig, on_step: OnStep = lambda done, total: None) -> Alignment | Budgets:
+    """Load the model and measure `config.policy` on it: its budgets by layer if it asks for those, else its alignment.
+    Equal inputs give equal results, as far as the device's sums
     repeat. ValueError, in one line, for a bad input."""
     from lynx_exp.models import find_calibration
     from lynx_exp.routing import build_policy
@@ -137,22 +140,29 @@ def measure_alignment(config: CalibrateConfig, on_step: OnStep = lambda done, to
 
     given = {key: value for key, value in config.policy.items() if key not in ("name", "match_active")}
     if config.out is not None:
-        raise ValueError(f"out={config.out}: an alignment is found by what it is of, in calibrations/; leave out=null")
+        raise ValueError(f"out={config.out}: what is measured of a policy lies in calibrations/; leave out=null")
     policy = build_policy(config.policy["name"], **given)
     texts = read_texts(config.data, config.sequences, config.seed)
     about = inspect_model(config.model)
 
     import torch
 
+    from lynx_exp.models import fingerprint
     from lynx_exp.prepare.align import measure
+    from lynx_exp.prepare.budgets import measure_budgets
     from lynx_exp.prepare.single_experts import find_experts
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = _open(config)
     batches = _batches(engine, texts, config)
-    total, done = len(batches) * len(engine.routers), count(1)
+    calibration = None if config.model.kind == "random" else find_calibration(config.model.id)
     said = _provenance(config, engine, about.name, about.digest, texts, sum(int(real.sum()) for _, real in batches))
+    if policy.per_layer is not None:
+        on_model = fingerprint(engine.routers)
+        about_it = said | {"policy": policy.label}
+        return measure_budgets(engine.model, engine.routers, policy, batches, on_model, about_it, on_step, calibration)
+    total, done = len(batches) * len(engine.routers), count(1)
     return measure(
         engine.model,
         engine.routers,
@@ -162,7 +172,7 @@ def measure_alignment(config: CalibrateConfig, on_step: OnStep = lambda done, to
         said["data_sha256"],
         said | {"policy": policy.label},
         lambda: on_step(next(done), total),
-        None if config.model.kind == "random" else find_calibration(config.model.id),
+        calibration,
     )
 
 

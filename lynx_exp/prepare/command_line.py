@@ -47,6 +47,12 @@ or another model are refused, by hash.
   lynx-prepare calibrate policy=xshare policy.budget=5 batch_size=16
   lynx-exp policy=xshare policy.budget=5 policy.weights=affine batch_size=16
 
+With policy.per_layer=calibrated as well, it measures what each layer costs (KL from vanilla) at each of the policy's
+budgets; the run then gives every layer its own, their mean the budget that it is given.
+
+  lynx-prepare calibrate policy=xshare policy.per_layer=calibrated sequences=64
+  lynx-exp policy=xshare policy.per_layer=calibrated policy.budget=5
+
 Ctrl-C leaves what was there before. Equal commands write equal bytes."""
 PREFETCH_HELP = """\
 Download every model and data set that `lynx-exp` would need for the same arguments, so that it then runs on a machine
@@ -273,9 +279,10 @@ def _calibrate(asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from lynx_exp.prepare.calibrate import calibrate, measure_alignment
+    from lynx_exp.prepare.calibrate import calibrate, measure_policy
     from lynx_exp.prepare.prepare_progress import calibrate_callback
     from lynx_exp.routing.alignment import Alignment
+    from lynx_exp.routing.budgets import Budgets
 
     config = read_calibration(asked.overrides)
     if config.policy is None:
@@ -288,7 +295,13 @@ def _calibrate(asked: argparse.Namespace) -> None:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         update = partial(bar.update, bar.add_task("", total=None))
         told = calibrate_callback(console, update)
-        measured = calibrate(config, told) if config.policy is None else measure_alignment(config, told)
+        measured = calibrate(config, told) if config.policy is None else measure_policy(config, told)
+    if isinstance(measured, Budgets):
+        measured.save(measured.file())
+        layers, budgets = measured.divergence.shape
+        made = f"{measured.file()}: {measured.provenance['policy']}, {layers} layers at {budgets} budgets each"
+        console.print(f"{made}; use it with policy.per_layer=calibrated", highlight=False, markup=False)
+        return
     if isinstance(measured, Alignment):
         measured.save(measured.file())
         rows = measured.provenance["changed_rows"]

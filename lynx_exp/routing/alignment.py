@@ -27,11 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from lynx_exp.routing.calibration import AUTO
+from lynx_exp.routing.calibration import AUTO, NotMeasured
 
 if TYPE_CHECKING:
-    from lynx_exp.routing.calibration import NotMeasured
-from lynx_exp.routing.policy import Policy
+    from lynx_exp.routing.policy import Policy
 
 FOLDER = Path("calibrations")
 EPS = 1e-5
@@ -97,18 +96,18 @@ class Alignment:
 def policy_digest(policy: Policy) -> str:
     """sha256 over a policy's name and parameters; in place of where a calibration is, what the file holds."""
     parts = getattr(policy, "policies", (policy,))
-    left_out = ("calibration", "weights", "k2", "protect")
+    left_out = ("calibration", "weights", "k2", "protect", "per_layer")
     said = [
         {"name": part.name}
         | {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name not in left_out}
         | ({} if part.protect is None else {"protect": part.protect})
-        | _content_of(getattr(part, "calibration", AUTO))
+        | content_of(getattr(part, "calibration", AUTO))
         for part in parts
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _content_of(calibration: str) -> dict[str, str]:
+def content_of(calibration: str) -> dict[str, str]:
     """Empty for the model's own calibration, which the model's fingerprint stands for."""
     if calibration == AUTO:
         return {}

@@ -22,6 +22,8 @@ def fused_plan(policy: Policy) -> fused.Plan | None:
     every layer of every step."""
     kept = policy.__dict__
     if _PLAN not in kept:
+        if policy.per_layer is not None:
+            raise RuntimeError(f"{policy.name}: per_layer={policy.per_layer}: `bind` the policy to a model first")
         kept[_PLAN] = plan_of(policy)
     plan: fused.Plan | None = kept[_PLAN]
     return plan

@@ -73,6 +73,9 @@ class Policy(ABC):
     protect: Protect = None
     """Experts that are never taken from a token that its router sends to them: a list for each layer, such as
     [[3],[],[5,7],[]]; calibrated: the super experts that `lynx-prepare calibrate` has found; null: none."""
+    per_layer: Literal["calibrated"] | None = None
+    """calibrated: each layer has a budget of its own, and the one that is given is their mean: those that cost least,
+    as `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated` has measured; null: the same in all layers."""
 
     kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
     """What it looks at: all rows of a lane in a step, or one token at a time."""
@@ -96,6 +99,12 @@ class Policy(ABC):
         at_least(self, "min_batch", 1)
         if self.k2 is not None and self.weights != "reference":
             raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
+        if self.per_layer is not None and (self.knob is None or not self.knob.whole):
+            raise ValueError(
+                f"{self.name}: per_layer={self.per_layer}: only where a whole number sets how many experts run"
+            )
+        if self.per_layer is not None and self.weights == "affine":
+            raise ValueError(f"{self.name}: per_layer={self.per_layer}: not together with weights=affine")
 
     def protected(self, num_experts: int, device: torch.device) -> Tensor:
         """The experts of `protect`.

@@ -23,6 +23,8 @@ from lynx_exp.store.identity import cell_ids, code_digest, digest
 
 if TYPE_CHECKING:
     from lynx_exp.routing import Policy
+    from lynx_exp.routing.alignment import Alignment
+    from lynx_exp.routing.budgets import Budgets
 
 
 from lynx_exp.run.planned_cell import Cell, Task
@@ -41,6 +43,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
+    from lynx_exp.routing.budgets import check_budgets
     from lynx_exp.routing.calibration import NotMeasured
     from lynx_exp.routing.protected import with_experts_named
 
@@ -107,6 +110,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
                 with _about_the_policy():
                     with_experts_named(policy, shape).bind(shape)
                     _check_aligned(config, policy)
+                    check_budgets(policy)
             except NotMeasured as error:
                 if not config.plan:
                     raise
@@ -137,7 +141,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         ids = cell_ids(
             as_dict(config)
             | {"device": device.type, "dtype": dtype}
-            | {"policy": config.policy if lack is not None else _with_content(config, policy, content)},
+            | {"policy": config.policy if lack is not None else _with_content(config, policy, model.digest, content)},
             model_digest=model.digest,
             data_digests=data_digests(tasks),
             code=code_digest(),
@@ -166,11 +170,14 @@ def _calibration(config: Config) -> str | None:
     return None if config.model.kind == "random" else find_calibration(config.model.id)
 
 
-def _with_content(config: Config, policy: Policy | None, content: Callable[[str], str]) -> Mapping[str, object]:
-    """The policy node, with what its calibration file holds in place of where it is, and the hash of an extension's
-    source."""
+def _with_content(
+    config: Config, policy: Policy | None, digest: str, content: Callable[[str], str]
+) -> Mapping[str, object]:
+    """The policy node, with what its calibration file holds in place of where it is, what was measured for it on the
+    model of this digest, and the hash of an extension's source."""
     from lynx_exp.routing import Calibrated, PerLayer
-    from lynx_exp.routing.alignment import files_for
+    from lynx_exp.routing.alignment import Alignment, files_for
+    from lynx_exp.routing.budgets import Budgets, budget_files
     from lynx_exp.routing.calibration import AUTO
     from lynx_exp.routing.protected import asks_calibration
 
@@ -183,8 +190,18 @@ def _with_content(config: Config, policy: Policy | None, content: Callable[[str]
     named += [AUTO] if asks_calibration(policy) and not named else []
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
     if _is_aligned(policy):
-        node = node | {"alignments": [content(str(file)) for file in files_for(policy)]}
+        own = _of_model(files_for(policy), digest, Alignment.load)
+        node = node | {"alignments": [content(str(file)) for file in own]}
+    if policy.per_layer is not None:
+        own = _of_model(budget_files(policy), digest, Budgets.load)
+        node = node | {"budgets": [content(str(file)) for file in own]}
     return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
+
+
+def _of_model(files: list[Path], digest: str, load: Callable[[Path], Alignment | Budgets]) -> list[Path]:
+    """Those that were measured on the model of this digest; all, where none says so: `bind` then refuses it, or knows
+    the same weights in another file."""
+    return [file for file in files if load(file).provenance.get("model_digest") == digest] or files
 
 
 def _is_aligned(policy: Policy) -> bool:

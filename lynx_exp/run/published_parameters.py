@@ -10,7 +10,7 @@ from lynx_exp.config import default_parameters
 if TYPE_CHECKING:
     from lynx_exp.run.planned_cell import Cell
 
-_GENERAL = ("min_batch", "seed", "calibration", "weights", "protect")
+_GENERAL = ("min_batch", "seed", "calibration", "weights", "protect", "per_layer")
 """Parameters that hold for any model."""
 
 

@@ -28,7 +28,7 @@ SCIENTIFIC = tuple(name for name, use in USES.items() if use.role in HASHED)
 NOT_PAIRED = tuple(name for name in SCIENTIFIC if not USES[name].paired)
 """What may differ between a cell and its baseline."""
 
-USUAL = (("weights", "renormalize"), ("k2", None), ("substitute", True), ("protect", None))
+USUAL = (("weights", "renormalize"), ("k2", None), ("substitute", True), ("protect", None), ("per_layer", None))
 """Parameters of policies that came later, at the values with which it does what it did: not in the hash."""
 
 CODE = ("routing", "models", "engine", "vllm_plugin", "vllm_backend", "tasks")

@@ -220,13 +220,15 @@ def test_the_command_makes_what_a_cell_takes_and_counts(capsys: pytest.CaptureFi
     assert calibrate("policy=xshare", "policy.budget=3") == 0
     assert "xshare(budget=3" in capsys.readouterr().out
     first = cell(xshare)
+    assert calibrate("policy=xshare", "policy.budget=3", "model.seed=5") == 0
+    assert cell(xshare).cell_id == first.cell_id, "another model's alignment lies beside it"
     assert calibrate("policy=xshare", "policy.budget=3", "seed=1") == 0
     assert cell(xshare).cell_id != first.cell_id and cell(xshare).pair_id == first.pair_id
     with pytest.raises(ValueError, match="weights=affine: is measured for fixed parameters"):
         cell(xshare | {"match_active": 0.9})
     capsys.readouterr()
     assert calibrate("policy=xshare", "policy.budget=3", "out=here.safetensors") == 2
-    assert "out=here.safetensors: an alignment is found by what it is of" in capsys.readouterr().err
+    assert "out=here.safetensors: what is measured of a policy lies in calibrations" in capsys.readouterr().err
     assert calibrate("policy=xshare", "policy.budget=30") == 2
     assert "xshare: budget=30: must lie in 2..4" in capsys.readouterr().err
 

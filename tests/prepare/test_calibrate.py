@@ -23,7 +23,7 @@ from lynx_exp.prepare.calibrate import CalibrateConfig
 from lynx_exp.prepare.command_line import read_calibration
 from lynx_exp.prepare.texts import read_texts
 from lynx_exp.routing import Calibration, ModelShape, PerLayer, build_policy
-from lynx_exp.routing.policies.lexi import allocate
+from lynx_exp.routing.budgets import allocate
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.prepare_cells import prepare_cells
 from lynx_exp.store.identity import folder_digest
@@ -293,7 +293,7 @@ def test_without_a_file_a_run_stops_before_a_model_loads(policy: str) -> None:
 def test_lexi_allocates_as_well_as_brute_force(table: list[list[float]], share: float) -> None:
     layers, top_k = len(table), len(table[0])
     budget = round(layers + share * layers * (top_k - 1))
-    chosen = allocate(torch.tensor(table), budget)
+    chosen = allocate(torch.tensor(table), range(1, top_k + 1), budget)
     assert len(chosen) == layers and all(1 <= k <= top_k for k in chosen) and sum(chosen) <= budget
 
     def cost(ks: Any) -> float:

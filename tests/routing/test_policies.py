@@ -71,7 +71,7 @@ def test_lynx_at_batch_one_is_vanilla() -> None:
 
 BAD = [
     ("lnyx", {}, "did you mean lynx"),
-    ("lynx", {"gamma": 1}, "known: min_batch, weights, k2, protect, alpha, beta, bins"),
+    ("lynx", {"gamma": 1}, "known: min_batch, weights, k2, protect, per_layer, alpha, beta, bins"),
     ("vanilla", {"k": 1}, "known: min_batch"),
     ("lynx", {"alpha": 0}, "must be above 0"),
     ("lynx", {"alpha": float("nan")}, "must be above 0"),

@@ -168,8 +168,8 @@ def mates(model: LynxLM, asked: list[Any]) -> list[list[Any]]:
 BAD = (
     (
         {"alfa": 3},
-        "alfa=3: unknown; did you mean alpha?; policy=lynx takes min_batch, weights, k2, protect, alpha, beta, bins; "
-        "the model ",
+        "alfa=3: unknown; did you mean alpha?; policy=lynx takes min_batch, weights, k2, protect, per_layer, alpha, "
+        "beta, bins; the model ",
     ),
     ({"decode_bach": 3}, "did you mean decode_batch?"),
     ({"alpha": -1}, "alpha=-1"),

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor
 
-from torch import Tensor
-
+from lynx_exp.routing.budgets import allocate
 from lynx_exp.routing.calibration import Calibrated
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policies.top_k import TopK
@@ -44,7 +43,8 @@ class Lexi(Calibrated):
     def bind(self, shape: ModelShape) -> Policy:
         bound = super().bind(shape)
         assert isinstance(bound, Lexi)
-        per_layer = allocate(bound.facts.divergence, floor(self.mean_k * len(bound.facts.divergence) + 1e-9))
+        losses_LK = bound.facts.divergence
+        per_layer = allocate(losses_LK, range(1, losses_LK.shape[1] + 1), floor(self.mean_k * len(losses_LK) + 1e-9))
         policies = tuple(
             TopK(k=k, min_batch=self.min_batch, weights=self.weights, k2=self.k2, protect=self.protect)
             for k in per_layer
@@ -53,20 +53,3 @@ class Lexi(Calibrated):
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         raise RuntimeError(f"{self.name}: `bind` the policy to a model first")
-
-
-def allocate(divergence_LK: Tensor, budget: int) -> list[int]:
-    """k of each layer: 1 <= k_l <= K, their sum at most `budget`, the sum of divergence[l, k_l - 1] least; of equal
-    ones that with fewer experts in later layers."""
-    layers, top_k = divergence_LK.shape
-    cost = divergence_LK.double().tolist()
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-    for layer in range(layers):
-        grown: dict[int, tuple[float, list[int]]] = {}
-        for used, (loss, chosen) in best.items():
-            for k in range(1, top_k + 1):
-                total, spent = loss + cost[layer][k - 1], used + k
-                if spent <= budget - (layers - layer - 1) and (spent not in grown or total < grown[spent][0]):
-                    grown[spent] = total, [*chosen, k]
-        best = grown
-    return min(best.values(), key=lambda found: (found[0], sum(found[1])))[1]
