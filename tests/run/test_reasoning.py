@@ -196,3 +196,24 @@ def test_one_word_for_the_node_names_whose_sampling_counts():
         "task.generation.source=task,model",
         "task.generation.top_k=3",
     ]
+
+
+def test_lm_evals_command_takes_the_marker_as_its_own_models_do(checkpoint):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from lynx_exp.lm_eval_model import LynxLM
+
+    texts = ["What is 2+2?", "Name a tree.", "Halve 9."]
+    kwargs = {"until": ["Problem:"], "max_gen_toks": 16, "do_sample": False}
+    requests = [Instance("generate_until", {}, (text, dict(kwargs)), at) for at, text in enumerate(texts)]
+    number = thinker.tokenizer().get_vocab()[thinker.MARKER]
+    for marker in (thinker.MARKER, number):
+        own = LynxLM(str(checkpoint), think_end_token=marker, dtype="float32", decode_batch=1)
+        theirs = HFLM(pretrained=str(checkpoint), think_end_token=marker, dtype="float32", batch_size=1, device="cpu")
+        said = own.generate_until(requests, disable_tqdm=True)
+        assert said == theirs.generate_until(requests, disable_tqdm=True)
+        assert not any(thinker.MARKER in text for text in said)
+    thinking = LynxLM(str(checkpoint), enable_thinking=True, dtype="float32", decode_batch=1)
+    with pytest.raises(ValueError, match=r"^enable_thinking=True: requests asks for likelihoods"):
+        thinking.loglikelihood([Instance("loglikelihood", {}, ("a", " b"), 0)])
