@@ -99,7 +99,7 @@ class Policy(ABC):
         at_least(self, "min_batch", 1)
         if self.k2 is not None and self.weights != "reference":
             raise ValueError(f"{self.name}: k2={self.k2}: only weights=reference takes one, not weights={self.weights}")
-        if self.per_layer is not None and (self.knob is None or not self.knob.whole):
+        if self.per_layer is not None and (self.knob is None or not self.knob.integer):
             raise ValueError(
                 f"{self.name}: per_layer={self.per_layer}: only where a whole number sets how many experts run"
             )
