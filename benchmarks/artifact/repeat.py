@@ -19,8 +19,6 @@ from benchmarks.artifact.pages import ROOT
 from lynx_exp.store.files import write_json
 from lynx_exp.store.identity import code_digest, folder_digest
 
-OF_STUDY = ("lynx-exp",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
