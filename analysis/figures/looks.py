@@ -182,7 +182,7 @@ _RING_SIZE = 8.5
 
 def ring(axes: Axes, points: pd.DataFrame, x: str, y: str) -> None:
     """A ring around each flagged point, above the points; needs a column `guard`."""
-    flagged = points[points["guard"].map(guards.is_flagged)]
+    flagged = points[points["guard"].map(guards.is_flagged).astype(bool)]  # of no point the map has no type
     axes.plot(flagged[x], flagged[y], **_RING, markersize=_RING_SIZE, zorder=7)
 
 

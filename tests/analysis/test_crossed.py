@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import write_figures
-from analysis.figures import style
+from analysis.figures import looks, style
 
 Write = Callable[..., Path]
 CROSSED = (("mini_gsm8k", 4), ("mini_gsm8k", 16), ("mini_wmt16", 8), ("mini_wmt16", 32), ("mini_humaneval", 8))
@@ -78,6 +78,13 @@ def test_a_star_alone_is_no_panel_and_what_is_drawn_is_not_said_to_be_missing(
     fig, numbers, notes = drawn["pareto_active"]
     assert shown(fig) == ["batch size 4"] and set(numbers["batch_size"]) == {4}
     assert notes == ["not drawn, no policy beside it: vanilla (batch size 16)"]
+
+
+def test_a_panel_without_a_point_is_ringed_nowhere() -> None:
+    """As in `length_drift`, of a subtask that a setting did not run."""
+    axes = Figure().subplots()
+    looks.ring(axes, pd.DataFrame({"batch_size": [], "y": [], "guard": pd.Series(dtype=object)}), "batch_size", "y")
+    assert points(axes) == []
 
 
 def test_where_a_setting_is_not_drawn_is_said(cell: Write, tmp_path: Path, drawn: dict) -> None:

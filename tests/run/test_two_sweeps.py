@@ -125,7 +125,7 @@ def test_a_cell_that_is_taken_over_is_left_alone(others, config, tmp_path):
 
 def test_the_second_of_two_that_finds_everything_held_has_nothing_to_begin(config, tmp_path):
     """It ends cells before it has begun a pack of its own."""
-    first, out, reports = FakeEngine(), Told("waiting for 1 cells"), []
+    first, out, reports = FakeEngine(), Told("waiting for 1 cell "), []
     begun = threading.Event()
 
     def hold(lanes_run: int) -> None:
