@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lynx_exp.config import AsDict, Config, ModelConfig, PerNode, TaskConfig
 from lynx_exp.extensions import policy_source
@@ -22,7 +22,7 @@ from lynx_exp.store.done import is_done
 from lynx_exp.store.identity import cell_ids, code_digest, digest
 
 if TYPE_CHECKING:
-    from lynx_exp.routing import Policy
+    from lynx_exp.routing import ModelShape, Policy
     from lynx_exp.routing.alignment import Alignment
     from lynx_exp.routing.budgets import Budgets
 
@@ -108,7 +108,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             )
             try:
                 with _about_the_policy():
-                    with_experts_named(policy, shape).bind(shape)
+                    with_experts_named(_turned(config, policy, shape), shape).bind(shape)
                     _check_aligned(config, policy)
                     check_budgets(policy)
             except NotMeasured as error:
@@ -161,6 +161,15 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             sandbox_of(config)  # found out now rather than when the model has answered
         cells.append(cell)
     return cells
+
+
+def _turned(config: Config, policy: Policy, shape: ModelShape) -> Policy:
+    """With the knob of `match_active` at its end: the value that it has need not suit the model, and never runs."""
+    if config.match_active is None or policy.knob is None:
+        return policy
+    _, most = policy.knob.bounds(shape)
+    values: dict[str, Any] = {policy.knob.parameter: int(most) if policy.knob.whole else most}
+    return replace(policy, **values)
 
 
 def _calibration(config: Config) -> str | None:

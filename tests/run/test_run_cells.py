@@ -226,6 +226,14 @@ def test_a_match_that_comes_not_near_is_said(bench, config):
     assert "0.90 active experts wanted; the nearest that k0 allows is 1.00 (3)" in bench.text()
 
 
+def test_the_value_that_match_active_replaces_need_not_suit_the_model(bench, config):
+    """4 experts, a policy's default, are fewer than the 8 of a token of many a model."""
+    (cell,) = bench.run([config({"name": "lynx_v1_latency", "keep_experts": 1, "match_active": 2.5})]).outcomes
+    assert cell.state == "done"
+    with pytest.raises(ValueError, match="keep_experts=1: must lie in 2..4"):
+        bench.run([config({"name": "lynx_v1_latency", "keep_experts": 1})])
+
+
 def test_match_active_with_all_documents_scored_takes_the_first(bench, config):
     bench.run([config({"name": "oea", "k0": 1, "match_active": 3.0})])
     (prompts,) = bench.engine.calibrated
