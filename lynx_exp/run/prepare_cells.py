@@ -168,7 +168,7 @@ def _turned(config: Config, policy: Policy, shape: ModelShape) -> Policy:
     if config.match_active is None or policy.knob is None:
         return policy
     _, most = policy.knob.bounds(shape)
-    values: dict[str, Any] = {policy.knob.parameter: int(most) if policy.knob.whole else most}
+    values: dict[str, Any] = {policy.knob.parameter: int(most) if policy.knob.integer else most}
     return replace(policy, **values)
 
 
