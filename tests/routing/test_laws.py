@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from lynx_exp.routing import LanePolicy, Phased, Phases, Policy, Routing, build_policy
 from lynx_exp.routing.policies.oea import Oea
+from tests.drawn_once import given_once
 from tests.routing.laws import POLICIES, Case, bound, cases, same, take, widened
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
-examples = settings(max_examples=60, deadline=None)
+EXAMPLES = 60
+examples = settings(max_examples=EXAMPLES, deadline=None)
 
 
 def run(policy: Policy, case: Case) -> Routing:
@@ -38,8 +40,7 @@ def unchanged(out: Routing, before: Routing, rows: torch.Tensor) -> bool:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_slots_that_run_something_have_distinct_experts(policy: Policy, case: Case) -> None:
     """sere may run one expert in two slots, as published."""
     out = run(policy, case)
@@ -51,8 +52,7 @@ def test_slots_that_run_something_have_distinct_experts(policy: Policy, case: Ca
 
 
 @every_policy
-@examples
-@given(case=cases(), seed=st.integers(0, 2**31 - 1))
+@given_once(EXAMPLES, case=cases(), seed=st.integers(0, 2**31 - 1))
 def test_row_order_does_not_matter(policy: Policy, case: Case, seed: int) -> None:
     order = torch.randperm(len(case.step.lane), generator=torch.Generator().manual_seed(seed))
     straight, shuffled = run(policy, case), run(policy, take(case, order))
@@ -61,8 +61,7 @@ def test_row_order_does_not_matter(policy: Policy, case: Case, seed: int) -> Non
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_dead_rows_neither_vote_nor_change(policy: Policy, case: Case) -> None:
     out = run(policy, case)
     dead = ~case.step.live
@@ -74,8 +73,7 @@ def test_dead_rows_neither_vote_nor_change(policy: Policy, case: Case) -> None:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_dead_rows_may_hold_junk(policy: Policy, case: Case) -> None:
     dead = ~case.step.live
     logits = case.routing.logits.clone()
@@ -87,8 +85,7 @@ def test_dead_rows_may_hold_junk(policy: Policy, case: Case) -> None:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_lanes_do_not_see_one_another(policy: Policy, case: Case) -> None:
     out = run(policy, case)
     for lane in range(case.step.num_lanes):
@@ -105,8 +102,7 @@ def test_lanes_do_not_see_one_another(policy: Policy, case: Case) -> None:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_rows_of_other_phases_pass_through(policy: Policy, case: Case) -> None:
     if not case.fits(policy):
         return
@@ -117,8 +113,7 @@ def test_rows_of_other_phases_pass_through(policy: Policy, case: Case) -> None:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_mass(policy: Policy, case: Case) -> None:
     """A token keeps its top-K mass (`scaling` if the router renormalises), unless fewer experts run by their own
     weights."""
@@ -143,8 +138,7 @@ def test_mass(policy: Policy, case: Case) -> None:
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_kept_sets_hold_at_least_k_experts_and_small_lanes_are_left_alone(policy: Policy, case: Case) -> None:
     """oea keeps what its tokens insist on, which may be less: as published, such tokens run fewer."""
     if not isinstance(policy, LanePolicy) or not case.fits(policy):
@@ -164,8 +158,7 @@ def test_kept_sets_hold_at_least_k_experts_and_small_lanes_are_left_alone(policy
 
 
 @every_policy
-@examples
-@given(case=cases())
+@given_once(EXAMPLES, case=cases())
 def test_tokens_stay_within_their_groups_and_run_k_experts(policy: Policy, case: Case) -> None:
     """sere substitutes by similarity alone."""
     if policy.name == "sere" or not case.fits(policy):
