@@ -20,8 +20,10 @@ OLDEST_VENV  := .venv-oldest
 OLDEST_STAMP := $(OLDEST_VENV)/.installed
 OLDEST_TORCH ?= 2.13.0
 
-# processes of the fast tests; each file runs in one of them
+# processes of the tests; each file runs in one of them, in the order of names: xdist's own order leaves files of one
+# long test, as tests/kills/test_kills.py, for the end, when nothing is left for the other process
 WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # random cases of each kind that `make fuzz` tries
 FUZZ_EXAMPLES ?= 1000
@@ -66,10 +68,10 @@ artifact: $(DEV) ## repeat the numbers of README and docs that a CPU can repeat,
 	$(BIN)/python -m benchmarks.artifact $(if $(ONLY),--only $(ONLY))
 
 test: $(DEV) ## the fast tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-slow: $(DEV) ## the slow tests
-	HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=new $(PYTEST) -m slow
 
 $(VLLM_STAMP): pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)

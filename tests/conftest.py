@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for one another cost more than they save here
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: its kernels then run without a GPU
 
+import pytest
 from hypothesis import settings  # after the environment is set
 
 # A busy machine is no failure. The fast suite tries the same cases each time, so that what it says of a commit is said
@@ -18,3 +19,10 @@ from hypothesis import settings  # after the environment is set
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("new", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+LONG = ("tests/kills/test_kills.py", "tests/verbs/test_damage.py")
+"""A quarter of the slow suite's time each: first, so that no process of `make test-slow` is left alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))

@@ -21,6 +21,7 @@ from lynx_exp.routing import ModelShape, build_policy, layer_range, policy_names
 from lynx_exp.run.launchers.register import register
 from lynx_exp.run.model_facts import inspect_model
 from lynx_exp.run.planned_cell import Cell
+from lynx_exp.run.sweeper.compose import Composer
 from lynx_exp.run.sweeper.grids import job_grids
 from lynx_exp.run.sweeper.scales import Change
 from lynx_exp.store.identity import Ids
@@ -82,7 +83,12 @@ def test_every_sweep_composes_all_its_jobs(path):
     shape = SHAPES["lynx_tiny"]
     parser, controls = OverridesParser.create(), list(sweeper.controls)
     jobs = job_grids(params, list(sweeper.cells), [argument], parser, controls, lambda overrides: shape)
-    configs = [to_config(composed(*job)) for job in jobs]
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    # as a sweep composes its jobs, which tests/run/test_compose.py holds to Hydra; the last one by Hydra as well
+    fast = Composer(lambda words: composed(*words), hydra.config_loader, OverridesParser.create(hydra.config_loader))
+    configs = [fast.config(job) for job in jobs]
+    assert repr(configs[-1]) == repr(to_config(composed(*jobs[-1])))
     assert len({str(config) for config in configs}) == len(configs), "no two jobs are the same"
     named = {"paper": "paper"}.get(path.parts[0], path.stem)
     for config in configs:

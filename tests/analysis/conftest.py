@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fake_study import POLICIES, write_cell, write_study
+
+from tests.quick_figures import quick_figures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """What looks at how a figure is printed draws it within `printed_figures`."""
+    with quick_figures():
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from analysis.figures import looks, step_vs_bytes, style
 from analysis.figures.active_vs_batch import expected_active
 from analysis.figures.step_vs_active import least_squares
 from analysis.study import study as analysed
+from tests.quick_figures import printed_figures
 
 Write = Callable[..., Path]
 FIGURES = (
@@ -29,7 +30,8 @@ FIGURES = (
 @pytest.fixture(scope="module")
 def drawn(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("figures")
-    written = write_figures(study, out=out)
+    with printed_figures():
+        written = write_figures(study, out=out)
     families = {f"pareto_{saving}_families.csv" for saving in ("speedup", "active")}
     tables = {f"table2_b{batch}.{end}" for batch in (4, 16) for end in ("tex", "csv")}
     expected = {f"{name}.{end}" for name in FIGURES for end in ("pdf", "png", "csv")} | families | tables
@@ -116,7 +118,9 @@ def test_where_colour_tells_the_batch_no_two_policies_share_a_marker(policies: l
 
 
 def test_same_numbers_same_bytes(study: Path, drawn: Path, tmp_path: Path) -> None:
-    for path in write_figures(study, out=tmp_path, only="active_vs_batch"):
+    with printed_figures():
+        written = write_figures(study, out=tmp_path, only="active_vs_batch")
+    for path in written:
         assert path.read_bytes() == (drawn / path.name).read_bytes()
 
 

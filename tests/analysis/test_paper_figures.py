@@ -29,6 +29,7 @@ from analysis.study import study as read_study
 from analysis.study_points import merged
 from analysis.token_tables import expert_counts
 from lynx_exp.results.main import main
+from tests.quick_figures import printed_figures
 
 PAPER = ("fig2", "fig3", "fig4", "fig6", "confidence", "fig7", "fig8", "fig9", "fig17", "fig18")
 Write = Callable[..., Path]
@@ -68,7 +69,7 @@ def drawn(paper: Path, seen: list[Any], tmp_path_factory: pytest.TempPathFactory
         seen.append((name, fig, list(said)))
         return written
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, printed_figures():
         patch.setattr(style, "save", save)
         patch.setattr(style, "note", note)
         write_figures(paper, out=out)
@@ -266,7 +267,8 @@ def test_latex_of_numbers_and_names() -> None:
 
 @pytest.mark.parametrize(("name", "inches"), [("neurips", 5.5), ("icml", 3.25), ("mlsys", 3.25)])
 def test_papers_have_their_column(paper: Path, tmp_path: Path, name: str, inches: float) -> None:
-    write_figures(paper, out=tmp_path, only="fig7", paper=name)
+    with printed_figures():
+        write_figures(paper, out=tmp_path, only="fig7", paper=name)
     png = (tmp_path / "fig7.png").read_bytes()
     assert int.from_bytes(png[16:20]) == round(300 * inches)
     assert b"STIXGeneral" in (tmp_path / "fig7.pdf").read_bytes()

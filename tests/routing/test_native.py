@@ -19,6 +19,7 @@ from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_pol
 from lynx_exp.routing.backends.numba import fused, native
 from lynx_exp.routing.backends.triton import kernels
 from lynx_exp.routing.dispatch import fused_plan
+from tests.drawn_once import given_once
 from tests.routing.laws import POLICIES, Case, bound, cases, route
 
 PLANNED: dict[str, Callable[[st.DataObject, int, int], dict[str, Any]]] = {
@@ -257,8 +258,7 @@ def test_the_loops_are_what_this_machine_runs() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
-@settings(max_examples=100, deadline=None)
-@given(case=cases())
+@given_once(100, case=cases())
 def test_torch_and_loops_agree(policy: Policy, case: Case) -> None:
     if not case.fits(policy):
         return

@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from lynx_exp.store.claims import Claims
+from tests.quick_figures import quick_figures
 from tests.verbs.study import run_study
 from tests.verbs.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    with quick_figures():
+        yield
 
 
 @pytest.fixture(scope="session")
