@@ -21,7 +21,7 @@ settings.register_profile("new", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONG = ("tests/kills/test_kills.py", "tests/verbs/test_damage.py")
-"""A quarter of the slow suite's time each: first, so that no process of `make test-slow` is left alone with one."""
+"""The longest of the slow suite: first, so that no process of `make test-slow` is left alone with one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
