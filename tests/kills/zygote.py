@@ -1,6 +1,8 @@
-"""A process that has everything imported and the model loaded, and forks a run of a sweep whenever it is asked to.
+"""A process that has everything imported, the model loaded and the tasks read, and forks a run of a sweep whenever it
+is asked to. What a run computes it computes anew: its engine has seen no prompt.
 
-A line of JSON in: `folder`, and `kill`, the kind and number of the event before which the run kills itself, or null.
+A line of JSON in: `folder`; `kill`, the kind and number of the event before which the run kills itself, or null; and
+`whole`, whether on the whole bundled model, or on its first layer alone, at a third of the time.
 A line out: `status` as the run ended, `seconds`, and the events that it counted if it lived.
 """
 
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import chdir
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from time import monotonic
@@ -24,6 +27,7 @@ from rich.console import Console
 
 from lynx_exp.config import Config, TaskConfig
 from lynx_exp.engine import Engine
+from lynx_exp.run.outcomes import Report
 from lynx_exp.run.run_cells import run_cells
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.store import files
@@ -91,6 +95,18 @@ class Events:
         setattr(where, name, watched)
 
 
+def first_layer(whole: Engine) -> Engine:
+    model = deepcopy(whole.model)
+    model.model.layers = model.model.layers[:1]
+    model.config.num_hidden_layers = 1
+    return Engine(model, whole.tokenizer)
+
+
+def sweep(documents: int, loaded: Engine) -> Report:
+    engine = Engine(loaded.model, loaded.tokenizer)
+    return run_cells(demo(documents), console=Console(file=StringIO()), open_engine=lambda _: engine)
+
+
 def run(folder: str, kill: tuple[str, int] | None, documents: int, engine: Engine) -> dict[str, int]:
     events = Events(kill)
     events.watch(CellWriter, "commit", "commit", after=True)
@@ -99,13 +115,16 @@ def run(folder: str, kill: tuple[str, int] | None, documents: int, engine: Engin
         events.watch(where, name, "write", after=True)
     events.watch(Progress, "step", "step")
     with chdir(folder):
-        report = run_cells(demo(documents), console=Console(file=StringIO()), open_engine=lambda _: engine)
+        report = sweep(documents, engine)
     assert report.failed == 0, [outcome.error for outcome in report.outcomes]
     return dict(events.seen)
 
 
 def main() -> None:
-    engine = Engine.from_pretrained("lynx_tiny", dtype="float32", device="cpu")
+    whole = Engine.from_pretrained("lynx_tiny", dtype="float32", device="cpu")
+    part = first_layer(whole)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        sweep(int(sys.argv[1]), part)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -115,7 +134,7 @@ def main() -> None:
             status = 1
             try:
                 kill = tuple(asked["kill"]) if asked["kill"] else None
-                told = run(asked["folder"], kill, asked["documents"], engine)  # type: ignore[arg-type]
+                told = run(asked["folder"], kill, asked["documents"], whole if asked["whole"] else part)  # type: ignore[arg-type]
                 os.write(writer, json.dumps(told).encode())
                 status = 0
             except BaseException as error:
