@@ -80,6 +80,8 @@ class ModelConfig:
     takes it."""
     parallel: str | None = choice(None, PARALLEL, role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
     """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
+    adapter: str | None = plain(role=Role.CONTENT, path=True, transformers_only="; merge it, and save the model")
+    """Folder of a PEFT adapter (LoRA and its like), which is merged into the weights."""
     sizes: dict[str, int] = plain(role=Role.CONTENT, factory=dict)
     """Sizes of a random model, in words that any family understands. All of experts, top_k, layers, hidden,
     expert_hidden, heads, kv_heads, vocab, positions; empty: those of the family's default configuration."""
@@ -110,6 +112,9 @@ class ModelConfig:
                 f"model.{field}={getattr(self, field)}: random weights are made, not loaded, on one device; for more "
                 "save them with save_pretrained and give model=hub model.id=FOLDER"
             )
+        if self.adapter is not None and (self.kind == "random" or self.parallel is not None):
+            given = "kind=random" if self.kind == "random" else f"parallel={self.parallel}"
+            raise ValueError(f"model.adapter={self.adapter}: not with model.{given}; merge it, and save the model")
         for name in ("sizes", "config"):
             if getattr(self, name) and self.kind != "random":
                 given = f"model.{name}={getattr(self, name)}"

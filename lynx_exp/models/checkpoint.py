@@ -57,6 +57,15 @@ def one_line(error: object) -> str:
     return text if len(text) <= REASON_LENGTH else f"{text[:REASON_LENGTH].rstrip()} ..."
 
 
+def quantization(folder: Path) -> str | None:
+    """The method that a checkpoint's config.json names; None: it is not quantised, or not a folder."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
+        return None if found is None else str(found.get("quant_method"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
 def damage(folder: Path) -> str | None:
     """The first file of a checkpoint that is no such file, and why; None where each looks right.
 

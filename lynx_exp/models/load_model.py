@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from lynx_exp.models.checkpoint import damage, differences, one_line
+from lynx_exp.models.adapter import check_adapter, merged
+from lynx_exp.models.checkpoint import damage, differences, one_line, quantization
 from lynx_exp.models.placement import DeviceMap, placement, refuse_offloading
 from lynx_exp.models.places import locate
 
@@ -46,14 +47,18 @@ def load_weights(
     allow_partial: bool = False,
     device_map: DeviceMap | None = None,
     parallel: str | None = None,
+    adapter: str | None = None,
 ) -> Weights:
     """ValueError, in one line, if it cannot be found or read, not be spread as asked, or where some of its weights are
     missing, of another shape, or have no place in it (with `allow_partial` it is loaded: what is missing is random).
 
     Attention is computed as the model's class prefers: by torch's scaled dot products, where it can. `device_map`: as
-    transformers takes it, instead of `device`. `parallel`: tp or ep, over the ranks of torchrun.
+    transformers takes it, instead of `device`. `parallel`: tp or ep, over the ranks of torchrun. `adapter`: a folder of
+    PEFT's, which is merged.
     """
     where = locate(model)
+    if adapter is not None:
+        check_adapter(adapter)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _refused_in_one_line(model, where, "it"), _quiet(), torch.random.fork_rng(enabled=allow_partial, devices=[]):
         spread = {}
@@ -75,6 +80,8 @@ def load_weights(
     if partial is not None and not allow_partial:
         raise ValueError(f"model={model}: {partial}; model.allow_partial=true runs it, with random ones")
     refuse_offloading(device_map, getattr(loaded, "hf_device_map", None) or {})
+    if adapter is not None:
+        loaded = merged(loaded, adapter)
     return Weights((loaded if spread else loaded.to(device)).eval(), partial)
 
 
@@ -83,8 +90,14 @@ def _refused_in_one_line(model: str, where: str, what: str) -> Iterator[None]:
     """Whatever a library raises about a checkpoint, as ValueError; but what this machine lacks (memory, a package)."""
     try:
         yield
-    except (MemoryError, ImportError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        method = quantization(Path(where))
+        if method is None:
+            raise
+        said = one_line(error).rstrip(".")
+        raise ValueError(f"model={model}: {what} is quantised by {method}, which does not load here: {said}") from error
     except Exception as error:  # every architecture, and every file format, fails in its own way
         if isinstance(error, RuntimeError) and re.search("allocate|out of memory", str(error)):
             raise

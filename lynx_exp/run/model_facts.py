@@ -107,6 +107,12 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
     if not path.is_file():
         raise ValueError(f"model.id={model.id}: has no config.json; give a folder in save_pretrained form, or a hub id")
     facts = _facts(model, _read(model, path), name)
+    if model.adapter is not None:
+        from lynx_exp.models.adapter import check_adapter
+
+        own = folder_digest(check_adapter(model.adapter))
+        label = f"{facts.name} + {Path(model.adapter).name}"
+        facts = replace(facts, name=label, digest=digest([facts.digest, own]))
     return replace(facts, mismatch=mismatch(model.shape, path.parent, facts.name)) if model.shape else facts
 
 

@@ -69,7 +69,9 @@ def open_engine(config: Config) -> LaneEngine:
     if model.kind == "random":
         fields = random_fields(model.id, model.sizes, model.config)
         return Engine.from_config(model.id, fields, seed=model.seed, **common)
-    common |= {name: getattr(model, name) for name in ("device_map", "parallel") if getattr(model, name) is not None}
+    common |= {
+        name: getattr(model, name) for name in ("device_map", "parallel", "adapter") if getattr(model, name) is not None
+    }
     for name in ("trust_remote_code", "allow_partial"):
         if getattr(model, name):
             common[name] = True

@@ -38,6 +38,7 @@ class OpenedModel(LoadedModel):
         allow_partial: bool = False,
         device_map: DeviceMap | None = None,
         parallel: str | None = None,
+        adapter: str | None = None,
         max_rows: int = 256,
         memory_gib: float | None = None,
         steps: StepsMode = "auto",
@@ -56,6 +57,7 @@ class OpenedModel(LoadedModel):
                 which.
             device_map: Layers over the GPUs of this process, as transformers takes it.
             parallel: tp or ep, over the ranks of torchrun, which must then all make the same calls.
+            adapter: Folder of a PEFT adapter, which is merged into the weights.
             max_rows: Rows of a physical batch at most, unless a lane is wider. Changes speed, never tokens.
             memory_gib: For keys and values; None is half of a CPU's available memory, or 80 % of what a GPU has free.
             steps: auto, captured (as CUDA graphs) or eager.
@@ -78,6 +80,7 @@ class OpenedModel(LoadedModel):
             allow_partial=allow_partial,
             device_map=device_map,
             parallel=parallel,
+            adapter=adapter,
         )
         engine = cls(loaded, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
         engine.partial = partial
