@@ -57,10 +57,14 @@ def one_line(error: object) -> str:
     return text if len(text) <= REASON_LENGTH else f"{text[:REASON_LENGTH].rstrip()} ..."
 
 
-def quantization(folder: Path) -> str | None:
-    """The method that a checkpoint's config.json names; None: it is not quantised, or not a folder."""
+def quantization(where: str) -> str | None:
+    """The method that the config.json of a folder, or of a hub id in the cache, names; None: none is named."""
+    from transformers.utils.hub import cached_file
+
     try:
-        found = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
+        path = Path(where) / "config.json"
+        cached = None if path.is_file() else cached_file(where, "config.json", local_files_only=True)
+        found = json.loads((Path(cached) if isinstance(cached, str) else path).read_bytes()).get("quantization_config")
         return None if found is None else str(found.get("quant_method"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

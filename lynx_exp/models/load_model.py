@@ -93,8 +93,8 @@ def _refused_in_one_line(model: str, where: str, what: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
-        method = quantization(Path(where))
-        if method is None:
+        method = quantization(where)
+        if method is None or what != "it":
             raise
         said = one_line(error).rstrip(".")
         raise ValueError(f"model={model}: {what} is quantised by {method}, which does not load here: {said}") from error
