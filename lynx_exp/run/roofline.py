@@ -85,9 +85,9 @@ def hardware_lines(cells: Sequence[Cell], positions: int) -> Iterator[str]:
     place = f"{machine.devices} x {hardware.label or hardware.name}"
     if hardware.devices > 1 and spread.how == "none":
         yield f"hardware.devices={hardware.devices}: {cell.model.name} is on one without model.parallel or device_map"
+    found: Sequence[Part] = ()
     try:
-        found = parts(cell, dtype, spread, memory)
-        assert found is not None, "its shape is known"
+        found = parts(cell, dtype, spread, memory) or ()
         fit, why = rows_that_fit(found, memory, row), ""
         fullest = max(found, key=lambda part: part.weights + widest * row * part.kept)
         if fit < widest:
