@@ -35,6 +35,9 @@ GATE_ROWS = 32
 """Of a step, a multiple where experts are exact and a layer has one output, such as the gate of a shared expert: on a
 CPU a product with one column, and a sigmoid of few numbers, treat their last rows otherwise."""
 
+AHEAD = 1024
+"""Positions behind the longest prompt that slots hold from the beginning: most responses never need more."""
+
 MakeDecoder = Callable[[PreTrainedModel, Slots, Cursor], Decoder]
 
 
@@ -91,7 +94,10 @@ class Stream:
         like, _ = self._stores[self._waiting[-1].job].get(asked[-1].prompt_ids)
         self._most_rows = slots_that_fit(wanted, max(widths), like.row_bytes(capacity), budget)
         slots = self._rows_of_step(self._most_rows)
-        self._slots = Slots(like, slots, capacity)
+        # as many rows are let in as fit at their longest, so that none runs out of memory on its way; but positions
+        # that no response has reached are not held
+        prompts = max(len(request.prompt_ids) for request in asked)
+        self._slots = Slots(like, slots, capacity, held=round_up(prompts + AHEAD))
         self._cursor = Cursor(torch.arange(slots, device=self._device), torch.zeros(0), 0)
         self._decoder = make_decoder(self._model, self._slots, self._cursor)
         self._position = np.zeros(slots, np.int64)
@@ -177,6 +183,7 @@ class Stream:
         self._cursor.position = torch.from_numpy(self._position[:total].copy()).to(self._device)
         # attention reads no further than the longest row, in steps of a block
         self._cursor.width = round_up(int(self._position[:rows].max()) + 1)
+        self._slots.hold(self._cursor.width)
         self._sections.begin(self._key_G)
         with self._sections:  # whoever holds the generator may use the model between two lanes
             logits = self._decoder.step(torch.tensor(tokens, device=self._device))

@@ -69,14 +69,29 @@ class Prefilled:
 class Slots:
     """Keys and values, and states, of S rows."""
 
-    def __init__(self, like: Prefilled, slots: int, capacity: int) -> None:
+    def __init__(self, like: Prefilled, slots: int, capacity: int, held: int | None = None) -> None:
+        """`held`: positions that there is room for at first, C at most (None); `hold` makes more."""
         self.capacity, self._device = capacity, like.logits.device
-        self.keys = [k.new_zeros(slots, k.shape[1], capacity, k.shape[3]) for k in like.keys]
-        self.values = [v.new_zeros(slots, v.shape[1], capacity, v.shape[3]) for v in like.values]
+        self.held = capacity if held is None else min(held, capacity)
+        self.keys = [k.new_zeros(slots, k.shape[1], self.held, k.shape[3]) for k in like.keys]
+        self.values = [v.new_zeros(slots, v.shape[1], self.held, v.shape[3]) for v in like.values]
         self.states = {place: state.new_zeros(slots, *state.shape[1:]) for place, state in like.states.items()}
 
+    def hold(self, positions: int) -> None:
+        """Room for so many positions of every row, in blocks of at least half of what is held; what is there stays. One
+        buffer after the other, so that two are never held of more than one."""
+        if positions <= self.held:
+            return
+        assert positions <= self.capacity, "no request is longer"
+        held, self.held = self.held, min(self.capacity, round_up(max(positions, self.held + self.held // 2)))
+        for buffers in (self.keys, self.values):
+            for at, buffer in enumerate(buffers):
+                buffers[at] = buffer.new_zeros(*buffer.shape[:2], self.held, buffer.shape[3])
+                buffers[at][:, :, :held] = buffer
+
     def load(self, slots: list[int], source: Prefilled, rows: list[int]) -> None:
-        """Copy rows of a prefill into slots; columns beyond the capacity are padding for longer prompts."""
+        """Copy rows of a prefill, whose positions must be held, into slots; columns beyond are padding for longer
+        prompts."""
         to, of = (to_device(np.array(each, np.int64), self._device) for each in (slots, rows))
         start = source.prefix_length
         for into, made in ((self.keys, source.keys), (self.values, source.values)):
@@ -106,7 +121,7 @@ class SlotLayer(DynamicLayer):
 
     def __init__(self, slots: Slots, layer: int, cursor: Cursor) -> None:
         super().__init__()
-        self.key_buffer, self.value_buffer, self.cursor = slots.keys[layer], slots.values[layer], cursor
+        self._slots, self._layer, self.cursor = slots, layer, cursor
         self.is_initialized = True
 
     def update(
@@ -115,9 +130,10 @@ class SlotLayer(DynamicLayer):
         cursor = self.cursor
         rows = cursor.rows.shape[0]
         where = cursor.rows.to(key_states.device), slice(None), cursor.position.to(key_states.device)
-        self.key_buffer[where] = key_states[:, :, 0]
-        self.value_buffer[where] = value_states[:, :, 0]
-        return self.key_buffer[:rows, :, : cursor.width], self.value_buffer[:rows, :, : cursor.width]
+        keys, values = self._slots.keys[self._layer], self._slots.values[self._layer]  # others once more is held
+        keys[where] = key_states[:, :, 0]
+        values[where] = value_states[:, :, 0]
+        return keys[:rows, :, : cursor.width], values[:rows, :, : cursor.width]
 
     def get_seq_length(self) -> int:
         return self.cursor.width - 1
