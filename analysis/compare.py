@@ -135,6 +135,8 @@ def results(records: Records) -> pd.DataFrame:
     return frame.iloc[order].reset_index(drop=True)
 
 
+# A choice, not a declaration: of all columns of a cell (`store.cell_columns`) those that rows of tables show or that
+# are averaged. A name that is not declared there fails at the first row.
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
     *("plan_seed",),

@@ -79,6 +79,8 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(averaged)
 
 
+# A choice as well: what all rows of one series agree in, so that their mean may have it too. Seeds, plans and documents
+# differ between them.
 _SERIES_FIELDS = (
     "model",
     "mixing",

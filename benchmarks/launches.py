@@ -88,6 +88,7 @@ def policies(experts: int, top_k: int) -> list[Policy]:
         "oea": {"k0": some},
         "random_keep": {"keep_experts": half},
         "sere": {"primary": some},
+        "static_mask": {"keep_experts": half},
         "top_k": {"k": some},
         "xshare": {"budget": half},
     }
@@ -96,6 +97,8 @@ def policies(experts: int, top_k: int) -> list[Policy]:
         similarity={metric: torch.rand(LAYERS, experts, experts) for metric in SIMILARITIES},
         ratio=torch.rand(LAYERS, top_k),
         divergence=torch.rand(LAYERS, top_k),
+        saliency=torch.rand(LAYERS, experts),
+        largest=torch.rand(LAYERS, experts),
         provenance={},
     )
     shape = ModelShape(num_experts=experts, top_k=top_k, num_layers=LAYERS)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lynx_exp.models.fused_router import FusedRouter, Product, fused_of
-from lynx_exp.models.odd_routers import REVERSED, TRIPLE
+from lynx_exp.models.odd_families.forms import REVERSED, TRIPLE
 from lynx_exp.models.probe import probe
 from lynx_exp.models.routers import Router
 from lynx_exp.routing import RouterRule

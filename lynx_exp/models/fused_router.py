@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lynx_exp.models.odd_routers import Form, Output
+from lynx_exp.models.odd_families.forms import Form, Output
 from lynx_exp.routing import RouterRule, Routing
 from lynx_exp.routing.backends.triton import kernels
 

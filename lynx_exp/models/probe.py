@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from lynx_exp.models.odd_routers import PARENT, ChoosesExperts, Form, Output, form_of
+from lynx_exp.models.odd_families.forms import PARENT, ChoosesExperts, Form, Output, form_of
 from lynx_exp.wording import first_line
 
 _ROWS = 64

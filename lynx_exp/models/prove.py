@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lynx_exp.models.odd_routers import Form
+from lynx_exp.models.odd_families.forms import Form
 from lynx_exp.models.probe import RouterOutputs, UnknownRouter, run_probe, tensors
 from lynx_exp.routing import RouterRule
 

@@ -1,8 +1,8 @@
 """Find the routers of a transformers MoE, and put a policy between them and the experts.
 
 transformers names the routers of a model in `_can_record_outputs["router_logits"]`; where an older one does not, the
-names of their classes do. In which form they hand over their routing `odd_routers` knows; how they score is proved
-(`prove`). A router of no known form or rule is refused by name.
+names of their classes do. In which form they hand over their routing `odd_families.forms` knows; how they score is
+proved (`prove`). A router of no known form or rule is refused by name.
 
 T token rows, K top-k, W slots of a token after a policy.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lynx_exp.models.fused_router import fused_of
 from lynx_exp.models.odd_families import odd_families
-from lynx_exp.models.odd_routers import PARENT, REFUSED, ROUTERLESS, ChoosesExperts, Form, Output
+from lynx_exp.models.odd_families.forms import PARENT, REFUSED, ROUTERLESS, ChoosesExperts, Form, Output
 from lynx_exp.models.probe import UnknownRouter
 from lynx_exp.models.prove import LiveRule, prove
 from lynx_exp.routing import RouterRule, Routing

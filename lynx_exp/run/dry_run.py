@@ -41,6 +41,7 @@ def print_plan(cells: Sequence[Cell], console: Console, *, packed: bool) -> None
 def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
     refusals, done, todo, refused, held = Refusals(cells), 0, [], [], []
     for cell in cells:
+        # in the order in which a run would look at them, so that both say the same of each cell
         if is_done(cell.folder):
             done += 1
         elif (reason := refusals.reason(cell)) is not None:
@@ -59,6 +60,7 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
     packs = pack_groups(todo) if packed else [[cell] for cell in todo]
     named = cells[0].config.hardware.is_named
     hardware = cells[0].config.hardware
+    # times of this machine say nothing about a named one: only cells that ran on the same card may speak
     folders = () if named and not hardware.reported else dict.fromkeys(Path(cell.config.results) for cell in cells)
     times = Throughput(folders, gpu=hardware.reported if named else "")
     for number, pack in enumerate(packs[:_MOST_PACKS], 1):
@@ -70,6 +72,7 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         yield f"and {counted(len(packs) - _MOST_PACKS, 'pack')} more: {more}"
     if not named or any(times.seconds(cell) is not None for cell in todo):
         yield _time(todo, times)
+    # by the weights' digest: two names of the same checkout are loaded once, and need their memory once
     models: dict[str, list[Cell]] = {}
     for cell in todo:
         models.setdefault(cell.model.digest, []).append(cell)

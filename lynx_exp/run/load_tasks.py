@@ -84,7 +84,9 @@ def filled(task: AnyTask, requests: Sequence[TaskRequest], digest: str) -> AnyTa
     """A copy of the task whose fillers are those of `requests` that ask of documents that it does not score."""
     scored = {(request.subtask, request.doc_id) for request in task.requests}
     others = [request for request in requests if (request.subtask, request.doc_id) not in scored]
+    # always the same order: fillers are part of the plan, and so of the cell's id
     Random(0).shuffle(others)
+    # a copy: cells that are not filled may share the same task
     made = copy(task)
     made.fillers, made.fillers_digest = tuple(others), digest if others else None
     return made

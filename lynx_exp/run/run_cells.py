@@ -105,6 +105,7 @@ class _Engines:
     def get(self, config: Config) -> LaneEngine:
         from lynx_exp.routing.backends.triton.kernels import set_kernel
 
+        # both hold for the whole process, so they are set anew for each pack, also where the engine stays
         _set_threads(config.threads or self.default_threads())
         set_kernel(cast("Kernel", config.kernel))  # Config has checked it
         if self._engine is None or self._key != self.key(config):
@@ -112,7 +113,7 @@ class _Engines:
                 self._engine.close()
             self._engine = None  # free the old one first
             self._engine, self._key = self._open(config), self.key(config)
-            self.references = References(self._load)
+            self.references = References(self._load)  # vanilla of another model compares with nothing
         return self._engine
 
 
@@ -175,6 +176,7 @@ def run_cells(
             raise with_message(stop, describe_committed(unique)) from None
     report = Report(outcomes=[run.outcomes[cell.folder] for cell in cells])
     print_outcomes(report, unique, console)
+    # a report over some of the cells is worth having; of none there is nothing to report
     if any(outcome.state != "failed" for outcome in report.outcomes):
         run_then(unique, console)
     end_tracking([cell for cell in unique if run.outcomes[cell.folder].state == "done"], run.trackers)
@@ -191,6 +193,7 @@ class _Run:
         self.outcomes: dict[Path, Outcome] = {}
         self.trackers: Trackers = {}
         self._todo: list[Cell] = []
+        # before any model is loaded: a sweep of which all is done ends within seconds
         for cell in cells:
             if is_done(cell.folder):
                 tidy(cell.folder, claims)
@@ -200,6 +203,7 @@ class _Run:
                 self.outcomes[cell.folder] = Outcome(state="failed", folder=cell.folder, error=reason)
             else:
                 self._todo.append(cell)
+        # a model is loaded once for all of its cells, in whatever order the sweep names them
         self._todo = _by_model(self._todo)
         self._models = {_Engines.key(cell.config) for cell in self._todo}
         self._ran = False
@@ -220,6 +224,7 @@ class _Run:
                 holder = holder_of(self._todo[0].folder) or "another process"
                 self.progress.note(f"waiting for {counted(len(self._todo), 'cell')} run elsewhere, by {holder} first")
             waiting = self._todo
+            # cells that others hold: they finish them, or die, and then the next round takes over
             if waiting:
                 sleep(poll_s)
 

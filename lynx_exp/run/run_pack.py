@@ -68,8 +68,10 @@ class Pack:
             encoded: Encoded = {}
             for cell in cells:
                 self._begin(cell, encoded)
+            # only now: cells that could not begin share no time with the others
             for attempt in self._open:
                 attempt.writer.together = len(self._open)
+            # cells of a pack have the same tasks (`pack_groups`), so that all of them decode one at a time together
             for task in cells[0].tasks:
                 if task.kind == "generate":
                     self._generate(task)
@@ -77,7 +79,9 @@ class Pack:
                     for attempt in list(self._open):
                         self._guard(attempt, lambda: self._score(task, attempt))  # noqa: B023  # called at once
             self._progress.packed()
+            # only behind all answers, which are on disk by now: what fails here costs no decoded lane
             self._compare()
+            # one after the other, each handed on at once: a kill between two costs only what follows
             for attempt in list(self._open):
                 if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
                     self._open.remove(attempt)
@@ -113,6 +117,7 @@ class Pack:
         fault, folder = fault_of(error, where=self._where()), attempt.cell.folder
         if fault.kind == "disk_full":
             raise cannot_store(error, folder) or error
+        # a cell fails, not the sweep; its lanes stay, and the next run of it goes on behind them
         try:
             attempt.writer.fail(fault, scrub(traceback.format_exc()))
         except ClaimLost:
@@ -198,6 +203,7 @@ class Pack:
             lambda task: encode_requests(task, self._engine, config.truncate, config.seed),
             lambda task: plan_of(cell, task),
         )
+        # the cell keeps its name and id, which say what was asked for; what was set for it stands in its metrics
         attempt.policy, attempt.extra["matched"] = found.policy, found.summary()
         if abs(found.active - found.target) > _NEAR * found.target:
             nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
@@ -221,6 +227,7 @@ class Pack:
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
 
     def _decode(self, task: Task, attempts: Sequence[Attempt]) -> None:
+        # cells that resumed may have this task behind them; the lanes of the others do not depend on who is beside them
         attempts = [attempt for attempt in attempts if attempt.writer.missing(task.name)]
         if not attempts:
             return
@@ -234,6 +241,7 @@ class Pack:
                 attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
             except ClaimLost:
                 self._drop(attempt)
+                # for nobody is a whole pack decoded on
                 if not any(attempt in self._open for attempt in attempts):
                     return
                 continue
@@ -282,6 +290,7 @@ class Pack:
                 prefills = attempt.phases in ("prefill", "both")
                 by_plan.setdefault((attempt.cell.config.batch_size, prefills), []).append(attempt)
         for together in by_plan.values():
+            # what fails together is tried one by one, where the cell whose fault it is fails alone and says so
             with suppress(Exception):
                 if len(together) > 1:
                     self._compare_some(together)
@@ -290,6 +299,7 @@ class Pack:
                 self._guard(attempt, lambda: self._compare_some([attempt]))  # noqa: B023  # called at once
 
     def _compare_some(self, attempts: Sequence[Attempt]) -> None:
+        # anew at each try: rows of one that failed half way must not be there twice
         for attempt in attempts:
             attempt.fidelity = [] if attempt.compares else None
             attempt.tokens = [] if attempt.cell.config.tokens else None

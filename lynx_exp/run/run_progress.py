@@ -42,6 +42,7 @@ class Estimate:
 
     def _rate(self, stage: Stage) -> float | None:
         """Seconds a unit: of the stage, of its name at any batch size, of everything but measuring."""
+        # the first that knows anything: stages differ by batch size less than by kind, and timing goes by windows
         for like in (
             lambda other: other == stage,
             lambda other: other[0] == stage[0],
@@ -57,6 +58,7 @@ class Estimate:
         rates = [(self._rate(stage), units) for stage, units in work]
         if not any(rate for rate, _ in rates):
             return None
+        # work of which nothing is known counts as none: too little time is shown, until its first unit is done
         return sum((rate or 0.0) * units for rate, units in rates)
 
 

@@ -61,6 +61,7 @@ def measure_cell(
         note(f"{cell.name}: {NOT_TIMED} {error}")
         progress.advance(cell, ("measure", batch_size), 1)
         return None, None, []
+    # of a lane that was run, not any prompts: prefill and sections are then of the same batch as the first window
     prompts = _prompts(windows[0], runs, batch_size)
     if measure.context is not None:
         most = engine.context_length
@@ -101,6 +102,7 @@ def measure_cell(
         rounds = len(timing.warmup_ms["vanilla"])
         progress.note(f"{cell.name}: steps still changing after {rounds} rounds of warm-up; mind its latency")
     rows = timing_rows(timing)
+    # how busy the machine was stands beside the times: a reader of the table has no other way to know
     info = _info(cell, timing) | {"other_threads": others.median(), "cpus": usable_cores()}
     # timed apart: a prompt enters once, a step comes with every token
     if measure.prefill:
@@ -149,6 +151,7 @@ def _runs(
     """Lanes of all tasks that generate; where none does, of those whose choices were decoded."""
     from lynx_exp.engine import LaneRun
 
+    # choices are decoded token by token only with scoring=decode; their steps stand in for a run that generates nothing
     generating = [task for task in cell.tasks if task.kind == "generate"]
     for task in generating or (cell.tasks if cell.config.scoring == "decode" else ()):
         for number, lane in sorted(lanes[task.name].items()):

@@ -135,12 +135,14 @@ class CellWriter:
 
     def _committed(self, subtask: str) -> dict[int, LaneRecord]:
         found = {}
+        # by the plan, not by what lies in the folder: a lane of another plan is no lane of this cell
         for lane, requests in enumerate(self.plan[subtask]["lanes"]):
             path = self._lane_path(subtask, lane)
             if path.exists():
                 try:
                     found[lane] = read_lane(path, subtask, lane, requests, self.plan[subtask]["digest"])
                 except ValueError as error:
+                    # kept for whoever wants to know what happened, under a name that no reader takes for a lane
                     self.hold.move(path, path.with_suffix(".corrupt"))
                     self.notes.append(f"{error}; set aside, and the lane run again")
         return found
@@ -153,6 +155,7 @@ class CellWriter:
         """Make one lane durable."""
         content = lane_bytes(lane, self.plan[lane.subtask]["digest"])
         self.hold.write(self._lane_path(lane.subtask, lane.lane), lambda file: file.write(content))
+        # only now: a lane whose write failed is still missing, and is run again
         self.lanes[lane.subtask][lane.lane] = lane
 
     def responses(self, subtask: str) -> list[ResponseRow]:
@@ -200,6 +203,7 @@ class CellWriter:
             table = pa.Table.from_pylist([dict(r) for r in fidelity_rows], schema=FIDELITY)
             hold.write_parquet(folder / "fidelity.parquet", table)
             files += ("fidelity.parquet",)
+        # a policy that lets prompts alone leaves no such rows, and then there is no empty table either
         prompts = [
             row for lanes in self.lanes.values() for _, lane in sorted(lanes.items()) for row in lane.prefill_rows()
         ]
@@ -218,7 +222,9 @@ class CellWriter:
         """Record what ended the attempt; the next run of the cell continues from the committed lanes."""
         if self._is_done():
             return
+        # an attempt that committed a lane made progress: only failures that change nothing add up to `max_failures`
         self.failures = self.failures + 1 if self._count() <= self.lanes_before else 1
+        # before the status: who reads `failed` finds the trace
         self.hold.write_text(self.folder / "error.txt", trace)
         self._status("failed", fault.json())
 
@@ -255,6 +261,7 @@ def tidy(folder: Path, claims: Claims) -> None:
     """Take away what a kill right behind DONE leaves of a finished cell: its claim, its journal, half-written files. A
     folder that may only be read keeps them."""
     left = [folder / CLAIM, folder / "error.txt", folder / "lanes", *folder.glob(".*.tmp")]
+    # looked at before it is claimed: of a thousand finished cells hardly one has anything left
     if not any(path.exists() for path in left) or is_held(folder):
         return
     with suppress(OSError, ClaimLost):
@@ -262,7 +269,7 @@ def tidy(folder: Path, claims: Claims) -> None:
             try:
                 hold = claims.hold(folder)
                 _clean(hold)
-                if is_done(folder):
+                if is_done(folder):  # anew: somebody may have begun the cell again meanwhile
                     hold.remove(folder / "lanes")
                     hold.remove(folder / "error.txt")
             finally:

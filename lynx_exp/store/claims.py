@@ -63,6 +63,7 @@ class ClaimOnDisk:
 def read_claim(folder: Path) -> ClaimOnDisk | None:
     """The claim on the cell in `folder`, alive or not; None if there is none."""
     path = folder / CLAIM
+    # a claim is a folder in a folder; a file under its name counts as one, so that it can grow stale like any other
     try:
         found = sorted(path.iterdir())
     except NotADirectoryError:
@@ -89,6 +90,7 @@ def is_held(folder: Path, *, stale_s: float = STALE_S) -> bool:
     found = read_claim(folder)
     if found is None:
         return False
+    # of a process of this machine one knows; of another's only how long its heart has not beaten
     alive = None if found.holder is None else is_alive(found.holder)
     return alive if alive is not None else abs(time() - found.beat / 1e9) <= stale_s
 
@@ -166,6 +168,7 @@ class Claims:
 
     def beat(self) -> None:
         """One heartbeat of every claim that still stands: another's has another path."""
+        # a copy: a slow file server must not keep `take` and `give_back` waiting
         with self._lock:
             holds = list(self._held.values())
         for hold in holds:
@@ -178,6 +181,7 @@ class Claims:
 
     def _move_in(self, draft: Path, hold: Hold) -> bool:
         """False if another claim stands, or others are moving theirs."""
+        # a rename onto a folder that is not empty fails: of many that try at once exactly one succeeds
         for _ in range(_TRIES):
             try:
                 os.rename(draft, hold.folder / CLAIM)
@@ -225,6 +229,7 @@ def sweep_drafts(folder: Path) -> None:
     for path in folder.glob(f".{CLAIM}.*.tmp"):
         said = next(iter([*path.glob(f"*/{HOLDER}"), *path.glob(HOLDER)]), None)
         holder = holder_from(read_json(said)) if said is not None else None
+        # a holder of another machine cannot be asked whether it lives: then age decides
         with suppress(OSError):
             gone = is_alive(holder) is False if holder is not None else False
             if gone or _age(folder, path.stat().st_mtime_ns) > STALE_S:
@@ -241,6 +246,7 @@ def _prepare(claim: Path, holder: Holder) -> None:
 
 def _set_aside(claim: Path) -> None:
     """End a claim in one step; FileNotFoundError if it is ended already."""
+    # renamed, not deleted piece by piece: half a claim would look like one without a holder
     aside = _temporary_name(claim.parent.parent)
     os.rename(claim, aside)
     shutil.rmtree(aside, ignore_errors=True)

@@ -10,6 +10,8 @@ from lynx_exp.store.shapes import Shape, anything, count, fields, flag, integer,
 from lynx_exp.store.timing_info import USED
 
 _TEXTS = ("pair_id", "sizes_id", "study", "model", "task", "batching", "scoring", "policy", "policy_label", "phases")
+# By hand, and not from `Config`: this says what files on disk may hold, those of earlier versions too, and a field
+# whose declaration changes must not make them unreadable.
 _OF_A_CELL = dict.fromkeys((*_TEXTS, "backend", "dtype", "device"), text) | {
     "policy_params": named(anything),
     "match_active": maybe(number),

@@ -113,6 +113,7 @@ def _read(folder: Path, allow_changed: Collection[str]) -> CellRecord:
     try:
         info = _info(folder, finished)
         form = _other_form(info)
+        # another form is refused as it is: its hashes would be of files that this version does not know
         if finished and form is None:
             check_sealed(folder, read_done(folder), allow_changed)
     except Damaged as error:
@@ -121,9 +122,11 @@ def _read(folder: Path, allow_changed: Collection[str]) -> CellRecord:
         try:
             parts[part] = read_value(folder / file)
         except Missing as error:
+            # an unfinished cell may lack any of them; of a finished one the rest is told by DONE
             found += [str(error)] if finished and part == "metrics" else []
         except Damaged as error:
             found.append(str(error))
+    # what is damaged is no result, whatever DONE says: it is shown as set aside, never averaged
     done = finished and not form and not found
     return CellRecord(
         path=folder,

@@ -116,6 +116,7 @@ _RUN = fields(
 def _record(content: Mapping[str, object], path: Path, place: int | None) -> dict[str, object]:
     """`place`: of the run in its file, where there are several."""
     setting = setting_of(content, path)
+    # of the run, not of the file: more runs appended to it leave the earlier ones what they are
     whole = path.read_bytes() if place is None else json.dumps(content, sort_keys=True).encode()
     record: dict[str, object] = {
         "source": path.name,
@@ -125,6 +126,7 @@ def _record(content: Mapping[str, object], path: Path, place: int | None) -> dic
         "request_rate": _finite(content.get("request_rate")),
         "burstiness": content.get("burstiness"),
         "duration_s": content["duration"],
+        # `vllm bench sweep` numbers repeats; of runs that were appended to one file the place is all there is
         "run_number": content.get("run_number") or (0 if place is None else place - 1),
     }
     record |= {name: content.get(name) for name in (*_COUNTS, *_WHOLE)}

@@ -125,6 +125,7 @@ class Survey:
             asked = {study / cell.folder: cell for sweep in sweeps for cell in sweep.cells}
             there = [cell for cell in cells if cell.parent == study]
             started = _time(sweeps[-1].started) if sweeps else None
+            # cells of earlier sweeps are counted, not shown: their lack or failure is no news of this one
             looked_at = list(asked) or there
             states = [self._read_state(folder, asked.get(folder), started) for folder in looked_at]
             others = len(set(there) - set(looked_at))
@@ -138,6 +139,7 @@ class Survey:
             age = (folder / "DONE").stat().st_mtime_ns
         except OSError:
             return _state_of(folder, asked, started)
+        # by DONE's age, not by its presence: a cell that was begun again and finished is another
         if folder not in self._done or self._done[folder][0] != age:
             self._done[folder] = age, _state_of(folder, asked, started)
         return self._done[folder][1]

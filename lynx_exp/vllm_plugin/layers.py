@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lynx_exp.models import Live, LiveRule, RouterOutputs, UnknownRouter, UnsupportedModel, prove_outputs
-from lynx_exp.models.odd_routers import TRIPLE
+from lynx_exp.models.odd_families.forms import TRIPLE
 from lynx_exp.routing import RouterRule
 from lynx_exp.vllm_plugin.plugin_settings import WHERE
 from lynx_exp.vllm_plugin.requirements import check_layer

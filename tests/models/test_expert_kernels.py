@@ -26,7 +26,7 @@ from lynx_exp.models.expert_kernels import FEW_ROWS, MOST_ROWS, few_rows, refusa
 from lynx_exp.models.expert_kernels.gates import ACTIVATIONS, Form, form_of
 from lynx_exp.models.expert_kernels.modules import expert_modules, served
 from lynx_exp.models.expert_kernels.tile_sizes import tiles
-from lynx_exp.models.odd_routers import ROUTERLESS
+from lynx_exp.models.odd_families.forms import ROUTERLESS
 from lynx_exp.models.routers import router_classes
 from lynx_exp.models.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from lynx_exp.engine import Engine
 from lynx_exp.engine.abilities import attempt, markdown
 from lynx_exp.models import count_active, find_routers
 from lynx_exp.models.families import families
-from lynx_exp.models.odd_routers import REFUSED, ROUTERLESS
+from lynx_exp.models.odd_families.forms import REFUSED, ROUTERLESS
 from lynx_exp.models.tiny import EXPERTS, TOP_K, tiny_config, tiny_model
 from lynx_exp.routing import LanePolicy, Policy, Routing, build_policy
 from lynx_exp.run.model_facts import inspect_model
@@ -34,7 +34,7 @@ every_policy = pytest.mark.parametrize("policy", policies, ids=lambda policy: po
 
 @every_family
 def test_its_routers_are_found_or_it_is_refused_by_name(family):
-    """A failure here in a new transformers: extend `prove` or `odd_routers`, or refuse the router with its reason."""
+    """A failure here in a new transformers: extend `prove` or `odd_families.forms`, or refuse it with its reason."""
     found = verdict(family)
     if not found.routers:
         assert found.reason in {*REFUSED.values(), *ROUTERLESS.values()}

@@ -15,7 +15,7 @@ from lynx_exp.config.choices import MODEL_SIZES
 from lynx_exp.models.families import Family, families
 from lynx_exp.models.family_sizes import SIZES, random_fields
 from lynx_exp.models.load_model import random_model
-from lynx_exp.models.odd_routers import REFUSED
+from lynx_exp.models.odd_families.forms import REFUSED
 from lynx_exp.models.routers import UnsupportedModel, find_routers
 from lynx_exp.run.model_facts import inspect_model
 from lynx_exp.store.read import read_cells

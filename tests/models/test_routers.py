@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lynx_exp.models import Attachment, UnsupportedModel, find_routers
-from lynx_exp.models.odd_routers import PARENT, PROBABILITIES, REVERSED, ROUTERLESS
+from lynx_exp.models.odd_families.forms import PARENT, PROBABILITIES, REVERSED, ROUTERLESS
 from lynx_exp.models.tiny import EXPERTS, TOP_K, tiny_config, tiny_model
 from lynx_exp.routing import Routing, build_policy
 from tests.models.verdicts import logits, plain, rows, under

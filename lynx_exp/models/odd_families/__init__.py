@@ -3,7 +3,7 @@
 A module names the class of its routers, and how their routing is read and written back, or why no policy serves them:
 
     ROUTER = "SomeTopKRouter"
-    FORM = Form(read=..., write=...)     # lynx_exp.models.odd_routers.Form
+    FORM = Form(read=..., write=...)     # lynx_exp.models.odd_families.forms.Form
     REFUSED = "why"                      # instead of FORM
 
 How the routers score is not declared but proved, as with every family.
@@ -36,7 +36,7 @@ class OddFamily:
 def odd_families() -> dict[str, OddFamily]:
     """Router class: what is known of it. ValueError for a module that does not say it, or a class that two name."""
     here = Path(__file__).parent
-    own = [module.name for module in iter_modules([str(here)])]
+    own = [module.name for module in iter_modules([str(here)]) if module.name != "forms"]  # what the families share
     found: dict[str, OddFamily] = {}
     for name in (*own, *modules("models", here)):
         module = import_module(f"{__name__}.{name}")

@@ -61,6 +61,7 @@ def plan_seeds(number: int, study: Sequence[str], arguments: Sequence[str]) -> l
         if "plan_seeds" in typed and number > 1:
             raise ValueError(f"plan_seeds={number}: stands for plan_seed=0 to {number - 1}; give one of the two")
         return []
+    # who names plan_seed has said which plans there are; a study's plan_seeds then stands back
     named = any(word.startswith("plan_seed=") for words in study for word in words.split())
     return [] if number <= 1 or named else [f"plan_seed={','.join(map(str, range(number)))}"]
 
@@ -185,6 +186,7 @@ class LynxLauncher(Launcher):
         for overrides, outcome in zip(job_overrides, report.outcomes, strict=True):
             failed = outcome.state == "failed"
             status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+            # Hydra raises the first such value only when it is asked for: the other jobs are done all the same
             value = RuntimeError(outcome.error) if failed else outcome
             returns.append(JobReturn(overrides=overrides, status=status, _return_value=value))
         return returns

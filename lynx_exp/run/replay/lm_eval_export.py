@@ -63,6 +63,7 @@ def export_lm_eval(
     results |= _run_facts(cell)
     folder = out / record.path.name
     folder.mkdir(parents=True, exist_ok=True)
+    # young ones may be a living process's, which exports the same cell
     for killed in folder.glob(f"{_DRAFTS}*"):
         if time() - killed.stat().st_mtime > STALE_S:
             shutil.rmtree(killed)
@@ -92,6 +93,7 @@ def _evaluated(cell: StoredCell) -> dict[str, Any]:
         for member in task.members:
             for instance in member.lm_eval_task.instances:
                 key = (member.name, instance.doc_id, instance.idx)
+                # in the order in which the cell asked, since equal keys are told apart by their turn alone
                 given[key].extend(next(rows) for _ in range(member.repeats))
             values[member.name] = {}
             sandbox = sandbox_of(cell.config) if member.runs_code else None
