@@ -115,3 +115,14 @@ def test_prefetch_fetches_what_that_takes() -> None:
         *(("lynx_tiny", f"mini_{task}", 128) for task in ("gsm8k", "humaneval")),
         *(("mistralai/Mixtral-8x7B-v0.1", task, None) for task in ("gsm8k", "humaneval")),
     }
+
+
+def test_presets_name_presets_that_are_tuned() -> None:
+    from omegaconf import OmegaConf
+
+    from lynx_exp.config import config_folder
+
+    folder = config_folder() / "model"
+    named = {path.stem: OmegaConf.load(path).get("instruct") for path in folder.glob("*.yaml")}
+    assert {"mixtral_8x7b", "qwen3_30b_a3b", "dbrx_base"} == {name for name, instruct in named.items() if instruct}
+    assert all((folder / f"{instruct}.yaml").is_file() for instruct in named.values() if instruct)
