@@ -166,7 +166,7 @@ def rules(draw: st.DrawFn, num_experts: int, generator: torch.Generator) -> Rout
     renormalize = draw(st.booleans())
     if draw(st.booleans()):
         return RouterRule(score=score, renormalize=renormalize)
-    scale = renormalize and draw(st.booleans())
+    scale = draw(st.booleans())
     return RouterRule(
         score=score,
         renormalize=renormalize,

@@ -133,6 +133,23 @@ def test_the_default_changes_nothing(case: Case) -> None:
     assert weigh(case.routing, after, case.rule, "renormalize", None) is after
 
 
+@pytest.mark.parametrize("name", ["lynx_v1_latency", "deny_rank", "reassign"])
+def test_a_token_keeps_its_mass_where_each_expert_has_a_scale_and_nothing_is_renormalised(name: str) -> None:
+    """M p_i / D, times the scale, M before any scale: to take it from the weights as they are would scale twice."""
+    scale = torch.tensor([0.5, 2.0, 1.5, 0.25, 3.0, 1.0])
+    rule = RouterRule(renormalize=False, scaling=2.0, expert_scale=scale)
+    scores = LOGITS.softmax(-1)
+    raw, experts = scores.topk(2)
+    routing = Routing(logits=LOGITS, experts=experts, weights=2.0 * raw * scale[experts])
+    policy = build_policy(name, **{"reassign": {"fraction": 1.0}, "deny_rank": {}}.get(name, {"keep_experts": 2}))
+    out = policy(routing, replace(STEP, shared={}), rule)
+    changed = (out.experts != experts).any(-1)
+    assert changed.sum() >= 3
+    p = scores.gather(-1, out.experts)
+    wanted = 2.0 * raw.sum(-1, keepdim=True) * p / p.sum(-1, keepdim=True) * scale[out.experts]
+    assert torch.allclose(out.weights[changed], wanted[changed])
+
+
 def test_an_expert_in_two_slots_weighs_once() -> None:
     routing = vanilla()
     doubled = Routing(logits=LOGITS, experts=torch.tensor([[0, 0], [2, 2], [1, 3], [5, 5]]), weights=routing.weights)

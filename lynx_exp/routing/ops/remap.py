@@ -109,7 +109,11 @@ def reweigh(routing: Routing, experts_TK: Tensor, rule: RouterRule) -> Tensor:
 
 def _normalised(raw_TW: Tensor, experts_TW: Tensor, original: Routing, rule: RouterRule) -> Tensor:
     total_T1 = raw_TW.sum(-1, keepdim=True).clamp_min(_TINY)
-    mass_T1 = rule.scaling if rule.renormalize else original.weights.float().sum(-1, keepdim=True)
+    mass_T1: float | Tensor = rule.scaling
+    if not rule.renormalize:  # a token's mass is that before each expert's scale, which multiplies last
+        own_TK = original.weights.float()
+        own_TK = own_TK if rule.expert_scale is None else own_TK / rule.expert_scale.float()[original.experts]
+        mass_T1 = own_TK.sum(-1, keepdim=True)
     weights_TW = raw_TW * (mass_T1 / total_T1)
     return weights_TW if rule.expert_scale is None else weights_TW * rule.expert_scale.float()[experts_TW]
 

@@ -92,7 +92,13 @@ def remap(
     experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
     raw = tl.load(scores_ptr + rows[:, None] * E + experts, mask=fills, other=0.0).to(tl.float32)
     total = tl.where(changes, tl.maximum(tl.sum(raw, 1), SMALLEST), 1.0)
-    mass = scaling if RENORMALIZE else tl.sum(own_weights.to(tl.float32), 1)
+    if RENORMALIZE:
+        mass = scaling
+    elif SCALED:
+        own_scale = tl.load(scale_ptr + own_experts, mask=own, other=1.0)
+        mass = tl.sum(tl.div_rn(own_weights.to(tl.float32), own_scale), 1)
+    else:
+        mass = tl.sum(own_weights.to(tl.float32), 1)
     weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
     if SCALED:
         weights = weights * tl.load(scale_ptr + experts, mask=changes[:, None], other=0.0)

@@ -227,7 +227,13 @@ def reassign_kernel(
     at = rows[:, None] * K + k[None, :]
     weights = tl.load(weights_ptr + at, mask=slots, other=0.0)
     if OWN:
-        mass = scaling if RENORMALIZE else tl.sum(weights.to(tl.float32), 1)
+        if RENORMALIZE:
+            mass = scaling
+        elif SCALED:
+            own_scale = tl.load(scale_ptr + tl.load(experts_ptr + at, mask=slots, other=0), mask=slots, other=1.0)
+            mass = tl.sum(tl.div_rn(weights.to(tl.float32), own_scale), 1)
+        else:
+            mass = tl.sum(weights.to(tl.float32), 1)
         mass = mass + tl.zeros([BT], tl.float32)
         fresh = raw * tl.div_rn(mass, tl.maximum(total, SMALLEST))[:, None]
         if SCALED:
