@@ -61,7 +61,8 @@ def lane_blocks(rows: int, experts: int, top_k: int) -> Sizes:
 
 
 def _least(experts: int) -> int:
-    return min(MOST_ROWS_A_BLOCK, max(1, A_WARP // next_power_of_2(experts)))
+    block_experts: int = next_power_of_2(experts)
+    return min(MOST_ROWS_A_BLOCK, max(1, A_WARP // block_experts))
 
 
 def _sizes(rows: int, experts: int, top_k: int, block_rows: int) -> Sizes:
