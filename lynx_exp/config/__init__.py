@@ -25,9 +25,9 @@ from lynx_exp.config.choices import (
 )
 from lynx_exp.config.docstrings import Field, dataclass_fields, policy_parameters, policy_summary
 from lynx_exp.config.folders import config_folder
+from lynx_exp.config.hardware import HardwareConfig
 from lynx_exp.config.nodes import (
     GenerationConfig,
-    HardwareConfig,
     MeasureConfig,
     ModelConfig,
     PackConfig,

@@ -29,8 +29,8 @@ from lynx_exp.config.choices import (
     finite,
     one_of,
 )
+from lynx_exp.config.hardware import HardwareConfig
 from lynx_exp.config.nodes import (
-    HardwareConfig,
     MeasureConfig,
     ModelConfig,
     PackConfig,
