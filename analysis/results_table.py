@@ -101,12 +101,12 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
 _LEGEND = (
     "[low,high]: 95 % interval, clustered by lane. difference: to vanilla on the same documents, points.\n"
     "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or better, beyond chance (5 %,\n"
-    "Holm over all rows), with ? as the only row, but not among so many; ≥N, undecided: with N documents\n"
-    "±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are alike, but it takes N\n"
-    "lanes to have seen a rare kind that loses half its documents. act. exp.: distinct experts a layer in\n"
-    "the steps that made the scored tokens. full: steps in which every slot was taken. Policies act in\n"
-    "decode unless a phase is named. score: percent, or BLEU. -: nothing to compare, one lane alone,\n"
-    "or not measured.\n"
+    "Holm over all means; a subtask over all rows), with ? as the only row, but not among so many; ≥N,\n"
+    "undecided: with N documents ±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are\n"
+    "alike, but it takes N lanes to have seen a rare kind that loses half its documents. act. exp.:\n"
+    "distinct experts a layer in the steps that made the scored tokens. full: steps in which every slot\n"
+    "was taken. Policies act in decode unless a phase is named. score: percent, or BLEU. -: nothing to\n"
+    "compare, one lane alone, or not measured.\n"
 )
 
 _TIMES_LEGEND = (

@@ -89,7 +89,11 @@ PLAIN = _columns(
     ("guarded", "-", "subtasks that are flagged"),
     ("margin", "points", "the difference that is tested for"),
     ("p_difference", "probability", "that there is no difference"),
-    ("p_holm", "probability", "that, after Holm's correction over all rows"),
+    (
+        "p_holm",
+        "probability",
+        "that, after Holm's correction: of a mean over all means, of a subtask over all means and subtasks",
+    ),
     ("p_within", "probability", "that the difference is larger than the margin (two one-sided tests)"),
     ("lanes_needed", "lanes", "with which a kind of lane too rare to be seen could not cost the margin"),
     ("verdict", "-", "within, few lanes, worse, better, worse?, better?, open, or - (`analysis.verdicts`)"),

@@ -71,8 +71,12 @@ class Study:
             _known("--policy", policies, [*rows["policy"], *rows["series"]])
             chosen = rows["policy"].isin(policies) | rows["series"].isin(policies)
             rows = rows[chosen | (rows["policy"] == "vanilla")]
-        averaged = judged(summary(self.records, rows) if tasks or policies else self.summary, self.margin)
-        return replace(self, rows=rows, summary=averaged)
+        if not tasks:  # the same means, and as sure as among all: to choose some afterwards makes none surer
+            means = self.summary
+            means = means[means["series"].isin(rows["series"])] if policies and len(means) else means
+            return replace(self, rows=rows, summary=means)
+        means = judged(summary(self.records, rows), self.margin, beside=self.summary)
+        return replace(self, rows=rows, summary=means)
 
 
 def _known(option: str, names: Sequence[str], known: Iterable[str]) -> None:
@@ -103,7 +107,7 @@ def study(root: str | Path, margin: float = MARGIN) -> Study:
     return Study(
         records=records,
         rows=judged(rows, margin, beside=means),
-        summary=judged(means, margin, beside=rows),
+        summary=judged(means, margin),  # what a study is about, and a family of its own; its subtasks come after
         lanes=composition.lanes(records, rows),
         margin=margin,
         warnings=warnings(records),

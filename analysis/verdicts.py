@@ -27,7 +27,7 @@ def judged(rows: pd.DataFrame, margin: float = MARGIN, *, beside: pd.DataFrame |
     """`rows` of `compare.results` or `macro.summary` with the columns of COLUMNS.
 
     `p_difference` tests that there is no difference, by inverting the interval beside it (`Estimate.beyond`); `p_holm`
-    is that after Holm's correction over all rows that have one, those of `beside` (what else the table shows) included.
+    is that after Holm's correction over all rows that have one, those of `beside` (what is looked at first) included.
     `p_within` tests that the difference is larger than `margin` points (`statistics.tost`). `verdict`: "within" if
     p_within < 5 % (also where a difference is certain, but small), or "few lanes" if there are fewer than
     `lanes_needed`; else "worse" or "better" if p_holm < 5 %, "worse?" or "better?" if only p_difference is, else

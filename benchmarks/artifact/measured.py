@@ -40,8 +40,7 @@ class StudyOutput:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         found = study(folder)
-        # the verdicts of the tables: of means among means, of subtasks among subtasks
-        self._rows, self._means = (verdicts.judged(frame, found.margin) for frame in (found.rows, found.summary))
+        self._rows, self._means = found.rows, found.summary
 
     def quantity(self, name: str) -> list[float]:
         """`means[series=vanilla,batch_size=16].active_experts`, `percent(rows[...].full_steps)`, of a figure's CSV

@@ -171,4 +171,17 @@ def test_programs_that_were_not_judged_are_counted():
     assert soundness._not_judged(told) == ["2 of 4 programs ended in `transport`: not judged, counted as 0"]
     assert soundness._not_judged(told[:2]) == []
     told.loc[0, "verdict"] = "not started: Cannot allocate memory"
-    assert soundness._not_judged(told[:2]) == ["1 of 1 programs ended in `not started`: not judged, counted as 0"]
+    assert soundness._not_judged(told[:2]) == ["1 of 1 program ended in `not started`: not judged, counted as 0"]
+
+
+def test_to_choose_rows_afterwards_makes_none_surer(study: Path) -> None:
+    """Report, table and recommendation say one verdict; those of means are corrected over all means, whatever is shown."""
+    whole = read_study(study)
+    assert whole.only() is whole
+    shown = whole.only(policies=["lynx"]).summary
+    by_name = whole.summary.set_index(["series", "batch_size"])["p_holm"]
+    again = shown.set_index(["series", "batch_size"])["p_holm"]
+    assert len(again) < len(by_name)
+    pd.testing.assert_series_equal(again, by_name.loc[again.index])
+    task = whole.only(tasks=[whole.rows["task"].iloc[0]]).summary
+    assert task["p_holm"].isna().all() or (task["p_holm"].dropna() >= task["p_difference"].dropna()).all()
