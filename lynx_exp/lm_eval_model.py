@@ -123,8 +123,8 @@ class LynxLM(LM):
         own = [name for name in inspect.signature(LynxLM.__init__).parameters if name not in ("self", "parameters")]
         self._policy = policy_of(policy, parameters, own)
         if decode_batch is None:
-            asked = str(batch_size)  # lm-eval's may be auto, too
-            decode_batch = int(asked) if asked.isdigit() else DECODE_BATCH
+            stated = str(batch_size)  # lm-eval's may be auto, too
+            decode_batch = int(stated) if stated.isdigit() else DECODE_BATCH
         at_least("decode_batch", decode_batch, 1)
         at_least("waves", waves, 1)
         self.decode_batch, self.batch_sizes = decode_batch, {"decode_batch": decode_batch}
@@ -234,11 +234,11 @@ class LynxLM(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked = []
+        task_requests = []
         for number, request in enumerate(requests):
             prompt, kwargs = request.args
             wanted = Generation.of(kwargs, f"{request.task_name or 'gen_kwargs'}: ")
-            asked.append(
+            task_requests.append(
                 TaskRequest(
                     doc_id=number if request.doc_id is None else request.doc_id,
                     prompt=prompt,
@@ -252,12 +252,12 @@ class LynxLM(LM):
                     think_end=self._think_end,
                 )
             )
-        longest = max((request.max_new_tokens for request in asked), default=0)
+        longest = max((request.max_new_tokens for request in task_requests), default=0)
         if self.max_length is not None and longest >= self.max_length:
             raise ValueError(
                 f"max_gen_toks={longest}: must leave room in {self.max_length} positions; --gen_kwargs max_gen_toks=N"
             )
-        return [lane.texts[at] for lane, at in self._respond("generate", asked, disable_tqdm)]
+        return [lane.texts[at] for lane, at in self._respond("generate", task_requests, disable_tqdm)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         if self._thinking:  # as lm-eval's own models
@@ -265,16 +265,16 @@ class LynxLM(LM):
             raise ValueError(
                 f"enable_thinking=True: {', '.join(names)} asks for likelihoods, which leave no room for a thought"
             )
-        asked: list[TaskRequest] = []
+        task_requests: list[TaskRequest] = []
         for request in requests:
             prompt, continuation = request.args
             document = request.doc_id
             if document is None:  # of one document are the choices of one prompt that follow one another
-                same = bool(asked) and asked[-1].prompt == prompt
-                document = (asked[-1].doc_id + (not same)) if asked else 0
+                same = bool(task_requests) and task_requests[-1].prompt == prompt
+                document = (task_requests[-1].doc_id + (not same)) if task_requests else 0
             task = request.task_name or ""
-            asked.append(TaskRequest(doc_id=document, prompt=prompt, continuation=continuation, subtask=task))
-        return [_likelihood(lane, at) for lane, at in self._respond("choice", asked, disable_tqdm)]
+            task_requests.append(TaskRequest(doc_id=document, prompt=prompt, continuation=continuation, subtask=task))
+        return [_likelihood(lane, at) for lane, at in self._respond("choice", task_requests, disable_tqdm)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError(
@@ -282,28 +282,28 @@ class LynxLM(LM):
             "whole texts) use --model hf"
         )
 
-    def _respond(self, kind: Kind, asked: Sequence[TaskRequest], quiet: bool) -> list[tuple[LaneResult, int]]:
+    def _respond(self, kind: Kind, requests: Sequence[TaskRequest], quiet: bool) -> list[tuple[LaneResult, int]]:
         """Of each request, in order, the lane that answered it and its place there."""
         what = "generate_until" if kind == "generate" else "loglikelihood"
         found: dict[int, tuple[LaneResult, int]] = {}
         lanes = []
-        with tqdm(total=len(asked), disable=quiet, desc=f"Running {what} requests") as bar:
-            for numbers, lane in self._lanes(kind, asked):
+        with tqdm(total=len(requests), disable=quiet, desc=f"Running {what} requests") as bar:
+            for numbers, lane in self._lanes(kind, requests):
                 lanes.append(lane)
                 for at, request in enumerate(lane.requests[: lane.own]):
                     found[numbers[request]] = lane, at
                 bar.update(lane.own)
-        self._note(lanes, len(asked))
-        return [found[number] for number in range(len(asked))]
+        self._note(lanes, len(requests))
+        return [found[number] for number in range(len(requests))]
 
-    def _lanes(self, kind: Kind, asked: Sequence[TaskRequest]) -> Iterator[tuple[Sequence[int], LaneResult]]:
+    def _lanes(self, kind: Kind, requests: Sequence[TaskRequest]) -> Iterator[tuple[Sequence[int], LaneResult]]:
         """(numbers of the requests that the lane's count among, lane) as each completes."""
         parts: dict[str, list[int]] = {}
-        for number, request in enumerate(asked):
+        for number, request in enumerate(requests):
             parts.setdefault(request.subtask if self._mixing == "separate" else "", []).append(number)
         work: list[tuple[list[int], list[Request], BatchPlan]] = []
         for name, numbers in parts.items():
-            task = EncodableTask(name or "requests", kind, tuple(asked[number] for number in numbers))
+            task = EncodableTask(name or "requests", kind, tuple(requests[number] for number in numbers))
             # what encoding asks of a task, this has, too
             encoded = encode_requests(cast("EvalTask", task), self._engine, self._truncate, self._seed)
             work.append((numbers, encoded, self._plan(task)))

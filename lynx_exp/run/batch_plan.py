@@ -23,14 +23,14 @@ def plan_of(cell: Cell, task: Task) -> BatchPlan:
     `choices=together` side by side; of a mix that is not shuffled each task's requests have lanes of their own."""
     from lynx_exp.engine import BatchPlan
 
-    config, asked = cell.config, numbered_requests(task)
+    config, requests = cell.config, numbered_requests(task)
     if config.task.weights is None or config.task.mixing != "separate":
-        return _plan(config, asked, range(len(asked)), len(task.requests))
+        return _plan(config, requests, range(len(requests)), len(task.requests))
     plans = []
     for subtask in dict.fromkeys(request.subtask for request in task.requests):
-        numbers = [number for number, request in enumerate(asked) if request.subtask == subtask]
+        numbers = [number for number, request in enumerate(requests) if request.subtask == subtask]
         scored = sum(number < len(task.requests) for number in numbers)
-        plans.append(_plan(config, [asked[number] for number in numbers], numbers, scored))
+        plans.append(_plan(config, [requests[number] for number in numbers], numbers, scored))
     return BatchPlan(
         tuple(lane for plan in plans for lane in plan.lanes),
         slots=plans[0].slots,
@@ -38,12 +38,12 @@ def plan_of(cell: Cell, task: Task) -> BatchPlan:
     )
 
 
-def _plan(config: Config, asked: Sequence[TaskRequest], numbers: Sequence[int], scored: int) -> BatchPlan:
-    """Lanes over the first `scored` of `asked`, filled with the others; `numbers`: of each in the plan."""
+def _plan(config: Config, requests: Sequence[TaskRequest], numbers: Sequence[int], scored: int) -> BatchPlan:
+    """Lanes over the first `scored` of `requests`, filled with the others; `numbers`: of each in the plan."""
     from lynx_exp.engine import BatchPlan
 
     plan = lanes_over(
-        asked,
+        requests,
         scored,
         batch_size=config.batch_size,
         batching=config.batching,
@@ -60,7 +60,7 @@ def _plan(config: Config, asked: Sequence[TaskRequest], numbers: Sequence[int], 
 
 
 def lanes_over(
-    asked: Sequence[TaskRequest],
+    requests: Sequence[TaskRequest],
     scored: int,
     *,
     batch_size: int,
@@ -70,19 +70,19 @@ def lanes_over(
     choices: str,
     seed: int,
 ) -> BatchPlan:
-    """Lanes over the first `scored` of `asked`, by numbers in it; the others fill them. The words are `Config`'s."""
+    """Lanes over the first `scored` of `requests`, by numbers in it; the others fill them. The words are `Config`'s."""
     from lynx_exp.engine import BatchPlan
     from lynx_exp.engine.requests.plan import spread_groups, together
 
-    documents = {document: number for number, document in enumerate(dict.fromkeys(map(_document, asked)))}
-    groups = [documents[_document(request)] for request in asked]
-    side_by_side = choices == "together" and bool(asked) and asked[0].continuation is not None
+    documents = {document: number for number, document in enumerate(dict.fromkeys(map(_document, requests)))}
+    groups = [documents[_document(request)] for request in requests]
+    side_by_side = choices == "together" and bool(requests) and requests[0].continuation is not None
     if batching == "static":
         make = BatchPlan.static if side_by_side else BatchPlan.spread
         return make(scored, batch_size, seed, groups)
     order = (together if side_by_side else spread_groups)(scored, seed, groups)
     plan = BatchPlan.queues(order, batch_size, waves if batch_size > 1 else 1)  # rows alone share nothing: a lane each
-    return plan.filled(range(scored, len(asked)), groups, seed) if tail == "filler" else plan
+    return plan.filled(range(scored, len(requests)), groups, seed) if tail == "filler" else plan
 
 
 def check_documents(config: Config, task: Task) -> None:

@@ -36,24 +36,24 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
     end = _text_of_eos(engine.tokenizer)
     made: list[Request] = []
     repeats: dict[tuple[str, int], int] = {}
-    for number, (asked, ids, more) in enumerate(zip(numbered_requests(task), prompts, continuations, strict=True)):
-        room = asked.max_new_tokens if generates else len(more) - (0 if engine.feeds_last_token else 1)
+    for number, (request, ids, more) in enumerate(zip(numbered_requests(task), prompts, continuations, strict=True)):
+        room = request.max_new_tokens if generates else len(more) - (0 if engine.feeds_last_token else 1)
         truncate = "left" if number >= len(task.requests) else truncate  # of fillers nobody reads the answer
         ids = _fit(ids, room, engine.context_length, truncate, f"{task.name}: request {number}")
         if generates:
             # EOS may also come as its text, letter by letter, which lm-eval cuts off as well
-            stop = tuple(asked.until) + end if readable else ()
+            stop = tuple(request.until) + end if readable else ()
             # the n-th request of a document draws with the n-th seed, whatever stands between them
-            repeat = repeats[asked.subtask, asked.doc_id] = repeats.get((asked.subtask, asked.doc_id), -1) + 1
-            sampling = sampling_of(asked, repeat, seed, engine.drawing)
+            repeat = repeats[request.subtask, request.doc_id] = repeats.get((request.subtask, request.doc_id), -1) + 1
+            sampling = sampling_of(request, repeat, seed, engine.drawing)
             made.append(
                 Request(
                     prompt_ids=tuple(ids),
                     max_new_tokens=room,
                     stop=stop,
                     sampling=sampling,
-                    processing=together(engine.processing, asked.processing),
-                    think_end=asked.think_end,
+                    processing=together(engine.processing, request.processing),
+                    think_end=request.think_end,
                 )
             )
         else:
@@ -62,12 +62,12 @@ def encode_requests(task: Task, engine: LaneEngine, truncate: str = "error", see
 
 
 def sampling_of(
-    asked: TaskRequest, repeat: int, seed: int, drawing: Mapping[str, Any] | None = None
+    request: TaskRequest, repeat: int, seed: int, drawing: Mapping[str, Any] | None = None
 ) -> Sampling | None:
     """How the request draws its tokens: by a seed of its own, so that neither its lane nor its batch-mates matter.
     None if it is greedy. `drawing`: what the model's generation_config.json says of drawing, where the task says
     nothing. ValueError for what of it is not followed."""
-    if asked.temperature == 0:
+    if request.temperature == 0:
         return None
     from lynx_exp.engine.requests.processing import refuse_drawing
 
@@ -75,11 +75,11 @@ def sampling_of(
     refuse_drawing(stated)
     from lynx_exp.engine import Sampling
 
-    own = hashlib.sha256(f"{seed} {asked.subtask} {asked.doc_id} {repeat}".encode()).digest()
+    own = hashlib.sha256(f"{seed} {request.subtask} {request.doc_id} {repeat}".encode()).digest()
     return Sampling(
-        temperature=asked.temperature,
-        top_p=float(stated.get("top_p", 1.0)) if asked.top_p is None else asked.top_p,
-        top_k=(stated.get("top_k") or None) if asked.top_k is None else asked.top_k,
+        temperature=request.temperature,
+        top_p=float(stated.get("top_p", 1.0)) if request.top_p is None else request.top_p,
+        top_k=(stated.get("top_k") or None) if request.top_k is None else request.top_k,
         seed=int.from_bytes(own[:8]) >> 1,
     )
 

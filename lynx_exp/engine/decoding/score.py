@@ -92,15 +92,15 @@ def force_pack(
     leave these alone; None: prompts and continuations go through in one pass."""
     steps = ForcedPlan.of(requests, plan, lanes)
     device = model.get_input_embeddings().weight.device
-    asked = [requests[number] for number in steps.numbers]
-    given = [request.continuation_ids[:length] for request, length in zip(asked, steps.lengths, strict=True)]
+    packed = [requests[number] for number in steps.numbers]
+    given = [request.continuation_ids[:length] for request, length in zip(packed, steps.lengths, strict=True)]
     # padded on the right: token t of every row lies in column t, which is decode step t
     target_RT, mask_RT = _right_pad(given, device)
     attachment.record, attachment.idle_dead = [], True
     if store is None:
-        logits_RTV = _whole(model, attachment, asked, steps, target_RT, mask_RT, scoring)
+        logits_RTV = _whole(model, attachment, packed, steps, target_RT, mask_RT, scoring)
     else:
-        logits_RTV = _from_store(model, attachment, asked, steps, target_RT, mask_RT, store)
+        logits_RTV = _from_store(model, attachment, packed, steps, target_RT, mask_RT, store)
     # scored as one prefill there are no decode steps to count
     decode_steps = 0 if scoring == "prefill" else steps.num_steps
     active_GSL, changed_GSL, prompt_changed_GL, prompt_tokens_G = _counts(attachment, routers, steps, decode_steps)
@@ -119,7 +119,7 @@ def force_pack(
 def _whole(
     model: PreTrainedModel,
     attachment: Attachment,
-    asked: Sequence[Request],
+    requests: Sequence[Request],
     steps: ForcedPlan,
     target_RT: Tensor,
     mask_RT: Tensor,
@@ -127,7 +127,7 @@ def _whole(
 ) -> Tensor:
     """`[R, T, V]`: one pass, prompts padded on the left."""
     device = target_RT.device
-    prompt_RN, real_RN = left_pad([request.prompt_ids for request in asked], device)
+    prompt_RN, real_RN = left_pad([request.prompt_ids for request in requests], device)
     width = target_RT.shape[1] - 1  # the last token is scored but never fed
     real = torch.cat([real_RN, mask_RT[:, 1:]], 1)
     if scoring == "prefill":
@@ -136,7 +136,7 @@ def _whole(
         attachment.rows = _flat(_prefill_rows(steps, real_RN), steps.rows(mask_RT))
     # Of a single prefill the logits of all positions are computed, as lm-eval does, where there is room: the bits of a
     # matrix product follow its number of rows.
-    single = scoring == "prefill" and len(asked) == 1
+    single = scoring == "prefill" and len(requests) == 1
     every = single and logits_bytes(real.shape[1], model) <= LOGITS_BYTES
     with attachment:
         logits = model(
@@ -152,7 +152,7 @@ def _whole(
 def _from_store(
     model: PreTrainedModel,
     attachment: Attachment,
-    asked: Sequence[Request],
+    requests: Sequence[Request],
     steps: ForcedPlan,
     target_RT: Tensor,
     mask_RT: Tensor,
@@ -161,7 +161,7 @@ def _from_store(
     """`[R, T, V]`: the continuations alone, after keys and values of the store."""
     device = target_RT.device
     # prompts went through the model once, for all policies that leave them alone
-    places = [store.get(request.prompt_ids) for request in asked]
+    places = [store.get(request.prompt_ids) for request in requests]
     # the first token's logits are the last ones of the prompt
     first_RV = torch.stack([prefilled.logits[row] for prefilled, row in places])[:, None].float()
     width = target_RT.shape[1] - 1
@@ -173,7 +173,7 @@ def _from_store(
     # a token sees its own prompt, and what comes before it in its own continuation
     past = torch.arange(columns, device=device) < length_R[:, None]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    mask = torch.cat([past[:, None].expand(-1, width, -1), causal.expand(len(asked), -1, -1)], -1)
+    mask = torch.cat([past[:, None].expand(-1, width, -1), causal.expand(len(requests), -1, -1)], -1)
     attachment.rows = replace(_flat(steps.rows(mask_RT)), phase="decode")
     with attachment:
         rest_RTV = model(
