@@ -72,6 +72,10 @@ def test_what_was_typed_wins() -> None:
 def test_models_of_one_sweep_have_scales_of_their_own() -> None:
     assert by_model(["a=1,2", "model=x,y", "b=3"], PARSER) == [["a=1,2", "model=x", "b=3"], ["a=1,2", "model=y", "b=3"]]
     assert by_model(["a=1,2", "model=x"], PARSER) == [["a=1,2", "model=x"]]
+    assert by_model(["model=hub", "model.id=o/a,o/b"], PARSER) == [
+        ["model=hub", "model.id=o/a"],
+        ["model=hub", "model.id=o/b"],
+    ]
 
 
 @pytest.mark.parametrize(

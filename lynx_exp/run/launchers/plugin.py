@@ -136,14 +136,18 @@ class LynxSweeper(Sweeper):
         from lynx_exp.run.model_facts import context_of
 
         study = Study(params=own.params, cells=own.cells, plan_seeds=config.plan_seeds, arguments=arguments)
-        asked, model = str(own.scale.get("name", AUTO)), OmegaConf.to_object(config.model)
-        assert isinstance(model, ModelConfig)
+        asked = str(own.scale.get("name", AUTO))
+        # read only where a scale goes by it: a sweep over model.id alone composes without one
+        model = OmegaConf.to_object(config.model) if own.scales else None
+        assert model is None or isinstance(model, ModelConfig)
 
         def common(name: str) -> dict[str, Any]:
             words = [word for word in arguments if word.partition("=")[0].lstrip("+") != "scale"]
             return dict(self._load([*words, f"scale={name}"]).hydra.sweeper.scale.params)
 
-        return at_scale(study, asked, own.scales, model, common=common, context=lambda: context_of(model))
+        return at_scale(
+            study, asked, own.scales, model, common=common, context=lambda: context_of(model) if model else None
+        )
 
     def _load(self, arguments: list[str]) -> DictConfig:
         return self.hydra_context.config_loader.load_configuration("config", arguments, run_mode=RunMode.MULTIRUN)

@@ -63,7 +63,7 @@ def at_scale(
     study: Study,
     asked: str,
     scales: Mapping[str, Mapping[str, Any] | None],
-    model: ModelConfig,
+    model: ModelConfig | None,
     *,
     common: Callable[[str], Mapping[str, Any]],
     context: Callable[[], int | None],
@@ -71,8 +71,8 @@ def at_scale(
     """The study at the scale `asked`, or that fits its model: with what `scales` say of it and, where that is silent,
     `common`, in place of its own words. What was typed wins over all of them.
 
-    `context`: the positions of the model, asked for only where they decide; None: not known. ValueError for a scale
-    that there is not, or that the study says nothing of.
+    `model`: None where there are no `scales`. `context`: the positions of the model, asked for only where they decide;
+    None: not known. ValueError for a scale that there is not, or that the study says nothing of.
     """
     study = _without_scale(study)
     for name in (asked, *scales):
@@ -85,6 +85,7 @@ def at_scale(
                 "those of +paper=NAME, and some of +study=NAME"
             )
         return study
+    assert model is not None
     name = scale_of(model, context) if asked == AUTO else asked
     if name not in scales:
         return study
@@ -118,13 +119,14 @@ def scale_of(model: ModelConfig, context: Callable[[], int | None]) -> str:
 
 
 def by_model(arguments: Sequence[str], parser: OverridesParser) -> list[list[str]]:
-    """The arguments for each of the presets that they sweep over; as they are where they name one, or none."""
+    """The arguments for each of the presets, or ids, that they sweep over; as they are where they name one, or none."""
     for at, word in enumerate(arguments):
-        if _key(word) == "model":
+        if _key(word) in ("model", "model.id"):
             (override,) = parser.parse_overrides([word])
             if override.is_discrete_sweep():
                 models = dict.fromkeys(override.sweep_string_iterator())
-                return [[*arguments[:at], f"model={model}", *arguments[at + 1 :]] for model in models]
+                each = [[*arguments[:at], f"{_key(word)}={model}", *arguments[at + 1 :]] for model in models]
+                return [one for words in each for one in by_model(words, parser)]
     return [list(arguments)]
 
 
