@@ -216,7 +216,7 @@ def test_bad_input_is_one_line(arguments, names, allowed, no_model, capsys, tmp_
         (["layers=[0,2:4]"], ["0,2:4"]),
         (["layers='0,2:4'"], ["0,2:4"]),
         (["layers=-1"], ["-1"]),
-        (["-m", "layers=[0,2:4],'1,2'"], ["0,2:4", "1,2"]),
+        (["-m", "layers=[0,2:4],'1,2'"], ["0,2:4", "1:3"]),
         (["-m", "layers=0,2:4"], ["0", "2:4"]),
     ],
     ids=str,

@@ -139,8 +139,8 @@ class GenerationConfig:
     """What to change of how a task generates; null is as its definition says."""
 
     source: str = choice("task", GENERATIONS, role=Role.CONTENT)
-    """Whose sampling counts where the fields below are null: the task's, or that of the model's
-    generation_config.json (temperature, top_p, top_k; greedy if it does not sample). task.generation=model sets it."""
+    """Whose sampling counts where the fields below are null: task, or model, by its generation_config.json.
+    That is temperature, top_p and top_k; greedy if it does not sample. task.generation=model sets it."""
     temperature: float | None = plain(role=Role.CONTENT)
     """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request draws from its own seed, whoever shares its
     lane."""

@@ -71,11 +71,11 @@ class Policy(ABC):
     k2: int | None = None
     """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
     protect: Protect = None
-    """Experts that are never taken from a token that its router sends to them: a list for each layer, such as
-    [[3],[],[5,7],[]]; calibrated: the super experts that `lynx-prepare calibrate` has found; null: none."""
+    """Experts that no token loses: a list a layer ([[3],[],[5,7]]); calibrated: by a calibration; null: none.
+    A token runs those of them that its router sends it to; `lynx-prepare calibrate` finds the super experts."""
     per_layer: Literal["calibrated"] | None = None
-    """calibrated: each layer has a budget of its own, and the one that is given is their mean: those that cost least,
-    as `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated` has measured; null: the same in all layers."""
+    """calibrated: a budget for each layer, whose mean is the one that is given; null: the same in all layers.
+    Those that cost least, as `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated` has measured."""
 
     kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
     """What it looks at: all rows of a lane in a step, or one token at a time."""

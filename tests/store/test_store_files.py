@@ -34,6 +34,8 @@ def lane_record(requests=(4, 2)) -> LaneRecord:
             "response": "ok\n",
             "logprob": None,
             "greedy": None,
+            "thought": None,
+            "thought_tokens": None,
             "filler": False,
         }
         rows.append(row)

@@ -77,6 +77,8 @@ def reference(requests, plan, number, policy) -> LaneResult:
         finish |= {each: ended(requests[each], tokens[each]) for each in live}
     return LaneResult(
         lane=number,
+        thoughts=[None] * len(members),
+        thought_tokens=[None] * len(members),
         requests=members,
         slots=tuple(range(len(members))),
         entered=(0,) * len(members),
