@@ -80,6 +80,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def listed(one: Experiment, out: Path) -> str:
     there = kept(one, out / one.name) if one.is_run else None
     state = one.note or (f"run in {there.seconds / 60:.1f} min" if there else "not run")
+    if one.command in state:  # the note says it
+        state = state.partition(":")[0]
     return f"{one.name:<24} {page.clock(one.minutes):>8}  {state:<24} {one.command}"
 
 

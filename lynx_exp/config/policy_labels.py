@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from lynx_exp.config.folders import config_folder
-from lynx_exp.config.policy_declarations import policy_declaration
+from lynx_exp.config.policy_declarations import UNTOUCHED, policy_declaration
 from lynx_exp.extensions import extension_file
 from lynx_exp.wording import policy_label
 
@@ -15,6 +15,8 @@ def label_policy(
     name: str, parameters: Mapping[str, object], layers: str | None = None, match_active: float | None = None
 ) -> str:
     """See `Config.policy_label`."""
+    if name in UNTOUCHED:  # it decides nothing, so that no parameter makes another of it
+        return name
     declared = policy_declaration(name)
     turned = declared.knob if match_active is not None else None
     given = {key: value for key, value in parameters.items() if key != turned}

@@ -15,7 +15,7 @@ from lynx_exp.run.attempt import Attempt, Encoded
 from lynx_exp.run.batch_plan import drained, plan_json, plan_of
 from lynx_exp.run.cell_rows import lane_record, responses_of, sample_rows
 from lynx_exp.run.encode import encode_requests
-from lynx_exp.run.interrupt import Preempted
+from lynx_exp.run.interrupt import Preempted, check
 from lynx_exp.run.invalid_results import invalid_reasons
 from lynx_exp.run.kernel_notes import record_execution, show_slow_steps
 from lynx_exp.run.load_tasks import data_digests, revisions, sandbox_of
@@ -234,6 +234,7 @@ class Pack:
         jobs = [attempt.job(task, self._engine) for attempt in attempts]
         lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
         for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
+            check()  # a signal may have come while compiled code called back, which swallows what is raised
             attempt = attempts[number]
             if attempt not in self._open:
                 continue  # its claim was lost meanwhile
@@ -250,6 +251,7 @@ class Pack:
             self._progress.advance(attempt.cell, stage, result.own)
 
     def _score(self, task: Task, attempt: Attempt) -> None:
+        check()
         missing, config = attempt.writer.missing(task.name), attempt.cell.config
         if not missing:
             return

@@ -74,3 +74,30 @@ def test_a_signal_whose_exception_was_swallowed_stops_all_the_same():
         with pytest.raises(Preempted):
             check()
     check()
+
+
+SWALLOWED = """
+import os, signal
+from lynx_exp.cli import main
+from lynx_exp.run.interrupt import Preempted
+from lynx_exp.store.cell_writer import CellWriter
+
+commit = CellWriter.commit
+def committed(self, *given, **named):
+    commit(self, *given, **named)
+    print("lane", flush=True)
+    try:  # as a callback of compiled code does
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Preempted:
+        pass
+CellWriter.commit = committed
+main()
+"""
+
+
+def test_a_signal_that_compiled_code_swallowed_stops_at_the_next_lane(tmp_path):
+    words = ["task=mini_gsm8k", "limit=6", "batch_size=2", "batching=static", f"results={tmp_path}/results"]
+    done = subprocess.run([sys.executable, "-c", SWALLOWED, *words], capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.splitlines().count("lane") == 1
+    assert "Traceback" not in done.stderr and "terminated: " in done.stderr.splitlines()[-1]
