@@ -231,6 +231,27 @@ DRIFT = (
 )
 """Length drift: thoughts, answers, and what a solved document costs."""
 
+REPEATS = (
+    Column(heading="n", width=4, cell=_plain("document_repeats", "{:.0f}")),
+    Column(heading="avg@n", width=18, cell=lambda row: interval(row, "score", "{:.1f}"), right=False),
+    Column(heading="difference", width=19, cell=_difference, right=False),
+    Column(
+        heading="pass@n",
+        width=18,
+        cell=lambda row: interval(row, "pass_at_k", "{:.1f}"),
+        right=False,
+        needs=("pass_at_k",),
+    ),
+    Column(
+        heading="difference",
+        width=19,
+        cell=lambda row: interval(row, "pass_at_k_difference", "{:+.1f}"),
+        right=False,
+        needs=("pass_at_k",),
+    ),
+)
+"""Several responses to a document, each scored."""
+
 HARDWARE = (
     Column(heading="step ms\n/vanilla", width=9, cell=_step, needs=("step_ms",)),
     Column(heading="GB a\nstep", width=6, cell=_three("step_gb"), needs=("step_gb",)),

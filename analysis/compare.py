@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from analysis.activity import (
     ratios,
     retained_share,
 )
+from analysis.attempts import attempts
 from analysis.frame_rows import Row
 from analysis.labels import policy_order, series_of, settings_of
 from analysis.load import Records
@@ -56,6 +58,8 @@ def results(records: Records) -> pd.DataFrame:
     `us_per_expert`: an estimate, of the fit that the cell shares: microseconds for each further active expert of a
     layer; `fixed_ms`: what its steps cost besides rows, experts and positions, a policy's selection included; what the
     hardware gave as in the cells.
+    `document_repeats`: responses to a document, of which the score is the mean (avg@k); `pass_at_k`, of 0/1 scores:
+    that of all of them, with `pass_at_k_difference`.
     `windows`: places that were timed; `tpot_ms`: (E2E - TTFT) / (n - 1) of a request in its lane, integrated, median
     over requests; `latency_residual`: what the latency model misses a timed step by, median, in percent;
     `timing_final`: whether a time may be ranked (precision reached, machine not busy); `speedup_disagrees`: whether
@@ -66,7 +70,7 @@ def results(records: Records) -> pd.DataFrame:
     "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where there is nothing to
     compare (see `analysis.guards`).
     """
-    samples = _samples(records.samples)
+    samples = _samples(attempts(records.samples, records.responses))
     steps_ms = {name: steps_of_cells(records.timing, name) for name in ("vanilla", "policy")}
     pairs = pairs_of_cells(records.timing)
     headlines = _headlines(records)
@@ -118,6 +122,7 @@ def results(records: Records) -> pd.DataFrame:
                 }
                 | flat("score", score)
                 | flat("difference", difference)
+                | _repeated(own, other, is_vanilla=cell["policy"] == "vanilla")
                 | {"difference_pad": difference.pad}
                 | _changed(own, None if headline["corpus"] else other)
                 | times
@@ -152,6 +157,8 @@ class _Samples:
     """Of one (cell, subtask), as arrays: a frame of a few rows costs more than what is done with it."""
 
     document: np.ndarray
+    attempt: np.ndarray
+    """As of `attempts`: what is paired."""
     lane: np.ndarray
     score: Array
     rows: pd.DataFrame
@@ -164,11 +171,21 @@ class _Samples:
         answers, references = (self.rows[name].array for name in ("filtered", "target"))
         return answers.take(self.at).tolist(), references.take(self.at).tolist()
 
+    @cached_property
+    def repeats(self) -> int:
+        """Responses to a document that are scored."""
+        return len(self.document) // max(len(np.unique(self.document)), 1)
+
+    def names(self, at: np.ndarray | slice = slice(None)) -> np.ndarray | None:
+        """Documents of rows, where each has several."""
+        return self.document[at] if self.repeats > 1 else None
+
 
 def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
     document, lane, score = rows["doc_id"].to_numpy(), rows["lane"].to_numpy(), rows["score"].to_numpy(dtype=float)
+    attempt = rows["attempt"].to_numpy()
     return {
-        key: _Samples(document=document[at], lane=lane[at], score=score[at], rows=rows, at=at)
+        key: _Samples(document=document[at], attempt=attempt[at], lane=lane[at], score=score[at], rows=rows, at=at)
         for key, at in rows.groupby(["cell_id", "subtask"], observed=True).indices.items()
     }
 
@@ -285,28 +302,52 @@ def _scores(
     values = own.score
     vanilla = np.empty(0) if other is None else other.score[theirs]
     if unit == "own":
-        score = statistics.ratio_of_sums(*statistics.cluster_sums(values, lanes))
-        changes = statistics.cluster_sums(values[mine] - vanilla, lanes[mine])
-        return score, statistics.ratio_of_sums(*changes) if len(mine) else NO_ESTIMATE
-    score = statistics.mean(values, lanes).scaled(100)
+        score = statistics.mean_of(values, lanes, own.names())
+        changes = values[mine] - vanilla
+        return score, statistics.mean_of(changes, lanes[mine], own.names(mine)) if len(mine) else NO_ESTIMATE
+    score = statistics.mean(values, lanes, own.names()).scaled(100)
     if not len(mine):
         return score, NO_ESTIMATE
-    return score, statistics.paired_difference(values[mine], vanilla, lanes[mine]).scaled(100)
+    return score, statistics.paired_difference(values[mine], vanilla, lanes[mine], own.names(mine)).scaled(100)
+
+
+def _repeated(own: _Samples | None, other: _Samples | None, *, is_vanilla: bool) -> dict[str, float]:
+    """Responses to a document, and pass@k of all of them, where there are several, each scored 0 or 1."""
+    several = own is not None and own.repeats > 1
+    found, difference = NO_ESTIMATE, NO_ESTIMATE
+    if own is not None and several and np.isin(own.score, (0.0, 1.0)).all():
+        k = own.repeats
+        values = statistics.pass_values(own.score, own.document, k)
+        found = statistics.mean(values, own.lane, own.document).scaled(100)
+        if is_vanilla:
+            difference = Estimate(value=0.0)
+        elif other is not None and other.repeats == k and np.isin(other.score, (0.0, 1.0)).all():
+            mine, theirs = _matched(own, other)
+            before = statistics.pass_values(other.score, other.document, k)[theirs]
+            difference = statistics.paired_difference(values[mine], before, own.lane[mine], own.document[mine]).scaled(
+                100
+            )
+    repeats = {"document_repeats": float(own.repeats) if own is not None else math.nan}
+    return repeats | flat("pass_at_k", found) | flat("pass_at_k_difference", difference)
 
 
 def _changed(own: _Samples | None, other: _Samples | None) -> dict[str, float]:
     if own is None or other is None:
         return {"better": math.nan, "worse": math.nan, "p_mcnemar": math.nan}
     mine, theirs = _matched(own, other)
+    if own.repeats > 1:
+        change = statistics.per_document(own.score[mine] - other.score[theirs], own.document[mine])
+        counts = {"better": int((change > statistics.FLAT).sum()), "worse": int((change < -statistics.FLAT).sum())}
+        return counts | {"p_mcnemar": math.nan}
     found = statistics.discordance(own.score[mine], other.score[theirs])
     return {"better": found.better, "worse": found.worse, "p_mcnemar": found.p_value}
 
 
 def _matched(own: _Samples, other: _Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Row positions of the documents that both hold, in the same order."""
-    if np.array_equal(own.document, other.document) and (np.diff(own.document) > 0).all():
-        return np.arange(len(own.document)), np.arange(len(own.document))
-    _, mine, theirs = np.intersect1d(own.document, other.document, return_indices=True)
+    """Row positions of the responses that both hold, in the same order."""
+    if np.array_equal(own.attempt, other.attempt) and (np.diff(own.attempt) > 0).all():
+        return np.arange(len(own.attempt)), np.arange(len(own.attempt))
+    _, mine, theirs = np.intersect1d(own.attempt, other.attempt, return_indices=True)
     return mine, theirs
 
 

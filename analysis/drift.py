@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import statistics
+from analysis.attempts import attempts, several
 from analysis.load import Records
 from analysis.statistics import Array, Estimate, t_interval
 
@@ -37,7 +38,9 @@ class _Rows:
     """Of one (cell, subtask): what is averaged, over one of responses and documents."""
 
     name: NDArray[np.int64]
-    """Request, or document."""
+    """Request, or attempt."""
+    document: NDArray[np.int64] | None
+    """None where each has one response."""
     lane: NDArray[np.int64]
     values: dict[str, Array]
 
@@ -53,7 +56,7 @@ def drift(
     lane's, prefills apart: these tokens over what the lane decodes in a second.
     """
     found: dict[Key, dict[str, Estimate]] = {}
-    thoughts, solved = _thoughts(records.responses), _solved(records.samples)
+    thoughts, solved = _thoughts(records.responses), _solved(attempts(records.samples, records.responses))
     for key, own in thoughts.items():
         other = thoughts.get((partners.get(key[0], ""), key[1]))
         found.setdefault(key, {}).update(_of_thoughts(own, other, is_vanilla=partners.get(key[0]) == key[0]))
@@ -92,13 +95,18 @@ def _solved(samples: pd.DataFrame) -> dict[Key, _Rows]:
     fit = (samples["finish_reason"] != "scored") & samples["new_tokens"].notna() & score.between(0.0, 1.0)
     known = samples[fit.to_numpy()]
     values = {name: known[name].to_numpy(dtype=float) for name in ("new_tokens", "score")}
-    return _grouped(known, "doc_id", values) if len(known) else {}
+    return _grouped(known, "attempt", values) if len(known) else {}
 
 
 def _grouped(rows: pd.DataFrame, name: str, values: Mapping[str, Array]) -> dict[Key, _Rows]:
-    names, lane = rows[name].to_numpy(), rows["lane"].to_numpy()
+    names, lane, document = (rows[column].to_numpy() for column in (name, "lane", "doc_id"))
     return {
-        key: _Rows(name=names[at], lane=lane[at], values={of: each[at] for of, each in values.items()})
+        key: _Rows(
+            name=names[at],
+            document=several(document[at]),
+            lane=lane[at],
+            values={of: each[at] for of, each in values.items()},
+        )
         for key, at in rows.groupby(["cell_id", "subtask"], observed=True).indices.items()
     }
 
@@ -113,7 +121,8 @@ def _matched(own: _Rows, other: _Rows | None) -> tuple[_Rows, _Rows] | None:
 
 def _taken(rows: _Rows, at: NDArray[np.intp]) -> _Rows:
     values = {name: each[at] for name, each in rows.values.items()}
-    return _Rows(name=rows.name[at], lane=rows.lane[at], values=values)
+    document = None if rows.document is None else rows.document[at]
+    return _Rows(name=rows.name[at], document=document, lane=rows.lane[at], values=values)
 
 
 def _of_thoughts(own: _Rows, other: _Rows | None, *, is_vanilla: bool) -> dict[str, Estimate]:
@@ -121,21 +130,23 @@ def _of_thoughts(own: _Rows, other: _Rows | None, *, is_vanilla: bool) -> dict[s
     for name in PARTS:
         share = name == "thought_cut_share"
         values, ends = own.values[name], f"{name}_difference"
-        found[name] = statistics.mean(values, own.lane) if share else _mean(values, own.lane)
+        found[name] = (statistics.mean if share else _mean)(values, own.lane, own.document)
         if is_vanilla:
             found[ends] = Estimate(value=0.0)
         elif both is None:
             found[ends] = NONE
         elif share:
-            found[ends] = statistics.paired_difference(both[0].values[name], both[1].values[name], both[0].lane)
+            found[ends] = statistics.paired_difference(
+                both[0].values[name], both[1].values[name], both[0].lane, both[0].document
+            )
         else:
-            found[ends] = _mean(both[0].values[name] - both[1].values[name], both[0].lane)
+            found[ends] = _mean(both[0].values[name] - both[1].values[name], both[0].lane, both[0].document)
     return found
 
 
-def _mean(values_N: Array, lanes_N: NDArray[np.int64]) -> Estimate:
+def _mean(values_N: Array, lanes_N: NDArray[np.int64], documents_N: NDArray[np.int64] | None) -> Estimate:
     """Without any spread there is no interval: how far lanes vary was not seen."""
-    estimate = statistics.ratio_of_sums(*statistics.cluster_sums(values_N, lanes_N))
+    estimate = statistics.mean_of(values_N, lanes_N, documents_N)
     return Estimate(value=estimate.value) if estimate.se is not None and estimate.se <= _FLAT else estimate
 
 
@@ -145,11 +156,22 @@ def _sums(rows: _Rows) -> tuple[Array, Array]:
     return tokens, statistics.cluster_sums(rows.values["score"], rows.lane)[0]
 
 
+def _influence(rows: _Rows) -> tuple[float, Array]:
+    """Tokens over solved documents, and what each response has to do with it (the delta method)."""
+    tokens, score = rows.values["new_tokens"], rows.values["score"]
+    ratio = float(tokens.sum() / score.sum())
+    return ratio, (tokens - ratio * score) * len(score) / score.sum()
+
+
 def _per_solved(rows: _Rows) -> Estimate:
     tokens_G, solved_G = _sums(rows)
     if solved_G.sum() <= 0:
         return NONE
-    estimate = statistics.ratio_of_sums(tokens_G, solved_G)
+    if rows.document is None:
+        estimate = statistics.ratio_of_sums(tokens_G, solved_G)
+    else:
+        ratio, influence = _influence(rows)
+        estimate = statistics.mean_of(ratio + influence, rows.lane, rows.document)
     return estimate if estimate.low is None else replace(estimate, low=max(estimate.low, 0.0))
 
 
@@ -158,6 +180,14 @@ def _dearer(own: _Rows, other: _Rows | None) -> Estimate:
     both = _matched(own, other)
     if both is None:
         return NONE
+    if both[0].document is not None:
+        if min(rows.values["score"].sum() for rows in both) <= 0:
+            return NONE
+        (mine, own_influence), (theirs, other_influence) = map(_influence, both)
+        changes = mine - theirs + own_influence - other_influence
+        estimate = statistics.mean_of(changes, both[0].lane, both[0].document)
+        flat = estimate.se is not None and estimate.se <= _FLAT
+        return Estimate(value=estimate.value) if flat else estimate
     influence, values = np.zeros(1), []
     for rows, sign in zip(both, (1, -1), strict=True):
         # in the lanes of one's own plan, which are the partner's

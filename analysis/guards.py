@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import statistics
+from analysis.attempts import several
 from analysis.load import Records
 from analysis.statistics import Estimate
 
@@ -60,6 +61,8 @@ class Guard:
 @dataclass(frozen=True, kw_only=True)
 class _Responses:
     request: NDArray[np.int64]
+    document: NDArray[np.int64] | None
+    """None where each has one response."""
     lane: NDArray[np.int64]
     tokens: NDArray[np.float64]
     stopped: NDArray[np.float64]
@@ -71,7 +74,8 @@ class _Responses:
 def guards(records: Records, partners: Mapping[str, str]) -> dict[tuple[str, str], Guard]:
     """Guards of every (cell, subtask) that generates; `partners` names the vanilla cell of the same plan.
 
-    Over all requests, repeats included; intervals are clustered by lane. The band is what vanilla itself would show by
+    Over all requests, repeats included; intervals are clustered by lane, and where a document has several responses by
+    document as well. The band is what vanilla itself would show by
     chance or under another plan. A cell leaves it where the paired difference is either both
 
     - beyond chance: its 95 % interval excludes zero (alone, one in twenty harmless cells would be flagged, and with
@@ -122,6 +126,7 @@ def _by_subtask(responses: pd.DataFrame) -> dict[tuple[str, str], _Responses]:
     if generated.empty:
         return {}
     request, lane = generated["request"].to_numpy(), generated["lane"].to_numpy()
+    document = generated["doc_id"].to_numpy() if "doc_id" in generated else None
     tokens = generated["new_tokens"].to_numpy(dtype=float)
     stopped = (generated["finish_reason"] == "length").to_numpy(dtype=float)
     unfinished = np.zeros(len(generated))
@@ -130,17 +135,22 @@ def _by_subtask(responses: pd.DataFrame) -> dict[tuple[str, str], _Responses]:
     groups = generated.groupby(["cell_id", "subtask"], observed=True).indices
     return {
         key: _Responses(
-            request=request[at], lane=lane[at], tokens=tokens[at], stopped=stopped[at], unfinished=unfinished[at]
+            request=request[at],
+            document=None if document is None else several(document[at]),
+            lane=lane[at],
+            tokens=tokens[at],
+            stopped=stopped[at],
+            unfinished=unfinished[at],
         )
         for key, at in groups.items()
     }
 
 
 def _guard(own: _Responses, vanilla: _Responses | None, *, is_vanilla: bool) -> Guard:
-    tokens = statistics.ratio_of_sums(*statistics.cluster_sums(own.tokens, own.lane))
+    tokens = statistics.mean_of(own.tokens, own.lane, own.document)
     if tokens.se is not None and tokens.low is not None:
         tokens = replace(tokens, low=max(tokens.low, 0.0)) if tokens.se > _FLAT_TOKENS else Estimate(value=tokens.value)
-    stops = statistics.mean(own.stopped, own.lane)
+    stops = statistics.mean(own.stopped, own.lane, own.document)
     known = {"new_tokens": tokens, "length_stop_share": stops}
     if is_vanilla:
         zero = Estimate(value=0.0)
@@ -151,10 +161,10 @@ def _guard(own: _Responses, vanilla: _Responses | None, *, is_vanilla: bool) -> 
     if vanilla is None or not len(mine):
         none = Estimate(value=math.nan)
         return Guard(**known, new_tokens_difference=none, length_stop_share_difference=none, flag=NOTHING_TO_COMPARE)
-    lanes = own.lane[mine]
-    longer = _change(own.tokens[mine] - vanilla.tokens[theirs], lanes)
-    stopped = statistics.paired_difference(own.stopped[mine], vanilla.stopped[theirs], lanes)
-    cut = statistics.paired_difference(own.unfinished[mine], vanilla.unfinished[theirs], lanes)
+    names = own.lane[mine], None if own.document is None else own.document[mine]
+    longer = _change(own.tokens[mine] - vanilla.tokens[theirs], *names)
+    stopped = statistics.paired_difference(own.stopped[mine], vanilla.stopped[theirs], *names)
+    cut = statistics.paired_difference(own.unfinished[mine], vanilla.unfinished[theirs], *names)
     signs = {
         "tokens": outside(longer, TOKENS_BAND * float(vanilla.tokens[theirs].mean())),
         "stops": outside(stopped, LENGTH_STOP_BAND),
@@ -164,8 +174,10 @@ def _guard(own: _Responses, vanilla: _Responses | None, *, is_vanilla: bool) -> 
     return Guard(**known, new_tokens_difference=longer, length_stop_share_difference=stopped, flag=flag)
 
 
-def _change(tokens_N: NDArray[np.float64], lanes_N: NDArray[np.int64]) -> Estimate:
+def _change(
+    tokens_N: NDArray[np.float64], lanes_N: NDArray[np.int64], documents_N: NDArray[np.int64] | None
+) -> Estimate:
     """Mean change in tokens. Without any change there is no interval: how far lanes vary was not seen."""
-    estimate = statistics.ratio_of_sums(*statistics.cluster_sums(tokens_N, lanes_N))
+    estimate = statistics.mean_of(tokens_N, lanes_N, documents_N)
     collapsed = estimate.se is not None and estimate.se <= _FLAT_TOKENS and abs(estimate.value) <= _FLAT_TOKENS
     return Estimate(value=0.0) if collapsed else estimate

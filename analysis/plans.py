@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bleu, guards, statistics
+from analysis.attempts import attempts
 from analysis.compare import NO_ESTIMATE, flat
 from analysis.labels import POINT
 from analysis.load import Records
@@ -36,7 +37,8 @@ def pooled(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     sizes = rows.groupby(_POINT, dropna=False, sort=False)["cell_id"].transform("size")
     if (sizes == 1).all():
         return rows
-    samples = dict(iter(records.samples.groupby(["cell_id", "subtask"], observed=True)))
+    each = attempts(records.samples, records.responses)
+    samples = dict(iter(each.groupby(["cell_id", "subtask"], observed=True)))
     partners = partners_of(records.cells)
     found = rows.assign(at=range(len(rows)))
     made = [_one(part, samples, partners) for _, part in found[sizes > 1].groupby(_POINT, dropna=False, sort=False)]
@@ -105,7 +107,7 @@ def _counted(own: Sequence[pd.DataFrame], vanilla: Sequence[pd.DataFrame]) -> di
 
 
 def _matched(own: pd.DataFrame, vanilla: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    _, mine, theirs = np.intersect1d(own["doc_id"], vanilla["doc_id"], return_indices=True)
+    _, mine, theirs = np.intersect1d(own["attempt"], vanilla["attempt"], return_indices=True)
     return own.iloc[mine], vanilla.iloc[theirs]
 
 

@@ -41,6 +41,7 @@ def print_rows(
         ):
             name = task if task == subtask else f"{task}: {subtask}"
             _print_block(group, title(name, f"batch size {batch}", setting), _about(group.iloc[0]), console, sort)
+    _print_repeats(rows, console)
     _print_drift(rows, console)
     compared = summary[summary["kl"].notna()] if len(summary) else summary
     if by != "task" and len(compared):
@@ -63,6 +64,15 @@ def _subtasks(names: Sequence[str], heading: str) -> str:
     named = counted(len(names), "subtask")
     listed = f"{named}: {', '.join(names)}"
     return listed if len(heading) + len(listed) + len("   , points") <= WIDTH else named
+
+
+def _print_repeats(rows: pd.DataFrame, console: Console) -> None:
+    """A table of each subtask and batch size whose documents were answered several times."""
+    several = rows[rows["document_repeats"] > 1] if "document_repeats" in rows else rows[:0]
+    for (setting, subtask, batch), group in several.groupby(["setting", "subtask", "batch_size"], sort=True):
+        heading = title(f"repeats: {subtask}", f"batch size {batch}", setting)
+        columns.print_table(group, columns.REPEATS, _heading(heading, "clustered by document and lane"), console)
+        console.print()
 
 
 def _print_drift(rows: pd.DataFrame, console: Console) -> None:
@@ -93,6 +103,7 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
     parts += [_TIMES_LEGEND] if timed else []
     parts += [_FIDELITY_LEGEND] if compared else []
     parts += [_HARDWARE_LEGEND] if len(summary) and summary["step_gb"].notna().any() else []
+    parts += [_REPEATS_LEGEND] if "document_repeats" in rows and (rows["document_repeats"] > 1).any() else []
     parts += [_DRIFT_LEGEND] if "thought_tokens" in rows and rows["thought_tokens"].notna().any() else []
     parts += [_GUARD_LEGEND] if flagged else []
     console.print(Text("".join(parts), style="dim"))
@@ -129,6 +140,11 @@ _HARDWARE_LEGEND = (
 _DRIFT_LEGEND = (
     "thought, answer: mean tokens, and paired with vanilla's. cut: responses that were over before their\n"
     "thought. tokens a solved: of all responses, over the documents solved; s: of a lane for these tokens.\n"
+)
+
+_REPEATS_LEGEND = (
+    "avg@n: mean score of n responses to a document, which is the score above. pass@n: documents of which\n"
+    "one or more of them is right. Both of 0 to 100.\n"
 )
 
 _GUARD_LEGEND = (
@@ -168,6 +184,8 @@ def _heading(name: str, about: str) -> Text:
 def _about(first: pd.Series) -> str:
     behind = first["metric"] if first["filter"] in (None, "none", "") else f"{first['metric']} ({first['filter']})"
     unit = {"%": ", %", "own": ""}.get(first["unit"], f", {first['unit']}")
+    if first.get("document_repeats", 1) > 1:
+        behind = f"{behind}, avg@{first['document_repeats']:.0f}"
     return f"{behind}{unit}; {counted(first['documents'], 'document')} in {counted(first['lanes'], 'lane')}"
 
 

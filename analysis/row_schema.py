@@ -27,6 +27,8 @@ def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
 ESTIMATES = _columns(
     ("score", "points, or own", "percent or BLEU; the metric's own unit where it is neither"),
     ("difference", "points, or own", "to vanilla on the same documents, paired and clustered by lane"),
+    ("pass_at_k", "points", "of document_repeats responses scored 0 or 1: documents of which one or more is right"),
+    ("pass_at_k_difference", "points", "to vanilla on the same documents, clustered by document and lane"),
     ("step_ms", "ms", "a decode step, of the policy in the timed windows"),
     ("vanilla_step_ms", "ms", "vanilla's on the same steps"),
     ("speedup", "ratio", "the latter over the former; 1 for vanilla"),
@@ -74,6 +76,7 @@ PLAIN = _columns(
     ("subtasks", "subtasks", "that were averaged; compare only rows that have as many as all_subtasks"),
     ("all_subtasks", "subtasks", "that the setting has at this batch size"),
     ("documents", "documents", "behind the score"),
+    ("document_repeats", "responses", "to each document, scored one by one; score is their mean (avg@k)"),
     ("lanes", "lanes", "behind the score: the clusters of the interval"),
     ("paired", "-", "whether vanilla ran on the same plan"),
     ("better", "documents", "that score higher than under vanilla"),

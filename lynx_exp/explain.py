@@ -46,7 +46,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     known = sorted(error.options or [])
     if not group:
         return f"{option}: no such configuration"
-    plus = "+" if group not in GROUPS else ""
+    plus = "+" if group in {folder.name for folder in config_folder("sweeps").iterdir()} else ""
     return f"{plus}{group}={option}: unknown; known: {', '.join(known)}{did_you_mean(option, known)}"
 
 

@@ -20,6 +20,8 @@ RANDOM = "model=random"
 HUGE = str(2**70)
 BAD = [
     (["policy=lynxx"], "policy=lynxx", "did you mean lynx?"),
+    (["scale=papr"], "error: scale=papr", "did you mean paper?"),
+    (["task.repeats=4"], "task.repeats=4", "decodes greedily"),
     (["policy=lynx", "policy.alfa=2"], "policy.alfa=2", "policy.alpha"),
     (["layers=x", "policy=lynx"], "layers=x", "ranges such as 1:"),
     (["layers=9", "policy=lynx"], "layers=9", "layers 0..3"),

@@ -9,6 +9,7 @@ from analysis.statistics.clustered import (
     FLAT,
     cluster_sums,
     mean,
+    mean_of,
     paired_difference,
     per_document,
     ratio_of_sums,
@@ -18,6 +19,7 @@ from analysis.statistics.combined import dependent_mean, difference_of_means, ma
 from analysis.statistics.crossed import Spread, spread
 from analysis.statistics.equivalence import POWER, documents_needed, lanes_needed, tost
 from analysis.statistics.estimate import LEVEL, Estimate, t_interval
+from analysis.statistics.repeated import pass_values
 from analysis.statistics.serial import serial_ratio
 from analysis.statistics.significance import Discordance, discordance, holm, p_value
 
@@ -42,8 +44,10 @@ __all__ = [
     "macro_mean",
     "mean",
     "mean_change",
+    "mean_of",
     "p_value",
     "paired_difference",
+    "pass_values",
     "per_document",
     "ratio_of_sums",
     "serial_ratio",

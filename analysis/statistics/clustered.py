@@ -33,6 +33,17 @@ def ratio_of_sums(sums_G: ArrayLike, counts_G: ArrayLike) -> Estimate:
     return t_interval(value, se, clusters - 1)
 
 
+def mean_of(values_M: ArrayLike, clusters_M: ArrayLike, documents_M: ArrayLike | None = None) -> Estimate:
+    """Mean of values of any size: `ratio_of_sums` by cluster, or, where a document has several values, clustered by
+    document as well (`crossed.spread`)."""
+    if documents_M is None:
+        return ratio_of_sums(*cluster_sums(values_M, clusters_M))
+    values = np.asarray(values_M, dtype=float)
+    value = float(values.mean())
+    found = spread(values - value, documents_M, clusters_M, np.zeros(len(values), int))
+    return Estimate(value=value) if found is None else t_interval(value, math.sqrt(found.clustered), found.df)
+
+
 def mean(
     scores_N: ArrayLike, clusters_N: ArrayLike, documents_N: ArrayLike | None = None, plans_N: ArrayLike | None = None
 ) -> Estimate:

@@ -34,7 +34,7 @@ TABLES = {
 }
 KNOWN = {*FINISHED_FILES, *TIMING_FILES, *TABLES, "DONE"}
 """Names that are a file's."""
-MAY_BE_NULL = ("logprob", "greedy", "score", "verdict", "sandbox", "thought", "thought_tokens")
+MAY_BE_NULL = ("logprob", "greedy", "score", "verdict", "sandbox", "thought", "thought_tokens", "repeat_scores")
 
 
 @dataclass(kw_only=True)

@@ -97,6 +97,7 @@ def check_scores(content: Content) -> list[str]:
         _check_value(content, name, _aggregates(values), metric["value"])
         if metric["headline"]:
             _check_headline(content, name, samples["score"][own].astype(float), values)
+            _check_repeats(content, name, samples, own)
     return left
 
 
@@ -119,6 +120,21 @@ def _check_headline(content: Content, name: str, score: Floats, values: Floats) 
     if len(wrong):
         found = f"{score[wrong[0]]}{f' and {len(wrong) - 1} more that differ' if len(wrong) > 1 else ''}"
         content.add("scores", "samples.parquet", f"score {values[wrong[0]]}, which scores has of {name}", found)
+
+
+def _check_repeats(content: Content, name: str, samples: Columns, own: NDArray[np.bool_]) -> None:
+    """That a document's score is the mean of those of its responses, which are as many as were asked for."""
+    asked = content.config["task"].get("repeats")
+    for row in np.flatnonzero(own) if "repeat_scores" in samples else ():
+        each, score = samples["repeat_scores"][row], samples["score"][row]
+        if each is None:
+            continue
+        if asked is not None and len(each) != asked:
+            content.add("scores", FILE, f"{asked} repeat_scores of a document of {name}", len(each))
+            return
+        if not _same(float(np.mean(each)), float(score)):
+            content.add("scores", FILE, f"score {np.mean(each):.10g} of {name}, the mean of its repeat_scores", score)
+            return
 
 
 def _same(wanted: float | None, value: float | None) -> bool:

@@ -233,7 +233,8 @@ class TaskConfig:
     system_instruction: str | None = plain(role=Role.CONTENT)
     """Text that stands before the prompt, in a turn of its own with a chat template."""
     repeats: int | None = integer(None, 1, MOST_ROWS, role=Role.CONTENT)
-    """Responses to each document, with sampling; null is as the task is defined."""
+    """Responses to each document, with sampling; null is as the task is defined. Each is scored, and the score is their
+    mean (avg@k); a task that votes among them or has a pass@k of its own keeps that."""
     generation: GenerationConfig = node(GenerationConfig)
     """What to change of how the task generates."""
     weights: list[float] | None = plain(role=Role.QUESTION)
@@ -242,7 +243,8 @@ class TaskConfig:
     """With weights: whether lanes hold requests of all subtasks, or of one each (the control)."""
     size: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
     """By subtask, what plan=true goes by before its documents are here. That is documents, and bytes of a prompt and of
-    an example; of choices how many, and the bytes of a choice. Nothing else reads it."""
+    an example; of choices how many, and the bytes of a choice; by a group's name, of each of its tasks. Nothing else
+    reads it."""
 
     def __post_init__(self) -> None:
         if not self.subtasks:

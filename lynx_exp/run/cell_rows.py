@@ -103,6 +103,7 @@ def sample_rows(task: Task, scores: Scores, responses: Sequence[ResponseRow]) ->
                 "doc_id": sample.doc_id,
                 "score": sample.score,
                 "scores": json.dumps(sample.scores),
+                "repeat_scores": None if sample.repeat_scores is None else list(sample.repeat_scores),
                 "target": sample.target,
                 "filtered": sample.filtered,
                 "verdict": sample.verdict,

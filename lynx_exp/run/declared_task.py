@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from lynx_exp.config import Config
 from lynx_exp.store.identity import digest
 from lynx_exp.tasks import EvalTask, TaskRequest, TaskSettings
-from lynx_exp.tasks.definition import find_definition, plain_definition
+from lynx_exp.tasks.definition import find_definition, members_of, plain_definition
 from lynx_exp.tasks.task import BuiltTask, TaskSpec
 from lynx_exp.tasks.task_settings import Generation
 
@@ -29,11 +29,24 @@ def declared_where_missing(config: Config, load: LoadTask) -> LoadTask:
         try:
             return load(name, limit=limit, settings=settings)
         except ModelUnavailable:
-            if name not in config.task.size:
+            size = _size_of(name, config.task.size)
+            if size is None:
                 raise
-        return declared_task(name, limit, settings or TaskSettings(), *sorted(config.task.size[name].items()))
+        return declared_task(name, limit, settings or TaskSettings(), *sorted(size.items()))
 
     return loaded
+
+
+def _size_of(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:
+    """Of the task, or of each task of a group that it is one of."""
+    if name in sizes:
+        return sizes[name]
+    return next((size for group, size in sizes.items() if name in _members(group)), None)
+
+
+@cache
+def _members(name: str) -> tuple[str, ...]:
+    return members_of(name)
 
 
 @cache

@@ -39,6 +39,7 @@ def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTas
                 found[name] = load(name, limit=limit, settings=settings)
             except GroupOfTasks as group:
                 found |= {member: load(member, limit=limit, settings=settings) for member in group.members}
+        _check_repeats(config, list(found.values()))
         return _each_once(list(found), list(found.values()))
     from lynx_exp.tasks.mix import mix
 
@@ -47,7 +48,25 @@ def tasks_of(config: Config, load: LoadTask, limit: int | None) -> tuple[EvalTas
 
     mixed = mix(config.task.name, member, weights, limit)
     _each_once(names, mixed.members)
+    _check_repeats(config, mixed.members)
     return (mixed,)
+
+
+def _check_repeats(config: Config, tasks: Sequence[EvalTask]) -> None:
+    """ValueError where several responses to a document would all be the same, or there are none."""
+    repeats = config.task.repeats
+    generating = [task for task in tasks if task.kind == "generate"]
+    if repeats is None or repeats == 1:
+        return
+    if not generating:
+        raise ValueError(f"task.repeats={repeats}: {tasks[0].name} scores choices, once; leave task.repeats out")
+    for task in generating:
+        if task.requests[0].temperature == 0:
+            raise ValueError(
+                f"task.repeats={repeats}: {task.name} decodes greedily, so that each response to a document would be "
+                "the same but for who shares its lane; give task.generation.temperature=0.7 or task.generation=model, "
+                "or in place of repeats more batch plans (plan_seeds=3)"
+            )
 
 
 def _each_once(names: Sequence[str], tasks: Sequence[EvalTask]) -> tuple[EvalTask, ...]:

@@ -58,6 +58,7 @@ class SampleRow(TypedDict):
     lane: int
     score: float | None
     scores: str
+    repeat_scores: list[float] | None
     target: str
     filtered: str
     request: int

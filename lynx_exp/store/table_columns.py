@@ -107,6 +107,14 @@ TABLE_COLUMNS: dict[str, tuple[Column, ...]] = {
         _LANE,
         _column("score", _FLOAT, "metric's own", "headline score of the document; missing for a corpus metric"),
         _column("scores", _TEXT, "-", "all scores of the document, as JSON"),
+        _column(
+            "repeat_scores",
+            pa.list_(_FLOAT),
+            "metric's own",
+            "headline score of each response, where several of a document are scored one by one: score is their mean "
+            "(avg@k), and their requests are request, request + 1 ...; missing otherwise",
+            may_lack=True,
+        ),
         _column("target", _TEXT, "-", "reference text"),
         _column("filtered", _TEXT, "-", "answer behind the filter"),
         _column("request", pa.int64(), "-",

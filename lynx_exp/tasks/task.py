@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from lynx_exp.tasks.code import CodeRun, code_run
 from lynx_exp.tasks.definition import HEADLINES
 from lynx_exp.tasks.process import Doc, MetricValues, Process
+from lynx_exp.tasks.repeated import keeps_one, one_by_one, together
 from lynx_exp.tasks.rouge import no_bootstrap_of_one
 from lynx_exp.tasks.task_settings import Generation
 
@@ -65,6 +66,9 @@ class SampleScore:
     """Every per-document metric, keyed `metric,filter`."""
     request: int = 0
     """The request whose response `filtered` comes from: the only one, the first of several, the choice made."""
+    repeat_scores: tuple[float, ...] | None = None
+    """The headline metric of each response where several were scored one by one; `score` is their mean, and their
+    requests follow `request`."""
     verdict: str | None = None
     """What became of the document's programs, where generated code was run: one, or a JSON list."""
     sandbox: str | None = None
@@ -206,9 +210,9 @@ class EvalTask:
         kind.
         """
         self._check(responses)
-        each = self.repeats
+        n = self.repeats
         instances = [
-            replace(instance, resps=list(responses[at * each : (at + 1) * each]), filtered_resps={})
+            replace(instance, resps=list(responses[at * n : (at + 1) * n]), filtered_resps={})
             for at, instance in enumerate(self._instances)
         ]
         by_doc = [list(group) for _, group in groupby(instances, key=lambda instance: instance.doc_id)]
@@ -217,18 +221,45 @@ class EvalTask:
                 ensemble.apply(instances)
             filters = list(instances[0].filtered_resps)
             results: Results = {}
+            each_of: dict[str, list[list[MetricValues]]] = {}
             for filter_name in filters:
-                filtered = [[instance.filtered_resps[filter_name] for instance in of_doc] for of_doc in by_doc]
-                values = self.process([of_doc[0].doc for of_doc in by_doc], filtered)
+                values, each_of[filter_name] = self.values(by_doc, filter_name)
                 for of_doc_values in values:
                     for metric, value in of_doc_values.items():
                         results.setdefault((metric, filter_name), []).append(value)
             first = next(iter(results))[0] if (self.headline, filters[0]) not in results else self.headline
             headline = (first, filters[0])
-            return Scores(
-                samples=[self._sample(i, of_doc, results, headline, run) for i, of_doc in enumerate(by_doc)],
-                metrics=list(self._metrics(results, headline)),
-            )
+            samples = [self._sample(i, of_doc, results, headline, run) for i, of_doc in enumerate(by_doc)]
+            each = each_of[headline[1]]
+            if each and samples[0].score is not None:
+                samples = [
+                    replace(sample, repeat_scores=tuple(float(str(values[first])) for values in of_doc))
+                    for sample, of_doc in zip(samples, each, strict=True)
+                ]
+            return Scores(samples=samples, metrics=list(self._metrics(results, headline)))
+
+    @cached_property
+    def scores_each(self) -> bool:
+        """Whether several responses to a document are scored one by one."""
+        return self.repeats > 1 and keeps_one(self._task._filters)
+
+    def values(
+        self, by_doc: Sequence[Sequence[Instance]], filter_name: str
+    ) -> tuple[list[MetricValues], list[list[MetricValues]]]:
+        """Values of the metrics of each document, behind a filter that was applied; and of each of its responses,
+        where those are scored one by one."""
+        docs = [of_doc[0].doc for of_doc in by_doc]
+        if not self.scores_each:
+            filtered = [[instance.filtered_resps[filter_name] for instance in of_doc] for of_doc in by_doc]
+            return self.process(docs, filtered), []
+        n = self.repeats
+        alone = [instance for of_doc in by_doc for instance in one_by_one(of_doc)]
+        next(ensemble for ensemble in self._task._filters if ensemble.name == filter_name).apply(alone)
+        found = self.process(
+            [instance.doc for instance in alone], [[instance.filtered_resps[filter_name]] for instance in alone]
+        )
+        each = [found[at : at + n] for at in range(0, len(found), n)]
+        return together(each), each
 
     def _process_each(self, docs: Sequence[Doc], filtered: Sequence[list[object]]) -> list[MetricValues]:
         from lynx_exp.tasks.code import current_run
@@ -286,7 +317,8 @@ class EvalTask:
         scores = {
             ",".join(key): float(value) for key, values in results.items() if isinstance(value := values[number], Real)
         }
-        reasons = run.reasons(number)
+        programs = range(number * self.repeats, (number + 1) * self.repeats) if self.scores_each else (number,)
+        reasons = [reason for program in programs for reason in run.reasons(program)]
         return SampleScore(
             doc_id=of_doc[0].doc_id,
             target=target if isinstance(target, str) else json.dumps(target),

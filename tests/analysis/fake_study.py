@@ -84,11 +84,13 @@ def write_cell(
     state: str = "done",
     kl: float | None = None,
     thoughts: int | None = None,
+    tries: int = 1,
     **info: Any,
 ) -> Path:
     """One cell's folder; `repeats=0` leaves timing out, a state other than done leaves the cell unfinished; with `kl`
     (nats a token, in each lane more than in the one before) the cell compared distributions; with `thoughts` (tokens)
-    its responses have thoughts of so many, which are cut where the length limit ends a response.
+    its responses have thoughts of so many, which are cut where the length limit ends a response; with `tries` each
+    document has so many responses, in lanes of their own, each of which is scored.
 
     Vanilla's answers depend on the task only, a policy spoils some of them, so that pairs are realistic.
     """
@@ -122,13 +124,15 @@ def write_cell(
         **info,
     }
     rng = np.random.default_rng(int(cell_id, 16) % 2**32)
-    samples, steps, metrics = [], [], []
+    samples, responses, steps, metrics = [], [], [], []
     for subtask in (SUBTASKS | MIX)[task]:
         rows = _samples(subtask, batch_size, documents, policy, rng)
         samples += rows
         if task not in MIX:
             in_decode = info.get("phases") != "prefill"
             steps += _steps(subtask, batch_size, documents, policy.keep if in_decode else 1.0, rng)
+        given = _try_again(rows, tries, batch_size, rng) if tries > 1 else rows
+        responses += given
         metrics.append(_metric(subtask, rows))
     if thoughts is not None:
         _think(samples, thoughts)
@@ -158,7 +162,7 @@ def write_cell(
     _json(folder / "provenance.json", {})
     pq.write_table(pa.Table.from_pylist(samples, SAMPLES), folder / "samples.parquet")
     pq.write_table(pa.Table.from_pylist(steps), folder / "steps.parquet")
-    responses = [row | {"prompt_tokens": 20, "filler": False} for row in samples]
+    responses = [row | {"prompt_tokens": 20, "filler": False} for row in responses]
     pq.write_table(pa.Table.from_pylist(responses, RESPONSES), folder / "responses.parquet")
     if info.get("phases") in ("prefill", "both"):
         _write_prefill(folder, (SUBTASKS | MIX)[task], documents // batch_size, policy)
@@ -191,6 +195,21 @@ def _samples(
         row |= {"request": doc, "slot": doc % batch_size}
         rows.append(row | _ending(subtask, doc, policy))
     return rows
+
+
+def _try_again(
+    samples: list[dict[str, Any]], tries: int, batch_size: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """The responses; a document's first is as it was, the others are right by chance if that was."""
+    responses = []
+    for doc, row in enumerate(samples):
+        scores = [row["score"], *(float(row["score"] * (rng.random() < 0.8)) for _ in range(tries - 1))]
+        for at in range(tries):
+            lane = (at * len(samples) + doc) // batch_size
+            own = {"request": doc * tries + at, "lane": lane, "new_tokens": row["new_tokens"] + at}
+            responses.append(row | own)
+        row |= {"request": doc * tries, "score": float(np.mean(scores)), "repeat_scores": scores}
+    return responses
 
 
 def _ending(subtask: str, doc: int, policy: FakePolicy) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
-from lynx_exp.config import Config, TaskConfig
+from lynx_exp.config import Config, TaskConfig, config_folder
+from lynx_exp.run import declared_task as module
 from lynx_exp.run.declared_task import DeclaredTask, declared_task
 from lynx_exp.tasks import TaskSettings
 from lynx_exp.tasks.data import ModelUnavailable
@@ -56,6 +58,30 @@ def test_what_is_here_counts(bench: Any, config: Callable[..., Config]) -> None:
     size = {name: {"documents": 99, "prompt": 40} for name in plain.task.subtasks}
     bench.run([replace(plain, task=replace(plain.task, size=size))])
     assert "5 requests" in bench.text() and "to download: the documents" not in bench.text()
+
+
+def test_a_size_by_a_group_s_name_is_that_of_each_task(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, **given: Any) -> Any:
+        raise ModelUnavailable("task.data=hub: some/questions is not in the local cache")
+
+    monkeypatch.setattr(module, "_members", {"gsm8k_all": ("gsm8k", "gsm8k_cot")}.__getitem__)
+    plain = config(plan=True)
+    task = replace(plain.task, subtasks=["gsm8k_all"], size={"gsm8k_all": {"documents": 7, "prompt": 40}})
+    loaded = module.declared_where_missing(replace(plain, task=task), load)
+    assert [len(loaded(name, limit=None).requests) for name in ("gsm8k", "gsm8k_cot")] == [7, 7]
+    with pytest.raises(ModelUnavailable):
+        loaded("humaneval", limit=None)
+
+
+def test_every_task_of_conf_declares_its_documents() -> None:
+    """Those of the hub; the mini tasks are in the package."""
+    for file in sorted(config_folder().glob("task/*.yaml")):
+        known = yaml.safe_load(file.read_text())
+        names = [name for name in known["subtasks"] if isinstance(name, str) and not name.startswith("mini_")]
+        if file.stem not in ("custom", "mix"):
+            assert set(names) == set(known.get("size", {})), file.name
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,6 @@ def _for_evaluate(
     task = copy.copy(member.lm_eval_task)
     instances = [replace(instance, resps=[], filtered_resps={}) for instance in task.instances]
     by_doc = [list(of_doc) for _, of_doc in groupby(instances, key=lambda instance: instance.doc_id)]
-    docs = [of_doc[0].doc for of_doc in by_doc]
     made: deque[Mapping[str, object]] = deque()
     apply = type(task).apply_filters
 
@@ -137,8 +136,7 @@ def _for_evaluate(
         with code_run(sandbox):
             apply(task)
             for name in instances[0].filtered_resps:
-                filtered = [[instance.filtered_resps[name] for instance in of_doc] for of_doc in by_doc]
-                for of_doc_values in member.process(docs, filtered):
+                for of_doc_values in member.values(by_doc, name)[0]:
                     made.append(of_doc_values)
                     for metric, value in of_doc_values.items():
                         values.setdefault((metric, name), []).append(value)
@@ -152,10 +150,11 @@ def _for_evaluate(
 
 
 def _standard_errors(task: ConfigurableTask, values: Mapping[tuple[str, str], Sequence[object]]) -> dict[str, float]:
-    """lm-eval's own of means."""
+    """lm-eval's own of means; what a task declares no aggregation of is one for lm-eval, such as pass@k of repeats."""
     from lm_eval.api.metrics import mean, mean_stderr
 
-    means = {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
+    known = task.aggregation()
+    means = {metric for metric, _ in values if known.get(metric, mean) is mean}
     return {
         f"{metric}_stderr,{name}": mean_stderr(of_docs)
         for (metric, name), of_docs in values.items()
