@@ -206,3 +206,12 @@ def test_folders_of_cells_are_plain_names(tmp_path):
         device="cpu",
     )
     assert cell.folder == tmp_path / "default" / f"Model_8x7B-t-lynx_alpha_0.7_beta_1-b16-{'a' * 10}"
+
+
+def test_vanilla_has_one_name_whatever_a_sweep_sets_of_its_policies():
+    """A sweep over `policy.weights` sets them for vanilla, too: one cell, one folder."""
+    names = {
+        to_config(composed("policy=vanilla", f"policy.weights={weights}")).policy_label
+        for weights in ("original", "mass")
+    }
+    assert names == {"vanilla"}
