@@ -63,19 +63,18 @@ class Study:
         Raises:
             ValueError: One of them is not on record.
         """
-        rows = self.rows
+        rows, means = self.rows, self.summary
         if tasks:
             _known("--task", tasks, [*rows["task"], *rows["subtask"]])
             rows = rows[rows["task"].isin(tasks) | rows["subtask"].isin(tasks)]
-        if policies:
+        if len(rows) < len(self.rows):
+            # other means: of all policies, and looked at after those of all tasks
+            means = judged(summary(self.records, rows), self.margin, beside=self.summary)
+        if policies:  # as sure as among all: to choose some afterwards makes none surer
             _known("--policy", policies, [*rows["policy"], *rows["series"]])
             chosen = rows["policy"].isin(policies) | rows["series"].isin(policies)
             rows = rows[chosen | (rows["policy"] == "vanilla")]
-        if not tasks:  # the same means, and as sure as among all: to choose some afterwards makes none surer
-            means = self.summary
-            means = means[means["series"].isin(rows["series"])] if policies and len(means) else means
-            return replace(self, rows=rows, summary=means)
-        means = judged(summary(self.records, rows), self.margin, beside=self.summary)
+            means = means[means["series"].isin(rows["series"])] if len(means) else means
         return replace(self, rows=rows, summary=means)
 
 

@@ -53,9 +53,9 @@ def _draw(found: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     left.set_xlim(*_around(shown["ratio"], 1.4))
     left.set_xlabel("KL over that of\nrenormalize")
     right.axvline(0.0, color="#999999", linewidth=0.6, zorder=1)
-    right.set_xlim(
-        min(float(shown["difference"].min()), 0.0) * 1.15 - 1.0, max(float(shown["difference"].max()), 0.0) + 2
-    )
+    # without vanilla beside them none has a difference
+    points = [0.0, *shown["difference"].dropna()]
+    right.set_xlim(min(points) * 1.15 - 1.0, max(points) + 2)
     right.set_xlabel("accuracy: points\nto vanilla")
     left.set_yticks(range(len(lines)), lines, fontsize=6)
     left.set_ylim(len(lines) - 0.4, -0.6)
@@ -66,7 +66,8 @@ def _draw(found: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 def _around(values: pd.Series, room: float) -> tuple[float, float]:
     """Limits by the values; wide intervals may leave the frame (their ends are in the CSV)."""
-    return min(float(values.min()), 1.0) / room, max(float(values.max()), 1.0) * room
+    there = [1.0, *values.dropna()]
+    return min(there) / room, max(there) * room
 
 
 def _labels(rows: pd.DataFrame) -> list[str]:

@@ -20,6 +20,7 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -76,6 +77,8 @@ class Budgets:
             raise ValueError(f"{path}: cannot be read ({error}); {again}") from error
         if about.pop("format", None) != _FORMAT:
             raise ValueError(f"{path}: holds no budgets of this version; {again}")
+        if not bool(torch.isfinite(divergence).all()):
+            raise ValueError(f"{path}: holds a divergence that is no finite number; {again}")
         return cls(divergence=divergence, **about | {"budgets": tuple(about["budgets"])})
 
 
@@ -151,7 +154,9 @@ def with_budgets(policy: Policy, shape: ModelShape, folder: Path = FOLDER) -> Po
 
 def allocate(cost_LB: Tensor, budgets: Sequence[int], total: int) -> list[int]:
     """The budget of each layer: their sum at most `total`, the sum of their costs least; of equal ones that with the
-    smallest sum. Exact, by dynamic programming over the sum that is spent."""
+    smallest sum. Exact, by dynamic programming over the sum that is spent. ValueError for a cost that is not finite."""
+    if not bool(torch.isfinite(cost_LB).all()):
+        raise ValueError("a cost of a layer's budget is not finite")
     cost, least = cost_LB.double().tolist(), min(budgets)
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for layer in range(len(cost)):

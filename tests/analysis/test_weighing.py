@@ -110,3 +110,13 @@ def test_the_figure_has_every_k2_in_its_numbers(root: Path, tmp_path: Path) -> N
     write_figures(root, out=tmp_path, only="weights")
     numbers = pd.read_csv(tmp_path / "weights.csv")
     assert {"reference(16)", TUNED, "original"} < set(numbers["weighing"]) and (tmp_path / "weights.png").exists()
+
+
+def test_without_vanilla_the_ratios_are_drawn(tmp_path: Path) -> None:
+    """No difference in accuracy is known then; the divergences are."""
+    for task in TASKS:
+        for weights, kl in (("renormalize", 0.02), ("original", 0.04)):
+            write_cell(tmp_path / "study", policy=weighed(weights), task=task, repeats=0, kl=kl)
+    write_figures(tmp_path / "study", out=tmp_path, only="weights")
+    numbers = pd.read_csv(tmp_path / "weights.csv").set_index("weighing")
+    assert numbers.loc["original", "ratio"] == pytest.approx(2.0) and numbers["difference"].isna().all()

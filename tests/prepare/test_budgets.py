@@ -153,3 +153,9 @@ def test_the_command_makes_what_a_cell_takes_and_a_cell_is_of_its_own_models_tab
     changed = own.read_bytes()
     assert calibrate("policy=xshare", "policy.budget=2", "policy.per_layer=calibrated", "seed=1") == 0
     assert own.read_bytes() != changed and cell(by_layer).cell_id != first.cell_id
+
+
+def test_a_cost_that_is_no_number_is_refused() -> None:
+    """NaN is below nothing and above nothing: it would have given every layer the smallest budget."""
+    with pytest.raises(ValueError, match="not finite"):
+        allocate(torch.tensor([[float("nan"), 0.2], [0.5, 0.1]]), (1, 2), 3)
