@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lynx_exp.models import fingerprint
 from lynx_exp.routing import RouterRule, Routing, StepContext, build_policy
-from lynx_exp.vllm_plugin.plugin_settings import Acting
-from tests.routing.laws import calibration
 from tests.vllm.conftest import bring_up
 from tests.vllm.fake_vllm import (
     EXPERTS,
@@ -355,28 +351,6 @@ class Elsewhere(str):
 
     def __new__(cls) -> Elsewhere:
         return super().__new__(cls, "cpu")
-
-
-@pytest.mark.parametrize("policy", ["sere", "static_mask"])
-def test_a_calibration_of_another_model_is_refused(start, policy):
-    with pytest.raises(ValueError, match=f"{policy}: calibration=auto: made for a"):
-        start({"policy": policy})
-
-
-def test_with_this_models_calibration_its_experts_alone_serve(start, tmp_path):
-    engine = start({"lanes": True})
-    worker = engine.worker.lynx_bind.__self__
-    layers = worker._layers
-    facts = calibration(layers[0].num_experts, TOP_K, len(layers))
-    replace(facts, fingerprint=fingerprint(layers)).save(tmp_path / "mine.safetensors")
-    facts.save(tmp_path / "other.safetensors")
-    asked = {"policy": "static_mask", "keep_experts": TOP_K}
-    with pytest.raises(ValueError, match="made for another model"):
-        engine.worker.lynx_bind(asked | {"calibration": str(tmp_path / "other.safetensors")})
-    acting = Acting.parse(asked | {"calibration": str(tmp_path / "mine.safetensors")}, "here")
-    policy, _ = worker._bind(acting)
-    kept = policy.kept(torch.device("cpu"))
-    assert kept.sum(-1).tolist() == [TOP_K] * len(layers)
 
 
 def test_a_runner_that_is_not_known_is_refused(start, monkeypatch):
