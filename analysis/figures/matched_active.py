@@ -49,6 +49,7 @@ _USUAL = {
     "score": "prob",
     "primary": 1,
     "metric": "frobenius",
+    "weights": "renormalize",
 }
 """Parameters that make another policy of it rather than a stronger or weaker setting of the same, at their defaults."""
 

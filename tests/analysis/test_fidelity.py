@@ -81,4 +81,6 @@ def test_settings_of_one_policy_share_a_line_unless_something_else_differs() -> 
     assert line("coverage", match_active=0.4, power=1.0, utility="mass") == "coverage(power=1)"
     assert line("xshare", match_active=0.4, warm_up=0) == "xshare(warm_up=0)"
     assert line("lynx", match_active=0.4, beta=2) == "lynx"
+    assert line("top_k", k=1, weights="renormalize") == "top_k"
+    assert line("top_k", k=1, weights="original") == "top_k(weights=original)"
     assert line("oea", k0=1, p=1.0) == "oea" and line("lynx", alpha=0.7, beta=1) == "lynx"
