@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def run_section(
     def take(line: str) -> None:
         record = read(line)
         if record is None:
-            tail.append(line.rstrip("\n"))
+            tail.append(without_places(line.rstrip("\n")))
             print(f"  {line}", end="", flush=True)
         else:
             own["records"].append(record)
@@ -125,6 +126,11 @@ def run_section(
         own["state"] = "failed" if process.returncode else "done"
     if own["state"] != "done":
         own |= {"returncode": process.returncode, "tail": list(tail)}
+
+
+def without_places(line: str) -> str:
+    """Without where the checkout and its packages lie on this machine: results are for others to read."""
+    return re.sub(r"/\S*/site-packages/", "site-packages/", line.replace(f"{ROOT}/", ""))
 
 
 def _read(stream: Any, lines: queue.SimpleQueue[str | None]) -> None:
