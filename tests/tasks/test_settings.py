@@ -56,7 +56,7 @@ def test_settings_reach_every_request(tmp_path):
     assert asked == {(0.7, 0.9, 40, 12, ("X",))}
     right = f"#### {real.gsm8k()[1]['answer'].rpartition('#### ')[2]}"
     scores = task.score(["no", "no", "no", right, "no", right])
-    assert [sample.score for sample in scores.samples] == [0.0, 1.0], "take_first, as lm-eval"
+    assert [sample.score for sample in scores.samples] == pytest.approx([0.0, 2 / 3]), "avg@3: each response is scored"
     assert [sample.request for sample in scores.samples] == [0, 3]
     choices = load_task("truthfulqa_mc1", limit=1, settings=settings)
     assert {request.max_new_tokens for request in choices.requests} == {0}
