@@ -24,7 +24,7 @@ _OF_WEIGHTS = re.compile(r"(weights|k2)=[^,)]*(, )?")
 
 
 def weighings(study: Study) -> pd.DataFrame:
-    """One row per policy, phases, batch size and weights of which several are on record for all the same subtasks.
+    """One row per setting, policy, phases, batch size and weights, if several are on record for the same subtasks.
 
     `of`: the policy's label without weights; `weighing`: the weights; `k2`: those of `reference` (of TUNED that of each
     half, joined by a slash); `kl` millinats a token, mean over subtasks; `ratio`, an estimate: that over `kl` of
@@ -39,7 +39,7 @@ def weighings(study: Study) -> pd.DataFrame:
         weighing=[_weighing(json.loads(params)) for params in known["policy_params"]],
     )
     found: list[dict[str, object]] = []
-    for (batch, of, phases), part in known.groupby(["batch_size", "of", "phases"], sort=False):
+    for (_setting, batch, of, phases), part in known.groupby(["setting", "batch_size", "of", "phases"], sort=False):
         part = part.drop_duplicates("weighing").set_index("weighing")
         if OWN in part.index and len(part) > 1:
             common = {"batch_size": batch, "of": of, "phases": phases, "policy": part["policy"].iloc[0]}
@@ -85,6 +85,7 @@ def _rows(study: Study, part: pd.DataFrame) -> list[dict[str, object]]:
 def _cells(study: Study, row: pd.Series) -> Sequence[str]:
     rows = study.rows
     same = (rows["series"] == row["series"]) & (rows["batch_size"] == row["batch_size"])
+    same &= rows["setting"] == row["setting"]
     return list(dict.fromkeys(rows.loc[same, "cell_ids"]))
 
 

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from lynx_exp.routing.calibration import AUTO, NotMeasured
+from lynx_exp.routing.measured_file import load_tables, save_tables
 
 if TYPE_CHECKING:
     from lynx_exp.routing.policy import Policy
@@ -36,7 +35,7 @@ FOLDER = Path("calibrations")
 EPS = 1e-5
 TABLES = ("policy_mean", "policy_deviation", "vanilla_mean", "vanilla_deviation")
 _FORMAT = 1
-_KEY = "lynx_exp_alignment"
+_KIND = "alignment"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,26 +60,13 @@ class Alignment:
     def save(self, path: Path) -> None:
         """Written in one step; the same tables give the same bytes."""
         about = {name: getattr(self, name) for name in ("policy", "fingerprint", "corpus", "provenance")}
-        about |= {"format": _FORMAT, "tables": _digest(self.tables)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(serialize(self.tables, metadata={_KEY: json.dumps(about, sort_keys=True)}))
-        partial.replace(path)
+        save_tables(path, _KIND, self.tables, about, version=_FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> Alignment:
         """ValueError, in one line, for a file that is something else or has been changed."""
         again = "make it again with `lynx-prepare calibrate policy=...`"
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except SafetensorError as error:
-            raise ValueError(f"{path}: cannot be read ({error}); {again}") from error
-        if about.get("format") != _FORMAT or set(tables) != set(TABLES):
-            raise ValueError(f"{path}: holds no alignment of this version; {again}")
-        if about["tables"] != _digest(tables):
-            raise ValueError(f"{path}: its tables do not hash to what it says of them; {again}")
+        tables, about = load_tables(path, _KIND, TABLES, again, version=_FORMAT)
         return cls(tables=tables, **{name: about[name] for name in ("policy", "fingerprint", "corpus", "provenance")})
 
     def gain_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -138,10 +124,3 @@ def find_alignment(policy: Policy, fingerprint: str, folder: Path = FOLDER) -> A
         f"hash to {held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "
         f"policy={policy.name}` for this one"
     )
-
-
-def _digest(tables: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tables):
-        total.update(name.encode() + tables[name].contiguous().numpy().tobytes())
-    return total.hexdigest()

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from lynx_exp.routing.alignment import FOLDER, content_of
 from lynx_exp.routing.calibration import NotMeasured
+from lynx_exp.routing.measured_file import load_tables, save_tables
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
 from lynx_exp.routing.types import ModelShape
@@ -34,7 +33,7 @@ from lynx_exp.routing.types import ModelShape
 MOST_BUDGETS = 17
 """Of a layer that are measured, spread evenly over the knob's range."""
 _FORMAT = 1
-_KEY = "lynx_exp_budgets"
+_KIND, _TABLE = "budgets", "divergence"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,25 +57,14 @@ class Budgets:
     def save(self, path: Path) -> None:
         """Written in one step; the same table gives the same bytes."""
         about = {name: getattr(self, name) for name in ("policy", "fingerprint", "budgets", "provenance")}
-        about |= {"format": _FORMAT}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        tables = {"divergence": self.divergence.contiguous()}
-        partial.write_bytes(serialize(tables, metadata={_KEY: json.dumps(about, sort_keys=True)}))
-        partial.replace(path)
+        save_tables(path, _KIND, {_TABLE: self.divergence}, about, version=_FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> Budgets:
-        """ValueError, in one line, for a file that is something else."""
+        """ValueError, in one line, for a file that is something else or has been changed."""
         again = "make it again with `lynx-prepare calibrate policy=... policy.per_layer=calibrated`"
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                divergence = file.get_tensor("divergence")
-        except SafetensorError as error:
-            raise ValueError(f"{path}: cannot be read ({error}); {again}") from error
-        if about.pop("format", None) != _FORMAT:
-            raise ValueError(f"{path}: holds no budgets of this version; {again}")
+        tables, about = load_tables(path, _KIND, (_TABLE,), again, version=_FORMAT)
+        divergence = tables[_TABLE]
         if not bool(torch.isfinite(divergence).all()):
             raise ValueError(f"{path}: holds a divergence that is no finite number; {again}")
         return cls(divergence=divergence, **about | {"budgets": tuple(about["budgets"])})

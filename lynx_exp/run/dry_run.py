@@ -178,7 +178,7 @@ def _documents(cells: Sequence[Cell]) -> Iterator[str]:
 def _to_measure(cells: Sequence[Cell]) -> Iterator[str]:
     """What policies must know first."""
     for reason, count in Counter(cell.lacks for cell in cells if cell.lacks is not None).items():
-        yield f"to measure before {'1 cell' if count == 1 else f'{count} cells'} can run: {reason}"
+        yield f"to measure before {counted(count, 'cell')} can run: {reason}"
 
 
 def _missing(cell: Cell) -> Iterator[str]:

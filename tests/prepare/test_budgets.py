@@ -159,3 +159,12 @@ def test_a_cost_that_is_no_number_is_refused() -> None:
     """NaN is below nothing and above nothing: it would have given every layer the smallest budget."""
     with pytest.raises(ValueError, match="not finite"):
         allocate(torch.tensor([[float("nan"), 0.2], [0.5, 0.1]]), (1, 2), 3)
+
+
+def test_a_table_that_was_changed_is_refused() -> None:
+    """One bit of a divergence would be another allocation, and say nothing of itself."""
+    made = saved()
+    whole = made.file().read_bytes()
+    made.file().write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="do not hash to what it says of them; make it again"):
+        Budgets.load(made.file())

@@ -94,18 +94,17 @@ def lane_block_kernel(
         votes = tl.zeros([BE], tl.int64)
         total = tl.zeros([BE], tl.int64)
         size = tl.sum(acts.to(tl.int32), 0)
-        if KEEP == DRAWN:
-            pass
-        elif SPREAD:
-            if (KEEP != TOTAL) | (asked > 0):
-                votes += added(sums_ptr, 0, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)[0]
-            if (KEEP != ASKED) & (KEEP != BINNED):
-                more, size = added(sums_ptr, 1, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)
-                total += more
-        else:
-            votes, total = _asked_by_all(
-                rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
-            )
+        if KEEP != DRAWN:  # a draw needs nothing of the rows
+            if SPREAD:
+                if (KEEP != TOTAL) | (asked > 0):
+                    votes += added(sums_ptr, 0, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)[0]
+                if (KEEP != ASKED) & (KEEP != BINNED):
+                    more, size = added(sums_ptr, 1, lane, num_rows, lane_ptr, live_ptr, E, BT, BE, BN)
+                    total += more
+            else:
+                votes, total = _asked_by_all(
+                    rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+                )
         keep = kept_by(votes, total, size, lane, key_ptr, salt, budget, limit, KEEP, E, BE)
         if SUBSTITUTES:
             substitute(

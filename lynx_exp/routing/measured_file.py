@@ -1,0 +1,73 @@
+"""Files of what was measured for one policy on one model: tables, what they are of, and a hash by which a change is
+seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+
+def save_tables(path: Path, kind: str, tables: Mapping[str, Tensor], about: Mapping[str, Any], *, version: int) -> None:
+    """Written in one step; the same tables give the same bytes.
+
+    Args:
+        path: Where to.
+        kind: What such files hold, in the words of messages.
+        tables: By name.
+        about: What they are of.
+        version: Of the form of such files.
+    """
+    said = {**about, "format": version, "tables": _digest(tables)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(serialize(dict(tables), metadata={_key(kind): json.dumps(said, sort_keys=True)}))
+    partial.replace(path)
+
+
+def load_tables(
+    path: Path, kind: str, names: Collection[str], again: str, *, version: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tables` wrote.
+
+    Args:
+        path: The file.
+        kind: As it was saved.
+        names: Of the tables.
+        again: What makes such a file, for messages.
+        version: As it was saved.
+
+    Returns:
+        (the tables, what they are of).
+
+    Raises:
+        ValueError: In one line, for a file that is something else or has been changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_key(kind), "{}"))
+            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {again}") from error
+    if about.pop("format", None) != version or set(tables) != set(names):
+        raise ValueError(f"{path}: holds no {kind} of this version; {again}")
+    if about.pop("tables", None) != _digest(tables):
+        raise ValueError(f"{path}: its tables do not hash to what it says of them; {again}")
+    return tables, about
+
+
+def _key(kind: str) -> str:
+    return f"lynx_exp_{kind}"
+
+
+def _digest(tables: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tables):
+        total.update(name.encode() + tables[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
