@@ -1,4 +1,7 @@
-"""The transformers backend: one loaded MoE that decodes, scores and is timed under any policy.
+"""The transformers backend: one loaded MoE model that decodes, scores and times any policy.
+
+`Engine` is the entry point to `lynx_exp.engine` and needs no configuration, tasks or results folder. `lynx-exp` uses
+it through `lynx_exp.run`; a notebook can use it directly:
 
 engine = Engine.from_pretrained("lynx_tiny")
 run = engine.generate(prompts, batch_size=16, policy=build_policy("lynx", alpha=3.0, beta=2), max_new_tokens=64)
@@ -35,18 +38,18 @@ from lynx_exp.models.experts import EXACT_ROWS, PER_EXPERT_EXACT
 from lynx_exp.routing import ModelShape, Phases, Policy
 
 OnStep = Callable[[int], None]
-"""Called with the number of tokens just produced."""
+"""Called after each step or pass with its number of tokens."""
 
-KEPT_STORES = 2
-"""Sets of prefilled prompts that stay in memory between calls."""
+CACHED_STORES = 2
+"""How many sets of prefilled prompts stay in memory between calls."""
 
 
-def _silent(*_said: object) -> None:
-    """Progress that nobody watches."""
+def _silent(*_args: object) -> None:
+    """The default callback, which ignores its arguments."""
 
 
 class Engine(OpenedModel):
-    """A loaded model with its routers found. Policies are attached for the length of a call only."""
+    """A loaded model whose routers are known. A policy is attached for the duration of one call only."""
 
     def __init__(
         self,
@@ -57,14 +60,14 @@ class Engine(OpenedModel):
         memory_gib: float | None = None,
         steps: StepsMode = "auto",
     ) -> None:
-        """As `LoadedModel`; for most, `Engine.from_pretrained` is the way in."""
+        """Wrap a loaded model, with the arguments of `from_pretrained`, which is the usual way to make an engine."""
         super().__init__(model, tokenizer, max_rows=max_rows, memory_gib=memory_gib, steps=steps)
         self._stores: OrderedDict[tuple[Prompt, ...], PromptStore] = OrderedDict()
         self._continues_prompts = attends_fully(model.config.get_text_config())
-        """Whether continuations are scored behind prompts that were prefilled before."""
+        """Whether a continuation can be scored against the cached keys and values of its prompt."""
 
     feeds_last_token = False
-    """Whether the last token of a continuation that is scored goes through the model, and takes a position."""
+    """Whether scoring also feeds the last token of a continuation to the model, so that it takes a position."""
 
     batching = batching
 
@@ -83,27 +86,28 @@ class Engine(OpenedModel):
         sampling: Sampling | None = None,
         on_step: OnStep = _silent,
     ) -> Run:
-        """Decode prompts in lanes of `batch_size` that drain.
+        """Decode prompts in lanes of `batch_size`. A lane drains: a finished request is not replaced.
 
         Args:
             prompts: Texts, or token ids.
-            batch_size: Rows of a lane: requests that see one another in the policy.
-            policy: What selects the experts; None for vanilla.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
-            max_new_tokens: Tokens of a response at most.
-            stop: A response ends before any of these texts.
-            ignore_eos: Go on behind the end-of-sequence token, to the full length.
+            batch_size: Requests per lane; the policy sees the requests of one lane together.
+            policy: Selects the experts; None for vanilla.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts, counted over those with routed experts ("1:" or "0,4:8"); None for all.
+            max_new_tokens: Maximum number of tokens of a response.
+            stop: A response ends before the first of these strings.
+            ignore_eos: Continue after the end-of-sequence token, up to `max_new_tokens`.
             seed: Shuffles the prompts over the lanes; None keeps their order.
-            sampling: Prompt i is drawn with `sampling.with_request_seed(i)`; None is greedy.
+            sampling: Prompt i is sampled with `sampling.with_request_seed(i)`; None is greedy.
             on_step: Called with the number of tokens of each step.
 
         Returns:
-            Responses in the order of the prompts, and of each lane its steps: live rows and active experts per layer.
+            The responses in the order of the prompts, and the steps of each lane with their live rows and the number
+            of active experts per layer.
 
         Raises:
             ValueError: A prompt does not fit the model's context, the policy cannot run on this model, or the model's
-                generation_config.json asks for something that is not followed here.
+                generation_config.json contains a setting that this engine does not support.
         """
         encoded, processing = [self.encode(prompt) for prompt in prompts], self.processing
         requests = [
@@ -137,19 +141,19 @@ class Engine(OpenedModel):
         """Decode the lanes of a plan side by side.
 
         Args:
-            requests: What the plan numbers.
+            requests: The requests; the plan refers to them by position.
             plan: Which requests share which lane, in which order.
-            policy: What selects the experts; None for vanilla.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            policy: Selects the experts; None for vanilla.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts, counted over those with routed experts ("1:" or "0,4:8"); None for all.
             lanes: Numbers of the lanes to run; None for all.
             on_step: Called with the number of tokens of each step.
 
         Yields:
-            Each lane as it completes. In fp32 its tokens are those of the lane run alone, whatever runs beside it.
+            Each lane as it completes. In fp32 its tokens do not depend on the lanes that run beside it.
 
         Raises:
-            ValueError: As `generate`.
+            ValueError: As for `generate`.
         """
         job = self.job(requests, plan, policy, phases, layers=layers, lanes=lanes)
         yield from (lane for _, lane in self.run_jobs([job], on_step=lambda tokens, rows: on_step(tokens)))
@@ -164,14 +168,14 @@ class Engine(OpenedModel):
         layers: str | None = None,
         lanes: Iterable[int] | None = None,
     ) -> Job:
-        """Lanes of a plan under a policy, for `run_jobs`.
+        """Describe lanes of a plan under one policy, for `run_jobs`.
 
         Args:
-            requests: What the plan numbers.
+            requests: The requests; the plan refers to them by position.
             plan: Which requests share which lane, in which order.
-            policy: What selects the experts; None for vanilla.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            policy: Selects the experts; None for vanilla.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts, counted over those with routed experts ("1:" or "0,4:8"); None for all.
             lanes: Numbers of the lanes to run; None for all.
 
         Returns:
@@ -190,17 +194,17 @@ class Engine(OpenedModel):
         on_step: Callable[[int, int], None] = _silent,
         on_note: Callable[[str], None] = _silent,
     ) -> Iterator[tuple[int, LaneResult]]:
-        """Decode the lanes of all jobs side by side, whatever their policies and batch sizes.
+        """Decode the lanes of several jobs in shared forward passes, whatever their policies and batch sizes.
 
-        Out of memory, it goes on with half the rows.
+        When memory runs out, the unfinished lanes start again with half as many rows.
 
         Args:
             jobs: Made by `job`.
             on_step: Called with the numbers of tokens and of rows of each step.
-            on_note: Called with a line when it goes on otherwise than planned.
+            on_note: Called with one line of text when execution departs from the plan, such as fewer rows.
 
         Yields:
-            (number of the job, lane) as each lane completes. What a lane gives does not depend on the others.
+            (position of the job, lane) as each lane completes. A lane's result does not depend on the other lanes.
 
         Raises:
             ValueError: A request does not fit the model's context.
@@ -208,6 +212,8 @@ class Engine(OpenedModel):
         """
         for job in jobs:
             check_lengths(job.requests, self.context_length)
+        # Rows can join and leave a running batch only if each owns a slot of the key-value cache. A model whose cache
+        # has none (recurrent state, say) decodes each lane as one padded batch from start to end.
         if self.has_slots:
             exact = self.experts_implementation == PER_EXPERT_EXACT
             yield from run_stream(
@@ -220,7 +226,7 @@ class Engine(OpenedModel):
                 steps=self.steps,
                 experts=partial(stream_experts, self),
                 max_rows=self.max_rows,
-                budget=self._budget() * 3 // 4,
+                budget=self._budget() * 3 // 4,  # the prompt store has the other quarter
                 least_rows=EXACT_ROWS if exact else 1,
                 on_step=on_step,
                 on_note=on_note,
@@ -241,22 +247,22 @@ class Engine(OpenedModel):
         scoring: Scoring = "decode",
         on_step: OnStep = _silent,
     ) -> Iterator[LaneResult]:
-        """Log-likelihoods of the requests' continuations, teacher-forced in one pass.
+        """Compute log-likelihoods of the requests' continuations, teacher-forced: in one pass, without a decode loop.
 
         Args:
-            requests: Each with `continuation_ids`.
+            requests: Requests that have `continuation_ids`.
             plan: Which requests share which lane, in which order.
-            policy: What selects the experts; None for vanilla.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            policy: Selects the experts; None for vanilla.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts, counted over those with routed experts ("1:" or "0,4:8"); None for all.
             lanes: Numbers of the lanes to score; None for all.
-            scoring: "decode" gives what decoding the continuations step by step in these lanes would have given;
-                "prefill" what one pass over prompts and continuations gives, all tokens being prefill rows: in lanes
-                of one, in fp32, the bits of lm-eval's `hf` model at batch size 1.
+            scoring: "decode" treats each continuation token as a decode row, which equals decoding these lanes step by
+                step. "prefill" treats all tokens as prefill rows; with lanes of one request, in fp32, it equals
+                lm-eval's `hf` model at batch size 1 bit for bit.
             on_step: Called with the number of tokens of each pass.
 
         Yields:
-            Each lane, with `logprobs` (nats) and `greedy` of its requests.
+            Each lane, with `logprobs` (nats, summed per continuation) and `greedy` of its requests.
 
         Raises:
             ValueError: A request does not fit the model's context, or has no continuation.
@@ -267,11 +273,12 @@ class Engine(OpenedModel):
         attachment = Attachment(self.routers, act.policy, phases, layers)
         store = self._scoring_store(requests, plan, [act]) if scoring == "decode" else None
         wanted = set(range(len(plan.lanes)) if lanes is None else lanes)
-        # A pack is always run whole, so that a lane's bits do not depend on which others were asked for.
+        # A pack always runs as a whole, so that the last bits of a lane do not depend on which other lanes the caller
+        # requested: a resumed cell must give the same bytes as one that was never interrupted.
         for pack in passes(requests, plan, self.model, scoring):
             if wanted.intersection(pack):
-                found = score_pack(self.model, self.routers, attachment, requests, plan, pack, store, scoring, on_step)
-                yield from (lane for lane in found if lane.lane in wanted)
+                scored = score_pack(self.model, self.routers, attachment, requests, plan, pack, store, scoring, on_step)
+                yield from (lane for lane in scored if lane.lane in wanted)
 
     def fidelity(
         self,
@@ -283,22 +290,22 @@ class Engine(OpenedModel):
         layers: str | None = None,
         on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
-        """How far a policy moves the next-token distributions from vanilla's on the requests' continuations.
+        """Measure how far a policy moves the next-token distributions away from vanilla's, on the continuations.
 
         Args:
-            requests: Each with `continuation_ids`.
+            requests: Requests that have `continuation_ids`.
             plan: Which requests share which lane, in which order.
-            policy: What selects the experts; None for vanilla.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts, as numbers and ranges of layers with routed experts ("1:" or "0,4:8"); None for all.
+            policy: Selects the experts; None for vanilla.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts, counted over those with routed experts ("1:" or "0,4:8"); None for all.
             on_step: Called with the number of tokens of each pass.
 
         Yields:
-            For each request the divergence from vanilla (nats, summed over its tokens) and on how many tokens both
-            have the same most likely one.
+            For each request, the KL divergence from vanilla (nats, summed over its tokens) and the number of tokens at
+            which both predict the same most likely token.
 
         Raises:
-            ValueError: As `score_lanes`.
+            ValueError: As for `score_lanes`.
         """
         yield from self.fidelity_of(requests, plan, [self.act(policy, phases, layers)], on_step=on_step)
 
@@ -311,20 +318,20 @@ class Engine(OpenedModel):
         tokens: Collection[int] = (),
         on_step: OnStep = _silent,
     ) -> Iterator[Fidelity]:
-        """`fidelity` of several policies, for which vanilla goes through the model once.
+        """Run `fidelity` for several policies with a single vanilla pass for all of them.
 
         Args:
-            requests: Each with `continuation_ids`.
+            requests: Requests that have `continuation_ids`.
             plan: Which requests share which lane, in which order.
-            acts: Policies and where they act, each made by `act`.
-            tokens: Positions in `acts` of those that are wanted token by token as well.
+            acts: Policies with their phases and layers, each made by `act`.
+            tokens: Positions in `acts` for which the results also hold one value per token.
             on_step: Called with the number of tokens of each pass.
 
         Yields:
-            For each act and request as `fidelity`; `act` is the position in `acts`.
+            For each act and request the result of `fidelity`; its `act` is the position in `acts`.
 
         Raises:
-            ValueError: As `score_lanes`.
+            ValueError: As for `score_lanes`.
         """
         check_lengths(requests, self.context_length, feeds_last_token=self.feeds_last_token)
         store = self._scoring_store(requests, plan, acts)
@@ -342,19 +349,19 @@ class Engine(OpenedModel):
         layers: str | None = None,
         on_step: OnStep = _silent,
     ) -> Matched:
-        """Set a policy's knob so that `target` experts are active on the requests' continuations.
+        """Search the value of a policy's knob at which `target` experts are active on the continuations.
 
         Args:
-            policy: One with a knob (`Policy.knob`).
-            target: Active experts, mean over layers and steps; below 1, a share of vanilla's.
-            requests: Each with `continuation_ids`.
+            policy: A policy with a knob (`Policy.knob`).
+            target: Active experts per layer and step, on average; below 1, a fraction of vanilla's number.
+            requests: Requests that have `continuation_ids`.
             plan: Which requests share which lane, in which order.
-            phases: In which phases of a token the policy acts: decode, prefill, both or none.
-            layers: Where it acts; None for all.
+            phases: The phases in which the policy acts: decode, prefill, both or none.
+            layers: The layers in which it acts; None for all.
             on_step: Called with the number of tokens of each pass.
 
         Returns:
-            The policy and what it activates, which is only the nearest where the target is out of reach.
+            The policy and its active experts: the nearest value where the knob cannot reach the target.
 
         Raises:
             ValueError: The policy has no knob, or the target lies outside K..E of this model.
@@ -372,16 +379,19 @@ class Engine(OpenedModel):
     measure_prefill, breakdown, selection_time = timed.measure_prefill, timed.breakdown, timed.selection_time
 
     def _store(self, order: tuple[Prompt, ...]) -> PromptStore:
-        """Of these prompts in this order; the last few are kept for the next cell."""
+        """The store that prefills these prompts, in this order.
+
+        The last few stores are cached: cells that differ only in their policy have the same prompts.
+        """
         if order not in self._stores:
-            while len(self._stores) >= KEPT_STORES:
+            while len(self._stores) >= CACHED_STORES:
                 self._stores.popitem(last=False)
             self._stores[order] = PromptStore(self.model, order, self._budget() // 4)
         self._stores.move_to_end(order)
         return self._stores[order]
 
     def _scoring_store(self, requests: Sequence[Request], plan: BatchPlan, acts: Sequence[Act]) -> PromptStore | None:
-        """None where prompts must go through the model with their continuations."""
+        """The store whose prompts are prefilled once, or None where each pass must contain its prompts."""
         if self._continues_prompts and not all(act.prefills for act in acts):
             return self._store(plan_order(requests, plan))
         return None
