@@ -96,6 +96,12 @@ def repeated_blocks(texts: Iterable[str]) -> int:
     return sum(count - 1 for count in seen.values() if count > 1)
 
 
+def shared_names(paths: Sequence[Path]) -> list[str]:
+    """Names of modules that are more than one file's."""
+    names = Counter(path.stem for path in paths if path.stem != "__init__")
+    return sorted(name for name, count in names.items() if count > 1)
+
+
 def numbers(root: Path) -> dict[str, str]:
     everything = sorted(path for top in TOPS for path in (root / top).rglob("*.py"))
     texts = [path.read_text() for path in everything]
@@ -106,7 +112,6 @@ def numbers(root: Path) -> dict[str, str]:
     )
     lengths = [text.count("\n") for text in texts]
     counted = [code_and_comments(text) for text in texts]
-    names = Counter(path.stem for path in everything if path.stem != "__init__")
     code, comments = (sum(column) for column in zip(*counted, strict=True))
     rings = circles(edges)
     return {
@@ -116,7 +121,7 @@ def numbers(root: Path) -> dict[str, str]:
         "files": f"{len(everything)}",
         "lines": f"{sum(lengths)}",
         "longest file, lines": f"{max(lengths)}",
-        "module names that two files share": f"{sum(count > 1 for count in names.values())}",
+        "module names that two files share": f"{len(shared_names(everything))}",
         "lines with Any": f"{sum(len(WITH_ANY.findall(text)) for text in texts)}",
         "lines with a comment": f"{comments} ({100 * comments / code:.1f} % of those with code)",
         f"repeated blocks of {BLOCK} lines": f"{repeated_blocks(texts)}",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.structure import circles, code_and_comments, edges_of, files_of, repeated_blocks
+from tests.structure import circles, code_and_comments, edges_of, files_of, repeated_blocks, shared_names
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
@@ -90,6 +90,12 @@ def test_imports_point_one_way(part):
 def test_no_file_imports_itself_by_way_of_others():
     rings = circles(edges_of(files_of()))
     assert not rings, rings
+
+
+def test_a_name_means_one_file():
+    shared = shared_names(files_of())
+    assert not shared, f"{shared}: give one of the files another name"
+    assert shared_names([Path("a/x.py"), Path("b/x.py"), Path("a/__init__.py"), Path("b/__init__.py")]) == ["x"]
 
 
 BELOW = {

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import looks, style
 from analysis.study import Study
-from analysis.weighing import OWN, TUNED, weighings
+from analysis.weight_comparison import OWN, TUNED, weighings
 
 NAME = "weights"
 _SHOWN = (OWN, "original", TUNED, "mass", "affine")

@@ -19,7 +19,7 @@ from analysis.statistics.combined import dependent_mean, difference_of_means, ma
 from analysis.statistics.crossed import Spread, spread
 from analysis.statistics.equivalence import POWER, documents_needed, lanes_needed, tost
 from analysis.statistics.estimate import LEVEL, Estimate, t_interval
-from analysis.statistics.repeated import pass_values
+from analysis.statistics.pass_at_k import pass_values
 from analysis.statistics.serial import serial_ratio
 from analysis.statistics.significance import Discordance, discordance, holm, p_value
 

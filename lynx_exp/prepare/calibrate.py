@@ -149,7 +149,7 @@ def measure_policy(config: CalibrateConfig, on_step: OnStep = lambda done, total
 
     from lynx_exp.models import fingerprint
     from lynx_exp.prepare.align import measure
-    from lynx_exp.prepare.budgets import measure_budgets
+    from lynx_exp.prepare.measure_budgets import measure_budgets
     from lynx_exp.prepare.single_experts import find_experts
 
     if config.threads is not None:

@@ -23,8 +23,8 @@ VERBS = (
     *("status", "validate", "diff", "gc"),
     *("rescore", "export", "import", "sync", "dashboard"),
 )
-"""In the order of `--help`. Each is a module of this package, but for the word that Python keeps to itself."""
-MODULES = {"import": "import_serving"}
+"""In the order of `--help`. Each is a module of this package, of its own name unless Python or a figure has that."""
+MODULES = {"import": "import_serving", "pareto": "pareto_figures"}
 TEMPORARY = ("figures", "report", "pareto", "rescore", "export", "sync", "dashboard")
 """Verbs that need a folder for files of a moment: they draw, run programs, or start wandb's process."""
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lynx_exp.store.done import is_done
+from lynx_exp.store.file_forms import FINISHED_CELL
 from lynx_exp.store.file_types import CellInfo
-from lynx_exp.store.forms import FINISHED_CELL
 from lynx_exp.store.reading import Damaged, read_value, value_or_empty
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any, cast
 import pyarrow as pa
 
 from lynx_exp.store.done import DONE, check_sealed, is_done, read_done
+from lynx_exp.store.file_forms import CELL, FINISHED_CELL
 from lynx_exp.store.file_types import CellInfo, CellStatus
 from lynx_exp.store.find import find_any_cells
-from lynx_exp.store.forms import CELL, FINISHED_CELL
 from lynx_exp.store.identity import SCHEMA
 from lynx_exp.store.reading import Damaged, Missing, parse, read_bytes, read_rows, read_value
 

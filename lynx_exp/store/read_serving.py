@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any, cast
 
 from lynx_exp.config import default_parameters, did_you_mean, label_policy
-from lynx_exp.store.forms import fault
+from lynx_exp.store.file_forms import fault
 from lynx_exp.store.reading import Damaged, read_bytes, read_value, value_or_empty
 from lynx_exp.store.shapes import anything, count, either, fields, items, maybe, number, text, wrong
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from lynx_exp.store.forms import fault, form_of
+from lynx_exp.store.file_forms import fault, form_of
 from lynx_exp.store.shapes import Shape
 from lynx_exp.store.tables import OPTIONAL_COLUMNS, TABLES
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lynx_exp.store.file_forms import SWEEP
 from lynx_exp.store.files import write_json
-from lynx_exp.store.forms import SWEEP
 from lynx_exp.store.identity import SCHEMA, code_digest, digest
 from lynx_exp.store.reading import Damaged, read_value
 

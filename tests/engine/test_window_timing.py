@@ -10,7 +10,7 @@ import torch
 
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import LaneRun, Window, draw_windows
-from lynx_exp.engine.timing.hardware import Hardware
+from lynx_exp.engine.timing.bandwidth import Hardware
 from lynx_exp.engine.timing.repeats import ratio_interval, t_quantile, window_times
 from lynx_exp.engine.timing.step_bytes import StepBytes
 from lynx_exp.engine.timing.window_timing import WindowTiming, time_windows

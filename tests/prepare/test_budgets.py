@@ -16,7 +16,7 @@ from lynx_exp.models import Attachment, Rows, find_routers, fingerprint
 from lynx_exp.models.attach import bind
 from lynx_exp.models.tiny import tiny_model
 from lynx_exp.prepare.align import rows_of_positions
-from lynx_exp.prepare.budgets import measure_budgets
+from lynx_exp.prepare.measure_budgets import measure_budgets
 from lynx_exp.routing import ModelShape, PerLayer, build_policy
 from lynx_exp.routing.budgets import Budgets, allocate, budget_digest, measured_budgets, with_budgets
 from tests.prepare.test_calibrate import calibrate, cell, engine, model_config

@@ -13,8 +13,8 @@ from lynx_exp.engine import BatchPlan, Fidelity, Job, LaneResult, Matched, Reque
 from lynx_exp.engine.decoding.lane import lanes_of
 from lynx_exp.engine.decoding.sections import Act
 from lynx_exp.engine.decoding.tokens import TokenRows
+from lynx_exp.engine.timing.bandwidth import Hardware
 from lynx_exp.engine.timing.breakdown import SECTIONS, Breakdown
-from lynx_exp.engine.timing.hardware import Hardware
 from lynx_exp.engine.timing.prefill_timing import PrefillTiming
 from lynx_exp.engine.timing.step_bytes import StepBytes
 from lynx_exp.engine.timing.window_timing import StepTime

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from lynx_exp.engine.decoding.loaded import LoadedModel
+from lynx_exp.engine.timing.bandwidth import hardware_of, meter_for
 from lynx_exp.engine.timing.breakdown import Breakdown, break_down
 from lynx_exp.engine.timing.fastest_experts import choose_experts
-from lynx_exp.engine.timing.hardware import hardware_of, meter_for
 from lynx_exp.engine.timing.measure import Timing
 from lynx_exp.engine.timing.measure import measure as measure_steps
 from lynx_exp.engine.timing.prefill_timing import PrefillTiming, time_prefill

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.graph import CannotRecord, Capture, Graphs
 from lynx_exp.engine.decoding.slot_batch import SlotBatch
 from lynx_exp.engine.kv_cache.batch import Batch
+from lynx_exp.engine.timing.bandwidth import BandwidthUse, Hardware
 from lynx_exp.engine.timing.energy import Meter, joules_per_token
-from lynx_exp.engine.timing.hardware import BandwidthUse, Hardware
 from lynx_exp.engine.timing.repeats import Interval, Times, Turn, median_interval, paired_ratios, repeat, warm_up
 from lynx_exp.models import Attachment, Router, count_active, from_first
 from lynx_exp.routing import Phases, Policy

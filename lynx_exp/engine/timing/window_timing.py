@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.graph import CannotRecord, Capture, Graphs
+from lynx_exp.engine.timing.bandwidth import BandwidthUse, Hardware
 from lynx_exp.engine.timing.energy import Meter, joules_per_token
-from lynx_exp.engine.timing.hardware import BandwidthUse, Hardware
 from lynx_exp.engine.timing.measure import VANILLA
 from lynx_exp.engine.timing.repeats import Interval, Times, is_narrow, ratio_interval, warm_up, window_times
 from lynx_exp.engine.timing.step_bytes import StepBytes

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from analysis import write_figures
 from analysis.divergences import Divergences, ratio
 from analysis.study import study as read_study
-from analysis.weighing import TUNED, weighings
+from analysis.weight_comparison import TUNED, weighings
 
 TASKS = ("mini_gsm8k", "mini_truthfulqa")
 VANILLA = FakePolicy(name="vanilla", params={})

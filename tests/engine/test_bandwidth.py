@@ -18,8 +18,8 @@ from lynx_exp import Engine, build_policy
 from lynx_exp.engine.decoding.prompts import prefill
 from lynx_exp.engine.kv_cache.slots import Slots
 from lynx_exp.engine.timing import energy
+from lynx_exp.engine.timing.bandwidth import Hardware
 from lynx_exp.engine.timing.copy_rate import timed_copy
-from lynx_exp.engine.timing.hardware import Hardware
 from lynx_exp.engine.timing.measure import measure
 from lynx_exp.engine.timing.step_bytes import StepBytes, step_bytes
 from tests.engine.conftest import CONFIG
