@@ -1,5 +1,9 @@
-"""A pack of cells on a loaded engine: requests -> lanes of all cells side by side, each committed to its cell -> per
-cell latency, fidelity, scores, metrics, DONE."""
+"""Runs a pack: cells of one model that share forward passes on a loaded engine.
+
+It stands between `prepare_cells`, which groups the cells, and the store, which holds their results. The lanes of all
+cells decode side by side, and each is committed to its own cell when it completes. Latency, fidelity, scores and
+metrics follow, cell by cell, until DONE is written.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,11 @@ from lynx_exp.run.invalid_results import invalid_reasons
 from lynx_exp.run.kernel_notes import record_execution, show_slow_steps
 from lynx_exp.run.load_tasks import data_digests, revisions, sandbox_of
 from lynx_exp.run.metrics import cell_metrics, drained_note
+from lynx_exp.run.pack_fidelity import groups_for_fidelity, measure_fidelity
 from lynx_exp.run.planned_cell import Cell, Task
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.run.time_cell import measure_cell
-from lynx_exp.run.vanilla_references import References, fidelity_rows
+from lynx_exp.run.vanilla_references import References
 from lynx_exp.store.cell_writer import CellWriter, record_failure
 from lynx_exp.store.faults import CannotStore, cannot_store, fault_of
 from lynx_exp.store.hold import ClaimLost, Hold
@@ -37,14 +42,16 @@ if TYPE_CHECKING:
     from lynx_exp.tasks import Scores
 
 _NEAR = 0.1
-"""Relative: a knob that comes no nearer to the active experts asked for is worth a line."""
+"""Relative distance from the requested number of active experts above which a line tells the user."""
 
 Failed = Callable[[Cell, Exception], None]
+"""Called when an exception has ended a cell."""
 HoldOf = Callable[[Path], Hold]
+"""The claim that this process holds on a cell's folder."""
 
 
 class Pack:
-    """Cells that differ in policy and batch size only, on one engine. `run` yields each cell as it is done."""
+    """Cells that differ only in policy and batch size, on one engine. `run` yields each cell when it is complete."""
 
     def __init__(
         self,
@@ -54,24 +61,42 @@ class Pack:
         failed: Failed,
         hold_of: HoldOf,
     ) -> None:
-        """`failed` is told of a cell that an exception ended; the others go on. `hold_of`: the claim on a cell's
-        folder, through which all is written; a cell whose claim is lost is dropped without a word to `failed`."""
+        """Prepare to run cells on an engine.
+
+        Args:
+            engine: Has the cells' model loaded.
+            progress: Shows progress and notes to the user.
+            references: Vanilla responses that fidelity and `match_active` need, shared between packs.
+            failed: Called with a cell that an exception has ended; the other cells continue.
+            hold_of: Gives the claim on a cell's folder, through which everything is written. A cell whose claim is
+                lost belongs to another process; it is dropped, and `failed` is not called.
+        """
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
         self._hold_of = hold_of
         self._open: list[Attempt] = []
         show_slow_steps(engine, progress)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
-        """What is missing of `cells`, which are claimed. KeyboardInterrupt leaves what is committed, and is raised
-        again; so is CannotStore, after which nothing can be stored."""
+        """Run whatever the cells still lack.
+
+        Args:
+            cells: Cells that this process has claimed, with the same tasks.
+
+        Yields:
+            Each cell when it is complete. One that fails goes to `failed` instead.
+
+        Raises:
+            KeyboardInterrupt: The user or a signal stopped the run; committed lanes stay for the next run.
+            CannotStore: The disk accepts no more data, so that the other cells would fail as well.
+        """
         try:
             encoded: Encoded = {}
             for cell in cells:
                 self._begin(cell, encoded)
-            # only now: cells that could not begin share no time with the others
+            # not before all have begun: the wall time is shared by the cells that really run together
             for attempt in self._open:
                 attempt.writer.together = len(self._open)
-            # cells of a pack have the same tasks (`pack_groups`), so that all of them decode one at a time together
+            # task by task and not cell by cell: all cells have the same tasks (`pack_groups`) and share the passes
             for task in cells[0].tasks:
                 if task.kind == "generate":
                     self._generate(task)
@@ -79,14 +104,14 @@ class Pack:
                     for attempt in list(self._open):
                         self._guard(attempt, lambda: self._score(task, attempt))  # noqa: B023  # called at once
             self._progress.packed()
-            # only behind all answers, which are on disk by now: what fails here costs no decoded lane
+            # after the last response is on disk: a failure here loses no decoded lane
             self._compare()
-            # one after the other, each handed on at once: a kill between two costs only what follows
+            # yield each cell as soon as it is complete: a kill then loses only the cells after it
             for attempt in list(self._open):
                 if self._guard(attempt, lambda: self._finish(attempt)):  # noqa: B023  # called at once
                     self._open.remove(attempt)
                     yield attempt.cell
-        except (KeyboardInterrupt, GeneratorExit, CannotStore) as stop:  # GeneratorExit: one came to whom this yields
+        except (KeyboardInterrupt, GeneratorExit, CannotStore) as stop:  # GeneratorExit: the caller was interrupted
             for attempt in self._open:
                 with suppress(OSError, ClaimLost):
                     attempt.writer.interrupt("preempted" if isinstance(stop, Preempted) else "interrupted")
@@ -94,11 +119,11 @@ class Pack:
 
     @property
     def _partial(self) -> str | None:
-        """What the model's checkpoint lacked; None: nothing."""
+        """Which weights the checkpoint lacked; None if it was complete."""
         return getattr(self._engine, "partial", None)
 
     def _guard(self, attempt: Attempt, work: Callable[[], None]) -> bool:
-        """Do it; False if it failed, which ends the attempt."""
+        """Call `work`; False if it failed, which ends the attempt but no other."""
         try:
             work()
         except ClaimLost:
@@ -108,30 +133,30 @@ class Pack:
         return attempt in self._open
 
     def _drop(self, attempt: Attempt) -> None:
-        """Its claim is lost: what follows is another's."""
+        """Stop work on a cell whose claim another process has taken."""
         self._open.remove(attempt)
         self._progress.note(f"{attempt.cell.name}: another process has taken it over")
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
-        """Write down what happened. Where nothing can be written any more, everything ends."""
+        """Record the failure of one cell. Raises CannotStore if the disk accepts no more data."""
         fault, folder = fault_of(error, where=self._where()), attempt.cell.folder
         if fault.kind == "disk_full":
             raise cannot_store(error, folder) or error
-        # a cell fails, not the sweep; its lanes stay, and the next run of it goes on behind them
+        # only this cell fails: its committed lanes stay, and the next run continues after them
         try:
             attempt.writer.fail(fault, scrub(traceback.format_exc()))
         except ClaimLost:
             self._drop(attempt)
             return
-        except OSError as another:
-            if (over := cannot_store(another, folder)) is not None:
-                raise over from error
-            self._progress.note(f"{attempt.cell.name}: its status cannot be written: {another}")
+        except OSError as write_error:
+            if (fatal := cannot_store(write_error, folder)) is not None:
+                raise fatal from error
+            self._progress.note(f"{attempt.cell.name}: its status cannot be written: {write_error}")
         self._open.remove(attempt)
         self._failed(attempt.cell, error)
 
     def _where(self) -> str | None:
-        """The accelerator, by its name."""
+        """The name of the GPU, for the record of a failure; None on a CPU."""
         device = getattr(self._engine, "device", None)
         if device is None or device.type != "cuda":
             return None
@@ -140,12 +165,18 @@ class Pack:
         return torch.cuda.get_device_name(device)
 
     def _begin(self, cell: Cell, encoded: Encoded) -> None:
+        """Open a cell's folder and add it to the pack.
+
+        Args:
+            cell: A claimed cell.
+            encoded: The requests of each task as token ids, by task name; cells of a pack share them.
+        """
         try:
             for task in cell.tasks:
                 if task.name not in encoded:
                     encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate, cell.config.seed)
             plans = {task.name: plan_of(cell, task) for task in cell.tasks}
-            # from here on the folder is this attempt's, and lanes that an earlier one committed are not run again
+            # this reads what an earlier attempt has committed: those lanes are not run again
             writer = CellWriter.open(
                 self._hold_of(cell.folder),
                 info=cell.info() | {"num_layers": self._engine.num_layers},
@@ -169,9 +200,9 @@ class Pack:
             self._progress.note(f"{cell.name}: another process has taken it over")
             return
         except Exception as error:
-            # a full disk fails every cell alike: the run ends instead of failing them one by one
-            if (over := cannot_store(error, cell.folder)) is not None:
-                raise over from error
+            # a full disk would fail every cell alike: end the run instead of failing them one by one
+            if (fatal := cannot_store(error, cell.folder)) is not None:
+                raise fatal from error
             with suppress(OSError, ClaimLost):
                 fault = fault_of(error)
                 record_failure(self._hold_of(cell.folder), cell.info(), cell.config_yaml(), fault.json())
@@ -182,67 +213,69 @@ class Pack:
         if cell.note is not None:
             writer.notes.append(cell.note)
         for task in cell.tasks:
-            # such lanes have fewer rows at the end than their batch size says: the reader must know
+            # the last steps of such a lane run with fewer rows than the batch size: the results must state it
             few = drained(plans[task.name])
             if few:
                 writer.notes.append(
                     f"{task.name}: no other documents for {few} of {len(plans[task.name].lanes)} lanes, which may drain"
                 )
-            # resumed requests move the bar, but not the rate that the time left is computed from
-            found = sum(len(plans[task.name].lanes[lane]) for lane in writer.lanes[task.name])
-            self._progress.advance(cell, (task.name, cell.config.batch_size), found, run=False)
-        # under a guard, as all that runs the model for one cell: it must not take the pack with it
+            # resumed requests advance the bar, but not the rate from which the remaining time is estimated
+            resumed = sum(len(plans[task.name].lanes[lane]) for lane in writer.lanes[task.name])
+            self._progress.advance(cell, (task.name, cell.config.batch_size), resumed, run=False)
+        # guarded, because it runs the model for this cell alone: a failure must not end the other cells
         if cell.policy is not None and cell.config.match_active is not None:
             self._guard(attempt, lambda: self._match(attempt))
 
     def _match(self, attempt: Attempt) -> None:
+        """Replace the cell's policy by the one whose knob gives the requested number of active experts."""
         cell, config = attempt.cell, attempt.cell.config
-        found = self._references.matched(
+        match = self._references.matched(
             cell,
             self._engine,
             lambda task: encode_requests(task, self._engine, config.truncate, config.seed),
             lambda task: plan_of(cell, task),
         )
-        # the cell keeps its name and id, which say what was asked for; what was set for it stands in its metrics
-        attempt.policy, attempt.extra["matched"] = found.policy, found.summary()
-        if abs(found.active - found.target) > _NEAR * found.target:
-            nearest = f"the nearest that {found.parameter} allows is {found.active:.2f} ({found.value:g})"
-            self._progress.note(f"{cell.name}: {found.target:.2f} active experts wanted; {nearest}")
-        if found.also:
-            turned = ", ".join(f"{name}={value}" for name, value in found.also.items())
-            attempt.writer.notes.append(f"match_active: set {turned} as well, {found.parameter} alone did not do")
+        # name and id state the request and stay as they are; the value that was set is part of the metrics
+        attempt.policy, attempt.extra["matched"] = match.policy, match.summary()
+        if abs(match.active - match.target) > _NEAR * match.target:
+            nearest = f"the nearest that {match.parameter} allows is {match.active:.2f} ({match.value:g})"
+            self._progress.note(f"{cell.name}: {match.target:.2f} active experts wanted; {nearest}")
+        if match.also:
+            changed = ", ".join(f"{name}={value}" for name, value in match.also.items())
+            attempt.writer.notes.append(f"match_active: set {changed} as well, {match.parameter} alone did not do")
             self._progress.note(f"{cell.name}: {attempt.writer.notes[-1]}")
         self._progress.advance(cell, ("match", cell.config.batch_size), 1)
 
     def _generate(self, task: Task) -> None:
-        """All attempts together; if that fails, one by one, so that only those fail that must."""
+        """Decode all cells together; if that fails, one by one, so that only the cells at fault fail."""
         if len(self._open) > 1:
             try:
                 return self._decode(task, self._open)
             except Exception as error:
-                if (over := cannot_store(error, self._open[0].cell.study)) is not None:
-                    raise over from error
+                if (fatal := cannot_store(error, self._open[0].cell.study)) is not None:
+                    raise fatal from error
                 self._progress.note(f"pack of {len(self._open)} cells: {first_line(error)}; running them one by one")
-        for attempt in list(self._open):  # not while the error holds what the pack had in memory
+        # outside the except block: there the error would keep the tensors of the failed pack alive
+        for attempt in list(self._open):
             self._guard(attempt, lambda: self._decode(task, [attempt]))  # noqa: B023  # called at once
 
     def _decode(self, task: Task, attempts: Sequence[Attempt]) -> None:
-        # cells that resumed may have this task behind them; the lanes of the others do not depend on who is beside them
+        # resumed cells may have completed this task; the lanes of the others do not depend on who runs beside them
         attempts = [attempt for attempt in attempts if attempt.writer.missing(task.name)]
         if not attempts:
             return
         jobs = [attempt.job(task, self._engine) for attempt in attempts]
         lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
         for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
-            check()  # a signal may have come while compiled code called back, which swallows what is raised
+            check()  # a signal that came inside a callback from compiled code raised nothing there
             attempt = attempts[number]
             if attempt not in self._open:
-                continue  # its claim was lost meanwhile
+                continue  # its claim was lost during an earlier commit
             try:
                 attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
             except ClaimLost:
                 self._drop(attempt)
-                # for nobody is a whole pack decoded on
+                # stop decoding when the last cell is gone
                 if not any(attempt in self._open for attempt in attempts):
                     return
                 continue
@@ -275,6 +308,8 @@ class Pack:
             self._progress.advance(attempt.cell, (task.name, config.batch_size), result.own)
 
     def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:
+        """A callback that shows a note to the user and stores it in each of the cells."""
+
         def note(text: str) -> None:
             self._progress.note(text)
             for attempt in attempts:
@@ -283,57 +318,27 @@ class Pack:
         return note
 
     def _compare(self) -> None:
-        """Fidelity of all policies of one batch size at once, and their tokens: vanilla goes through the model once for
-        them. Those that act on prompts have theirs in one pass with the responses, which may change last bits: vanilla
-        then too."""
-        by_plan: dict[tuple[int, bool], list[Attempt]] = {}
-        for attempt in self._open:
-            if attempt.compares or attempt.cell.config.tokens:
-                prefills = attempt.phases in ("prefill", "both")
-                by_plan.setdefault((attempt.cell.config.batch_size, prefills), []).append(attempt)
-        for together in by_plan.values():
-            # what fails together is tried one by one, where the cell whose fault it is fails alone and says so
+        """Compare the policies with vanilla; cells that can share a vanilla pass are measured together."""
+        for group in groups_for_fidelity(self._open):
+            # after a failure the cells run one by one: then only the cell at fault fails, with its own message
             with suppress(Exception):
-                if len(together) > 1:
-                    self._compare_some(together)
+                if len(group) > 1:
+                    self._measure_fidelity(group)
                     continue
-            for attempt in together:
-                self._guard(attempt, lambda: self._compare_some([attempt]))  # noqa: B023  # called at once
+            for attempt in group:
+                self._guard(attempt, lambda: self._measure_fidelity([attempt]))  # noqa: B023  # called at once
 
-    def _compare_some(self, attempts: Sequence[Attempt]) -> None:
-        # anew at each try: rows of one that failed half way must not be there twice
-        for attempt in attempts:
-            attempt.fidelity = [] if attempt.compares else None
-            attempt.tokens = [] if attempt.cell.config.tokens else None
-        asked = [number for number, attempt in enumerate(attempts) if attempt.tokens is not None]
-        first = attempts[0]
-        policies = [(attempt.policy, attempt.phases, attempt.cell.config.layers) for attempt in attempts]
-        for task in first.cell.tasks:
-            requests, plan = first.requests[task.name], first.plans[task.name]
-            continued = self._references.continued(first.cell, task, self._engine, requests, plan, "fidelity")
-            for number, row, tokens in fidelity_rows(self._engine, policies, task, continued, plan, asked):
-                attempt = attempts[number]
-                if attempt.fidelity is not None:
-                    attempt.fidelity.append(row)
-                if attempt.tokens is not None and tokens is not None:
-                    attempt.tokens.append(tokens)
-        for attempt in attempts:
-            if attempt.policy is None or not attempt.compares:
-                continue
-            first_task = attempt.cell.tasks[0].name
-            plan = attempt.plans[first_task]
-            prompts = [attempt.requests[first_task][number].prompt_ids for number in plan.lanes[0][: plan.widest]]
-            attempt.extra["selection_us"] = self._engine.selection_time(attempt.policy, prompts)
-            self._progress.advance(attempt.cell, ("fidelity", attempt.cell.config.batch_size), 1)
+    def _measure_fidelity(self, attempts: Sequence[Attempt]) -> None:
+        measure_fidelity(attempts, self._engine, self._references, self._progress)
 
     def _finish(self, attempt: Attempt) -> None:
         cell, writer = attempt.cell, attempt.writer
-        writer.hold.check()  # before anything is measured in vain
+        writer.hold.check()  # without the claim, the measurements below would be in vain
         timing_rows, timing_info = None, None
         more: dict[str, pa.Table] = {}
         if attempt.tokens is not None:
             more["tokens"] = pa.concat_tables([TOKENS.empty_table(), *attempt.tokens])
-        # times come after all answers: windows are drawn from the finished run
+        # timing needs all lanes: its windows are drawn from the steps of the finished run
         if cell.config.measure.latency:
             with self._progress.timing():
                 timing_rows, timing_info, sections = measure_cell(
@@ -347,7 +352,7 @@ class Pack:
                 )
             if sections:
                 more["breakdown"] = pa.Table.from_pylist(sections, schema=BREAKDOWN)
-        # generated code runs here, in the sandbox, while no model step is timed
+        # after the timing: generated code, which runs in the sandbox here, would disturb it
         scores = {task.name: self._scores(attempt, task) for task in cell.tasks}
         metrics = cell_metrics(
             [metric for of_task in scores.values() for metric in of_task.metrics],
