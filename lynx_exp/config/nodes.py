@@ -1,4 +1,9 @@
-"""The nodes of a cell's configuration: model, task and how it is asked, measuring, packs, vLLM, tracker."""
+"""The nested parts of a cell's configuration: model, task, measurement, packs, vLLM and tracker.
+
+`lynx_exp.config.Config` holds one of each. Hydra composes them from `conf/` and the command line before any model
+loads, so that a bad value is refused at once. A field's docstring is its text in `lynx-exp --help`, and its `role` says
+whether it belongs to the identity of a cell.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +30,11 @@ from lynx_exp.config.choices import (
 from lynx_exp.config.roles import MISSING, Role, node, plain
 
 TENSOR_PARALLEL = "; give vllm.engine_args.tensor_parallel_size"
-"""What to do instead, with backend=vllm."""
+"""The advice in the message that refuses a field under backend=vllm."""
 UNTIMED = ("measure.latency", (False, None))
-"""Where nothing is timed."""
+"""A field with `unless=UNTIMED` has no effect in a cell that is not timed."""
 NOT_VLLM = ("backend", ("transformers",))
-"""Where vLLM does not run."""
+"""A field with `unless=NOT_VLLM` has no effect with the transformers backend."""
 
 
 def _check_device_map(value: object) -> None:
@@ -58,46 +63,46 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Which weights, and how their experts are computed."""
+    """Which model to run, and how to load it and compute its experts."""
 
     kind: str = choice(MISSING, MODEL_KINDS, role=Role.CONTENT)
     """Where the weights come from: the package, a folder or the hub, or a random generator."""
     id: str = plain(MISSING, role=Role.CONTENT, path=True)
-    """Name (bundled), folder or hub id (hub), or transformers model_type (random) of the model."""
+    """The model: a name (kind=bundled), a folder or hub id (kind=hub), or a transformers model_type (kind=random)."""
     revision: str | None = plain(role=Role.CONTENT)
-    """Branch, tag or commit on the hub; null is its newest."""
+    """Branch, tag or commit on the hub; null takes the newest."""
     trust_remote_code: bool = plain(False, role=Role.COSMETIC)
-    """Run modelling code that comes with the weights."""
+    """Allow modelling code from the model's repository to run."""
     allow_partial: bool = plain(False, role=Role.COSMETIC)
-    """Run a checkpoint that lacks weights of its model, or has weights too many. Random ones take the place of those
-    that it lacks, and its cells are marked."""
+    """Accept a checkpoint with missing or unexpected weights. Missing ones are random, and the cells are marked as
+    invalid."""
     experts_implementation: str = choice(
         "auto", EXPERTS_IMPLEMENTATIONS, role=Role.MEANS, transformers_only="; vLLM has its own"
     )
-    """How the experts are multiplied by; auto takes the fastest for the device."""
+    """Implementation of the expert computation; auto takes the fastest one for the device."""
     device_map: Any = plain(role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
-    """Layers over the GPUs of one process: auto, a device, or {module: device}; null: all on `device`. As transformers
-    takes it."""
+    """Placement of layers on the GPUs of one process: auto, a device, or {module: device}; null: all on `device`. The
+    value goes to transformers as it is."""
     parallel: str | None = choice(None, PARALLEL, role=Role.MEANS, transformers_only=TENSOR_PARALLEL)
-    """Over the ranks of torchrun: every layer in slices (tp) or whole experts (ep); null: one process."""
+    """Split over the ranks of torchrun: tensor parallel (tp) or expert parallel (ep); null: one process."""
     adapter: str | None = plain(role=Role.CONTENT, path=True, transformers_only="; merge it, and save the model")
     """Folder of a PEFT adapter (LoRA and its like), which is merged into the weights."""
     sizes: dict[str, int] = plain(role=Role.CONTENT, factory=dict)
-    """Sizes of a random model, in words that any family understands. All of experts, top_k, layers, hidden,
-    expert_hidden, heads, kv_heads, vocab, positions; empty: those of the family's default configuration."""
+    """Sizes of a random model, by names that are the same for every family. Give all of experts, top_k, layers, hidden,
+    expert_hidden, heads, kv_heads, vocab and positions; empty: the family's default configuration."""
     config: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
-    """Fields of the architecture's configuration, by the family's own names, with kind=random."""
+    """With kind=random, fields of the transformers configuration, by the names of the model family."""
     seed: int = integer(0, 0, LARGEST_SEED, role=Role.CONTENT)
-    """Seed of the weights, with kind=random."""
+    """With kind=random, the seed of the weights."""
     shape: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
-    """What plan=true goes by before a model of kind=hub is here. That is model_type, and fields of its configuration.
-    Nothing else reads it; once the configuration is there it is held against it."""
+    """What plan=true assumes of a hub model that is not on this machine yet. That is its model_type and fields of its
+    configuration. Nothing else reads them; once the configuration is here, they are checked against it."""
     published: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
-    """By policy, the parameters that were published for this model. A policy that is chosen has them, but for those
-    that are given."""
+    """For each policy, the parameters that were published for this model. They are the policy's defaults; a value on
+    the command line takes precedence."""
 
     instruct: str | None = plain(role=Role.COSMETIC)
-    """The preset of the same model tuned to instructions: a study at scale=paper takes it where the paper did."""
+    """The preset of the instruction-tuned model; a study at scale=paper uses it where the paper did."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -124,7 +129,7 @@ class ModelConfig:
         self._check_preset()
 
     def _check_preset(self) -> None:
-        """ValueError for what a preset cannot say of its model."""
+        """Raise ValueError for a preset whose `shape` or `published` cannot describe a model."""
         if self.shape and self.kind != "hub":
             raise ValueError(f"model.shape={self.shape}: only a model of kind=hub takes one, not kind={self.kind}")
         if self.shape and not isinstance(self.shape.get("model_type"), str):
@@ -136,20 +141,20 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class GenerationConfig:
-    """What to change of how a task generates; null is as its definition says."""
+    """How a generate task samples and stops; null keeps the value of the task's definition."""
 
     source: str = choice("task", GENERATIONS, role=Role.CONTENT)
-    """Whose sampling counts where the fields below are null: task, or model, by its generation_config.json.
-    That is temperature, top_p and top_k; greedy if it does not sample. task.generation=model sets it."""
+    """Where fields that are null come from: the task, or the model's generation_config.json. It concerns temperature,
+    top_p and top_k; a model that does not sample by default is greedy. task.generation=model sets it."""
     temperature: float | None = plain(role=Role.CONTENT)
-    """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request draws from its own seed, whoever shares its
-    lane."""
+    """Temperature of sampling: 0 (greedy), or 0.001 to 1000. Each request has its own seed, whichever requests share
+    its lane."""
     top_p: float | None = plain(role=Role.CONTENT)
-    """Draw from the likeliest tokens that hold this probability: above 0, at most 1."""
+    """Sample from the most probable tokens that together have this probability: above 0, at most 1."""
     top_k: int | None = integer(None, 1, role=Role.CONTENT)
-    """Draw from so many of the likeliest tokens."""
+    """Sample from this number of most probable tokens."""
     max_gen_toks: int | None = integer(None, 1, role=Role.CONTENT)
-    """Tokens of a response, at most."""
+    """Maximum number of tokens of a response."""
     until: list[str] | None = plain(role=Role.CONTENT)
     """Strings that end a response."""
 
@@ -167,7 +172,7 @@ class GenerationConfig:
 
 
 def _check_stop(text: str) -> None:
-    """ValueError for a string that ends no response, or every one."""
+    """Raise ValueError for a stop string that would end no response, or every one."""
     if not text:
         raise ValueError("task.generation.until=['']: an empty string would end every response at once; leave it out")
     if "\\n" in text:
@@ -178,7 +183,10 @@ def _check_stop(text: str) -> None:
 
 
 def _smallest(weights: list[float]) -> list[float]:
-    """The same shares in the smallest whole numbers: `[2, 2]` is `[1, 1]`. As they are where those are large."""
+    """Bring equal shares to one form, so that they give one cell id: the smallest whole numbers in the same ratio.
+
+    `[2, 2]` becomes `[1, 1]`. Weights whose ratio needs large numbers stay as they are.
+    """
     exact = [Fraction(str(weight)) for weight in weights]
     whole = [int(share * math.lcm(*(each.denominator for each in exact))) for share in exact]
     shares = [number // math.gcd(*whole) for number in whole]
@@ -190,7 +198,7 @@ _SIZES = ("documents", "prompt", "example", "choices", "choice")
 
 
 def _check_task_size(name: str, size: object) -> None:
-    """ValueError for what is declared of a subtask's documents and cannot be."""
+    """Raise ValueError for an impossible `task.size` of one subtask."""
     where = f"task.size.{name}"
     if not isinstance(size, dict) or not {"documents", "prompt"} <= size.keys():
         raise ValueError(f"{where}={size}: must give documents and prompt, and may give {', '.join(_SIZES[2:])}")
@@ -203,48 +211,48 @@ def _check_task_size(name: str, size: object) -> None:
 
 @dataclass(kw_only=True)
 class TaskConfig:
-    """One or more lm-eval tasks reported together, and how they are asked (names as in lm-eval's command line)."""
+    """One or more lm-eval tasks that are reported together; the names are those of lm-eval's command line."""
 
     name: str = plain(MISSING, role=Role.COSMETIC)
-    """What the task is called in results."""
+    """Name of the task in the results."""
     subtasks: list[str] = plain(MISSING, role=Role.QUESTION)
     """Names of lm-eval tasks, or YAML files that define one."""
     data: str = plain("hub", role=Role.CONTENT, path=True)
-    """Where the documents are: hub, or a file or folder of files with the same fields. JSON, JSON Lines, their .gz or
-    parquet; then no network is needed."""
+    """Source of the documents: hub, or a file or folder with the same fields. Files may be JSON, JSON Lines, either of
+    them as .gz, or parquet, and need no network."""
     revision: str | None = plain(role=Role.CONTENT)
-    """Branch, tag or commit of the hub's data set; null is its newest."""
+    """Branch, tag or commit of the data set on the hub; null takes the newest."""
     num_fewshot: int | None = integer(None, 0, role=Role.CONTENT)
-    """Examples before each question; null is as the task is defined."""
+    """Number of few-shot examples before each question; null keeps the task's own."""
     fewshot_seed: int = integer(1234, 0, LARGEST_SEED, role=Role.CONTENT)
-    """Seed of the choice of examples, where a task draws them."""
+    """Seed of the selection of few-shot examples, for tasks that draw them at random."""
     apply_chat_template: bool = plain(False, role=Role.CONTENT)
-    """Ask in turns, by the chat template of the model's tokenizer."""
+    """Format prompts as a conversation, with the chat template of the model's tokenizer."""
     fewshot_as_multiturn: bool = plain(True, role=Role.CONTENT)
-    """With a chat template, each example is a turn of its own."""
+    """With a chat template, make each few-shot example a turn of its own."""
     chat_template_args: dict[str, Any] = plain(role=Role.CONTENT, factory=dict)
-    """What else the chat template takes, such as enable_thinking."""
+    """Further arguments of the chat template, such as enable_thinking."""
     thinking: bool | None = plain(role=Role.CONTENT)
-    """Turn thinking on or off by the chat template's own flag; null: as the template does by itself. On, think_end=null
-    counts as auto."""
+    """Switch thinking on or off by the flag of the chat template; null keeps the template's default. When it is true,
+    think_end=null means auto."""
     think_end: str | None = plain(role=Role.CONTENT)
-    """Text, or number of the token, that ends a thought, as lm-eval's think_end_token. The answer is what follows it,
-    and stop strings do not count before it. auto: what the tokenizer is known by; null: no thoughts are looked for."""
+    """Text or token id that ends a thought, as lm-eval's think_end_token. The answer is the text after it, and stop
+    strings have no effect before it. auto: the one known for the tokenizer; null: responses have no thoughts."""
     system_instruction: str | None = plain(role=Role.CONTENT)
-    """Text that stands before the prompt, in a turn of its own with a chat template."""
+    """Text to put before the prompt; with a chat template it is the system turn."""
     repeats: int | None = integer(None, 1, MOST_ROWS, role=Role.CONTENT)
-    """Responses to each document, with sampling; null is as the task is defined. Each is scored, and the score is their
-    mean (avg@k); a task that votes among them or has a pass@k of its own keeps that."""
+    """Number of sampled responses to each document; null keeps the task's own. Each is scored, and the document's score
+    is their mean (avg@k); a task with majority voting or pass@k keeps its own metric."""
     generation: GenerationConfig = node(GenerationConfig)
-    """What to change of how the task generates."""
+    """How the task samples and stops."""
     weights: list[float] | None = plain(role=Role.QUESTION)
-    """A share for each subtask: all become one stream of requests, which fills lanes together."""
+    """A share for each subtask, which mixes their requests into one stream; null keeps the subtasks apart."""
     mixing: str = choice("shuffled", MIXINGS, role=Role.QUESTION, unless=("task.weights", (None,)))
-    """With weights: whether lanes hold requests of all subtasks, or of one each (the control)."""
+    """With weights, whether a lane holds requests of all subtasks or only of one (the control)."""
     size: dict[str, Any] = plain(role=Role.COSMETIC, factory=dict)
-    """By subtask, what plan=true goes by before its documents are here. That is documents, and bytes of a prompt and of
-    an example; of choices how many, and the bytes of a choice; by a group's name, of each of its tasks. Nothing else
-    reads it."""
+    """For each subtask, what plan=true assumes of documents that are not on this machine yet. Keys: documents (their
+    number), prompt and example (bytes of each), choices (number per document) and choice (bytes of each). The name of
+    a group stands for each of its tasks. Nothing else reads it."""
 
     def __post_init__(self) -> None:
         if not self.subtasks:
@@ -273,30 +281,30 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class MeasureConfig:
-    """Timed decode steps of windows drawn from the cell's own run, the policy's interleaved with vanilla's."""
+    """How decode steps are timed: in windows drawn from the cell's own run, interleaved with vanilla."""
 
     latency: bool = plain(False, role=Role.RECORD)
-    """Time decode steps, the policy's interleaved with vanilla's."""
+    """Time decode steps of the policy, interleaved with the same steps of vanilla."""
     windows: int = integer(10, 2, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
-    """Places (lane, step) of the run that are timed at least, drawn by the cell's seed. Lanes differ by 2 to 3 % in
-    what a policy gains; an interval over fewer places could not show it."""
+    """Minimum number of windows to time. A window starts at a place (lane, step) of the run, drawn by the cell's seed.
+    A policy's gain differs by 2 to 3 % between lanes, which an interval over fewer windows could not show."""
     max_windows: int = integer(24, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
-    """Places that are timed at most, where precision is not reached before. A vanilla cell never needs more than
+    """Maximum number of windows, if the precision is not reached earlier. A vanilla cell never needs more than
     `windows`."""
     new_tokens: int = integer(4, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
-    """Consecutive decode steps of a window. More of one place say less than another place."""
+    """Consecutive decode steps per window. Another window tells more than further steps of the same one."""
     repeats: int = integer(2, 1, MOST_ROWS, role=Role.RECORD, unless=UNTIMED)
-    """Times that a window is timed. A turn that does not count comes before (for the first window, 2 to 10 rounds of
-    warm-up)."""
+    """How often each window is timed. One untimed run comes before; for the first window, 2 to 10 rounds of
+    warm-up."""
     precision: float = plain(0.02, role=Role.RECORD, unless=UNTIMED)
-    """Half the width of the speed-up's 95 % interval, relative to it, that is timed for: above 0, below 1. A policy's
-    own code costs a few percent; coarser than this could not show it."""
+    """Timing stops when half the width of the speed-up's 95 % interval is below this fraction of it: above 0, below 1.
+    A policy's own code costs a few percent, which a coarser interval could not show."""
     context: int | None = integer(None, 1, role=Role.RECORD, unless=UNTIMED, transformers_only="")
-    """Tokens before each row of a window: its own, repeated or cut; null: its own as they are."""
+    """Context length of every row of a window: its own tokens, repeated or cut; null keeps its own length."""
     prefill: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")
-    """Time the prefill of the first window's prompts, too."""
+    """Also time the prefill of the first window's prompts."""
     breakdown: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")
-    """Time the sections of a decode step, too: attention, router, policy, experts, rest."""
+    """Also time the sections of a decode step: attention, router, policy, experts, rest."""
 
     def __post_init__(self) -> None:
         check_fields(self, "measure.")
@@ -311,15 +319,15 @@ class MeasureConfig:
 
 @dataclass(kw_only=True)
 class PackConfig:
-    """How many lanes, of how many cells, are decoded side by side. Changes speed, not results."""
+    """How many lanes and cells share a forward pass. This changes the speed, not the results."""
 
     max_rows: int = integer(256, 1, MOST_ROWS, role=Role.COSMETIC)
-    """Rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
+    """Maximum number of rows of one physical batch, unless a lane is wider. On a CPU more than 256 gain nothing."""
     memory_gib: float | None = plain(role=Role.COSMETIC)
-    """Memory for keys, values and prefilled prompts, in GiB, above 0; null: what is safe. That is half of a CPU's
-    available memory, 80 % of what a GPU has free."""
+    """Memory for keys, values and prefilled prompts in GiB, above 0; null chooses a safe amount. That is half of a
+    CPU's available memory, or 80 % of a GPU's free memory."""
     max_cells: int = integer(48, 1, role=Role.COSMETIC)
-    """Cells of one pack: all of them are finished at about the same time."""
+    """Maximum number of cells of one pack, which all finish at about the same time."""
 
     def __post_init__(self) -> None:
         check_fields(self, "pack.")
@@ -329,17 +337,17 @@ class PackConfig:
 
 @dataclass(kw_only=True)
 class VllmConfig:
-    """backend=vllm: how its engine is made."""
+    """Settings of the vLLM engine, with backend=vllm."""
 
     prefix_caching: bool = plain(False, role=Role.MEANS, unless=NOT_VLLM)
-    """Keep keys and values of prompts for requests with the same beginning. Off, each lane computes its own."""
+    """Reuse keys and values between requests whose prompts begin alike. Without it each lane computes its own."""
     max_num_batched_tokens: int = integer(16384, 1, role=Role.MEANS, unless=NOT_VLLM)
-    """Tokens of one step, at most. The prompts of a lane must fit, so that its requests decode in step."""
+    """Maximum number of tokens of one step. All prompts of a lane must fit, so that its requests decode together."""
     enforce_eager: bool = plain(True, role=Role.MEANS, unless=NOT_VLLM)
-    """Run the model as it is; false compiles it (torch.compile), on a CPU. Where there are CUDA graphs, lanes need
-    true."""
+    """Run the model uncompiled; false uses torch.compile, which works on a CPU only. On a GPU it would also record CUDA
+    graphs, which lanes do not support."""
     engine_args: dict[str, Any] = plain(role=Role.MEANS, factory=dict, unless=NOT_VLLM)
-    """Whatever else vllm.LLM takes, such as tensor_parallel_size or moe_backend."""
+    """Further arguments of vllm.LLM, such as tensor_parallel_size or moe_backend."""
 
     def __post_init__(self) -> None:
         check_fields(self, "vllm.")
@@ -352,26 +360,26 @@ OURS_IN_VLLM = (
     *("model", "revision", "trust_remote_code", "dtype", "max_num_seqs", "kv_cache_memory_bytes", "logits_processors"),
     *("max_num_batched_tokens", "enable_prefix_caching", "enforce_eager", "additional_config", "async_scheduling"),
 )
-"""Arguments of `vllm.LLM` that follow from fields of their own."""
+"""Arguments of `vllm.LLM` that have configuration fields of their own, and are refused in `vllm.engine_args`."""
 
 
 @dataclass(kw_only=True)
 class TrackerConfig:
-    """Where finished cells are shown besides their folder."""
+    """Where to report finished cells, besides their folder."""
 
     name: str = choice("none", TRACKERS, role=Role.COSMETIC)
-    """Which tracker."""
+    """The tracker to report to."""
     project: str = plain("lynx_exp", role=Role.COSMETIC)
     """Project of Weights & Biases."""
     entity: str | None = plain(role=Role.COSMETIC)
-    """User or team of Weights & Biases; null is your own."""
+    """User or team of Weights & Biases; null is your default."""
     mode: str = choice("offline", WANDB_MODES, role=Role.COSMETIC)
-    """Whether to upload: offline keeps files for `lynx-results sync`."""
+    """Whether to upload at once; offline keeps files that `lynx-results sync` uploads later."""
     tags: list[str] = plain(role=Role.COSMETIC, factory=list)
-    """Further tags of every run."""
+    """Tags to add to every run."""
     wait_s: float = plain(1.0, role=Role.COSMETIC)
-    """Seconds that the end of a run waits for uploads that stand still, at least 0. Afterwards they go on by
-    themselves. A job whose machine goes away when it ends wants more; `lynx-results sync` makes up for what is lost."""
+    """Seconds to wait, at the end of a run, for uploads that make no progress: at least 0. They then continue in the
+    background. Give more if the machine disappears with the job; `lynx-results sync` uploads what was lost."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.wait_s < math.inf:
