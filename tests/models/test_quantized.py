@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lynx_exp.engine import Engine
 from lynx_exp.models import find_routers, load_weights
 from lynx_exp.models.tiny import tiny_model
+from lynx_exp.routing import build_policy
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -56,6 +58,69 @@ def test_float8_blocks_load_as_what_they_stand_for(family: str, tmp_path: Path) 
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
     (small / "config.json").write_text(json.dumps(config))
     torch.testing.assert_close(logits(small), logits(plain), rtol=1e-4, atol=1e-5)
+
+
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+"""What the lower three bits of an FP4 number stand for (OCP's microscaling formats, E2M1); the fourth is its sign."""
+GROUP = 32
+"""Numbers of MXFP4 that share a scale, a power of two."""
+
+
+def packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(two numbers a byte [E, N, G, 16], exponents + 127 [E, N, G], what they stand for [E, M, N]) of a weight
+    [E, M, N] of gpt-oss, whose groups of 32 run along M."""
+    rows = weight.transpose(1, 2).contiguous()
+    groups = rows.view(*rows.shape[:2], -1, GROUP)
+    exponent = (groups.abs().amax(-1, keepdim=True) / 6).log2().ceil().clamp(-120, 120)
+    scaled = groups / 2**exponent
+    nearest = (scaled.abs()[..., None] - FP4).abs().argmin(-1)
+    code = (nearest + 8 * (scaled < 0)).to(torch.uint8)
+    blocks = code[..., 0::2] | code[..., 1::2] << 4
+    back = (FP4[nearest] * scaled.sign() * 2**exponent).view(rows.shape)
+    return blocks, (exponent[..., 0] + 127).to(torch.uint8), back.transpose(1, 2).contiguous()
+
+
+@pytest.fixture
+def gpt_oss(tmp_path: Path) -> tuple[Path, Path]:
+    """(experts in MXFP4, as gpt-oss is published; the same checkpoint with what they stand for)"""
+    small, plain = tmp_path / "mxfp4", tmp_path / "plain"
+    for folder in (plain, small):
+        tiny_model("gpt_oss").save_pretrained(folder)
+    tensors = load_file(plain / "model.safetensors")
+    values, meant = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        del values[name]
+        values[f"{name}_blocks"], values[f"{name}_scales"], meant[name] = packed(tensors[name])
+    assert len(values) == len(tensors) + 4, "two projections of two layers"
+    save_file(values, small / "model.safetensors", metadata={"format": "pt"})
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((small / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+    }
+    (small / "config.json").write_text(json.dumps(config))
+    return small, plain
+
+
+def test_mxfp4_experts_load_as_what_they_stand_for(gpt_oss: tuple[Path, Path]) -> None:
+    small, plain = gpt_oss
+    torch.testing.assert_close(logits(small), logits(plain), rtol=0, atol=0)
+
+
+def test_mxfp4_experts_run_vanilla_and_lynx(gpt_oss: tuple[Path, Path]) -> None:
+    lynx, prompts = build_policy("lynx", alpha=1.0, beta=1), [[5, 6, 7], [8, 9, 10, 11], [13], [20, 21]]
+    found = []
+    for folder in gpt_oss:
+        model, _ = load_weights(str(folder), dtype=torch.float32, device=CPU)
+        engine = Engine(model)
+        assert [router.num_experts for router in engine.routers] == [8, 8]
+        for policy in (None, lynx):
+            run = engine.generate(prompts, batch_size=4, max_new_tokens=6, policy=policy, ignore_eos=True)
+            found.append((run.token_ids, run.active_experts))
+    vanilla, under, *plain = found
+    assert [vanilla, under] == plain
+    assert sum(row.active_experts for row in under[1]) < sum(row.active_experts for row in vanilla[1])
 
 
 PACKAGES = {
