@@ -148,13 +148,14 @@ def read_definition(path: Path) -> TaskDefinition:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     from lynx_exp.tasks.code import sandboxed_code_eval
+    from lynx_exp.tasks.instructions import check_instructions
     from lynx_exp.tasks.mathematics import math_packages
 
     _unresolved(path)  # what is wrong with the YAML itself
     with _about_the_file(path):
         runs_code = "code_eval" in functions_of(path)
     if "punkt_tab" in functions_of(path):
-        _check_punkt(path.stem)
+        check_instructions(path.stem)
     with sandboxed_code_eval() if runs_code else nullcontext(), math_packages(path), _about_the_file(path):
         config = load_yaml(path)
     if "group" in config and config.get("task"):
@@ -170,21 +171,6 @@ def read_definition(path: Path) -> TaskDefinition:
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     return config
-
-
-def _check_punkt(task: str) -> None:
-    """ValueError where nltk lacks its data: IFEval's functions would find out once the model has answered."""
-    try:
-        import nltk
-    except ImportError as error:
-        raise ValueError(f"task {task}: needs nltk; pip install nltk langdetect immutabledict") from error
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError as error:
-        raise ValueError(
-            f"task {task}: needs punkt_tab, nltk's data; run `python -m nltk.downloader punkt_tab` where there is "
-            "network"
-        ) from error
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -69,24 +68,6 @@ def test_mmlu_by_likelihoods_and_in_words(tmp_path):
 
 def test_math_500_is_judged_by_math_verify():
     assert definition.HEADLINES["minerva_math500"] == "math_verify"
-
-
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (None, r"^task ifeval: needs nltk; pip install nltk langdetect immutabledict$"),
-        (SimpleNamespace(data=SimpleNamespace(find=lambda _: (_ for _ in ()).throw(LookupError()))), "needs punkt_tab"),
-        (SimpleNamespace(data=SimpleNamespace(find=lambda _: "there")), r"pip install langdetect$"),
-    ],
-)
-def test_ifeval_names_what_it_lacks_before_a_model_answers(found, message, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nltk", found)
-    monkeypatch.setitem(sys.modules, "langdetect", None)
-    for name in ("instructions", "instructions_registry"):
-        monkeypatch.delitem(sys.modules, f"lm_eval.tasks.ifeval.{name}", raising=False)
-    with pytest.raises(ValueError, match=message) as caught:
-        task("ifeval", tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_what_lm_eval_does_not_define_is_refused_in_one_line(tmp_path):
