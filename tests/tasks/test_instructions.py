@@ -37,7 +37,12 @@ def punkt(tmp_path_factory, monkeypatch):
 
 ITEMS = (
     ("punctuation:no_comma", {}, "No comma is in this", "One, two"),
-    ("length_constraints:number_sentences", {"relation": "at least", "num_sentences": 3}, "One came. Two went! Did it?", "Only one."),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "at least", "num_sentences": 3},
+        "One came. Two went! Did it?",
+        "Only one.",
+    ),
     (
         "length_constraints:number_words",
         {"relation": "less than", "num_words": 4},
