@@ -31,7 +31,7 @@ from lynx_exp.config import (
 from lynx_exp.lm_eval_arguments import Arguments, device_of, layers_of, policy_of, read_argument, sandbox_of
 from lynx_exp.run.encode import encode_requests
 from lynx_exp.tasks.lm_eval_code import run_code_in
-from lynx_exp.tasks.task import TaskRequest
+from lynx_exp.tasks.task_records import TaskRequest
 from lynx_exp.tasks.task_settings import Generation
 from lynx_exp.tasks.thinking import find_think_end
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lynx_exp.tasks.definition import known_tasks, mini_tasks
 from lynx_exp.tasks.load_task import load_task
 from lynx_exp.tasks.run_programs import ExecutionError, Program, Verdict, run_programs
-from lynx_exp.tasks.task import EvalTask, Metric, SampleScore, Scores, TaskRequest
+from lynx_exp.tasks.task import EvalTask
+from lynx_exp.tasks.task_records import Metric, SampleScore, Scores, TaskRequest
 from lynx_exp.tasks.task_settings import TaskSettings
 
 __all__ = [

@@ -9,7 +9,8 @@ from dataclasses import replace
 from math import floor
 from typing import TYPE_CHECKING, Literal
 
-from lynx_exp.tasks.task import EvalTask, Responses, Scores, TaskRequest
+from lynx_exp.tasks.task import EvalTask
+from lynx_exp.tasks.task_records import Responses, Scores, TaskRequest
 
 if TYPE_CHECKING:
     from lynx_exp.tasks.run_programs import Sandbox

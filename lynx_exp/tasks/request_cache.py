@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_exp.tasks.mini.dataset import FOLDER
-from lynx_exp.tasks.task import TaskRequest, TaskSpec
+from lynx_exp.tasks.task import TaskSpec
+from lynx_exp.tasks.task_records import TaskRequest
 from lynx_exp.tasks.task_settings import TaskSettings
 from lynx_exp.tasks.user_cache import cache_folder, write_atomically
 

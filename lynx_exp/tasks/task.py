@@ -1,4 +1,8 @@
-"""An evaluation task as three separate things: requests to answer, responses from anywhere, scores by lm-eval."""
+"""An evaluation task in three independent stages: requests, responses and scores.
+
+Requests and scores are lm-eval's; responses may come from any backend. `lynx_exp.run` encodes the requests, commits the
+responses to disk and scores them from there, so that scoring can be repeated without a model.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from lynx_exp.tasks.definition import HEADLINES
 from lynx_exp.tasks.process import Doc, MetricValues, Process
 from lynx_exp.tasks.repeated import keeps_one, one_by_one, together
 from lynx_exp.tasks.rouge import no_bootstrap_of_one
+from lynx_exp.tasks.task_records import Metric, Responses, SampleScore, Scores, TaskRequest
 from lynx_exp.tasks.task_settings import Generation
 
 if TYPE_CHECKING:
@@ -25,100 +30,36 @@ if TYPE_CHECKING:
     from lynx_exp.engine.requests.thoughts import ThinkEnd
     from lynx_exp.tasks.run_programs import Sandbox
 
-Responses: TypeAlias = Sequence[str] | Sequence[tuple[float, bool]]
 Results: TypeAlias = dict[tuple[str, str], list[object]]
 """(metric, filter) -> one value per document"""
-Given = TypeVar("Given")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskRequest:
-    doc_id: int
-    """Number of the document in the data; the requests of one document stand together."""
-    prompt: str
-    continuation: str | None = None
-    """Choice tasks only: the text to score after the prompt, its leading space kept."""
-    until: tuple[str, ...] = ()
-    """Strings that end a generation; the end-of-sequence token is the backend's to add."""
-    max_new_tokens: int = 0
-    """Most tokens to generate; 0 for a choice."""
-    temperature: float = 0.0
-    """0: greedy, and the other two have no effect. None: as the model's generation_config.json says."""
-    top_p: float | None = None
-    top_k: int | None = None
-    processing: tuple[tuple[str, object], ...] = ()
-    """What else changes logits before a token is chosen: settings of transformers by name."""
-    subtask: str = ""
-    """The task that it belongs to."""
-    think_end: ThinkEnd | None = None
-    """What ends a thought in its response; None: no thoughts are looked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleScore:
-    doc_id: int
-    target: str
-    filtered: str
-    """The response after the headline's filter; for a choice the text chosen."""
-    score: float | None
-    """The headline metric of this document alone; None if it exists only for a whole corpus."""
-    scores: dict[str, float]
-    """Every per-document metric, keyed `metric,filter`."""
-    request: int = 0
-    """The request whose response `filtered` comes from: the only one, the first of several, the choice made."""
-    repeat_scores: tuple[float, ...] | None = None
-    """The headline metric of each response where several were scored one by one; `score` is their mean, and their
-    requests follow `request`."""
-    verdict: str | None = None
-    """What became of the document's programs, where generated code was run: one, or a JSON list."""
-    sandbox: str | None = None
-    """Where they ran: the tier and its self-test, as JSON."""
-    subtask: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    subtask: str
-    metric: str
-    filter: str
-    value: float
-    higher_is_better: bool
-    headline: bool
-    """The one number that stands for the task: its definition's first metric (or `HEADLINES`'), its first filter."""
-    corpus: bool
-    """Computed from all responses together (BLEU), not a mean of per-document scores."""
-    samples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    samples: list[SampleScore]
-    metrics: list[Metric]
-
-    @property
-    def headline(self) -> Metric:
-        return next(metric for metric in self.metrics if metric.headline)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What a task asks: all there is to know of it until its answers are scored."""
+    """Everything about a task that is needed before scoring. It can be cached, because it holds no lm-eval objects."""
 
     name: str
     kind: Literal["generate", "choice"]
     repeats: int
     headline: str
     runs_code: bool
-    """Scoring runs what the model wrote."""
+    """Whether scoring executes code that the model wrote."""
     revision: str | None
-    """Of the hub's data set."""
+    """Revision of the data set on the hub."""
     data_digest: str
-    """Of all that makes the requests and their scores: documents, prompts, examples, settings."""
+    """Hash of all that determines requests and scores: documents, prompts, examples, settings."""
     requests: tuple[TaskRequest, ...]
 
     @classmethod
     def of(cls, task: ConfigurableTask, revision: str | None = None, think_end: ThinkEnd | None = None) -> TaskSpec:
-        """`task` must have built its requests. `think_end`: of those that generate."""
+        """Describe an lm-eval task.
+
+        Args:
+            task: lm-eval's task, which must have built its requests.
+            revision: Revision of its data set on the hub.
+            think_end: What ends a thought; used by generate tasks only.
+        """
         name = task.config.task
         kind: Literal["generate", "choice"] = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "generate"
         repeats = max(1, task.config.repeats or 1) if kind == "generate" else 1
@@ -140,44 +81,44 @@ class TaskSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltTask:
-    """lm-eval's own task."""
+    """An lm-eval task that has built its requests, which scoring needs."""
 
     task: ConfigurableTask
     spec: TaskSpec
     process: Process | None = None
-    """In place of the task's own scoring of filtered responses."""
+    """A replacement for the task's own scoring of filtered responses; None keeps that."""
 
 
 class EvalTask:
-    """One lm-eval task: its prompts, filters, metrics and aggregation; batching and generation belong to the caller."""
+    """One lm-eval task: its prompts, filters, metrics and aggregation. The caller batches and generates."""
 
     fillers: tuple[TaskRequest, ...] = ()
-    """Requests of other documents, which may stand beside its own in a batch and are not scored."""
+    """Requests of further documents, which may fill up a batch and are not scored."""
     fillers_digest: str | None = None
-    """Of all that makes them; None: there are none."""
+    """Hash of all that determines the fillers; None: there are none."""
 
     def __init__(self, spec: TaskSpec, make: Callable[[], BuiltTask]) -> None:
-        """`make`: called when lm-eval's own is needed, to score, say. It must ask the same."""
+        """`make` builds lm-eval's task when it is first needed, for scoring. It must yield the requests of `spec`."""
         self._make = make
         self.name, self.kind, self.repeats = spec.name, spec.kind, spec.repeats
         self.headline, self.runs_code, self.revision = spec.headline, spec.runs_code, spec.revision
         self.requests = spec.requests
         self._spec_digest = spec.data_digest
         self.data_digest = hashlib.sha256(f"{spec.data_digest} {spec.requests!r}".encode()).hexdigest()
-        """Of all that makes the requests and their scores, and of the requests as they are: what a cache holds of them
-        cannot pass for something else."""
+        """Hash of all that determines requests and scores, and of the requests themselves: a stale cache of requests
+        then has another hash."""
         docs = [request.doc_id for request in self.requests]
         self._starts = [at for at, doc in enumerate(docs) if at == 0 or doc != docs[at - 1]]
-        """The first request of each document."""
+        """Index of the first request of each document."""
 
     @cached_property
     def _built_task(self) -> BuiltTask:
-        made = self._make()
-        if made.spec.data_digest != self._spec_digest or made.spec.requests != self.requests:
+        built = self._make()
+        if built.spec.data_digest != self._spec_digest or built.spec.requests != self.requests:
             raise ValueError(f"task {self.name}: has changed since this run began; run it again")
-        # lm-eval compiles its templates anew for every document of every cell
-        made.task.doc_to_target = _once_a_document(made.task.doc_to_target)
-        return made
+        # lm-eval renders its target template at every call, and each cell of a sweep would pay for it again
+        built.task.doc_to_target = _once_a_document(built.task.doc_to_target)
+        return built
 
     @property
     def _task(self) -> ConfigurableTask:
@@ -189,25 +130,31 @@ class EvalTask:
 
     @property
     def process(self) -> Process:
-        """Values of the metrics of documents, from their filtered responses."""
+        """The function that computes the metrics of documents from their filtered responses."""
         return self._built_task.process or self._process_each
 
     @property
     def members(self) -> tuple[EvalTask, ...]:
-        """Itself: what a mix has several of."""
+        """The task itself. `MixedTask` has several."""
         return (self,)
 
     @property
     def lm_eval_task(self) -> ConfigurableTask:
-        """lm-eval's own."""
+        """lm-eval's task, built on first use."""
         return self._task
 
     def score(self, responses: Responses, *, sandbox: Sandbox | None = None) -> Scores:
-        """Filter, score and aggregate as lm-eval does. Depends on nothing but the responses, and changes nothing.
+        """Filter, score and aggregate responses as lm-eval does. The result depends on the responses only.
 
-        `responses`: one per request, in order; texts for a generate task, (log-likelihood, is greedy) pairs for a
-        choice task. `sandbox`: where generated code runs, if the task runs any. ValueError for any other number or
-        kind.
+        Args:
+            responses: One per request, in order.
+            sandbox: Where generated code runs, if the task runs any; None opens one when it is needed.
+
+        Returns:
+            The scores of each document and of the whole task.
+
+        Raises:
+            ValueError: The number or the kind of the responses does not fit the task.
         """
         self._check(responses)
         n = self.repeats
@@ -227,6 +174,7 @@ class EvalTask:
                 for of_doc_values in values:
                     for metric, value in of_doc_values.items():
                         results.setdefault((metric, filter_name), []).append(value)
+            # a task may compute other metrics than its definition declares; then the first computed one is reported
             first = next(iter(results))[0] if (self.headline, filters[0]) not in results else self.headline
             headline = (first, filters[0])
             samples = [self._sample(i, of_doc, results, headline, run) for i, of_doc in enumerate(by_doc)]
@@ -240,25 +188,33 @@ class EvalTask:
 
     @cached_property
     def scores_each(self) -> bool:
-        """Whether several responses to a document are scored one by one."""
+        """Whether several responses to a document are scored separately, instead of lm-eval's keeping the first."""
         return self.repeats > 1 and keeps_one(self._task._filters)
 
     def values(
         self, by_doc: Sequence[Sequence[Instance]], filter_name: str
     ) -> tuple[list[MetricValues], list[list[MetricValues]]]:
-        """Values of the metrics of each document, behind a filter that was applied; and of each of its responses,
-        where those are scored one by one."""
+        """Compute the metrics of each document after a filter.
+
+        Args:
+            by_doc: The instances of each document, to which the filter was applied.
+            filter_name: Name of the filter.
+
+        Returns:
+            The metrics of each document, and those of each of its responses if they are scored separately, else [].
+        """
         docs = [of_doc[0].doc for of_doc in by_doc]
         if not self.scores_each:
             filtered = [[instance.filtered_resps[filter_name] for instance in of_doc] for of_doc in by_doc]
             return self.process(docs, filtered), []
         n = self.repeats
         alone = [instance for of_doc in by_doc for instance in one_by_one(of_doc)]
+        # the filter ran over all responses of a document and kept one; here it sees each response by itself
         next(ensemble for ensemble in self._task._filters if ensemble.name == filter_name).apply(alone)
-        found = self.process(
+        values = self.process(
             [instance.doc for instance in alone], [[instance.filtered_resps[filter_name]] for instance in alone]
         )
-        each = [found[at : at + n] for at in range(0, len(found), n)]
+        each = [values[at : at + n] for at in range(0, len(values), n)]
         return together(each), each
 
     def _process_each(self, docs: Sequence[Doc], filtered: Sequence[list[object]]) -> list[MetricValues]:
@@ -266,14 +222,15 @@ class EvalTask:
 
         run = current_run()
 
-        def every() -> list[MetricValues]:
-            made = []
+        def process_all() -> list[MetricValues]:
+            values = []
             for number, (doc, responses) in enumerate(zip(docs, filtered, strict=True)):
                 run.doc = (number, doc)
-                made.append(self._task.process_results(doc, responses))
-            return made
+                values.append(self._task.process_results(doc, responses))
+            return values
 
-        return list(run.process(every)) if self.runs_code else every()
+        # a first pass only collects the generated programs; they run together, and a second pass uses their verdicts
+        return list(run.process(process_all)) if self.runs_code else process_all()
 
     def _check(self, responses: Responses) -> None:
         if len(responses) != len(self.requests):
@@ -312,7 +269,7 @@ class EvalTask:
             best = max(range(len(choices)), key=lambda choice: responses[choice][0])
             target, filtered = choices[target] if isinstance(target, int) else target, choices[best]
             request = self._starts[number] + best
-        if isinstance(filtered, list) and len(filtered) == 1:  # filters that keep every repeat
+        if isinstance(filtered, list) and len(filtered) == 1:  # some filters return a list of all responses
             filtered = filtered[0]
         scores = {
             ",".join(key): float(value) for key, values in results.items() if isinstance(value := values[number], Real)
@@ -333,11 +290,11 @@ class EvalTask:
 
 
 def _digest(task: ConfigurableTask, instances: Sequence[Instance]) -> str:
-    """sha256 over documents, what is asked of each, and the version of the definition."""
+    """sha256 of the documents, their requests and the version of the task's definition."""
     total = hashlib.sha256(json.dumps([task.config.task, str(task.VERSION), task.config.repeats]).encode())
     for instance in instances:
-        asked = [instance.doc_id, instance.doc, instance.arguments]
-        total.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        hashed = [instance.doc_id, instance.doc, instance.arguments]
+        total.update(json.dumps(hashed, sort_keys=True, default=str).encode())
     return total.hexdigest()
 
 
@@ -345,32 +302,32 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _once_a_document(function: Callable[..., Given]) -> Callable[..., Given]:
-    """Remembers what it gave for a document, which must live as long as the result."""
-    known: dict[int, tuple[object, Given]] = {}
+def _once_a_document(function: Callable[..., T]) -> Callable[..., T]:
+    """Cache a function's result for each document. A document must live as long as the cache, whose key is its id()."""
+    cache: dict[int, tuple[object, T]] = {}
 
-    def remembered(doc: object, *more: object) -> Given:
+    def cached(doc: object, *more: object) -> T:
         if more:
             return function(doc, *more)
-        if id(doc) not in known:
-            known[id(doc)] = doc, function(doc)
-        return known[id(doc)][1]
+        if id(doc) not in cache:
+            cache[id(doc)] = doc, function(doc)
+        return cache[id(doc)][1]
 
-    return remembered
+    return cached
 
 
 def _request(instance: Instance) -> TaskRequest:
     prompt, *rest = instance.arguments
     if instance.request_type == "loglikelihood":
         return TaskRequest(doc_id=instance.doc_id, prompt=prompt, continuation=rest[0])
-    asked = Generation.of(rest[0], f"task {instance.task_name}: generation_kwargs.")
+    settings = Generation.of(rest[0], f"task {instance.task_name}: generation_kwargs.")
     return TaskRequest(
         doc_id=instance.doc_id,
         prompt=prompt,
-        until=asked.until,
-        max_new_tokens=asked.max_new_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        processing=asked.processing,
+        until=settings.until,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        processing=settings.processing,
     )
