@@ -1,4 +1,8 @@
-"""What a policy is, and the template of those that choose one set of experts for a whole lane.
+"""The base classes of all selection policies.
+
+A `Policy` maps the routing of one layer and step to a new routing. A `LanePolicy` does so by choosing one set of
+experts for each lane. `lynx_exp.models` calls the policy inside each router; `lynx_exp.routing.policies` holds the
+implementations, one per file. Only torch is needed here.
 
 T token rows, E experts, K top-k, G lanes.
 """
@@ -28,7 +32,7 @@ CALIBRATED: Literal["calibrated"] = "calibrated"
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """The parameter that sets how many experts stay active, for `match_active` to turn."""
+    """The parameter that determines how many experts stay active; `match_active` searches its value."""
 
     parameter: str
     low: float | Literal["K", "E"]
@@ -36,17 +40,17 @@ class Knob:
     high: float | Literal["K", "E"]
     """Largest value to try."""
     integer: bool = True
-    """Integers only."""
+    """Whether only integers are valid."""
     falling: bool = False
-    """A larger value leaves fewer experts active."""
+    """Whether a larger value leaves fewer experts active."""
     logarithmic: bool = False
-    """Steps are ratios."""
+    """Whether to search in ratios instead of differences."""
 
     def bounds(self, shape: ModelShape) -> tuple[float, float]:
-        """The range to search.
+        """The range to search for one model.
 
         Args:
-            shape: Of the model.
+            shape: Number of experts and top-k of the model.
 
         Returns:
             (smallest, largest) value of the parameter.
@@ -58,42 +62,45 @@ class Knob:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """A function from the routing of a step to a new routing. Its fields are its parameters, checked when it is
-    built."""
+    """A function from the routing of a step to a new routing. Its fields are its parameters, which are checked when
+    the policy is built."""
 
     min_batch: int = 1
-    """Lanes with fewer live rows run vanilla."""
+    """Lanes with fewer live rows than this run vanilla."""
     weights: Weights = "renormalize"
-    """What the experts that run weigh, where they are not the router's own choice. renormalize: as the policy is
-    published, over those that run; mass: their sum is the token's own top-K mass; original: each its weight in the
-    router's top-K; reference: over the k2 best of all; affine: renormalize, and the layer's output mapped to vanilla's
-    mean and deviation, which `lynx-prepare calibrate policy=...` has measured."""
+    """Combine weights of the experts that run, where they differ from the router's choice. renormalize: as published,
+    their scores divided by their sum; mass: they add up to the token's own top-K mass; original: each keeps its weight
+    in the router's top-K; reference: their scores are divided by the sum over the token's k2 best experts; affine: as
+    renormalize, and the layer's output is mapped to vanilla's mean and deviation, as measured by `lynx-prepare
+    calibrate policy=...`."""
     k2: int | None = None
-    """weights=reference: over how many of a token's best experts its scores are divided, K..E; null: K."""
+    """With weights=reference, the number of a token's best experts in the denominator, K..E; null: K."""
     protect: Protect = None
-    """Experts that no token loses: a list a layer ([[3],[],[5,7]]); calibrated: by a calibration; null: none.
-    A token runs those of them that its router sends it to; `lynx-prepare calibrate` finds the super experts."""
+    """Experts that the policy never takes from a token that its router sends to them. Give a list per layer, such as
+    [[3],[],[5,7]]; calibrated: the super experts, as measured by `lynx-prepare calibrate`; null: none."""
     per_layer: Literal["calibrated"] | None = None
-    """calibrated: a budget for each layer, whose mean is the one that is given; null: the same in all layers.
-    Those that cost least, as `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated` has measured."""
+    """calibrated: a budget for each layer, with the given budget as their mean; null: the same in all layers. They are
+    the ones with the least loss, as measured by `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated`."""
 
     kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
-    """What it looks at: all rows of a lane in a step, or one token at a time."""
+    """Whether it considers all rows of a lane together, or one token at a time."""
     purpose: ClassVar[Literal["method", "chance", "probe", "control", "baseline"]] = "method"
-    """Why one runs it: to use it (`method`); to be beaten by those (`chance`); to ask what a model tolerates, with
-    figures of its own (`probe`); to know what the machinery does by itself (`control`, and the `baseline`, vanilla)."""
+    """Why one runs it. `method`: to use it; `chance`: a random choice that every method should beat; `probe`: to learn
+    what a model tolerates, with figures of its own; `control`: to measure the effect of the code path alone;
+    `baseline`: vanilla."""
     hidden: ClassVar[tuple[str, ...]] = ("min_batch", "weights", "seed")
-    """Parameters, besides those of the base class, that a label leaves out where they have their default."""
+    """Parameters that a label omits at their default values, in addition to those that a base class names."""
     color: ClassVar[str | None] = None
-    """In figures, as `#rrggbb`; None: the next of the palette."""
+    """Colour in figures, as `#rrggbb`; None takes the next one of the palette."""
     marker: ClassVar[str | None] = None
-    """In figures, as matplotlib names it; None: the next that is free."""
+    """Marker in figures, by its matplotlib name; None takes the next free one."""
     yields_marker: ClassVar[bool] = False
-    """Where colour tells something else, another policy may take the marker, and this one gets the next that is
-    free."""
+    """Whether another policy may take the marker in a figure whose colours do not show policies; this one then gets
+    the next free marker."""
     knob: ClassVar[Knob | None] = None
+    """The parameter that determines how many experts stay active; None if there is none."""
     secondary_parameters: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    """Other parameters, with values for `match_active` to try where the knob alone comes nowhere near."""
+    """Further parameters with their values, which `match_active` tries where the knob cannot approach the target."""
 
     def __post_init__(self) -> None:
         at_least(self, "min_batch", 1)
@@ -107,68 +114,69 @@ class Policy(ABC):
             raise ValueError(f"{self.name}: per_layer={self.per_layer}: not together with weights=affine")
 
     def protected(self, num_experts: int, device: torch.device) -> Tensor:
-        """The experts of `protect`.
+        """A mask of the experts of `protect`.
 
         Args:
-            num_experts: E, of the layer.
-            device: Where the mask is wanted.
+            num_experts: E, the number of experts of the layer.
+            device: The device for the mask.
 
         Returns:
             bool `[E]`.
 
         Raises:
-            RuntimeError: If no calibration has given `calibrated` its list yet.
+            RuntimeError: The list of `calibrated` is not known, because the policy is not bound to a model.
         """
         if self.protect is None or self.protect == CALIBRATED:
             raise RuntimeError(f"{self.name}: protect={self.protect}: `bind` the policy to a model first")
-        kept: dict[tuple[int, torch.device], Tensor] = self.__dict__.setdefault("_protected", {})
-        place = num_experts, device  # a policy that names no calibration serves models of any size
-        if place not in kept:
-            kept[place] = torch.zeros(num_experts, dtype=torch.bool, device=device)
-            kept[place][list(self.protect)] = True
-        return kept[place]
+        # cached on the frozen instance: making the mask anew in every layer and step would cost several launches
+        cache: dict[tuple[int, torch.device], Tensor] = self.__dict__.setdefault("_protected", {})
+        key = num_experts, device
+        if key not in cache:
+            cache[key] = torch.zeros(num_experts, dtype=torch.bool, device=device)
+            cache[key][list(self.protect)] = True
+        return cache[key]
 
     def __call__(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         """Select experts for the token rows of one layer.
 
         Args:
-            routing: The router's own.
-            step: Who the rows are.
-            rule: How this router scores.
+            routing: The router's own choice: logits `[T, E]`, experts and weights `[T, K]`.
+            step: Layer, phase, lane and liveness of each row.
+            rule: How this router turns logits into weights.
 
         Returns:
-            The new routing. Rows that are not live, or whose lane has fewer than `min_batch` rows, are as they were.
+            The new routing. Rows that are not live, or whose lane has fewer than `min_batch` rows, are unchanged.
         """
         return _select(self, routing, step, rule)
 
     @abstractmethod
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-        """What a policy is: select experts for the live rows.
+        """Select experts for the live rows. This is the method that a new policy implements.
 
         Args:
-            routing: The router's own.
-            step: Who the rows are; lanes that are too small are not live here.
-            rule: How this router scores.
+            routing: The router's own choice: logits `[T, E]`, experts and weights `[T, K]`.
+            step: Layer, phase, lane and liveness of each row; rows of lanes below `min_batch` are not live here.
+            rule: How this router turns logits into weights.
 
         Returns:
-            The new routing, which may have more than K slots. Rows that are not live must be as they were.
+            The new routing, which may have more than K slots. Rows that are not live must be unchanged.
         """
 
     def check(self, shape: ModelShape) -> None:  # noqa: B027  # most policies run anywhere
-        """Refuse models that cannot run this policy.
+        """Refuse models that cannot run this policy. A policy overrides it to check its own parameters.
 
         Args:
-            shape: Of the model.
+            shape: Sizes and router rule of the model.
 
         Raises:
             ValueError: The model cannot run it; the message names the parameter.
         """
 
     def accept(self, shape: ModelShape) -> None:
-        """`check`, and what all policies have in common.
+        """Run `check`, and the checks that all policies have in common.
 
         Args:
-            shape: Of the model.
+            shape: Sizes and router rule of the model.
 
         Raises:
             ValueError: The model cannot run it; the message names the parameter.
@@ -185,13 +193,13 @@ class Policy(ABC):
             )
 
     def bind(self, shape: ModelShape) -> Policy:
-        """The policy as a model runs it.
+        """Prepare the policy for one model.
 
         Args:
-            shape: Of the model.
+            shape: Sizes, router rule and calibration of the model.
 
         Returns:
-            The policy itself, or a copy with what it takes from the model, such as a calibration.
+            The policy itself, or a copy that holds data of the model, such as a calibration.
 
         Raises:
             ValueError: The model cannot run it.
@@ -201,38 +209,38 @@ class Policy(ABC):
 
     @property
     def name(self) -> str:
+        """The name in configurations, tables and figures: that of the policy's module."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
     def label(self) -> str:
-        """The policy with its parameters, such as `lynx(alpha=3, beta=2)`, as tables show it: without what is null, and
-        what is `hidden` at its default."""
-        known = [field for field in fields(self) if field.init]
-        own = {field.name: getattr(self, field.name) for field in known}
-        usual = {field.name: field.default for field in known}
+        """The name with the parameters as tables show them, such as `lynx(alpha=3, beta=2)`. Parameters that are null,
+        and `hidden` ones at their defaults, are omitted."""
+        parameters = [field for field in fields(self) if field.init]
+        own = {field.name: getattr(self, field.name) for field in parameters}
+        defaults = {field.name: field.default for field in parameters}
         hidden = {name for base in type(self).__mro__ for name in vars(base).get("hidden", ())}
-        return policy_label(self.name, own, usual, hidden)
+        return policy_label(self.name, own, defaults, hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanePolicy(Policy):
-    """A policy in three choices: score the experts of each lane and keep a set of them (`keep`), remap each token
-    into that set."""
+    """A policy that keeps a set of experts for each lane (`keep`), and restricts every token of the lane to it."""
 
     min_batch: int = 2  # with one row there is no union of experts to shrink
 
     kind = "batch-aware"
     serves_groups: ClassVar[bool] = False
-    """Whether a router that limits each token to some groups of experts still finds enough in every kept set."""
+    """Whether every kept set has enough experts for a router that limits each token to some groups of experts."""
 
     @abstractmethod
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        """Which experts a lane may use.
+        """Choose the experts that each lane may use.
 
         Args:
-            routing: The router's own.
-            step: Who the rows are.
-            rule: How this router scores.
+            routing: The router's own choice: logits `[T, E]`, experts and weights `[T, K]`.
+            step: Layer, phase, lane and liveness of each row.
+            rule: How this router turns logits into weights.
 
         Returns:
             `[G, E]` bool: at least K experts for each lane with live rows.
@@ -247,13 +255,16 @@ class LanePolicy(Policy):
 
 
 class Select(Protocol):
-    """Runs a policy, in one of the ways there are; the answer is the same up to rounding."""
+    """A way to execute policies: torch, numba or Triton. All give the same routing up to rounding."""
 
     def __call__(self, policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing: ...
 
 
 def select_in_torch(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
-    """The definition: `policy.route` for the lanes that are large enough, then `keep_protected`, then `weigh`."""
+    """Execute a policy in plain torch, which defines the result: `route`, then `keep_protected`, then `weigh`.
+
+    Arguments and result are those of `Policy.__call__`.
+    """
     acting, somewhere = acting_step(step, policy.min_batch)
     if not somewhere:
         return routing
@@ -267,17 +278,22 @@ _select: Select = select_in_torch
 
 
 def run_policies_by(select: Select) -> None:
-    """From now on a policy that is called runs by `select`. (`lynx_exp.routing.dispatch` sets itself here: what runs a
-    policy faster knows the policies, and they do not know it.)"""
+    """Execute all policies by `select` from now on. `lynx_exp.routing.dispatch` registers the fast implementations
+    here, because they import the policies, which therefore cannot import them."""
     global _select
     _select = select
 
 
 def acting_step(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
-    """(the step with only the live rows of lanes of at least `min_batch`, False if there is surely none); found once a
-    forward pass.
+    """Mark the rows of lanes below `min_batch` as not live.
 
-    Only on a CPU is it free to ask; elsewhere the answer would stall the device.
+    Args:
+        step: The rows of the step; the result is cached in its `shared`, which lasts for one forward pass.
+        min_batch: Live rows that a lane must have.
+
+    Returns:
+        (the step, whether any row is live in it). On a GPU the second is always True: reading the answer back would
+        make the host wait for the device in every step.
     """
     name = f"acting at {min_batch}"
     if name not in step.shared:
@@ -296,7 +312,7 @@ def acting_step(step: StepContext, min_batch: int) -> tuple[StepContext, bool]:
 
 @dataclass(frozen=True)
 class Phased:
-    """A policy that sees, and changes, only the rows of some phases."""
+    """A policy restricted to some phases: other rows are hidden from it and stay unchanged."""
 
     policy: Policy
     phases: Phases
@@ -311,13 +327,13 @@ class Phased:
 
 
 def votes_then_mass(routing: Routing, step: StepContext, rule: RouterRule) -> tuple[Tensor, Tensor]:
-    """(votes, summed mass), both `[G, E]`: how often an expert is in a top-K of the lane, and what breaks ties."""
+    """(votes, summed router mass), both `[G, E]`. A row votes for its top-K experts; the mass breaks ties."""
     votes_GE = lane_votes(routing.experts, step.live, step, routing.num_experts)
     return votes_GE, lane_sum(routing.mass(rule), step)
 
 
 def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
-    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed mass, then by lower index."""
+    """Each lane's `count` experts with the most votes, `[G, E]` bool. Ties go to larger mass, then to lower index."""
     mass_TE = routing.mass(rule)
     if native.usable(mass_TE):
         mask = native.most_voted(mass_TE.numpy(), routing.experts.numpy(), *native.arrays(step), step.num_lanes, count)
@@ -326,21 +342,21 @@ def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int
 
 
 def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) -> Tensor:
-    """`keep_GE` with at least `count` experts a lane, the missing ones added best first by the two keys.
+    """Add experts to each lane's set `keep_GE` until it has at least `count`; larger sets are unchanged. `[G, E]` bool.
 
-    A lane that keeps `count` or more already stays as it is.
+    The experts with the largest `first_GE` come first; `second_GE`, then the lower index break ties.
     """
     order_GE = torch.where(keep_GE, torch.inf, first_GE.double())
     return keep_GE | best_mask(order_GE, second_GE, count)
 
 
 def top_choices(routing: Routing, step: StepContext, count: int) -> Tensor:
-    """`[G, E]` bool: the experts among the first `count` of any live row of the lane, `count` at most K."""
+    """The union of the first `count` experts (at most K) of each live row of a lane, `[G, E]` bool."""
     return lane_votes(routing.experts[:, :count], step.live, step, routing.num_experts) > 0
 
 
 def without_groups(policy: Policy, shape: ModelShape) -> None:
-    """ValueError for a model whose routers limit a token to some groups of experts."""
+    """Raise ValueError for a model whose routers limit a token to some groups of experts."""
     rule = shape.rule
     if rule is not None and rule.grouped:
         raise ValueError(
@@ -351,24 +367,28 @@ def without_groups(policy: Policy, shape: ModelShape) -> None:
 
 
 def at_least(policy: Policy, field: str, least: float) -> None:
+    """Raise ValueError if a parameter is below `least`, or NaN."""
     value = getattr(policy, field)
     if not value >= least:
         raise ValueError(f"{policy.name}: {field}={value}: must be at least {least}")
 
 
 def at_most(policy: Policy, field: str, most: float) -> None:
+    """Raise ValueError if a parameter is above `most`, or NaN."""
     value = getattr(policy, field)
     if not value <= most:
         raise ValueError(f"{policy.name}: {field}={value}: must be at most {most}")
 
 
 def between(policy: Policy, field: str, least: float, most: float) -> None:
+    """Raise ValueError if a parameter is outside `least`..`most`, or NaN."""
     value = getattr(policy, field)
     if not least <= value <= most:
         raise ValueError(f"{policy.name}: {field}={value}: must lie in {least}..{most}")
 
 
 def above(policy: Policy, field: str, limit: float) -> None:
+    """Raise ValueError if a parameter is not above `limit`."""
     value = getattr(policy, field)
     if not value > limit:
         raise ValueError(f"{policy.name}: {field}={value}: must be above {limit}")
