@@ -1,4 +1,8 @@
-"""Records -> one row per (cell, subtask) with every estimate."""
+"""Computes the results table: every estimate of every (cell, subtask), with its paired difference to vanilla.
+
+It reads the frames of `analysis.load` and does no statistics of its own: `statistics`, `bleu`, `latency`, `activity`,
+`guards` and `drift` do. `lynx-results table`, the figures and the result page start from its rows.
+"""
 
 from __future__ import annotations
 
@@ -32,43 +36,23 @@ from lynx_exp.store.step_times import pairs_of_cells, steps_of_cells
 log = logging.getLogger("analysis")
 
 NO_ESTIMATE = Estimate(value=float("nan"))
+"""Stands for an estimate that could not be computed."""
 
 
 def results(records: Records) -> pd.DataFrame:
-    """One row per (cell, subtask), vanilla first, then no_drop, then the other policies by name and parameters.
+    """Compare every cell with vanilla on the same documents, plan and batch size.
 
-    Names as in the records, plus `setting`, `series` (policy label, with the phases unless decode), `unit` of the score
-    (%, BLEU, or own), `documents`, `lanes`, `paired` (a vanilla partner exists), and those of `plans.pooled`, of one
-    plan. An estimate X is five columns: `X`, `X_low`, `X_high` (95 % interval), `X_se` and `X_df`; `difference_pad` is
-    `Estimate.pad` of the difference. Estimates are `score` and `difference` (in
-    points: percent, or BLEU), `step_ms` (a decode step), `vanilla_step_ms` (vanilla's on the same steps), `speedup`
-    (the latter over the former; 1 for vanilla), `run_ms_per_token`, `run_speedup` and `tokens_per_s` (integrated over
-    all steps of the run, `analysis.latency_model`), `active_experts`
-    (per layer, of the steps that made the scored tokens; of a mix those of the stream that its subtasks share; beside
-    it `live_rows`, the rows of those steps, and `full_steps`, the share 0..1 of steps with every slot taken), `changed`
-    and `prompt_changed` (share 0..1 of the assignments of decode steps and of prompts that the policy changed; the
-    latter where it acts there),
-    `kl` (divergence from vanilla, millinats per token), `agreement` (% of tokens), `retained` and `prompt_retained`
-    (share of the router's top-k mass that runs, of tokens fed in decode steps and of prompts), and where something is
-    generated `new_tokens` (a response),
-    `length_stop_share` (0..1, cut off by the length limit) and their paired differences to vanilla,
-    `new_tokens_difference` and `length_stop_share_difference`. Missing numbers are NaN.
-    Estimates of length drift are `drift.COLUMNS`: tokens of thoughts and answers, the share of thoughts that were cut,
-    and tokens and a lane's seconds for each document that is solved.
-    `us_per_expert`: an estimate, of the fit that the cell shares: microseconds for each further active expert of a
-    layer; `fixed_ms`: what its steps cost besides rows, experts and positions, a policy's selection included; what the
-    hardware gave as in the cells.
-    `document_repeats`: responses to a document, of which the score is the mean (avg@k); `pass_at_k`, of 0/1 scores:
-    that of all of them, with `pass_at_k_difference`.
-    `windows`: places that were timed; `tpot_ms`: (E2E - TTFT) / (n - 1) of a request in its lane, integrated, median
-    over requests; `latency_residual`: what the latency model misses a timed step by, median, in percent;
-    `timing_final`: whether a time may be ranked (precision reached, machine not busy); `speedup_disagrees`: whether
-    `speedup` and `run_speedup` differ beyond the errors of both (None: not known).
-    `better` and `worse` count the
-    documents that score higher and lower than vanilla's; `p_mcnemar` is McNemar's test of the two, which takes
-    documents for independent (NaN where scores are not 0 or 1). `guard` names how responses leave vanilla's band:
-    "longer", "shorter", "more cut off", "fewer cut off", joined by commas; "" inside it, "-" where there is nothing to
-    compare (see `analysis.guards`).
+    Each column is declared in `analysis.row_schema`, or in `lynx_exp.store.cell_columns` if it is a field of the cell;
+    `docs/records.md` and `docs/reference` list them with unit and meaning. An estimate X has five columns: `X`, `X_low`
+    and `X_high` (95 % interval), `X_se` and `X_df`.
+
+    Args:
+        records: The loaded cells of a study.
+
+    Returns:
+        One row per (cell, subtask): vanilla first, then no_drop, then the other policies by name and parameters.
+        Missing numbers are NaN. `plans`, `plan_sd` and `difference_plan_sd` describe a single plan here;
+        `plans.pooled` combines several.
     """
     samples = _samples(attempts(records.samples, records.responses))
     steps_ms = {name: steps_of_cells(records.timing, name) for name in ("vanilla", "policy")}
@@ -81,9 +65,10 @@ def results(records: Records) -> pd.DataFrame:
     labels = series_of(records.cells)
     units = _units(records)
     partners = partners_of(records.cells)
-    guarded = guards.guards(records, partners)
+    guard_of = guards.guards(records, partners)
     integrated = latency_model.integrate(records)
-    drifted = drift.drift(records, partners, {cell: known.tokens_per_s for cell, known in integrated.items()})
+    drift_of = drift.drift(records, partners, {cell: known.tokens_per_s for cell, known in integrated.items()})
+    # sentence statistics of BLEU are slow to count: vanilla's serve all cells that are compared with it
     counts: dict[tuple[str, str], Array] = {}
     rows = []
     for cell in records.cells.to_dict("records"):
@@ -93,6 +78,7 @@ def results(records: Records) -> pd.DataFrame:
         for headline in headlines.get(cell["cell_id"], []):
             key = (cell["cell_id"], headline["subtask"])
             partner = (partners[cell["cell_id"]], headline["subtask"])
+            # the subtasks of a mix share lanes, and therefore steps: these belong to the mix, not to a subtask
             stream = (cell["cell_id"], headline["subtask"] if pd.isna(cell["mixing"]) else cell["task"])
             unit = units[headline["subtask"]]
             own, other = samples.get(key), None if cell["policy"] == "vanilla" else samples.get(partner)
@@ -132,16 +118,16 @@ def results(records: Records) -> pd.DataFrame:
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
                 | flat("prompt_changed", prompt_changed.get(stream, NO_ESTIMATE))
                 | fidelity.get(key, _NO_FIDELITY)
-                | _guard_columns(guarded.get(key))
-                | _drift_columns(drifted.get(key, {}))
+                | _guard_columns(guard_of.get(key))
+                | _drift_columns(drift_of.get(key, {}))
             )
     frame = pd.DataFrame(rows)
     order = sorted(range(len(frame)), key=lambda i: _row_order(rows[i]))
     return frame.iloc[order].reset_index(drop=True)
 
 
-# A choice, not a declaration: of all columns of a cell (`store.cell_columns`) those that rows of tables show or that
-# are averaged. A name that is not declared there fails at the first row.
+# The columns of a cell (`store.cell_columns`, which declares them) that tables show or that are averaged over subtasks.
+# A name that is not declared there fails at the first row.
 _CELL_FIELDS = (
     *("cell_id", "pair_id", "study", "model", "task", "mixing", "batch_size", "batching", "limit", "seed", "backend"),
     *("plan_seed",),
@@ -154,30 +140,33 @@ _CELL_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """Of one (cell, subtask), as arrays: a frame of a few rows costs more than what is done with it."""
+    """The scores of one (cell, subtask).
+
+    They are arrays, because a data frame of a few rows takes longer to make than the statistics take.
+    """
 
     document: np.ndarray
     attempt: np.ndarray
-    """As of `attempts`: what is paired."""
+    """Number of the response as in `attempts`; responses with the same number are paired between cells."""
     lane: np.ndarray
     score: Array
     rows: pd.DataFrame
-    """Of all cells."""
+    """The samples of all cells."""
     at: np.ndarray
-    """Its own among them."""
+    """Positions of this subtask's samples in `rows`."""
 
     def texts(self) -> tuple[list[str], list[str]]:
-        """Answers and references."""
-        answers, references = (self.rows[name].array for name in ("filtered", "target"))
-        return answers.take(self.at).tolist(), references.take(self.at).tolist()
+        """(responses, reference texts), one of each per document."""
+        responses, references = (self.rows[name].array for name in ("filtered", "target"))
+        return responses.take(self.at).tolist(), references.take(self.at).tolist()
 
     @cached_property
     def repeats(self) -> int:
-        """Responses to a document that are scored."""
+        """Number of scored responses per document."""
         return len(self.document) // max(len(np.unique(self.document)), 1)
 
     def names(self, at: np.ndarray | slice = slice(None)) -> np.ndarray | None:
-        """Documents of rows, where each has several."""
+        """The document of each row, to cluster by; None if each document has one response."""
         return self.document[at] if self.repeats > 1 else None
 
 
@@ -191,8 +180,10 @@ def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
 
 
 def _is_final(cell: Row) -> bool:
-    """Whether what was timed may be ranked: as precise as was asked for, on a machine with nothing else to do. True
-    where nothing was timed, and for vanilla, to which no ratio belongs."""
+    """Whether the cell's times may be ranked: they have the requested precision, and the machine was not busy.
+
+    It is also true where nothing was timed, and for vanilla, which is the denominator of every ratio.
+    """
     missed = cell["precision_reached"] is not None and not pd.isna(cell["precision_reached"])
     missed = missed and not bool(cell["precision_reached"])
     busy = cell["busy"] is not None and not pd.isna(cell["busy"]) and bool(cell["busy"])
@@ -205,12 +196,13 @@ def _row_order(row: Row) -> tuple[object, ...]:
 
 
 def _headlines(records: Records) -> dict[str, list[Row]]:
+    """The headline metric of each subtask, by cell."""
     chosen = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates(["cell_id", "subtask"])
-    chosen = chosen.assign(value=chosen["value"].astype(float))  # null where it is no finite number
-    found: dict[str, list[Row]] = {}
+    chosen = chosen.assign(value=chosen["value"].astype(float))  # null stands for a value that is not finite
+    by_cell: dict[str, list[Row]] = {}
     for row in chosen.to_dict("records"):
-        found.setdefault(row["cell_id"], []).append(row)
-    return found
+        by_cell.setdefault(row["cell_id"], []).append(row)
+    return by_cell
 
 
 def _guard_columns(guard: guards.Guard | None) -> dict[str, float | str]:
@@ -221,10 +213,10 @@ def _guard_columns(guard: guards.Guard | None) -> dict[str, float | str]:
     return columns | {"guard": guards.NOTHING_TO_COMPARE if guard is None else guard.flag}
 
 
-def _drift_columns(found: Mapping[str, Estimate]) -> dict[str, float]:
+def _drift_columns(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     columns: dict[str, float] = {}
     for name in drift.COLUMNS:
-        columns |= flat(name, found.get(name, NO_ESTIMATE))
+        columns |= flat(name, estimates.get(name, NO_ESTIMATE))
     return columns
 
 
@@ -244,30 +236,37 @@ def _fidelity(records: Records) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def _times(own: Array, pairs: Array, policy: str, integrated: latency_model.Integrated | None) -> dict[str, object]:
-    """`own` [W]: steps of the cell's windows in ms, `pairs` [W, 2]: vanilla's and the policy's."""
+    """The columns of times and speed-ups.
+
+    Args:
+        own: Median step of each window of the cell, `[W]` ms.
+        pairs: Vanilla's and the policy's median step of the windows that timed both, `[W, 2]` ms.
+        policy: Name of the policy.
+        integrated: Times over the whole run by the latency model; None if it could not be fitted.
+    """
     step = vanilla = latency.mean_step(own) if len(own) else NO_ESTIMATE
     speedup = Estimate(value=1.0) if len(own) and policy == "vanilla" else NO_ESTIMATE
     if len(pairs):
         step, vanilla = latency.mean_step(pairs[:, 1]), latency.mean_step(pairs[:, 0])
         speedup = latency.speedup(pairs)
-    found: dict[str, object] = {"windows": len(own)}
+    columns: dict[str, object] = {"windows": len(own)}
     for name, estimate in (("step_ms", step), ("vanilla_step_ms", vanilla), ("speedup", speedup)):
-        found |= flat(name, estimate)
+        columns |= flat(name, estimate)
     for name, value in latency_model.columns(integrated).items():
-        found |= flat(name, value) if isinstance(value, Estimate) else {name: value}
+        columns |= flat(name, value) if isinstance(value, Estimate) else {name: value}
     run_speedup = None if integrated is None else integrated.speedup
-    return found | {"speedup_disagrees": latency_model.disagrees(speedup, run_speedup)}
+    return columns | {"speedup_disagrees": latency_model.disagrees(speedup, run_speedup)}
 
 
 def _count_sentences(counts: dict[tuple[str, str], Array], wanted: Mapping[tuple[str, str], _Samples | None]) -> None:
-    """Fill in the sentence statistics of cells not seen yet, rows in the order of the samples."""
+    """Add the BLEU statistics of the cells that `counts` lacks, one row per sample."""
     for key, part in wanted.items():
         if part is not None and key not in counts:
             counts[key] = bleu.sentence_counts(*part.texts())
 
 
 def _units(records: Records) -> dict[str, str]:
-    """Unit of each subtask's score: BLEU, % where all documents score 0..1, else the metric's own."""
+    """Unit of each subtask's score: BLEU; % if all scores of documents lie in 0..1; otherwise the metric's own."""
     headlines = records.metrics[records.metrics["headline"].astype(bool)].drop_duplicates("subtask")
     scores = records.samples["score"].astype(float)
     wide = set(records.samples.loc[scores.notna() & ~scores.between(0.0, 1.0), "subtask"])
@@ -285,7 +284,19 @@ def _scores(
     own_counts: Array | None,
     other_counts: Array | None,
 ) -> tuple[Estimate, Estimate]:
-    """Score and difference to vanilla, in points (or the metric's own unit)."""
+    """The score and its paired difference to vanilla.
+
+    Args:
+        headline: The headline metric of the subtask.
+        unit: BLEU, % or own, as of `_units`.
+        own: Samples of the cell; None if it has none.
+        other: Samples of its vanilla partner; None if it has none.
+        own_counts: BLEU statistics of the cell's samples, for a metric in BLEU.
+        other_counts: Those of the partner.
+
+    Returns:
+        (score, difference), in points (percent or BLEU) or the metric's own unit.
+    """
     if own is None:
         return Estimate(value=headline["value"] * (100 if unit == "%" else 1)), NO_ESTIMATE
     lanes = own.lane
@@ -298,6 +309,7 @@ def _scores(
             difference = bleu.paired_bleu_difference(own_counts[mine], other_counts[theirs], lanes[mine])
         return score, difference
     if headline["corpus"]:
+        # a corpus metric other than BLEU has no scores of documents to estimate a variance from
         return Estimate(value=headline["value"]), NO_ESTIMATE
     values = own.score
     vanilla = np.empty(0) if other is None else other.score[theirs]
@@ -312,39 +324,42 @@ def _scores(
 
 
 def _repeated(own: _Samples | None, other: _Samples | None, *, is_vanilla: bool) -> dict[str, float]:
-    """Responses to a document, and pass@k of all of them, where there are several, each scored 0 or 1."""
+    """The number of responses per document, and pass@k where there are several that are scored 0 or 1."""
     several = own is not None and own.repeats > 1
-    found, difference = NO_ESTIMATE, NO_ESTIMATE
+    pass_at_k, difference = NO_ESTIMATE, NO_ESTIMATE
     if own is not None and several and np.isin(own.score, (0.0, 1.0)).all():
         k = own.repeats
         values = statistics.pass_values(own.score, own.document, k)
-        found = statistics.mean(values, own.lane, own.document).scaled(100)
+        pass_at_k = statistics.mean(values, own.lane, own.document).scaled(100)
         if is_vanilla:
             difference = Estimate(value=0.0)
         elif other is not None and other.repeats == k and np.isin(other.score, (0.0, 1.0)).all():
             mine, theirs = _matched(own, other)
-            before = statistics.pass_values(other.score, other.document, k)[theirs]
-            difference = statistics.paired_difference(values[mine], before, own.lane[mine], own.document[mine]).scaled(
+            vanilla = statistics.pass_values(other.score, other.document, k)[theirs]
+            difference = statistics.paired_difference(values[mine], vanilla, own.lane[mine], own.document[mine]).scaled(
                 100
             )
     repeats = {"document_repeats": float(own.repeats) if own is not None else math.nan}
-    return repeats | flat("pass_at_k", found) | flat("pass_at_k_difference", difference)
+    return repeats | flat("pass_at_k", pass_at_k) | flat("pass_at_k_difference", difference)
 
 
 def _changed(own: _Samples | None, other: _Samples | None) -> dict[str, float]:
+    """How many documents score higher and lower than with vanilla, and McNemar's test of these numbers."""
     if own is None or other is None:
         return {"better": math.nan, "worse": math.nan, "p_mcnemar": math.nan}
     mine, theirs = _matched(own, other)
+    # the mean score of several responses is not 0 or 1, so that McNemar's test does not apply
     if own.repeats > 1:
         change = statistics.per_document(own.score[mine] - other.score[theirs], own.document[mine])
         counts = {"better": int((change > statistics.FLAT).sum()), "worse": int((change < -statistics.FLAT).sum())}
         return counts | {"p_mcnemar": math.nan}
-    found = statistics.discordance(own.score[mine], other.score[theirs])
-    return {"better": found.better, "worse": found.worse, "p_mcnemar": found.p_value}
+    pairs = statistics.discordance(own.score[mine], other.score[theirs])
+    return {"better": pairs.better, "worse": pairs.worse, "p_mcnemar": pairs.p_value}
 
 
 def _matched(own: _Samples, other: _Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Row positions of the responses that both hold, in the same order."""
+    """(positions in `own`, positions in `other`) of the responses that both have, in the same order."""
+    # the usual case, where both have the same responses: intersect1d would sort them for each cell
     if np.array_equal(own.attempt, other.attempt) and (np.diff(own.attempt) > 0).all():
         return np.arange(len(own.attempt)), np.arange(len(own.attempt))
     _, mine, theirs = np.intersect1d(own.attempt, other.attempt, return_indices=True)
@@ -352,6 +367,7 @@ def _matched(own: _Samples, other: _Samples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_value(cell: Row, headline: Row, unit: str, score: Estimate) -> None:
+    """Warn if a stored metric is not what its samples give: one of the two was changed."""
     stored = headline["value"] * (100 if unit == "%" else 1)
     if abs(stored - score.value) > 1e-6:
         log.warning(
@@ -361,7 +377,15 @@ def _check_value(cell: Row, headline: Row, unit: str, score: Estimate) -> None:
 
 
 def flat(name: str, estimate: Estimate) -> dict[str, float]:
-    """The five columns of an estimate; NaN for what it lacks."""
+    """The five columns of an estimate.
+
+    Args:
+        name: Name of the estimate.
+        estimate: Its value, with an interval if there is one.
+
+    Returns:
+        The columns `name`, `name_low`, `name_high`, `name_se` and `name_df`; NaN where the estimate has no value.
+    """
     parts = {"": estimate.value, "_low": estimate.low, "_high": estimate.high, "_se": estimate.se, "_df": estimate.df}
     return {f"{name}{suffix}": float("nan") if part is None else float(part) for suffix, part in parts.items()}
 
