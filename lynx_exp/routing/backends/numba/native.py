@@ -1,11 +1,10 @@
-"""The primitives of `lanes` and `remap` as compiled loops, for CPUs where numba is installed (`pip install
-lynx_exp[cpu]`).
+"""The primitives of `routing.ops` as compiled loops, for CPUs with numba (`pip install lynx_exp[cpu]`).
 
-A step of a small model on a CPU takes milliseconds and a torch operation microseconds, so a policy of fifty torch
-operations in every layer would cost more than it saves. The loops here replace most of them, with the same results; the
-torch versions beside their callers remain the definition, and run everywhere else.
+A decode step of a small model on a CPU takes milliseconds, and a torch operation microseconds. A policy of fifty torch
+operations per layer would therefore cost more time than it saves. These loops replace most of the operations and give
+the same results. The torch code in their callers defines the result, and runs wherever numba cannot.
 
-T token rows, E experts, K top-k, G lanes, X sets, C how many are asked for.
+T token rows, E experts, K top-k, W slots of a row after the policy (W >= K), G lanes, X sets of experts.
 """
 
 from __future__ import annotations
@@ -50,11 +49,12 @@ else:
 
 
 FIXED_POINT = 2.0**32
+"""Sums are of integers in units of 1 / FIXED_POINT: the order of a lane's rows then cannot change the result."""
 _HALVES = (torch.bfloat16, torch.float16)
 
 
 def arrays(step: StepContext) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """(live, lane) of a StepContext as numpy arrays, made once a forward pass."""
+    """(live, lane) of a step as numpy arrays of shape `[T]`, cached for one forward pass."""
     if "arrays" not in step.shared:
         step.shared["arrays"] = step.live.numpy(), step.lane.numpy()
     live_T, lane_T = step.shared["arrays"]
@@ -62,24 +62,24 @@ def arrays(step: StepContext) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
 
 
 def stamp(*files: str) -> int:
-    """A number for the contents of these source files."""
+    """A checksum of source files, by which a compiled function can tell that its callees have changed."""
     return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the loops may run on these: numba is here, and so are the tensors, in types that numpy knows."""
+    """Whether the loops can run: numba is installed, and the tensors are on the CPU in types that numpy has."""
     return AVAILABLE and all(t.device.type == "cpu" and t.dtype not in _HALVES for t in tensors)
 
 
 @njit(cache=True)
 def at(address, shape, like):  # type: ignore[no-untyped-def]
-    """The contiguous array of numbers of the type of `like` that lies at `address`."""
+    """View the memory at `address` as a contiguous array of this shape, with elements of the type of `like`."""
     return carray(_pointer(address, like), shape)  # type: ignore[call-arg]
 
 
 @njit(cache=True)
 def lane_sum(values_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
-    """`[G, E]` float64."""
+    """Sum over the live rows of each lane: `[G, E]` float64."""
     total_GE = np.zeros((num_lanes, values_TE.shape[1]), np.int64)
     for t in range(values_TE.shape[0]):
         if live_T[t]:
@@ -90,7 +90,7 @@ def lane_sum(values_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-d
 
 @njit(cache=True)
 def lane_votes(experts_TK, voting_T, live_T, lane_T, num_lanes, num_experts):  # type: ignore[no-untyped-def]
-    """`[G, E]` int64."""
+    """How often each expert is in the top-K of a live, voting row of the lane: `[G, E]` int64."""
     votes_GE = np.zeros((num_lanes, num_experts), np.int64)
     for t in range(experts_TK.shape[0]):
         if live_T[t] and voting_T[t]:
@@ -101,7 +101,7 @@ def lane_votes(experts_TK, voting_T, live_T, lane_T, num_lanes, num_experts):  #
 
 @njit(cache=True)
 def best_mask(first_XE, second_XE, count):  # type: ignore[no-untyped-def]
-    """`[X, E]` bool: the best `count` by the first key, ties by the second, then by lower index."""
+    """Each set's `count` best experts by the first key; ties by the second, then the lower index: `[X, E]` bool."""
     rows, size = first_XE.shape
     mask_XE = np.zeros((rows, size), np.bool_)
     for x in range(rows):
@@ -119,7 +119,7 @@ def best_mask(first_XE, second_XE, count):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def most_voted(scores_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type: ignore[no-untyped-def]
-    """`[G, E]` bool: each lane's `count` experts with most votes, ties by summed score, then by lower index."""
+    """Each lane's `count` experts with the most votes; ties by summed score, then the lower index: `[G, E]` bool."""
     num_experts = scores_TE.shape[1]
     votes_GE = lane_votes(experts_TK, live_T, live_T, lane_T, num_lanes, num_experts)
     return best_mask(votes_GE, lane_sum(scores_TE, live_T, lane_T, num_lanes), count)
@@ -127,7 +127,7 @@ def most_voted(scores_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type
 
 @njit(cache=True)
 def lane_size(live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
-    """`[G]` int64: live rows of each lane."""
+    """Live rows of each lane: `[G]` int64."""
     size_G = np.zeros(num_lanes, np.int64)
     for t in range(len(live_T)):
         size_G[lane_T[t]] += live_T[t]
@@ -136,7 +136,7 @@ def lane_size(live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
-    """(live rows in lanes with at least `least` of them `[T]` bool, whether there are any)."""
+    """(which rows are live and in a lane with at least `least` live rows, `[T]` bool; whether any is)."""
     size_G = lane_size(live_T, lane_T, num_lanes)
     acts_T = np.empty(len(live_T), np.bool_)
     somewhere = False
@@ -148,11 +148,16 @@ def lane_rows(live_T, lane_T, num_lanes, least):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, top_k):  # type: ignore[no-untyped-def]
-    """`[G, E]` int64: AffinityBinning's votes, as `lynx_exp.routing.policies.lynx` has them in torch."""
+    """AffinityBinning's votes, `[G, E]` int64; `lynx_exp.routing.policies.lynx` has the torch code and the source.
+
+    A row's pull on an expert is (rows of the lane) ** bin, with bin <= 0. The row then votes for the `top_k` experts
+    with the largest sum of its own bin and the pull of the other rows, over the lane's number of rows.
+    """
     rows, size = affinity_TE.shape
     bin_TE = np.empty((rows, size), np.float64)
     pull_TE = np.empty((rows, size), np.float64)
-    few = whole_bins and lowest > -size  # then fewer bins than experts: each power once
+    # with fewer bins than experts, each power is computed once per lane instead of once per row and expert
+    few = whole_bins and lowest > -size
     pull_GB = np.empty((len(size_G), int(-lowest) + 1 if few else 0), np.float64)
     for g in range(len(size_G)):
         for b in range(pull_GB.shape[1]):
@@ -165,7 +170,7 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
                 bin_TE[t, e] = max(np.ceil(gap) if whole_bins else gap, lowest)
                 if affinity_TE[t, e] == -np.inf:
                     pull_TE[t, e] = 0.0
-                elif few and bin_TE[t, e] >= lowest:  # not so for NaN
+                elif few and bin_TE[t, e] >= lowest:  # false for NaN
                     pull_TE[t, e] = pull_GB[lane_T[t], int(-bin_TE[t, e])]
                 else:
                     pull_TE[t, e] = np.float64(size_G[lane_T[t]]) ** bin_TE[t, e]
@@ -196,7 +201,7 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
 
 @njit(cache=True)
 def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize, slots):  # type: ignore[no-untyped-def]
-    """(experts `[T, W]` int64, weights `[T, W]` of the scores' type) with W = max(K, slots)."""
+    """`lynx_exp.routing.ops.remap.restrict`: (experts int64, weights), both `[T, W]` with W = max(K, slots)."""
     rows, width = len(experts_TK), max(experts_TK.shape[1], slots)
     new_TW = np.empty((rows, width), np.int64), np.empty((rows, width), weights_TK.dtype)
     restrict_into(
@@ -229,7 +234,7 @@ def restrict_into(
     renormalize,
     slots,
 ):
-    """`lynx_exp.routing.ops.remap.restrict`, written to the first two."""
+    """`restrict`, with its results written to the first two arguments."""
     rows, top_k = experts_TK.shape
     width = new_experts_TW.shape[1]
     taken_E = np.empty(choice_TE.shape[1], np.bool_)
@@ -239,6 +244,7 @@ def restrict_into(
             new_weights_TW[t, w] = weights_TK[t, w] if w < top_k else 0.0
         if not changes_T[t]:
             continue
+        # a row whose own choice is allowed keeps its weights to the last bit, which recomputing them would not give
         allowed_E = sets_XE[set_T[t]]
         inside = slots == top_k
         for k in range(top_k):
@@ -249,7 +255,7 @@ def restrict_into(
         total, mass = np.float32(0.0), np.float32(0.0)
         for k in range(top_k):
             mass += weights_TK[t, k]
-        found = 0
+        filled = 0
         for w in range(slots):
             best = -1
             for e in range(choice_TE.shape[1]):
@@ -262,21 +268,21 @@ def restrict_into(
             new_experts_TW[t, w] = best
             new_weights_TW[t, w] = scores_TE[t, best]
             total += scores_TE[t, best]
-            found += 1
-        if found == 0:
+            filled += 1
+        if filled == 0:
             continue
         factor = (np.float32(1.0) if renormalize else mass) / max(total, np.float32(1.1754943508222875e-38))
         for w in range(width):
-            if w < found:
+            if w < filled:
                 new_weights_TW[t, w] *= factor
-            else:
+            else:  # an empty slot repeats the first expert, so that no further expert becomes active
                 new_experts_TW[t, w] = new_experts_TW[t, 0]
                 new_weights_TW[t, w] = 0.0
 
 
 @njit(cache=True)
 def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
-    """(experts, weights), both `[T, K]`: the slots left moved to the front, the others emptied."""
+    """(experts, weights), both `[T, K]`: the remaining slots move to the front, and the others are emptied."""
     new_experts_TK, new_weights_TK = experts_TK.copy(), weights_TK.copy()
     drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass)
     return new_experts_TK, new_weights_TK
@@ -284,7 +290,7 @@ def drop_slots(experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[n
 
 @njit(cache=True)
 def drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, dropped_TK, keep_mass):  # type: ignore[no-untyped-def]
-    """The same, written to the first two, which hold copies of the next two."""
+    """`drop_slots`, in place: the first two arguments are copies of the next two, and receive the results."""
     rows, top_k = experts_TK.shape
     for t in range(rows):
         left = 0
@@ -309,7 +315,10 @@ def drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, droppe
 
 @njit(cache=True)
 def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshold):  # type: ignore[no-untyped-def]
-    """`[T, K]` int64: SERE's experts; slots before `first` stay."""
+    """SERE's experts, `[T, K]` int64: each expert gives way to the most similar primary one of its lane.
+
+    Slots before `first` stay, and so do experts whose similarity to every primary one is below `threshold`.
+    """
     lanes, size = primary_GE.shape
     instead_GE = np.empty((lanes, size), np.int64)
     for g in range(lanes):
@@ -330,13 +339,16 @@ def substitute(experts_TK, primary_GE, alike_EE, live_T, lane_T, first, threshol
 
 @njit(cache=True)
 def weigh(choice_TE, scores_TE, own_TK, experts_TW, weights_TW, scale_E, count, renormalize, scaling):  # type: ignore[no-untyped-def]
-    """`[T, W]`: `lynx_exp.routing.ops.weigh.weigh`, `count` as `denominator_of` gives it; `scale_E` empty for a router
-    without a scale."""
+    """`lynx_exp.routing.ops.weigh.weigh`: the combine weights, `[T, W]`.
+
+    `count` is what `denominator_of` returns. `scale_E` is empty for a router without a scale per expert.
+    """
     rows, top_k = own_TK.shape
     width = experts_TW.shape[1]
     new_TW = weights_TW.copy()
     runs_W = np.empty(width, np.bool_)
     for t in range(rows):
+        # a slot that repeats an earlier expert is empty; a row with the router's own experts keeps its weights
         changed = False
         for w in range(width):
             runs_W[w] = True
