@@ -1,9 +1,9 @@
-"""Decoding of many lanes in one serving engine: requests are let in so that a lane's rows share every step, and what
-shared a step is checked against what the plugin saw.
+"""Decodes many lanes in one vLLM engine, such that the rows of a lane share every decode step.
 
-vLLM schedules by itself. A lane of static batching decodes in step if all its prompts are computed in the same step,
-so a lane is let in only when they fit what is left of one. Should vLLM do otherwise (a preempted request, say), the
-lane is stopped, and run again with nobody beside it.
+vLLM schedules requests by itself. The requests of a static lane stay together if all their prompts are computed in the
+same step, so a lane is submitted only when its prompts fit into the step. After each step the counts of the plugin
+show which rows really ran together. A lane that vLLM separated, by preempting a request for example, is aborted and
+runs again without other lanes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lynx_exp.engine import Job, LaneResult, Request
 from lynx_exp.engine.decoding.lane import Lane, Row, lanes_of
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.vllm_backend.host import VllmHost
+from lynx_exp.vllm_backend.submit_request import submit
 from lynx_exp.vllm_plugin.plugin_settings import spec_of
 from lynx_exp.vllm_plugin.record import LaneCount
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ServedRow(Row):
-    """A request in vLLM: as `Row`, or made to say its continuation."""
+    """A request in vLLM. It is decoded as in `Row`, or its continuation is forced and scored."""
 
     def __init__(
         self, request: Request, number: int, slot: int, stopper: Stopper, filler: bool = False, *, scored: bool
@@ -36,7 +37,12 @@ class ServedRow(Row):
         self.logprob, self.greedy = 0.0, True
 
     def append(self, token: int, logprob: Logprob) -> None:
-        """`logprob`: vLLM's of the token, where it was asked for."""
+        """Take in a token that vLLM has produced.
+
+        Args:
+            token: Its id.
+            logprob: Its log-probability in nats and its rank; needed for a scored row.
+        """
         if not self.scored:
             self.take(token)
             return
@@ -51,7 +57,7 @@ class ServedRow(Row):
 
 
 class Running:
-    """A lane in vLLM."""
+    """A lane whose requests are in vLLM, with the counts of its steps so far."""
 
     def __init__(self, lane: Lane, number: int, scored: bool) -> None:
         self.lane, self.number = lane, number
@@ -59,21 +65,21 @@ class Running:
         self.active: list[list[int]] = []
         self.changed: list[list[int]] = []
         self.rows: dict[str, ServedRow] = {}
-        """By vLLM's name of the request; those that are not finished."""
+        """The unfinished rows, by vLLM's request id."""
 
     @property
     def decoding(self) -> int:
-        """Rows that the next step decodes."""
+        """Number of rows that the next step decodes; those without a token are still in prefill."""
         return sum(bool(row.tokens) for row in self.rows.values())
 
     @property
     def scored_rows(self) -> int:
-        """Those of them that are no fillers."""
+        """Number of decoding rows that are not fillers."""
         return sum(bool(row.tokens) and not row.filler for row in self.rows.values())
 
 
 class Stream:
-    """One decoding of jobs; `run` it once."""
+    """Decodes or scores jobs on one engine. An instance is used once."""
 
     def __init__(
         self,
@@ -84,12 +90,24 @@ class Stream:
         on_step: Callable[[int, int], None],
         on_note: Callable[[str], None],
     ) -> None:
+        """Check that every lane fits the engine.
+
+        Args:
+            engine: The vLLM engine with its limits.
+            jobs: Lanes to run, with their policies.
+            scored: Whether to score the requests' continuations instead of generating.
+            on_step: Called with the numbers of tokens and of unfinished rows of each step.
+            on_note: Called with one line of text when a lane has to run again.
+
+        Raises:
+            ValueError: A lane does not fit; the message names the limit to raise.
+        """
         self._engine, self._jobs, self._scored = engine, jobs, scored
         self._on_step, self._on_note = on_step, on_note
         self._acts = list(dict.fromkeys(job.act for job in jobs))
         self._waiting = list(lanes_of(jobs, self._acts))[::-1]
         self._again: list[Lane] = []
-        """Lanes that fell out of step: each is to run alone."""
+        """Lanes whose rows vLLM separated; each runs again, alone."""
         self._retried: set[tuple[int, int]] = set()
         self._running: dict[int, Running] = {}
         self._where: dict[str, Running] = {}
@@ -100,12 +118,12 @@ class Stream:
         return self._jobs[lane.job].requests[number]
 
     def _length(self, lane: Lane, number: int) -> int:
-        """Positions that a request may come to need."""
+        """Positions of the cache that a request needs at most."""
         request = self._request(lane, number)
         return len(request.prompt_ids) + (len(request.continuation_ids) if self._scored else request.max_new_tokens)
 
     def _reserve(self, lane: Lane) -> int:
-        """Positions of the cache that the lane may come to fill, in whole blocks."""
+        """Positions of the cache that the lane needs at most, in whole blocks."""
         block = self._engine.block
         lengths = (self._length(lane, number) for number in (*lane.queue, *lane.fillers))
         return sum(-(-length // block) * block for length in sorted(lengths, reverse=True)[: lane.width])
@@ -114,12 +132,12 @@ class Stream:
         return sum(len(self._request(lane, number).prompt_ids) for number in (*lane.queue, *lane.fillers)[: lane.width])
 
     def _static(self, lane: Lane) -> bool:
-        """Whether all of its requests are there from the beginning."""
+        """Whether all requests of the lane start together, with none to refill a slot."""
         plan = self._jobs[lane.job].plan
         return len(plan.lanes[lane.number]) == lane.width and not plan.fillers_of(lane.number)
 
     def _check(self, lane: Lane) -> None:
-        """ValueError if the engine cannot run this lane at all."""
+        """Raise ValueError if the engine cannot run this lane even alone."""
         engine, tokens = self._engine, self._prompt_tokens(lane)
         if lane.width > engine.max_rows:
             raise ValueError(f"batch_size={lane.width}: pack.max_rows={engine.max_rows} rows is all this engine has")
@@ -135,9 +153,16 @@ class Stream:
             )
 
     def run(self) -> Iterator[tuple[int, LaneResult]]:
-        """(number of the job, lane) for each lane as it completes."""
+        """Run all lanes.
+
+        Yields:
+            (position of the job, lane) as each lane completes.
+
+        Raises:
+            RuntimeError: vLLM separated the rows of a lane even when it ran alone.
+        """
         try:
-            self._engine.counts()  # of whoever used the engine before
+            self._engine.counts()  # discards the counts of earlier requests
             while self._waiting or self._again or self._running:
                 self._admit()
                 yield from self._step()
@@ -145,7 +170,7 @@ class Stream:
             self._abort(list(self._where))
 
     def _admit(self) -> None:
-        """Let lanes in while rows, cache and the tokens of this step last."""
+        """Submit lanes as long as rows, cache positions and tokens of the next step are left."""
         engine = self._engine
         tokens = engine.step_tokens - sum(running.decoding for running in self._running.values())
         rows = engine.max_rows - sum(running.lane.reserved for running in self._running.values())
@@ -155,6 +180,7 @@ class Stream:
         if not self._running and not self._waiting and self._again:
             self._open(self._again.pop())
             return
+        # a lane wider than the tokens of a step starts only if nothing else runs; `_check` has refused static ones
         while self._waiting and not self._alone():
             lane = self._waiting[-1]
             need = self._prompt_tokens(lane)
@@ -165,9 +191,11 @@ class Stream:
             self._open(lane)
 
     def _alone(self) -> bool:
+        """Whether a lane is running that must have no other lanes beside it."""
         return any((running.lane.job, running.lane.number) in self._retried for running in self._running.values())
 
     def _held(self, running: Running) -> int:
+        """Positions of the cache that a running lane may still need."""
         block, lane = self._engine.block, running.lane
         now = sum(-(-self._length(lane, row.number) // block) * block for row in running.rows.values())
         return max(now, self._reserve(lane)) if lane.queue or lane.fillers else now
@@ -178,7 +206,7 @@ class Stream:
         self._enter(running)
 
     def _enter(self, running: Running) -> int:
-        """The next requests of a lane's queue, then fillers, into its free slots; tokens of their prompts."""
+        """Submit requests for the lane's free slots, fillers last; returns the number of tokens of their prompts."""
         lane, tokens = running.lane, 0
         while lane.free:
             numbers, fillers = lane.entering()
@@ -199,48 +227,56 @@ class Stream:
             "slot": slot,
             "number": lane.number,
         }
-        salt = f"lane {running.number}" if act.prefills else None  # else prompts would share what a policy changed
+        # a policy that acts on prompts changes their keys and values: other lanes must not reuse them
+        salt = f"lane {running.number}" if act.prefills else None
         name = submit(self._engine, request, where, scored=self._scored, salt=salt)
         running.rows[name] = row
         self._where[name] = running
 
     def _step(self) -> Iterator[tuple[int, LaneResult]]:
-        """One step of vLLM, and what it gave."""
+        """Run one step of vLLM; yields the lanes that it completed."""
         expected = {
             number: (running.decoding, len(running.rows), running.scored_rows)
             for number, running in self._running.items()
         }
-        heard, finished = 0, []
+        new_tokens, finished = 0, []
         for output in self._engine.llm.llm_engine.step():
             running = self._where.get(output.request_id)
             if running is None:
                 continue
-            row, said = running.rows[output.request_id], output.outputs[0]
-            for at, token in enumerate(said.token_ids):
-                row.append(token, said.logprobs[at][token] if said.logprobs else None)
-                heard += 1
+            row, completion = running.rows[output.request_id], output.outputs[0]
+            for at, token in enumerate(completion.token_ids):
+                row.append(token, completion.logprobs[at][token] if completion.logprobs else None)
+                new_tokens += 1
             if row.finish is not None:
                 finished.append(output.request_id)
-        fallen = self._fallen(self._engine.counts(), expected)
+        separated = self._separated(self._engine.counts(), expected)
         for running in self._running.values():
             for row in running.rows.values():
-                if len(row.tokens) == 1:  # its prompt went through in this step, beside what others decoded
+                if len(row.tokens) == 1:  # this step computed its prompt; it decodes from the next one
                     row.entered = len(running.lane.live_rows)
         self._abort(finished, also=True)
-        for running in fallen:
+        for running in separated:
             self._put_back(running)
-        self._on_step(heard, len(self._where))
+        self._on_step(new_tokens, len(self._where))
         for running in [running for running in self._running.values() if running.lane.is_over]:
             running.lane.cut()
             self._abort(list(running.rows))
             del self._running[running.number]
             yield running.lane.job, self._result(running)
 
-    def _fallen(self, counts: Sequence[LaneCount], expected: dict[int, tuple[int, int, int]]) -> list[Running]:
-        """Take in what the plugin saw of each lane; those that did not decode as planned. `expected`: of each lane the
-        rows that were to decode, all its rows, and those of the first that are no fillers."""
+    def _separated(self, counts: Sequence[LaneCount], expected: dict[int, tuple[int, int, int]]) -> list[Running]:
+        """Add the plugin's counts of a step to each lane, and find the lanes that did not decode as planned.
+
+        Args:
+            counts: What the plugin counted, of each lane with rows in the step.
+            expected: For each lane, the numbers of rows to decode, of all rows, and of rows to decode without fillers.
+
+        Returns:
+            Lanes of which some rows were left out of the step, or ran in another one.
+        """
         seen = {count.step.lane: count for count in counts}
-        fallen = []
+        separated = []
         for number, running in self._running.items():
             count = seen.get(number)
             live = 0 if count is None else count.step.live_rows
@@ -256,18 +292,18 @@ class Stream:
             if count is not None and self._acts[running.lane.act].prefills:
                 self._prefilled(running.lane, count)
             if not in_step:
-                fallen.append(running)
-        return fallen
+                separated.append(running)
+        return separated
 
     @staticmethod
     def _prefilled(lane: Lane, count: LaneCount) -> None:
-        """Add what a policy that acts in prefill did there."""
+        """Add up what a policy changed on the prompts."""
         changed = torch.tensor(count.prompt_changed, dtype=torch.long)
         lane.prompt_tokens += count.step.prompt_rows
         lane.prompt_changed = changed if lane.prompt_changed is None else lane.prompt_changed + changed
 
     def _put_back(self, running: Running) -> None:
-        """A lane whose rows did not share their steps: again, alone; a second time it is an error."""
+        """Abort a lane whose rows were separated and queue it to run alone; the second time raises RuntimeError."""
         lane = running.lane
         key = (lane.job, lane.number)
         if key in self._retried:
@@ -286,7 +322,12 @@ class Stream:
         )
 
     def _abort(self, names: Sequence[str], also: bool = False) -> None:
-        """Take requests out, those that vLLM itself has finished included."""
+        """Remove requests from vLLM and from their lanes.
+
+        Args:
+            names: vLLM's request ids; it ignores those that it has finished itself.
+            also: Whether the rows also leave their slots to the next requests of their lanes.
+        """
         if names:
             self._engine.llm.llm_engine.abort_request(list(names))
         for name in names:
@@ -297,55 +338,16 @@ class Stream:
 
     def _result(self, running: Running) -> LaneResult:
         lane = running.lane
-        lane.rows = [row for row in lane.rows if row.tokens]  # a filler may have been cut in its prefill
-        made = lane.result(running.active, running.changed)
+        lane.rows = [row for row in lane.rows if row.tokens]  # a filler without a token was cut during its prefill
+        result = lane.result(running.active, running.changed)
         if not self._scored:
-            return made
+            return result
         rows = [row for row in lane.rows if isinstance(row, ServedRow)]
         return replace(
-            made,
+            result,
             texts=[""] * len(rows),
             thoughts=[],
             thought_tokens=[],
             logprobs=[row.logprob for row in rows],
             greedy=[row.greedy for row in rows],
         )
-
-
-def submit(
-    engine: VllmHost, request: Request, where: dict[str, object], *, scored: bool, salt: str | None = None
-) -> str:
-    """Hand a request to vLLM; its name there. `scored`: it says its continuation."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    extra: dict[str, object] = {"lynx": where}
-    if scored:
-        extra["lynx_forced"] = list(request.continuation_ids)
-    sampling = request.sampling
-    drawn: dict[str, object] = {"temperature": 0.0}
-    if sampling is not None and not scored:
-        drawn = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or 0,
-            "seed": sampling.seed & (2**63 - 1),
-        }
-    params = SamplingParams(
-        **drawn,
-        max_tokens=len(request.continuation_ids) if scored else request.max_new_tokens,
-        logprobs=0 if scored else None,
-        ignore_eos=True,  # `Row` ends a response, as in the transformers backend
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=extra,
-    )
-    prompt: dict[str, object] = {"prompt_token_ids": list(request.prompt_ids)}
-    if salt is not None:
-        prompt["cache_salt"] = salt
-    name = f"{where['lane']}-{where['slot']}-{next(_numbers)}"
-    engine.llm.llm_engine.add_request(name, prompt, params)
-    return name
-
-
-_numbers = iter(range(2**62))

@@ -20,7 +20,7 @@ from lynx_exp.engine.timing.window_timing import WindowTiming, check_windows, ti
 from lynx_exp.engine.timing.windows import Window
 from lynx_exp.routing import Phases, Policy
 from lynx_exp.vllm_backend.host import VllmHost
-from lynx_exp.vllm_backend.vllm_stream import submit
+from lynx_exp.vllm_backend.submit_request import submit
 from lynx_exp.vllm_plugin.plugin_settings import spec_of
 
 PERCENTILES = {"median": 50, "p99": 99}
