@@ -1,8 +1,9 @@
-"""This engine, with any policy, as a model of lm-eval's own command:
+"""Makes this engine, with any policy, a model of lm-eval's own command line:
 
 lm_eval --model lynx --model_args pretrained=lynx_tiny,policy=lynx,alpha=3,beta=2,decode_batch=16 --tasks gsm8k
 
-Installing the package makes `lm_eval` know the model (`lm_eval_hook`); where that does not work,
+lm-eval builds the requests and computes the scores; the responses are those of a cell of `lynx-exp` with the same
+settings. Installing the package registers the model with `lm_eval` (`lm_eval_hook`); where that does not work,
 `python -m lynx_exp.lm_eval_model --model lynx ...` is the same command.
 """
 
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("lm_eval.lynx")
 
 DECODE_BATCH = 16
-"""Where neither `decode_batch` nor a number as lm-eval's `--batch_size` is given."""
+"""The lane width if neither `decode_batch` nor lm-eval's `--batch_size` gives a number."""
 Kind = Literal["generate", "choice"]
 
 
 @dataclass(frozen=True)
 class EncodableTask:
-    """Requests of one lm-eval task, as far as encoding needs to know them."""
+    """The requests of one lm-eval task, with the attributes that `encode_requests` needs."""
 
     name: str
     kind: Kind
@@ -62,7 +63,7 @@ class EncodableTask:
 
 
 class LynxLM(LM):
-    """Answers lm-eval's requests in lanes, under a policy: the responses of a cell with the same settings."""
+    """A model of lm-eval that runs requests in lanes, under a policy."""
 
     chat_template = TemplateLM.chat_template
 
@@ -100,12 +101,20 @@ class LynxLM(LM):
         max_batch_size: int | None = None,
         **parameters: object,
     ) -> None:
-        """`pretrained`: lynx_tiny, a folder or a hub id. `parameters`: the policy's own; `policy.NAME` where the model
-        has an argument NAME, too. `decode_batch`: rows of a lane. `mixing`: separate (lanes hold requests of one task,
-        whose scores then do not depend on what else is asked) or shuffled. `batch_size`, `max_batch_size` and `device`
-        are lm-eval's own options. The others are as in `lynx-exp`.
+        """Load the model. Arguments that are not listed here have the meaning that they have in `lynx-exp`.
 
-        ValueError, in one line, for an argument that is unknown or does not fit.
+        Args:
+            pretrained: lynx_tiny, a folder or a hub id.
+            decode_batch: Rows of a lane: requests that the policy sees together.
+            mixing: separate (a lane has requests of one task, so that scores do not depend on the other tasks of the
+                call) or shuffled.
+            batch_size: lm-eval's option; a number is the default of `decode_batch`.
+            max_batch_size: lm-eval's option, which has no effect.
+            device: lm-eval's option.
+            parameters: Parameters of the policy; `policy.NAME` if this model has an argument NAME as well.
+
+        Raises:
+            ValueError: An argument is unknown or does not fit; the message is one line.
         """
         super().__init__()
         from lynx_exp.engine import Engine
@@ -123,8 +132,8 @@ class LynxLM(LM):
         own = [name for name in inspect.signature(LynxLM.__init__).parameters if name not in ("self", "parameters")]
         self._policy = policy_of(policy, parameters, own)
         if decode_batch is None:
-            stated = str(batch_size)  # lm-eval's may be auto, too
-            decode_batch = int(stated) if stated.isdigit() else DECODE_BATCH
+            option = str(batch_size)  # lm-eval also allows auto and auto:N
+            decode_batch = int(option) if option.isdigit() else DECODE_BATCH
         at_least("decode_batch", decode_batch, 1)
         at_least("waves", waves, 1)
         self.decode_batch, self.batch_sizes = decode_batch, {"decode_batch": decode_batch}
@@ -155,11 +164,12 @@ class LynxLM(LM):
             self._think_end = find_think_end(self.tokenizer, marker, opened=opened, name="think_end_token")
         if self._engine.partial is not None:
             log.warning(f"allow_partial: {self._engine.partial}: what this model answers says nothing about it")
-        self._engine.act(self._policy, self._phases, self._layers)  # what does not fit this model is said now
+        # refuses a policy that does not fit this model now, before any request
+        self._engine.act(self._policy, self._phases, self._layers)
         if self._layers is not None:
             layer_range(self._layers, self._engine.num_layers)
         self._batching = self._engine.batching(batching, log.warning)
-        self._active: list[float] = []  # of each call
+        self._active: list[float] = []  # mean active experts of each call of lm-eval
         if self._policy is not None and decode_batch < self._policy.min_batch:
             log.warning(
                 f"decode_batch={decode_batch}: {policy} leaves lanes of fewer than {self._policy.min_batch} rows "
@@ -168,9 +178,9 @@ class LynxLM(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: Arguments, additional_config: Arguments | None = None) -> LynxLM:
-        """lm-eval's own options give way to `arg_dict`."""
-        given: dict[str, Any] = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        return cls(**given | {name: read_argument(value) for name, value in arg_dict.items()})
+        """Called by lm-eval. `arg_dict` (--model_args) takes precedence over lm-eval's options, `additional_config`."""
+        options: dict[str, Any] = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        return cls(**options | {name: read_argument(value) for name, value in arg_dict.items()})
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Arguments | None = None) -> LynxLM:
@@ -199,7 +209,7 @@ class LynxLM(LM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def set_cache_hook(self, cache_hook: object) -> None:
-        """Nothing is cached before a call is over: who is asked together is part of what is answered."""
+        """Warn about lm-eval's response cache: cached requests leave the lanes, which changes the other responses."""
         log.warning("--use_cache: what it answers is left out of the lanes, which changes the responses of the others")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -208,7 +218,7 @@ class LynxLM(LM):
         return ChatTemplate.of(self.tokenizer, self._chat)(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, object]:
-        """For the `config` of results.json."""
+        """Settings that lm-eval writes into the `config` of results.json."""
         engine, policy = self._engine, self._policy
         return {
             "model_num_parameters": engine.model.num_parameters(),
@@ -237,17 +247,17 @@ class LynxLM(LM):
         task_requests = []
         for number, request in enumerate(requests):
             prompt, kwargs = request.args
-            wanted = Generation.of(kwargs, f"{request.task_name or 'gen_kwargs'}: ")
+            settings = Generation.of(kwargs, f"{request.task_name or 'gen_kwargs'}: ")
             task_requests.append(
                 TaskRequest(
                     doc_id=number if request.doc_id is None else request.doc_id,
                     prompt=prompt,
-                    until=wanted.until,
-                    max_new_tokens=wanted.max_new_tokens,
-                    temperature=wanted.temperature,
-                    top_p=wanted.top_p,
-                    top_k=wanted.top_k,
-                    processing=wanted.processing,
+                    until=settings.until,
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    top_k=settings.top_k,
+                    processing=settings.processing,
                     subtask=request.task_name or "",
                     think_end=self._think_end,
                 )
@@ -269,7 +279,7 @@ class LynxLM(LM):
         for request in requests:
             prompt, continuation = request.args
             document = request.doc_id
-            if document is None:  # of one document are the choices of one prompt that follow one another
+            if document is None:  # adjacent requests with the same prompt are the choices of one document
                 same = bool(task_requests) and task_requests[-1].prompt == prompt
                 document = (task_requests[-1].doc_id + (not same)) if task_requests else 0
             task = request.task_name or ""
@@ -283,28 +293,32 @@ class LynxLM(LM):
         )
 
     def _respond(self, kind: Kind, requests: Sequence[TaskRequest], quiet: bool) -> list[tuple[LaneResult, int]]:
-        """Of each request, in order, the lane that answered it and its place there."""
+        """Run requests; returns, for each in order, its lane and its position in the lane."""
         what = "generate_until" if kind == "generate" else "loglikelihood"
-        found: dict[int, tuple[LaneResult, int]] = {}
+        results: dict[int, tuple[LaneResult, int]] = {}
         lanes = []
         with tqdm(total=len(requests), disable=quiet, desc=f"Running {what} requests") as bar:
             for numbers, lane in self._lanes(kind, requests):
                 lanes.append(lane)
                 for at, request in enumerate(lane.requests[: lane.own]):
-                    found[numbers[request]] = lane, at
+                    results[numbers[request]] = lane, at
                 bar.update(lane.own)
         self._note(lanes, len(requests))
-        return [found[number] for number in range(len(requests))]
+        return [results[number] for number in range(len(requests))]
 
     def _lanes(self, kind: Kind, requests: Sequence[TaskRequest]) -> Iterator[tuple[Sequence[int], LaneResult]]:
-        """(numbers of the requests that the lane's count among, lane) as each completes."""
+        """Run requests in lanes.
+
+        Yields:
+            (positions, lane) as each lane completes: request i of the lane's plan is `requests[positions[i]]`.
+        """
         parts: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             parts.setdefault(request.subtask if self._mixing == "separate" else "", []).append(number)
         work: list[tuple[list[int], list[Request], BatchPlan]] = []
         for name, numbers in parts.items():
             task = EncodableTask(name or "requests", kind, tuple(requests[number] for number in numbers))
-            # what encoding asks of a task, this has, too
+            # `encode_requests` reads only what `EncodableTask` has
             encoded = encode_requests(cast("EvalTask", task), self._engine, self._truncate, self._seed)
             work.append((numbers, encoded, self._plan(task)))
         if kind == "generate":
@@ -324,7 +338,8 @@ class LynxLM(LM):
                 yield numbers, lane
 
     def _plan(self, task: EncodableTask) -> BatchPlan:
-        """As of a cell without a limit: fillers are requests of other lanes, since these are all that there are."""
+        """The batch plan of a cell without a limit. lm-eval's requests are all that there are, so lanes are filled up
+        with copies of each other's requests."""
         from lynx_exp.run.batch_plan import lanes_over
 
         return lanes_over(
@@ -339,6 +354,7 @@ class LynxLM(LM):
         )
 
     def _note(self, lanes: Sequence[LaneResult], requests: int) -> None:
+        """Log the active experts of a call, and keep them for `get_model_info`."""
         from lynx_exp.engine.decoding.match import mean_active
 
         steps = sum(len(lane.live_rows) for lane in lanes)
