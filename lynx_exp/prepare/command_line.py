@@ -1,5 +1,9 @@
-"""The command `lynx-prepare`: `train` makes the bundled model, or one like it; `calibrate` measures any model for the
-policies that need it; `prefetch` downloads what a sweep needs."""
+"""The command line of `lynx-prepare`, for work that comes before a run.
+
+`train` trains the bundled model or a variant, `calibrate` measures a model for the policies that need it, `prefetch`
+downloads the models and data of a sweep, and `lm-eval-task` writes a task with local data for lm-eval's own command.
+This module parses arguments and reports errors; each verb imports its own module only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -81,28 +85,35 @@ needs no hub either:
 
 The file names where things lie on this machine."""
 CONFIG_NAMES = {"prefetch": "config"}
-"""Of verbs whose arguments are not fields of `conf/VERB.yaml`."""
+"""The configuration of verbs whose arguments are not the fields of `conf/VERB.yaml`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`lynx-prepare`: exits with 0, 2 (bad input) or 130 (interrupted)."""
+    """Run `lynx-prepare` and exit with 0, 2 (bad input) or 130 (interrupted)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `lynx-prepare ARGUMENTS`; the exit code."""
+    """Run `lynx-prepare` without leaving the process.
+
+    Args:
+        arguments: The verb and its arguments.
+
+    Returns:
+        The exit code: 0, 2 (bad input) or 130 (interrupted).
+    """
     verb, rest = list(arguments[:1]), sorted(arguments[1:], key=lambda argument: not argument.startswith("-"))
-    asked = _parser().parse_args([*verb, *rest])  # argparse wants flags first; lynx-exp takes them anywhere
+    options = _parser().parse_args([*verb, *rest])  # sorted, because argparse needs flags first and lynx-exp does not
     try:
         check_temporary_folder()
-        asked.act(asked)
+        options.act(options)
     except KeyboardInterrupt:
-        print(f"lynx-prepare: {INTERRUPTED_LINE[asked.verb]}", file=sys.stderr)
+        print(f"lynx-prepare: {INTERRUPTED_LINE[options.verb]}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         from lynx_exp.explain import explain
 
-        line = explain(error, asked.overrides, config_name=CONFIG_NAMES.get(asked.verb, asked.verb))
+        line = explain(error, options.overrides, config_name=CONFIG_NAMES.get(options.verb, options.verb))
         if line is None:
             raise
         print(f"lynx-prepare: error: {line}", file=sys.stderr)
@@ -111,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A verb sets `act`: what is called with its arguments."""
+    """The parser. The subparser of a verb sets `act`, the function that runs it."""
     from lynx_exp.config import config_folder
 
     parser = argparse.ArgumentParser(
@@ -166,14 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _lm_eval_task(asked: argparse.Namespace) -> None:
+def _lm_eval_task(options: argparse.Namespace) -> None:
     from lynx_exp.tasks.lm_eval_yaml import write_lm_eval_task
 
-    print(write_lm_eval_task(asked.task, asked.data, asked.folder))
+    print(write_lm_eval_task(options.task, options.data, options.folder))
 
 
 def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """`conf/NAME.yaml` with overrides. A Hydra error for a bad one."""
+    """Compose `conf/NAME.yaml` with overrides; a bad one raises a Hydra error."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -186,7 +197,17 @@ def _composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
-    """(recipe, output folder) from `conf/train.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    """Compose the arguments of `lynx-prepare train`.
+
+    Args:
+        overrides: FIELD=VALUE arguments.
+
+    Returns:
+        (recipe, output folder).
+
+    Raises:
+        ValueError: A field is unknown or has a bad value; Hydra's own errors for bad syntax.
+    """
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(_composed("train", overrides), resolve=True, throw_on_missing=True)
@@ -208,7 +229,7 @@ def read_recipe(overrides: Sequence[str]) -> tuple[TrainConfig, Path]:
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` if it is of the default's type (an integer also where a float is due); ValueError otherwise."""
+    """The value, if it has the type of the default; an integer is also a valid float. Otherwise raise ValueError."""
     if isinstance(default, dict):
         if not isinstance(value, dict) or set(value) != set(default):
             raise ValueError(f"{name}={value}: must give a share for each of {', '.join(default)}")
@@ -220,17 +241,17 @@ def _typed(name: str, value: Any, default: Any) -> Any:
 
 
 def _check_writable(out: Path) -> None:
-    """ValueError, before hours of work, for a file or folder that cannot be made."""
+    """Raise ValueError for an output that cannot be written, instead of failing after hours of work."""
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not os.access(above, os.W_OK) or (above != out and not above.is_dir()):
         raise ValueError(f"out={out}: cannot be written to")
 
 
-def _train(asked: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    config, out = read_recipe(asked.overrides)
+    config, out = read_recipe(options.overrides)
     if (out / "recipe.json").exists():
         raise ValueError(f"out={out}: holds a trained model already; delete it, or name another folder")
     _check_writable(out)
@@ -239,7 +260,7 @@ def _train(asked: argparse.Namespace) -> None:
     from lynx_exp.prepare.prepare_progress import train_callback
     from lynx_exp.prepare.train import train
 
-    disable_progress_bar()  # this run has its own
+    disable_progress_bar()  # of transformers; this command shows its own
     console = Console(emoji=False, soft_wrap=True)
     columns = (
         TextColumn("step"),
@@ -260,7 +281,17 @@ def _train(asked: argparse.Namespace) -> None:
 
 
 def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
-    """What to calibrate, from `conf/calibrate.yaml` and overrides. ValueError or a Hydra error for a bad one."""
+    """Compose the arguments of `lynx-prepare calibrate`.
+
+    Args:
+        overrides: FIELD=VALUE arguments.
+
+    Returns:
+        The model, the data and what to measure.
+
+    Raises:
+        ValueError: A field is unknown or has a bad value; Hydra's own errors for bad syntax.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -275,7 +306,7 @@ def read_calibration(overrides: Sequence[str]) -> CalibrateConfig:
     return config
 
 
-def _calibrate(asked: argparse.Namespace) -> None:
+def _calibrate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -284,18 +315,18 @@ def _calibrate(asked: argparse.Namespace) -> None:
     from lynx_exp.routing.alignment import Alignment
     from lynx_exp.routing.budgets import Budgets
 
-    config = read_calibration(asked.overrides)
+    config = read_calibration(options.overrides)
     if config.policy is None:
         _check_writable(config.file())
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # this run has its own
+    disable_progress_bar()  # of transformers; this command shows its own
     console = Console(emoji=False, soft_wrap=True)
     columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         update = partial(bar.update, bar.add_task("", total=None))
-        told = calibrate_callback(console, update)
-        measured = calibrate(config, told) if config.policy is None else measure_policy(config, told)
+        callback = calibrate_callback(console, update)
+        measured = calibrate(config, callback) if config.policy is None else measure_policy(config, callback)
     if isinstance(measured, Budgets):
         measured.save(measured.file())
         layers, budgets = measured.divergence.shape
@@ -314,18 +345,20 @@ def _calibrate(asked: argparse.Namespace) -> None:
 
 
 def _summary(measured: Calibration) -> str:
+    """One line on what was measured."""
     from lynx_exp.routing.ops.protect import super_experts
 
     layers, experts = measured.similarity["cosine"].shape[:2]
     assert measured.largest is not None
-    found = [f"{layer}:{e}" for layer, ids in enumerate(super_experts(measured.largest)) for e in ids]
+    protected = [f"{layer}:{e}" for layer, ids in enumerate(super_experts(measured.largest)) for e in ids]
     return (
         f"{layers} layers of {experts} experts, measured on {measured.provenance['tokens']} tokens; protect=calibrated "
-        f"names {', '.join(found) or 'none'} (layer:expert)"
+        f"names {', '.join(protected) or 'none'} (layer:expert)"
     )
 
 
 def _use(config: CalibrateConfig, out: Path) -> str:
+    """How to use the file: policies find it by themselves where `find_calibration` looks for it."""
     from lynx_exp.models import find_calibration
 
     auto = None if config.model.kind == "random" else find_calibration(config.model.id)
@@ -334,7 +367,7 @@ def _use(config: CalibrateConfig, out: Path) -> str:
     return f"use it with policy.calibration={out}"
 
 
-def _prefetch(asked: argparse.Namespace) -> None:
+def _prefetch(options: argparse.Namespace) -> None:
     from lynx_exp.prepare.prefetch import prefetch
 
-    prefetch(asked.overrides, multirun=asked.multirun, dry_run=asked.dry_run)
+    prefetch(options.overrides, multirun=options.multirun, dry_run=options.dry_run)
