@@ -1,4 +1,8 @@
-"""Rules on who shared a lane: the plan, the responses that it got, and the decode steps that these make."""
+"""Rules of `lynx-results validate` on lanes: the batch plan, the responses to it, and their decode steps.
+
+The lengths of a lane's responses determine which rows shared each of its steps. These rules compute that anew, without
+the engine, and compare it with the stored slots and step records. A difference becomes a finding of the cell.
+"""
 
 # B slots of a lane, L layers, E experts, K experts of a token
 
@@ -19,12 +23,13 @@ from lynx_exp.store.file_types import PlanEntry
 
 ENDINGS = ("eos", "stop", "length", "scored", "cut")
 PASSING = 1e-6
-"""A log-likelihood may exceed 0 by rounding."""
+"""Rounding may put a log-likelihood (nats) this far above 0."""
 
 Ints = NDArray[np.int64]
 
 
 def check_plan(content: Content) -> None:
+    """Check that the plan has every request once, in lanes that are not too long, and that its digest fits."""
     for stream, plan in content.plan.items():
         lanes, batch, continuous = plan["lanes"], plan["batch_size"], plan["batching"] == "continuous"
         most = batch * content.config["waves"] if continuous else batch
@@ -33,11 +38,11 @@ def check_plan(content: Content) -> None:
         longest = max(map(len, lanes), default=0)
         if longest > most:
             content.add("plan", "plan.json", f"lanes of at most {most} requests in {stream}", f"one of {longest}")
-        asked = sorted(request for lane in lanes for request in lane)
-        if asked != list(range(len(asked))):
-            twice = [request for request, times in Counter(asked).items() if times > 1]
-            found = f"{some(twice)} more than once" if twice else "others"
-            content.add("plan", "plan.json", f"requests 0 to {len(asked) - 1} of {stream}, each once", found)
+        planned = sorted(request for lane in lanes for request in lane)
+        if planned != list(range(len(planned))):
+            repeated = [request for request, times in Counter(planned).items() if times > 1]
+            found = f"{some(repeated)} more than once" if repeated else "others"
+            content.add("plan", "plan.json", f"requests 0 to {len(planned) - 1} of {stream}, each once", found)
         _check_fillers(content, stream, plan)
         whole = [lanes, batch, plan["fillers"]] if continuous else lanes
         digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
@@ -46,47 +51,61 @@ def check_plan(content: Content) -> None:
 
 
 def _check_fillers(content: Content, stream: str, plan: PlanEntry) -> None:
-    wanted = len(plan["lanes"]) if plan["batching"] == "continuous" and plan["tail"] == "filler" else 0
-    if len(plan["fillers"]) != wanted:
-        content.add("plan", "plan.json", f"fillers for {wanted} lanes of {stream}", f"for {len(plan['fillers'])}")
+    """Check that a continuous lane has fillers, and none that is also one of its own requests."""
+    expected_lanes = len(plan["lanes"]) if plan["batching"] == "continuous" and plan["tail"] == "filler" else 0
+    if len(plan["fillers"]) != expected_lanes:
+        content.add(
+            "plan", "plan.json", f"fillers for {expected_lanes} lanes of {stream}", f"for {len(plan['fillers'])}"
+        )
     for number, (own, fillers) in enumerate(zip(plan["lanes"], plan["fillers"], strict=False)):
-        twice = [request for request, times in Counter([*set(own), *fillers]).items() if times > 1]
-        if twice:
+        repeated = [request for request, times in Counter([*set(own), *fillers]).items() if times > 1]
+        if repeated:
             expected = f"fillers of lane {number} of {stream} that are not in it, each once"
-            content.add("plan", "plan.json", expected, f"{some(twice)} there, too")
+            content.add("plan", "plan.json", expected, f"{some(repeated)} there, too")
 
 
 def check_copies(content: Content) -> None:
-    """That a full batch is of as many documents as it has rows, and a lane asks none twice."""
+    """Check that the rows of a full batch are different documents.
+
+    Rows with copies of one prompt choose the same experts, so that a policy would look better than on real traffic.
+    """
     every, config = content.tables.get("responses.parquet"), content.config
     if every is None:
         return
     for stream, own in rows_of(content, every):
         choice = bool((every["finish_reason"][own] == "scored").any())
-        asked = list(zip(every["subtask"][own], every["doc_id"][own].tolist(), every["prompt_hash"][own], strict=True))
-        found = len(asked) if choice and config["choices"] == "together" else len(set(asked))
+        documents = list(
+            zip(every["subtask"][own], every["doc_id"][own].tolist(), every["prompt_hash"][own], strict=True)
+        )
+        # with choices=together, the choices of one document fill a lane on purpose
+        found = len(documents) if choice and config["choices"] == "together" else len(set(documents))
         if found < content.info["batch_size"]:
             expected = f"at least {content.info['batch_size']} documents for one full batch of {stream}"
             content.add("copies", "responses.parquet", expected, found)
         if choice or config["task"]["repeats"] not in (None, 1):
             continue
-        in_lane = Counter(zip(every["lane"][own].tolist(), asked, strict=True))
-        twice = sorted({lane for (lane, _), times in in_lane.items() if times > 1})
-        if twice and len(set(asked)) == len(set(every["request"][own].tolist())):
+        in_lane = Counter(zip(every["lane"][own].tolist(), documents, strict=True))
+        lanes = sorted({lane for (lane, _), times in in_lane.items() if times > 1})
+        # data sets may hold a document twice; then it may also be twice in a lane
+        if lanes and len(set(documents)) == len(set(every["request"][own].tolist())):
             content.add(
-                "copies", "responses.parquet", f"each document of {stream} once in a lane", f"not so in {some(twice)}"
+                "copies", "responses.parquet", f"each document of {stream} once in a lane", f"not so in {some(lanes)}"
             )
 
 
 def rows_of(content: Content, table: Columns) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """(stream, which rows of responses or fidelity are its). A mix has one stream, its rows the names of its tasks."""
+    """Split a table of responses or fidelity by stream: a task, or a mix, whose subtasks share their lanes.
+
+    Yields:
+        (name of the stream, mask of its rows, `[rows]` bool).
+    """
     streams = list(content.plan)
     for stream in streams:
         yield stream, np.ones(len(table["request"]), bool) if len(streams) == 1 else table["subtask"] == stream
 
 
 def check_responses(content: Content) -> None:
-    """Coverage, slots and what a response can be."""
+    """Check that each request has one response, in its planned lane and slot, with possible values."""
     table = content.table("responses")
     if table is None:
         return
@@ -101,29 +120,30 @@ def check_responses(content: Content) -> None:
 
 
 def _covered(content: Content, stream: str, lanes: Sequence[Sequence[int]], requests: Ints, in_lane: Ints) -> bool:
+    """Check that each planned request has one response, in its lane. Only then can slots be checked."""
     file = "responses.parquet"
     planned = {request: number for number, lane in enumerate(lanes) for request in lane}
     found, counts = np.unique(requests, return_counts=True)
     missing = sorted(set(planned) - set(found.tolist()))
-    strange = sorted(set(found.tolist()) - set(planned))
-    twice = found[counts > 1].tolist()
-    for numbers, what in ((missing, "no response to"), (strange, "responses to"), (twice, "several responses to")):
+    unknown = sorted(set(found.tolist()) - set(planned))
+    repeated = found[counts > 1].tolist()
+    for numbers, what in ((missing, "no response to"), (unknown, "responses to"), (repeated, "several responses to")):
         if numbers:
             content.add("coverage", file, f"one response to each of {stream}'s {len(planned)} requests",
                         f"{what} {some(numbers)}")  # fmt: skip
-    if missing or strange or twice:
+    if missing or unknown or repeated:
         return False
-    wanted = np.array([planned[request] for request in requests.tolist()])
-    astray = np.flatnonzero(wanted != in_lane)
-    if len(astray):
-        first = astray[0]
-        content.add("coverage", file, f"request {requests[first]} of {stream} in lane {wanted[first]}",
-                    f"lane {in_lane[first]}{_others(astray)}")  # fmt: skip
-    return not len(astray)
+    expected = np.array([planned[request] for request in requests.tolist()])
+    wrong = np.flatnonzero(expected != in_lane)
+    if len(wrong):
+        first = wrong[0]
+        content.add("coverage", file, f"request {requests[first]} of {stream} in lane {expected[first]}",
+                    f"lane {in_lane[first]}{_others(wrong)}")  # fmt: skip
+    return not len(wrong)
 
 
 def _check_slots(content: Content, stream: str, rows: Columns) -> None:
-    """Slots of the lanes' requests and of their fillers, and that these are the first of those planned."""
+    """Check the slots of requests and fillers, and that the fillers are the first planned ones."""
     at = {request: row for row, request in enumerate(rows["request"].tolist())}
     fillers = _fillers_of(content, stream)
     for number, lane in enumerate(content.plan[stream]["lanes"]):
@@ -148,7 +168,7 @@ def _check_slots(content: Content, stream: str, rows: Columns) -> None:
 
 
 def _fillers_of(content: Content, stream: str) -> dict[int, Columns]:
-    """Of each lane of the stream, in the order in which they entered: that of the plan."""
+    """The filler rows of each lane, in the order of the plan, in which they entered."""
     table = content.fillers()
     found: dict[int, Columns] = {}
     for name, own in rows_of(content, table) if table else ():
@@ -162,6 +182,7 @@ def _fillers_of(content: Content, stream: str) -> dict[int, Columns]:
 
 
 def _planned(content: Content, stream: str, number: int, extra: Columns) -> bool:
+    """Check that the fillers of a lane are the first ones of its plan."""
     planned = content.plan[stream]["fillers"]
     wanted = (planned[number] if number < len(planned) else [])[: len(extra["request"])]
     if extra["request"].tolist() != wanted:
@@ -173,14 +194,25 @@ def _planned(content: Content, stream: str, number: int, extra: Columns) -> bool
 
 
 def _slots(content: Content, stream: str) -> int | None:
+    """Slots of a continuous lane; None for a static one, which has a slot for each request."""
     plan = content.plan[stream]
     return plan["batch_size"] if plan["batching"] == "continuous" else None
 
 
 def seats(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> list[tuple[int, int]]:
-    """(first decode step, slot) of each request of a queue, from the tokens of its response, the first of which the
-    prompt gives. A free slot is taken before the next step, the lowest first; a response of one token takes none.
-    `fillers`: likewise, of those that come behind the queue, as long as one of its requests is decoding."""
+    """Replay a lane: when each request entered it, and in which slot.
+
+    Prefill produces the first token of a response, so a response of n tokens takes part in n - 1 decode steps, and one
+    of a single token leaves its slot at once. Requests enter free slots between steps, in order, the lowest slot first.
+
+    Args:
+        lengths: Tokens of the responses, in the order of the lane's queue.
+        slots: Slots of a continuous lane; None for a static one.
+        fillers: Tokens of the fillers' responses. They enter after the queue while a request of it still decodes.
+
+    Returns:
+        (first decode step, slot) of each request, and then of each filler that entered.
+    """
     every = [*lengths, *fillers]
     width = len(lengths) if slots is None else slots
     free, busy = list(range(width)), list[tuple[int, int]]()
@@ -206,7 +238,16 @@ def seats(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()
 
 
 def live_rows(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] = ()) -> tuple[Ints, Ints]:
-    """Of each decode step of a lane: rows that are decoding, and those of them that are no fillers."""
+    """Replay a lane: how many rows decode in each of its steps.
+
+    Args:
+        lengths: As in `seats`.
+        slots: As in `seats`.
+        fillers: As in `seats`.
+
+    Returns:
+        (rows, rows that are not fillers), both `[steps]`.
+    """
     begin = np.array([start for start, _ in seats(lengths, slots, fillers)], dtype=np.int64)
     tokens = np.array([*lengths, *fillers], dtype=np.int64)[: len(begin)]
     end = begin + np.maximum(tokens, 1) - 1
@@ -220,20 +261,21 @@ def live_rows(lengths: Sequence[int], slots: int | None, fillers: Sequence[int] 
 
 
 def _check_values(content: Content, table: Columns) -> None:
+    """Check lengths, finish reasons and log-likelihoods."""
     file = "responses.parquet"
     extra = content.fillers()
     if short := int((extra["new_tokens"] < 1).sum()):
         content.add("responses", file, "at least one token of every filler", f"none of {short}")
     endings, tokens = table["finish_reason"], table["new_tokens"]
-    if strange := sorted({*set(endings) - set(ENDINGS[:-1]), *set(extra["finish_reason"]) - set(ENDINGS)}):
-        content.add("responses", file, f"an ending of {', '.join(ENDINGS)}", some(strange))
+    if unknown := sorted({*set(endings) - set(ENDINGS[:-1]), *set(extra["finish_reason"]) - set(ENDINGS)}):
+        content.add("responses", file, f"an ending of {', '.join(ENDINGS)}", some(unknown))
     scored = endings == "scored"
-    likely = table["logprob"].astype(float)
+    logprob = table["logprob"].astype(float)
     greedy = np.array([value is not None for value in table["greedy"].tolist()], bool)
     for wrong, expected, shown in (
         ((tokens < 1) | (table["prompt_tokens"] < 1), "at least one token of prompt and response", tokens),
-        (scored & ~(np.isfinite(likely) & (likely <= PASSING)), "a log-likelihood of 0 or below", likely),
-        (~scored & ~np.isnan(likely), "no log-likelihood of what was generated", likely),
+        (scored & ~(np.isfinite(logprob) & (logprob <= PASSING)), "a log-likelihood of 0 or below", logprob),
+        (~scored & ~np.isnan(logprob), "no log-likelihood of what was generated", logprob),
         (scored != greedy, "greedy where a choice was scored, and only there", table["greedy"]),
     ):
         rows = np.flatnonzero(wrong)
@@ -248,30 +290,34 @@ def _check_values(content: Content, table: Columns) -> None:
 
 
 def _check_validity(content: Content, stream: str, endings: NDArray[np.object_], texts: NDArray[np.object_]) -> None:
-    """That a cell which answers nothing says so. Random weights cannot; older cells do not."""
+    """Check that a cell whose responses are all cut off or empty is marked as invalid.
+
+    Random models are excepted, since they cannot answer, and so are older cells, which have no such mark.
+    """
     silent = content.status.get("invalid") == [] and content.config["model"]["kind"] != "random"
     if silent and len(endings) and ((endings == "length").all() or not any(text.strip() for text in texts)):
         content.add("invalid", "status.json", f"that all responses to {stream} are cut off or empty", "nothing said")
 
 
 def _check_touched(content: Content, stream: str, steps: int) -> None:
-    """That a cell whose policy waited in vain for a decode step says so."""
-    waited = content.info["phases"] == "decode" and not content.is_untouched
-    if waited and not steps and content.status.get("invalid") == []:
+    """Check that a cell is marked as invalid if its policy never acted, for want of a decode step."""
+    idle = content.info["phases"] == "decode" and not content.is_untouched
+    if idle and not steps and content.status.get("invalid") == []:
         content.add(
             "invalid", "status.json", f"that no step of {stream} was decode, and the policy idle", "nothing said"
         )
 
 
 def check_steps(content: Content) -> None:
-    """Steps as the responses' lengths make them, and as many experts as there can be. Only where the plan is kept."""
+    """Check that the steps are those that the lengths of the responses imply, with possible numbers of experts."""
     steps, responses = content.table("steps"), content.table("responses")
+    # responses that do not follow the plan imply nothing about steps, and have their own findings
     broken = {finding.rule for finding in content.findings} & {"plan", "coverage"}
     if steps is None or responses is None or broken:
         return
     file, layers = "steps.parquet", content.info["num_layers"]
-    if strange := sorted(set(steps["subtask"]) - set(content.plan)):
-        content.add("steps", file, f"rows of {', '.join(content.plan)}", some(strange))
+    if unknown := sorted(set(steps["subtask"]) - set(content.plan)):
+        content.add("steps", file, f"rows of {', '.join(content.plan)}", some(unknown))
     for stream, own in rows_of(content, responses):
         part = {name: column[steps["subtask"] == stream] for name, column in steps.items()}
         _check_touched(content, stream, len(part["step"]))
@@ -280,8 +326,10 @@ def check_steps(content: Content) -> None:
 
 
 def _check_stream(content: Content, stream: str, responses: Columns, steps: Columns, layers: int) -> None:
+    """Compare the step rows of one stream with those that its responses imply."""
     lanes = content.plan[stream]["lanes"]
     tokens = dict(zip(responses["request"].tolist(), responses["new_tokens"].tolist(), strict=True))
+    # scoring=prefill scores each choice in one pass, without any decode step
     at_once = content.config["scoring"] == "prefill" and bool((responses["finish_reason"] == "scored").all())
     none = np.empty(0, np.int64)
     slots, fillers = _slots(content, stream), _fillers_of(content, stream)
@@ -291,6 +339,7 @@ def _check_stream(content: Content, stream: str, responses: Columns, steps: Colu
         both = (none, none) if at_once else live_rows([tokens[request] for request in lane], slots, extra)
         live.append(both[0])
         scored.append(both[1])
+    # the rows of steps.parquet as they should be: lanes, in each its steps, in each its layers
     counts = np.array([len(each) for each in live])
     wanted = np.array(
         [
@@ -325,6 +374,7 @@ def _check_stream(content: Content, stream: str, responses: Columns, steps: Colu
 
 
 def _check_active(content: Content, steps: Columns) -> None:
+    """Check that the numbers of active experts are possible: at least K where nothing is dropped, at most rows * K."""
     experts, top_k, info = content.info.get("num_experts"), content.info.get("top_k"), content.info
     if experts is None or top_k is None:
         return  # older cells
@@ -340,4 +390,5 @@ def _check_active(content: Content, steps: Columns) -> None:
 
 
 def _others(rows: Sequence[int] | Ints) -> str:
+    """The end of a finding that shows only the first of several wrong rows."""
     return f", and {len(rows) - 1} more such rows" if len(rows) > 1 else ""
