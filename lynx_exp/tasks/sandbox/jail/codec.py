@@ -1,8 +1,10 @@
-"""Plain data as bytes, between a tester and its candidate: exact builtin types, nothing that runs.
+"""A safe serialisation of plain Python data, used between the two processes that judge generated code.
 
-Encoding folds subclasses of the builtin types (Counter, namedtuple, IntEnum, ...) to the content that the builtin type
-itself sees, so that a class's own `__eq__`, `__hash__` or `__repr__` never reaches the other side. Decoding makes
-exact types only, checks every length against what is there, and ends in CodecError for anything else.
+The tester runs the task's tests, and the candidate runs the code that a model wrote. Unlike pickle, no message can make
+the receiver run code. Encoding reduces a subclass of a builtin type (namedtuple, IntEnum, ...) to the content that the
+builtin type sees, so that its own `__eq__`, `__hash__` or `__repr__` never reaches the other side. Decoding creates
+exact builtin types only and checks every length. Objects that are not plain data travel as references. A value is a
+tag of one byte and its content: a number of fixed size, or a 4-byte count with that many bytes or values.
 """
 
 from __future__ import annotations
@@ -18,36 +20,38 @@ from . import values
 from .values import Value
 
 MAX_DEPTH = 200
-"""Nesting of containers. Deeper data is refused on both sides, long before Python's own recursion limit."""
+"""Nesting of containers. Both sides refuse deeper data, long before Python's recursion limit."""
 
 INT64 = range(-(2**63), 2**63)
 CONSTANTS = {b"N": None, b"T": True, b"F": False}
 SEQUENCES: dict[bytes, type] = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset}
 PACKED: dict[bytes, tuple[type, str]] = {b"q": (list, "q"), b"Q": (tuple, "q"), b"f": (list, "d"), b"G": (tuple, "d")}
-"""Lists and tuples of small ints or floats alone, which tests have by the thousand: type, and type code of an array."""
+"""Compact forms of lists and tuples of 64-bit ints or of floats: container type, and type code of `array`."""
 PACKED_TAGS: dict[tuple[type, type], bytes] = {
     (kind, int if code == "q" else float): tag for tag, (kind, code) in PACKED.items()
 }
 REFERENCES = b"h", b"k", b"o", b"w"
-"""To the candidate's objects, to the tester's, to mutable containers of the same message or that came with a call, to
-containers that both sides know as shared."""
+"""References by number: to an object of the candidate; to one of the tester; to a mutable container of this message or
+of the call; to a container that both sides share."""
 DESCRIBED = b"H", b"u", b"X", b"E", b"K"
-"""From the candidate: an object of a class of its own; one that derives from plain data, with that; from both: a class
-of exceptions; an exception; from the tester: a function. Each begins with the object's number."""
+"""First mentions of an object, with a description that begins with its number. From the candidate: an object of one of
+its classes; one that derives from plain data, with that data. From both: an exception class; an exception. From the
+tester: a function."""
 MIRRORED = int, float, complex, str, bytes, bytearray, tuple, frozenset, list, dict, set, deque
-"""What objects of own classes may derive from and still be known, on the other side, as their candidate's objects."""
+"""Builtin types whose subclasses keep their identity: the copy on the other side knows the candidate's object."""
 MUTABLE = list, dict, set, bytearray, deque
 MUTABLE_TAGS = b"l", b"m", b"M", b"S", b"B", b"D", b"q", b"f", b"A"
 
 Reference: TypeAlias = tuple[bytes, int | list[object]]
-"""Tag and number for what is not plain data; or, of `DESCRIBED`, tag and parts."""
+"""A tag of `REFERENCES` with a number, or a tag of `DESCRIBED` with the parts of the description."""
 Refer = Callable[[object], Reference]
 Resolve = Callable[[bytes, int | list[object] | None], object]
+"""Gives the object for a reference. None in place of a number reports a set whose order differs between the sides."""
 Mirror = Callable[[object, type], list[object]]
 
 
 class CodecError(Exception):
-    """Not plain data, or not what the encoder would have written."""
+    """A value that cannot be encoded, or bytes that the encoder would not have written."""
 
 
 def no_references(*_: object) -> NoReturn:
@@ -61,12 +65,18 @@ def encode(
     noted: list[object] | None = None,
     mirror: Mirror | None = None,
 ) -> bytes:
-    """`value` as bytes; `refer` gives tag and number for what is not plain data, or raises CodecError.
+    """Encode a value as bytes.
 
-    Objects whose id is in `numbers` are written as references, those with a number `~n` to the shared container n. With
-    `noted`, mutable containers are added to it and to `numbers` as they are met, so that a second sight of one is a
-    reference: the decoder counts them alike. With `mirror`, objects of own classes that derive from plain data are
-    described besides, by the parts that it gives.
+    Args:
+        value: Plain data, or anything that `refer` accepts.
+        refer: Gives the reference for an object that is not plain data, or raises CodecError.
+        numbers: By id(), objects that are encoded as references; a number `~n` means shared container n.
+        noted: Receives the mutable containers in order of appearance. They also enter `numbers`, so that a second
+            appearance is a reference; the decoder numbers them in the same way.
+        mirror: Describes objects that derive from plain data; None encodes them as that data alone.
+
+    Raises:
+        CodecError: The value cannot be encoded.
     """
     out: list[bytes] = []
     Encoder(out.append, refer, {} if numbers is None else numbers, noted, mirror).put(value, 0)
@@ -83,7 +93,7 @@ class Encoder:
         mirror: Mirror | None,
     ) -> None:
         self.write, self.refer, self.numbers, self.noted, self.mirror = write, refer, numbers, noted, mirror
-        self.unfinished: set[int] = set()
+        self.unfinished: set[int] = set()  # containers whose items are being written: a reference would be a cycle
 
     def put(self, value: object, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -96,7 +106,7 @@ class Encoder:
         kind = type(value)
         method = WRITERS.get(kind)
         if method is None:
-            if "_remote_number" in kind.__dict__:  # a copy that knows its object stands for it
+            if "_remote_number" in kind.__dict__:  # a copy of a candidate's object goes back as that object
                 self.reference(value, depth)
                 return
             if (parts := named_parts(value)) is not None:
@@ -106,6 +116,7 @@ class Encoder:
                 self.note(value)
                 self.items(b"A", [value.dtype.str, value.tobytes(), *value.shape], depth)
                 return
+            # not kind.__mro__, which a metaclass could define
             base = next((base for base in type.__dict__["__mro__"].__get__(kind) if base in WRITERS), None)
             if base is None:
                 self.reference(value, depth)
@@ -134,11 +145,11 @@ class Encoder:
         return number
 
     def reference(self, value: object, depth: int) -> None:
-        tag, told = self.refer(value)
-        if isinstance(told, int):
-            self.write(tag + struct.pack(">Q", told))
+        tag, target = self.refer(value)
+        if isinstance(target, int):
+            self.write(tag + struct.pack(">Q", target))
         else:
-            self.items(tag, told, depth)
+            self.items(tag, target, depth)
 
     def constant(self, value: object, depth: int) -> None:
         self.write(b"N" if value is None else b"T" if value else b"F")
@@ -201,7 +212,7 @@ class Encoder:
     def kept_mapping(self, value: Value, depth: int) -> None:
         name = next(name for name, kind in values.MAPPINGS.items() if isinstance(value, kind))
         made_by = value.default_factory if name == "defaultdict" else None
-        pairs = (OrderedDict if name == "OrderedDict" else dict).items(value)  # in an order of its own
+        pairs = (OrderedDict if name == "OrderedDict" else dict).items(value)  # move_to_end orders the first
         self.items(b"M", [name, made_by, *(part for pair in pairs for part in pair)], depth)
 
     def by_name(self, value: object, depth: int) -> None:
@@ -240,7 +251,7 @@ WRITERS: dict[type, Callable[[Encoder, Value, int], None]] = {
 
 
 def named_parts(value: object) -> list[object] | None:
-    """Name and parts of a class that both sides have, or of what NumPy has made; None for anything else."""
+    """The name and parts by which both sides know a class or a NumPy scalar; None for any other value."""
     if isinstance(value, type):
         name = f"{value.__module__}.{value.__name__}"
         if values.TYPES.get(name) is value:
@@ -249,11 +260,17 @@ def named_parts(value: object) -> list[object] | None:
 
 
 def decode(data: bytes, resolve: Resolve = no_references, noted: list[object] | None = None, start: int = 0) -> Value:
-    """The value that `data` encodes from `start` on; `resolve` finds what a reference stands for. CodecError for
-    anything else.
+    """Decode a value, to exact builtin types except for what `resolve` returns.
 
-    With `noted`, mutable containers are added to it in the encoder's order, and references to them are resolved here;
-    and `resolve` is told, by a set's tag and None, of a set that has another order here than there.
+    Args:
+        data: A message.
+        resolve: Gives the object for a reference. With `noted`, it is also called with a set's tag and None for a set
+            whose order of iteration differs from the sender's.
+        noted: Receives the mutable containers in the encoder's order; references to them are resolved here.
+        start: Where the value begins; it must end with the message.
+
+    Raises:
+        CodecError: The encoder could not have written these bytes.
     """
     decoder = Decoder(data, resolve, noted, start)
     try:
@@ -310,8 +327,8 @@ class Decoder:
         if tag in b"IsbBqQfG":
             return self.from_content(tag, self.take(count))
         if count > len(self.data) - self.at:
-            raise CodecError("malformed: longer than what is there")  # every item takes a byte at least
-        last = count - 1 if tag == b"u" else -1  # what an object derives from is no container of its own
+            raise CodecError("malformed: longer than what is there")  # every item takes at least one byte
+        last = count - 1 if tag == b"u" else -1  # the data of a derived object is not numbered
         return self.from_items(tag, [self.get(depth + 1, place == last) for place in range(count)])
 
     def from_content(self, tag: bytes, content: bytes) -> object:
