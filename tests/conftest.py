@@ -14,6 +14,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: 
 import pytest
 from hypothesis import settings  # after the environment is set
 
+os.fsync = lambda _descriptor: (
+    None
+)  # no test cuts the power, and to wait for the disk is most of what a small run takes
+
 # A busy machine is no failure. The fast suite tries the same cases each time, so that what it says of a commit is said
 # of that commit; `make fuzz` and the slow tests draw new ones.
 settings.register_profile("same", deadline=None, derandomize=True)

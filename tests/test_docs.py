@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lynx_exp.config import config_folder, to_config
+from lynx_exp.config import config_folder
 from lynx_exp.prepare.command_line import read_calibration, read_recipe
 from lynx_exp.results.main import parser as results_parser
 from lynx_exp.run.launchers.register import register
+from lynx_exp.run.sweeper.compose import Composer
 from lynx_exp.tasks.definition import members_of
 from tests.test_imports import ALLOWED
 
@@ -110,15 +112,28 @@ def words_of(line: str) -> list[str]:
     return words[words.index("lynx-exp") :] if "lynx-exp" in words else words
 
 
-def test_every_command_can_be_typed() -> None:
+@contextmanager
+def composing() -> Iterator[Composer]:
+    """As a sweep composes its jobs, which tests/run/test_compose.py holds to what Hydra gives."""
     register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        yield Composer(lambda words: compose("config", overrides=words), hydra.config_loader, parser)
+    GlobalHydra.instance().clear()
+
+
+def test_every_command_can_be_typed() -> None:
     seen = set()
+    cells: dict[tuple[str, ...], str] = {}
     for page, line in commands():
         program, *rest = words_of(line)
         where = f"{page.name}: {line}"
         seen.add(program)
         if program == "lynx-exp":
-            assert_composes(rest, where)
+            cells.setdefault(one_cell(rest), where)
         elif program == "lynx-results":
             results_parser().parse_args(rest)
         elif program == "lynx-prepare":
@@ -128,7 +143,7 @@ def test_every_command_can_be_typed() -> None:
                 readers[verb](overrides)
             else:
                 assert verb == "prefetch", where
-                assert_composes(overrides, where)
+                cells.setdefault(one_cell(overrides), where)
         elif program == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), where
         elif rest[0] == "-m":
@@ -136,10 +151,14 @@ def test_every_command_can_be_typed() -> None:
         else:
             assert (ROOT / rest[0]).exists(), where
     assert {"lynx-exp", "lynx-results", "lynx-prepare", "make"} <= seen
+    with composing() as composer:
+        for overrides, where in cells.items():
+            config = composer.config(overrides)
+            assert all(name.endswith(".yaml") or members_of(name) for name in config.task.subtasks), where
 
 
-def assert_composes(words: list[str], where: str) -> None:
-    """With the first value of every field of which several are given."""
+def one_cell(words: list[str]) -> tuple[str, ...]:
+    """The overrides, with the first value of every field of which several are given."""
     parsed = OverridesParser.create().parse_overrides(
         [word.replace("=NAME", "=lynx") for word in words if not word.startswith(("-", "..."))]
     )
@@ -149,10 +168,7 @@ def assert_composes(words: list[str], where: str) -> None:
             overrides.append(f"{override.input_line.partition('=')[0]}={override.value().list[0]}")
         else:
             overrides.append(override.input_line)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = to_config(compose("config", overrides=overrides))
-    assert all(name.endswith(".yaml") or members_of(name) for name in config.task.subtasks), where
+    return tuple(overrides)
 
 
 @pytest.mark.parametrize(

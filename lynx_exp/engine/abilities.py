@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ def attempt(verdict: Verdict) -> Attempt:
     if not verdict.routers:
         return Attempt(verdict=verdict, abilities=Abilities(False, False, False, False), reason=verdict.reason)
     engine, reasons = Engine(verdict.model), []
+    generated = cache(partial(_generated, engine))  # what both plans are held to
     plans = BatchPlan.in_order(len(_PROMPTS), 2), BatchPlan.continuous(len(_PROMPTS), 2, seed=0)
 
     def works(trial: Callable[[], bool]) -> bool:
@@ -66,8 +68,8 @@ def attempt(verdict: Verdict) -> Attempt:
         return done
 
     abilities = Abilities(
-        decode=works(lambda: _decodes(engine, plans[0])),
-        continuous=works(lambda: engine.has_slots and _decodes(engine, plans[1])),
+        decode=works(lambda: _decodes(engine, plans[0], generated)),
+        continuous=works(lambda: engine.has_slots and _decodes(engine, plans[1], generated)),
         measure=works(lambda: engine.has_slots and _repeats(engine)),
         score=works(lambda: _scores(engine, plans[0])),
     )
@@ -79,13 +81,13 @@ def _requests() -> list[Request]:
     return [Request(prompt_ids=prompt, max_new_tokens=_TOKENS, ignore_eos=True) for prompt in _PROMPTS]
 
 
-def _decodes(engine: Engine, plan: BatchPlan) -> bool:
+def _decodes(engine: Engine, plan: BatchPlan, generated: Callable[[tuple[int, ...]], list[int]]) -> bool:
     found = {
         number: tokens
         for lane in engine.run_lanes(_requests(), plan)
         for number, tokens in zip(lane.requests, lane.token_ids, strict=True)
     }
-    return all(found[number] == _generated(engine, prompt) for number, prompt in enumerate(_PROMPTS))
+    return all(found[number] == generated(prompt) for number, prompt in enumerate(_PROMPTS))
 
 
 def _generated(engine: Engine, prompt: tuple[int, ...]) -> list[int]:

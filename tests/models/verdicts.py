@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from lynx_exp.engine.abilities import Attempt, attempt
 from lynx_exp.models import Attachment, Rows
 from lynx_exp.models.families import Family, Verdict, examine
 from lynx_exp.routing import ModelShape, Policy, RouterRule, Routing, StepContext
 
 SEEN: dict[str, Verdict] = {}
 """Family: its verdict, for those that this run has looked at."""
+
+TRIED: dict[str, Attempt] = {}
 
 IDS = torch.arange(24).view(2, 12) + 3
 LANES = 6
@@ -26,6 +29,13 @@ def verdict(family: Family) -> Verdict:
     if str(family) not in SEEN:
         SEEN[str(family)] = examine(family)
     return SEEN[str(family)]
+
+
+def attempted(family: Family) -> Attempt:
+    """What the engine does with it, tried once."""
+    if str(family) not in TRIED:
+        TRIED[str(family)] = attempt(verdict(family))
+    return TRIED[str(family)]
 
 
 def rows(count: int = IDS.numel(), lanes: int = LANES) -> Rows:

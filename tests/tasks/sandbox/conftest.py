@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -72,12 +73,13 @@ def verdict(sandbox: Sandbox, source: str, test: str = "assert f() == 1", timeou
 
 @pytest.fixture
 def leftovers(tmp_path, monkeypatch) -> Iterator[Callable[[], list[object]]]:
-    """Processes of the runs of this test that are still there, and files that they left in the temporary folder.
+    """Processes of the runs of this test that are still there, and files that they left in the temporary folder, which
+    lies in memory where it can: what programs do to it is thousands of folders.
 
     What loses its parent meanwhile becomes a child of this process: runs that others have going are none of ours.
     """
-    folder = tmp_path / "temporary"
-    folder.mkdir()
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    folder = Path(tempfile.mkdtemp(dir=memory, prefix="lynx-exp-tests-"))
     folder.chmod(0o777)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -92,6 +94,7 @@ def leftovers(tmp_path, monkeypatch) -> Iterator[Callable[[], list[object]]]:
 
     yield find
     prctl(PR_SET_CHILD_SUBREAPER, 0)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def own_supervisors() -> list[bytes]:
