@@ -1,8 +1,11 @@
-"""What the tester sees of the candidate's objects: a `Remote`, a copy of data that knows its object, an exception.
+"""Stand-ins in the tester's process for objects that live in the candidate's process.
 
-Operators of the candidate's classes count only where both operands are the candidate's: they run in its process then.
-Beside a value of the test's they are not asked, because an object that claims to equal everything would be right
-everywhere; such a comparison ends the program as `Untransportable`, unless the class has no such operator of its own.
+There are three: a `Remote` proxy, a copy of plain data that knows its object (`mirror_class`), and an exception. They
+forward attribute access, calls and operators through a `Link`.
+
+An operator that the candidate's class defines runs only if both operands are the candidate's. Against a value of the
+test it must not decide, since an object that claims to equal everything would pass every test. Such a comparison ends
+the program as `Untransportable`.
 """
 
 from __future__ import annotations
@@ -21,13 +24,13 @@ from .values import Value
 if TYPE_CHECKING:
     from .remote import Link
 
-NAMES_TO_ASK_FOR = {
+FORWARDED_NAMES = {
     *("__name__", "__qualname__", "__doc__", "__module__", "__dict__", "__members__", "__match_args__", "__wrapped__"),
     *("__defaults__", "__kwdefaults__", "__annotations__", "__code__", "__self__", "__func__", "__version__"),
 }
-"""Special attributes that a test may want. All others are protocols, and some of those hand out memory."""
+"""Special attributes that a test may read. The others are protocols, some of which would give access to memory."""
 OWN_EQUALITY, AMONG_ITS_KIND = 2, 1
-"""What is known of an object's `==`: its class defines it; it is a data class's, which differs from all others."""
+"""Flags on an object's `==`: its class defines one; it is that of a data class, which equals only its own class."""
 BINARY = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow"]
 BINARY += ["lshift", "rshift", "and", "or", "xor"]
 UNARY = ["neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil"]
@@ -35,10 +38,12 @@ ORDER = ["lt", "le", "gt", "ge"]
 
 
 class Untransportable(BaseException):
-    """What a plain process would decide cannot be decided between two; no test can catch it by `Exception`."""
+    """Something that works in one process cannot work across two. No `except Exception` of a test can catch it."""
 
 
 class RemoteType(type):
+    """The class of `Remote`. It refuses what would be wrong for a proxy: comparing types, and reading data fields."""
+
     def __getattr__(cls, name: str) -> NoReturn:
         if name == "__dataclass_fields__":
             raise Untransportable("fields of a data class of the program")
@@ -53,7 +58,7 @@ class RemoteType(type):
 
 
 class Remote(metaclass=RemoteType):
-    """An object that lives in the candidate's process; it answers nothing by itself."""
+    """A proxy of an object in the candidate's process. It computes nothing by itself."""
 
     __slots__ = (
         *("_remote_flags", "_remote_hash", "_remote_link", "_remote_number", "_remote_operators", "_remote_stops"),
@@ -65,14 +70,14 @@ class Remote(metaclass=RemoteType):
             object.__setattr__(self, f"_remote_{name}", value)
 
     def __getattr__(self, name: str) -> Value:
-        if name.startswith("__") and name.endswith("__") and name not in NAMES_TO_ASK_FOR:
+        if name.startswith("__") and name.endswith("__") and name not in FORWARDED_NAMES:
             if name == "__signature__":
                 return signature(self)
             raise AttributeError(name)
-        found = self._remote_link.do("getattr", self, name)
-        if name in ENDS_BY_STOPPING and is_remote(found):
-            object.__setattr__(found, "_remote_stops", True)
-        return found
+        attribute = self._remote_link.do("getattr", self, name)
+        if name in ENDS_BY_STOPPING and is_remote(attribute):
+            object.__setattr__(attribute, "_remote_stops", True)
+        return attribute
 
     def __setattr__(self, name: str, value: object) -> None:
         self._remote_link.do("setattr", self, name, value)
@@ -92,6 +97,7 @@ class Remote(metaclass=RemoteType):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        # a context that swallows exceptions could hide that an assertion of the test failed
         swallowed = bool(self._remote_link.do("exit", self, error)) and kind is not None
         if swallowed and not self._remote_link.leaves_nothing_out(trace):
             raise self._remote_link.refused("a context of the program that swallows exceptions")
@@ -127,17 +133,18 @@ class Remote(metaclass=RemoteType):
 
 
 def call(self: Value, *args: object, **kwargs: object) -> Value:
+    """Call the candidate's object."""
     return self._remote_link.call(self, args, kwargs, getattr(self, "_remote_stops", False))
 
 
 def contains(self: Value, item: object) -> bool:
-    """By what it iterates over, compared here; a class's own answer would be its word alone."""
+    """`item in self`, decided here by iterating, since a `__contains__` could claim to contain everything."""
     own = own_operators(self)
     if "__contains__" in own and not is_remote(item) and not {"__iter__", "__getitem__"} & own:
         raise self._remote_link.refused("'in' of a class of the program that cannot be iterated over")
     if "__contains__" in own and is_remote(item):
         return bool(self._remote_link.do("contains", self, item))
-    return any(item is found or item == found for found in self)
+    return any(item is member or item == member for member in self)
 
 
 METHODS: dict[str, Callable[..., Value]] = {
@@ -152,25 +159,29 @@ METHODS: dict[str, Callable[..., Value]] = {
     "delitem": lambda self, key: self._remote_link.do("delitem", self, key),
     "contains": contains,
 }
-"""What an object has if its class has it, in the order of `described.PROTOCOLS`."""
+"""Methods that a proxy has only if the object's class has them, in the order of `described.PROTOCOLS`."""
 NATURES: dict[str, type] = {
     "function": types.FunctionType,
     "method": types.MethodType,
     "generator": types.GeneratorType,
     "coroutine": types.CoroutineType,
 }
-"""What an object says that it is, for `isinstance`: nothing that a test could mistake for an answer."""
+"""The `__class__` that a proxy may report to `isinstance`: only kinds that no test takes for a correct result."""
 ENDS_BY_STOPPING = {"send", "throw", "next"}
-"""Methods that may end by StopIteration in a plain process."""
+"""Methods that may raise StopIteration, as in a plain process."""
 
 
 @cache
 def remote_class(protocols: int, nature: str) -> type[Remote]:
-    """The class of objects with the methods of which `protocols` has a bit. KeyError for an unknown nature."""
-    there = [name for place, name in enumerate(METHODS) if protocols >> place & 1]
-    body: dict[str, object] = {f"__{name}__": METHODS[name] for name in there}
-    if "iter" not in there and "getitem" not in there:
-        body["__contains__"] = METHODS["contains"]  # `in` raises what iterating raises
+    """Make the proxy class for objects with certain methods.
+
+    Bit i of `protocols` is set if the object's class has the i-th method of `METHODS`. `nature` is a key of `NATURES`
+    or ""; another one raises KeyError.
+    """
+    present = [name for place, name in enumerate(METHODS) if protocols >> place & 1]
+    body: dict[str, object] = {f"__{name}__": METHODS[name] for name in present}
+    if "iter" not in present and "getitem" not in present:
+        body["__contains__"] = METHODS["contains"]  # then `in` raises the same error as iteration
     if nature:
         kind = NATURES[nature]
         body["__class__"] = property(lambda self: kind)
@@ -178,36 +189,39 @@ def remote_class(protocols: int, nature: str) -> type[Remote]:
         body["send"] = run_coroutine
         body["__await__"] = lambda self: iter_coroutine(self)
     for name in ("__doc__", "__module__", "__annotations__"):
-        body[name] = property(partial(ask_for, name=name))
-    made: Value = RemoteType("Remote", (Remote,), body | {"__slots__": ()})
-    return made
+        body[name] = property(partial(read_attribute, name=name))
+    proxy_class: Value = RemoteType("Remote", (Remote,), body | {"__slots__": ()})
+    return proxy_class
 
 
-def ask_for(remote: Value, name: str) -> object:
+def read_attribute(remote: Value, name: str) -> object:
+    """Read an attribute of the candidate's object."""
     return remote._remote_link.do("getattr", remote, name)
 
 
 def run_coroutine(self: Value, _: object) -> NoReturn:
+    """Run a coroutine to its end in the candidate's process; the result is in the StopIteration, as for `send`."""
     raise StopIteration(self._remote_link.do("run coroutine", self))
 
 
 def iter_coroutine(self: Value) -> Iterator[object]:
     return self._remote_link.do("run coroutine", self)
-    yield
+    yield  # makes this function a generator
 
 
 def signature(remote: Value) -> inspect.Signature:
-    """ValueError and TypeError as from `inspect.signature`."""
-    made = []
-    parameters, returned = remote._remote_link.do("signature", remote)
-    for name, kind, default, annotation in parameters:
-        told = {"default": default, "annotation": annotation}
-        given = {key: value[0] for key, value in told.items() if value}
-        made.append(inspect.Parameter(name, inspect._ParameterKind(kind), **given))
-    return inspect.Signature(made, return_annotation=returned[0] if returned else inspect.Signature.empty)
+    """The signature of the candidate's function; raises ValueError and TypeError as `inspect.signature` does."""
+    parameters = []
+    descriptions, returned = remote._remote_link.do("signature", remote)
+    for name, kind, default, annotation in descriptions:
+        optional = {"default": default, "annotation": annotation}  # each an empty tuple, or a tuple of the value
+        given = {key: value[0] for key, value in optional.items() if value}
+        parameters.append(inspect.Parameter(name, inspect._ParameterKind(kind), **given))
+    return inspect.Signature(parameters, return_annotation=returned[0] if returned else inspect.Signature.empty)
 
 
 def iter_remote(link: Link, iterator: object) -> Iterator[object]:
+    """Iterate over an iterator of the candidate."""
     while True:
         try:
             item = link.do("next", iterator)
@@ -217,11 +231,12 @@ def iter_remote(link: Link, iterator: object) -> Iterator[object]:
 
 
 def is_remote(value: object) -> bool:
+    """Whether a value stands for an object of the candidate."""
     return hasattr(type(value), "_remote_number") or isinstance(type(value), ExceptionType)
 
 
 def own_operators(value: Value) -> set[str]:
-    """The special methods that an object's class defines itself, as the candidate says."""
+    """The special methods that the object's class defines itself, as the candidate reports them; cached."""
     if value._remote_operators is None:
         names = value._remote_link.do("operators", value)
         object.__setattr__(value, "_remote_operators", set(names if type(names) is list else ()))
@@ -229,7 +244,16 @@ def own_operators(value: Value) -> set[str]:
 
 
 def equal(value: Value, other: Value, otherwise: object) -> object:
-    """`value == other`; `otherwise`: what it is without an operator of the class's own."""
+    """`value == other` for an object of the candidate.
+
+    Args:
+        value: The candidate's object.
+        other: Any value.
+        otherwise: The result if the class defines no `==` of its own.
+
+    Raises:
+        Untransportable: The class defines `==`, and the other value is the test's.
+    """
     if is_remote(other) and hasattr(type(other), "_remote_flags"):
         if not value._remote_flags and not other._remote_flags:
             return otherwise
@@ -240,6 +264,7 @@ def equal(value: Value, other: Value, otherwise: object) -> object:
 
 
 def binary(name: str, base: Callable[..., Value] | None, reflected: bool = False) -> Callable[..., Value]:
+    """Make a binary operator; `base` is that of the builtin type from which the object derives, if there is one."""
     special = f"__{'r' if reflected else ''}{name}__"
 
     def act(self: Value, other: object, *more: object) -> object:
@@ -253,6 +278,7 @@ def binary(name: str, base: Callable[..., Value] | None, reflected: bool = False
 
 
 def unary(name: str) -> Callable[..., Value]:
+    """Make a unary operator, which always runs in the candidate's process."""
     return lambda self, *more: self._remote_link.do("unary", self, name, *more)
 
 
@@ -266,7 +292,7 @@ for _name in UNARY:
 
 
 def mirror_class(base: type) -> type:
-    """A class for copies of objects that derive from `base`: data are the copy's, named things the object's."""
+    """Make the class for copies of objects that derive from `base`. The copy has the data; attributes are forwarded."""
     exact: Value = base
 
     def getattribute(self: Value, name: str) -> object:
@@ -313,7 +339,7 @@ def mirror_class(base: type) -> type:
 
 
 def mirrored(kind: Value, content: Value, link: Link, number: int, flags: int) -> object:
-    """A copy of `content` that knows the candidate's object `number`."""
+    """Make a copy of `content` that stands for the candidate's object `number`; `kind` is of `mirror_class`."""
     base: Value = type(content)
     value = kind(content, content.maxlen) if base is deque else kind(content)
     for name, known in {"link": link, "number": number, "flags": flags}.items():
@@ -326,7 +352,7 @@ ATTRIBUTES = "filename", "filename2", "name", "path", "obj"
 
 
 class ExceptionType(type):
-    """Classes of exceptions that the candidate defined, as tests catch them."""
+    """The class of exception classes that the candidate defined, which tests can catch."""
 
     _remote: Remote
 
@@ -338,34 +364,34 @@ class ExceptionType(type):
 
 
 def exception_class(remote: Remote, name: str, bases: tuple[type, ...]) -> ExceptionType:
-    """A class under the candidate's name for it. TypeError if Python would not have one with these bases."""
+    """Make a class that stands for an exception class of the candidate; TypeError if its bases cannot be combined."""
 
     def getattribute(self: Value, name: str) -> object:
-        found = type(self)._remote._remote_link.exceptions.get(id(self))
-        if found is None or name.startswith("__") or name in ("args", "with_traceback", "add_note"):
+        entry = type(self)._remote._remote_link.exceptions.get(id(self))
+        if entry is None or name.startswith("__") or name in ("args", "with_traceback", "add_note"):
             return BaseException.__getattribute__(self, name)
-        return getattr(found[1], name)
+        return getattr(entry[1], name)
 
     def text(self: Value) -> str:
-        found = type(self)._remote._remote_link.exceptions.get(id(self))
-        return BaseException.__str__(self) if found is None else str(found[1])
+        entry = type(self)._remote._remote_link.exceptions.get(id(self))
+        return BaseException.__str__(self) if entry is None else str(entry[1])
 
     body = {"_remote": remote, "__getattribute__": getattribute, "__str__": text}
     return ExceptionType("exception" if "\0" in name else name.encode(errors="replace").decode(), bases, body)
 
 
 def exception(kind: Value, args: tuple[object, ...], more: tuple[Value, ...]) -> BaseException:
-    """An exception with the arguments, and the further attributes, that the candidate's has."""
-    made = kind.__new__(kind, *args)
+    """Make an exception with the arguments and further attributes of the candidate's exception."""
+    error = kind.__new__(kind, *args)
     builtin = next(base for base in kind.__mro__ if not isinstance(base, ExceptionType))
     with contextlib.suppress(Exception):
-        builtin.__init__(made, *args)
-    made.args = args
+        builtin.__init__(error, *args)
+    error.args = args
     for name, value in more:
         if name == "__notes__":
-            BaseException.add_note(made, value)
+            BaseException.add_note(error, value)
         elif name in LINKS or (name in ATTRIBUTES and type(value) in (str, bytes, int)):
-            BaseException.__setattr__(made, name, value)
+            BaseException.__setattr__(error, name, value)
         else:
             raise ValueError("an attribute that exceptions do not have")
-    return made
+    return error
