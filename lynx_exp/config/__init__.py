@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lynx_exp.config.allowed import allowed
 from lynx_exp.config.cell import Config, to_config
+from lynx_exp.config.checkpoint_node import CheckpointConfig
 from lynx_exp.config.choices import (
     BATCHINGS,
     CHOICES,
@@ -52,6 +53,7 @@ __all__ = [
     "AsDict",
     "BATCHINGS",
     "CHOICES",
+    "CheckpointConfig",
     "Config",
     "DTYPES",
     "Field",

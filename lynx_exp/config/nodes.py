@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from lynx_exp.config.allowed import check_fields, choice, integer
+from lynx_exp.config.checkpoint_node import CheckpointConfig
 from lynx_exp.config.choices import (
     EXPERTS_IMPLEMENTATIONS,
     GENERATIONS,
@@ -101,6 +102,8 @@ class ModelConfig:
     """For each policy, the parameters that were published for this model. They are the policy's defaults; a value on
     the command line takes precedence."""
 
+    checkpoint: CheckpointConfig = node(CheckpointConfig)
+    """What a preset says of the checkpoint's own files."""
     instruct: str | None = plain(role=Role.COSMETIC)
     """The preset of the instruction-tuned model; a study at scale=paper uses it where the paper did."""
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from lynx_exp.run.storage import bytes_of_weight, kept_storage
 from lynx_exp.store.done import is_done
 from lynx_exp.store.file_forms import FINISHED_CELL
 from lynx_exp.store.file_types import CellInfo
@@ -139,8 +140,10 @@ def memory_of(cell: Cell, positions: int) -> Memory | None:
     if shape is None:
         return None
     size = BYTES.get(cell.dtype, 4)
+    storage = kept_storage(cell, cell.device)
+    held = None if storage is None else _stored(*architecture(cell), size, storage)
     return Memory(
-        weights=shape.parameters * size / GIB,
+        weights=(shape.parameters * size if held is None else held) / GIB,
         keys_and_values=(shape.position * size * positions + shape.row) / GIB,
         rows=max(cell.config.pack.max_rows, cell.config.batch_size),
         available=_available(cell.device),
@@ -192,6 +195,17 @@ def _shape_of(kind: str, name: str, revision: str | None, trust: bool, fields: s
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(parameters, 2 * text.num_hidden_layers * heads * width, 0)
+
+
+@cache
+def _stored(
+    kind: str, name: str, revision: str | None, trust: bool, fields: str, width: int, storage: str
+) -> float | None:
+    """Bytes of its weights as they are stored; None if the model cannot be built from its configuration."""
+    model = weightless(kind, name, revision, trust, fields)
+    if model is None:
+        return None
+    return sum(bytes_of_weight(parameter, weight, width, storage) for parameter, weight in model.named_parameters())
 
 
 def _parameters_of_files(folder: Path) -> int | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from lynx_exp.config import config_folder
+from lynx_exp.run.checkpoint_lines import checkpoint_lines
 from lynx_exp.run.cost_estimate import Throughput, memory_of
 from lynx_exp.run.declared_task import DeclaredTask
 from lynx_exp.run.packs import pack_groups
@@ -83,6 +84,7 @@ def plan_lines(cells: Sequence[Cell], *, packed: bool) -> Iterator[str]:
         else:
             yield _memory(cell, cells)
         yield from _missing(cell)
+        yield from checkpoint_lines(cells)
         yield from published_lines(cells)
     yield from _documents(todo)
     yield from _to_measure(todo)

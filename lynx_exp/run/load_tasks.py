@@ -8,7 +8,8 @@ from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lynx_exp.config import Config, TaskConfig
+from lynx_exp.config import Config, ModelConfig, TaskConfig
+from lynx_exp.run.declared_turns import declared_drawing, declared_template, is_declared
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def settings_of(config: Config) -> TaskSettings:
     from lynx_exp.tasks import TaskSettings
 
     task, generation = config.task, config.task.generation
-    drawn = _drawing_of_model(config) if generation.source == "model" else {}
+    drawn = drawing_of_model(config) if generation.source == "model" else {}
     chat = _chat_template(config) if task.apply_chat_template else None
     return TaskSettings(
         data=task.data,
@@ -148,14 +149,17 @@ def asks_the_model(task: TaskConfig) -> bool:
     return task.apply_chat_template or task.think_end is not None or task.generation.source == "model"
 
 
-def _drawing_of_model(config: Config) -> dict[str, Any]:
+def drawing_of_model(config: Config) -> dict[str, Any]:
     """How the model's generation_config.json draws tokens: temperature (0: greedy), top_p and top_k where it says so.
-    ValueError where there is none, or it asks for what is not followed."""
+    ValueError where there is none, or it asks for what is not followed. A plan of a model that is not here goes by its
+    preset."""
     from lynx_exp.engine.requests.processing import drawing_of, refuse_drawing
 
     model = config.model
     if model.kind == "random":
         raise ValueError("task.generation=model: random weights have no generation_config.json; leave it to the task")
+    if is_declared(config):
+        return declared_drawing(config)
     stated = _generation_config(model.id, model.revision)
     if not stated.do_sample:
         return {"temperature": 0.0}
@@ -189,7 +193,9 @@ def _think_end(config: Config) -> ThinkEnd | None:
         return None
     if model.kind == "random":
         raise ValueError(f"task.think_end={marker}: random weights have no tokenizer, and so no text to end a thought")
-    tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
+    if is_declared(config):
+        return None  # nothing of a plan hangs on it
+    tokenizer = tokenizer_of(model)
     return find_think_end(tokenizer, marker, opened=task.thinking is not False)
 
 
@@ -200,11 +206,19 @@ def _chat_template(config: Config) -> ChatTemplate:
     model = config.model
     if model.kind == "random":
         raise ValueError("task.apply_chat_template=true: random weights have no tokenizer, and so no chat template")
-    tokenizer = _tokenizer(model.id, model.revision, model.trust_remote_code)
+    if is_declared(config):
+        return declared_template(config)
+    tokenizer = tokenizer_of(model)
     arguments = dict(config.task.chat_template_args)
     if config.task.thinking is not None:
-        arguments[thinking_flag(tokenizer)] = config.task.thinking
+        asked = f"task.thinking={str(config.task.thinking).lower()}"
+        arguments[thinking_flag(tokenizer, asked=asked, whose=model.id)] = config.task.thinking
     return ChatTemplate.of(tokenizer, arguments)
+
+
+def tokenizer_of(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """ValueError, in one line, where it does not load."""
+    return _tokenizer(model.id, model.revision, model.trust_remote_code)
 
 
 @cache

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lynx_exp.run.cost_estimate import BYTES, GIB, architecture, weightless
+from lynx_exp.run.storage import bytes_of_weight, kept_storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +83,8 @@ def parts(cell: Cell, dtype: str, spread: Spread, memory: float) -> tuple[Part, 
     """
     how = cell.config.model.device_map if spread.how == "device_map" else None
     asked = tuple(sorted(how.items())) if isinstance(how, Mapping) else None
-    return _parts(*architecture(cell), BYTES.get(dtype, 4), spread, asked, memory)
+    storage = kept_storage(cell, cell.config.hardware.device)
+    return _parts(*architecture(cell), BYTES.get(dtype, 4), storage, spread, asked, memory)
 
 
 @cache
@@ -93,6 +95,7 @@ def _parts(
     trust: bool,
     fields: str,
     width: int,
+    storage: str | None,
     spread: Spread,
     asked: tuple[tuple[str, int | str], ...] | None,
     memory: float,
@@ -100,7 +103,10 @@ def _parts(
     model = weightless(kind, name, revision, trust, fields)
     if model is None:
         return None
-    sizes = {parameter: weight.numel() * width / GIB for parameter, weight in model.named_parameters()}
+    sizes = {
+        parameter: bytes_of_weight(parameter, weight, width, storage) / GIB
+        for parameter, weight in model.named_parameters()
+    }
     if spread.how == "none":
         return (Part(sum(sizes.values()), 1.0),)
     if spread.together:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lynx_exp.config import ModelConfig, did_you_mean
+from lynx_exp.config import CheckpointConfig, ModelConfig, did_you_mean
 from lynx_exp.extensions import model_sources
+from lynx_exp.run.declared_checkpoint import checkpoint_mismatch, storage_in
 from lynx_exp.run.declared_shape import declared_config, mismatch
 from lynx_exp.store.identity import digest, folder_digest
 from lynx_exp.store.provenance import scrub
@@ -27,7 +28,7 @@ TOP_K = (
 LAYERS = ("num_hidden_layers", "n_layers")
 COUNTS = (*LAYERS, "num_attention_heads", "n_heads", "num_key_value_heads", "hidden_size", "d_model", "vocab_size")
 """Fields that are whole numbers of at least 1 in every configuration that has them."""
-CONTEXT = ("max_position_embeddings",)
+CONTEXT = ("max_position_embeddings", "max_seq_len")
 NESTED = ("text_config", "ffn_config")
 
 
@@ -51,6 +52,10 @@ class ModelFacts:
     """Whether it is not here, and known by `model.shape` alone."""
     mismatch: str | None = None
     """Where `model.shape` is not what it says of itself."""
+    files_differ: str | None = None
+    """Where `model.checkpoint` is not what its files say."""
+    storage: str | None = None
+    """How its weights are stored, in the words of `model.checkpoint.storage` or by its quantisation's own name."""
 
 
 class ModelUnavailable(ValueError):
@@ -65,7 +70,8 @@ def known_facts(model: ModelConfig, *, plan: bool) -> ModelFacts:
         if not plan or not model.shape:
             raise
     config = declared_config(model.shape).to_dict()
-    return replace(_facts(model, config, digest({"declared": model.shape, "id": model.id})), declared=True)
+    facts = _facts(model, config, digest({"declared": model.shape, "id": model.id}))
+    return replace(facts, declared=True, storage=model.checkpoint.storage)
 
 
 def context_of(model: ModelConfig) -> int | None:
@@ -113,6 +119,10 @@ def inspect_model(model: ModelConfig) -> ModelFacts:
         own = folder_digest(check_adapter(model.adapter))
         label = f"{facts.name} + {Path(model.adapter).name}"
         facts = replace(facts, name=label, digest=digest([facts.digest, own]))
+    facts = replace(facts, storage=storage_in(_read(model, path)))
+    if model.checkpoint != CheckpointConfig():
+        differ = checkpoint_mismatch(model.checkpoint, path.parent, facts.context, facts.name)
+        facts = replace(facts, files_differ=differ)
     return replace(facts, mismatch=mismatch(model.shape, path.parent, facts.name)) if model.shape else facts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from lynx_exp.run.cost_estimate import BYTES, GIB, Shape, architecture, shape_of
 from lynx_exp.run.memory_by_device import SHARE, Part, Spread, parts, rows_that_fit, spread_of
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.run_progress import clock
+from lynx_exp.run.storage import Share, kept_storage, shares
 
 if TYPE_CHECKING:
     from lynx_exp.engine.timing.step_bytes import StepBytes
@@ -58,7 +59,12 @@ class Machine:
     together: bool
     """Whether all of them work at the same time (slices), or one after another (layers)."""
     width: int = 2
-    """Bytes of a weight."""
+    """Bytes of a weight in the dtype that is computed with."""
+    share: Share = Share()
+    """Of these that are stored, and read."""
+
+    def stored(self, read: StepBytes) -> StepBytes:
+        return replace(read, once=round(read.once * self.share.other), expert=read.expert * self.share.expert)
 
     def seconds(self, *, read: float, operations: float) -> float:
         """At least."""
@@ -81,6 +87,9 @@ def hardware_lines(cells: Sequence[Cell], positions: int) -> Iterator[str]:
     spread, memory = spread_of(cell), hardware.memory_gib
     assert memory is not None, "named"
     machine = Machine(one=hardware, devices=spread.devices, together=spread.together, width=BYTES[dtype])
+    storage = kept_storage(cell, hardware.device)
+    if storage is not None:
+        machine = replace(machine, share=_shares(*architecture(cell), BYTES[dtype], storage))
     row = _row_gib(shape, dtype, positions)
     place = f"{machine.devices} x {hardware.label or hardware.name}"
     if hardware.devices > 1 and spread.how == "none":
@@ -171,6 +180,12 @@ def _step_of(
     return None if model is None else weightless_bytes(model.to(resolve_dtype(dtype, model.device)), experts)
 
 
+@cache
+def _shares(kind: str, name: str, revision: str | None, trust: bool, fields: str, width: int, storage: str) -> Share:
+    model = weightless(kind, name, revision, trust, fields)
+    return Share() if model is None else shares(dict(model.named_parameters()), width, storage)
+
+
 def _seconds(cells: Sequence[Cell], machine: Machine, read: StepBytes, fit: int) -> tuple[float, int, float]:
     """(of all packs, rows of the widest pack, of its step)"""
     total, most, slowest = 0.0, 0, 0.0
@@ -204,7 +219,7 @@ def step_seconds(read: StepBytes, machine: Machine, num_experts: int, top_k: int
     """Of one decode step of vanilla: `rows` rows, each after `context` positions."""
     active = num_experts * (1 - (1 - top_k / num_experts) ** rows)
     return machine.seconds(
-        read=read.of(active=active, rows=rows, positions=rows * context),
+        read=machine.stored(read).of(active=active, rows=rows, positions=rows * context),
         operations=rows * _operations(read, top_k, machine.width),
     )
 
@@ -215,7 +230,7 @@ def _operations(read: StepBytes, top_k: int, width: int) -> float:
 
 
 def _prefill_seconds(read: StepBytes, machine: Machine, cell: Cell, tokens: float) -> float:
-    whole = read.of(active=cell.model.num_experts, rows=0, positions=0)
+    whole = machine.stored(read).of(active=cell.model.num_experts, rows=0, positions=0)
     passes = math.ceil(tokens / _PREFILL_TOKENS)
     return machine.seconds(read=passes * whole, operations=tokens * _operations(read, cell.model.top_k, machine.width))
 

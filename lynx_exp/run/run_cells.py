@@ -18,6 +18,7 @@ from lynx_exp.run.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.run.dry_run import print_plan
 from lynx_exp.run.interrupt import check, stoppable, with_message
 from lynx_exp.run.load_tasks import LoadTask
+from lynx_exp.run.notes import notes_of
 from lynx_exp.run.outcomes import Outcome, Report, describe_committed, headline_of, print_outcomes, run_then
 from lynx_exp.run.packs import pack_groups
 from lynx_exp.run.planned_cell import Cell
@@ -153,8 +154,7 @@ def run_cells(
     cells = prepare_cells(configs, load)
     # configs that come to one cell are run once; the first of them decides the order
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]
-    notes = [note for cell in unique for note in (cell.model.mismatch, cell.note) if note is not None]
-    for note in dict.fromkeys(notes):
+    for note in notes_of(unique):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if any(cell.config.plan for cell in unique):
         print_plan(unique, console, packed=packed)

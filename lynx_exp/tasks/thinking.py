@@ -40,14 +40,15 @@ def find_think_end(
     )
 
 
-def thinking_flag(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template calls its switch of thinking. ValueError if it has none."""
+def thinking_flag(tokenizer: PreTrainedTokenizerBase, *, asked: str = "task.thinking", whose: str = "the model") -> str:
+    """What the chat template calls its switch of thinking. ValueError if it has none; it begins with `asked`, the field
+    and its value, and names the model as `whose`."""
     template = _template(tokenizer)
     found = next((flag for flag in FLAGS if re.search(rf"\b{flag}\b", template)), None)
     if found is None:
         hint = "; it takes reasoning_effort, in task.chat_template_args" if "reasoning_effort" in template else ""
         raise ValueError(
-            f"task.thinking: the chat template of the model's tokenizer has no flag for it ({', '.join(FLAGS)}){hint}"
+            f"{asked}: the chat template of {whose} has no flag for it ({', '.join(FLAGS)}){hint}; leave it out"
         )
     return found
 
