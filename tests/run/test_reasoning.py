@@ -130,7 +130,7 @@ def test_thinking_is_switched_off_by_the_template(checkpoint, data, tmp_path):
 @pytest.mark.parametrize(
     ("template", "task", "message"),
     [
-        ("{{ messages[0].content }}", {}, r"^task\.thinking: the chat template of the model's tokenizer has no flag"),
+        ("{{ messages[0].content }}", {}, r"^task\.thinking=true: the chat template of .* has no flag"),
         (thinker.TEMPLATE, {"think_end": "99999"}, r"^task\.think_end=99999: no token of the tokenizer, whose last"),
         (thinker.TEMPLATE.replace(thinker.MARKER, ""), {"think_end": "auto", "thinking": None, "cut": True}, "auto"),
     ],
