@@ -30,14 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="of decode steps")
     parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder) / "made_up", Path(folder) / "figures"
-        cells, rows, tokens = write(root, asked.rows)
+        cells, rows, tokens = write(root, options.rows)
         print(f"{cells} cells, {rows:,} rows of decode steps, {tokens:,} of single tokens")
-        reading = statistics.median(timed(lambda: study(root)) for _ in range(asked.repeats))
+        reading = statistics.median(timed(lambda: study(root)) for _ in range(options.repeats))
         print(f"{'reading and statistics':>24} {reading:6.2f} s")
-        cases = [measured(root, out, name, asked.repeats, reading) for name in drawn(root, out)]
+        cases = [measured(root, out, name, options.repeats, reading) for name in drawn(root, out)]
     slowest = min(cases, key=lambda case: case["ratio"])
     report("figures", 1.0, slowest, cases)
 

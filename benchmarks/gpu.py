@@ -34,10 +34,10 @@ PACKAGES = ("torch", "triton", "transformers")
 
 
 def gpu_name() -> str | None:
-    """Asked in another process: this one must not hold a context of the card beside a model that fills it."""
+    """The name of the GPU, read in a process of its own: a CUDA context here would take memory from the benchmarks."""
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return process.stdout.strip() or None
 
 
 def versions() -> dict[str, str | None]:

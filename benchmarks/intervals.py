@@ -1,14 +1,15 @@
-"""Do the intervals, verdicts and recommendations of the tables do what they say? Simulated sweeps of known truth.
+"""Checks the intervals, verdicts and recommendations of the tables on simulated sweeps whose truth is known.
 
     python benchmarks/intervals.py [--quick] [--only GROUP]
 
-Each scenario draws sweeps of known truth (`simulated.py`, `simulated_studies.py`) a thousand times or more, gives them
-to the estimators of the tables and counts: how often the interval holds the truth, how often a loss of exactly one
-point is called within one point, how often a setting that loses one point is recommended. Beside the share stands its
-95 % Monte Carlo interval. Verdicts: "ok" where coverage is 93 to 97 % or the error at most 6 %, "conservative" where
-coverage is more, else "short", and "short, said" where the table says "few lanes" of such a study. The last line's
-ratio is the share of sweeps that came out right over the least that is asked, of the worst scenario that is not said
-to be too small. Minutes on one core; with --quick, seconds, and too few sweeps to say anything but that it runs.
+Each scenario draws a sweep a thousand times or more (`simulated.py`, `simulated_studies.py`), hands it to the
+estimators of the tables, and counts how often the interval contains the truth, a loss of exactly one point is called
+within one point, or a setting that loses one point is recommended. Each share has its 95 % Monte Carlo interval.
+
+Verdicts: "ok" for a coverage of 93 to 97 % or an error of at most 6 %, "conservative" for more coverage, "short" for
+less, and "short, said" where the table itself warns of "few lanes". The ratio of the last line is the share of correct
+sweeps over the smallest accepted one, in the worst scenario without such a warning. It takes minutes on one core. With
+--quick it takes seconds, and shows only that the script runs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from benchmarks.simulated import MARGIN, Plans, Random, Subtasks, Sweep, Transla
 from benchmarks.simulated_studies import Candidates, RareLane
 
 LEAST, MOST, SIZE = 0.93, 0.97, 0.06
-"""Shares that are taken for 95 %, and for at most 5 %. Simulation has its own error beside."""
+"""The coverage accepted as 95 %, and the error rate accepted as 5 %, allowing for the error of the simulation."""
 COVERAGE, ERROR, POWER = "95 %", "<= 5 %", "power"
-SAID = "short, said"
+SHORT_BUT_WARNED = "short, said"
 QUICK = 5
 """Sweeps of a scenario in a smoke run."""
 TABLE = "{:<82} {:>7} {:>9} {:>15}  {}"
@@ -42,8 +43,8 @@ class Scenario:
     nominal: str
     draw: Callable[[Random], bool]
     sweeps: int
-    said: bool = False
-    """The table says that such a study has too few lanes."""
+    warned: bool = False
+    """Whether the table warns that such a study has too few lanes."""
 
     def run(self, sweeps: int) -> dict[str, Any]:
         rng = np.random.default_rng(zlib.crc32(f"{self.group}, {self.name}, {self.nominal}".encode()))
@@ -57,7 +58,7 @@ class Scenario:
         if self.nominal == POWER:
             return "-"
         if observed > SIZE if self.nominal == ERROR else observed < LEAST:
-            return SAID if self.said else "short"
+            return SHORT_BUT_WARNED if self.warned else "short"
         return "conservative" if self.nominal == COVERAGE and observed > MOST else "ok"
 
 
@@ -65,12 +66,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} sweeps a scenario: a smoke run")
     parser.add_argument("--only", choices=list(dict.fromkeys(one.group for one in scenarios())))
-    asked = parser.parse_args()
-    chosen = [one for one in scenarios() if asked.only in (None, one.group)]
+    options = parser.parse_args()
+    chosen = [one for one in scenarios() if options.only in (None, one.group)]
     print(TABLE.format("scenario", "nominal", "observed", "(95 %)", "verdict"))
     cases = []
     for scenario in chosen:
-        case = scenario.run(QUICK if asked.quick else scenario.sweeps)
+        case = scenario.run(QUICK if options.quick else scenario.sweeps)
         ends = f"[{100 * case['low']:.1f}, {100 * case['high']:.1f}]"
         label = f"{scenario.group}: {scenario.name}"
         print(
@@ -81,11 +82,11 @@ def main() -> None:
 
 
 def _counts(case: dict[str, Any]) -> bool:
-    return bool(case["nominal"] != POWER and case["verdict"] != SAID)
+    return bool(case["nominal"] != POWER and case["verdict"] != SHORT_BUT_WARNED)
 
 
 def _right(case: dict[str, Any]) -> dict[str, Any]:
-    """Sweeps that came out right, over the least that is asked."""
+    """Share of correct sweeps over the smallest share that is accepted."""
     if case["nominal"] == ERROR:
         ends = [(1 - case[end]) / (1 - SIZE) for end in ("observed", "high", "low")]
     else:
@@ -129,7 +130,7 @@ def _equivalence() -> Iterator[Scenario]:
                 f"{lanes} lanes of {rows}, losses only, correlated by {correlation:g}",
                 lanes < lanes_needed(MARGIN),
             )
-            yield Scenario(group="equivalence", name=name, nominal=ERROR, draw=sweep.within, sweeps=3000, said=few)
+            yield Scenario(group="equivalence", name=name, nominal=ERROR, draw=sweep.within, sweeps=3000, warned=few)
     for correlation in (0.0, 0.01):
         alike = 1 / correlation - 1 if correlation else 1e6
         sweep = Sweep(lanes=250, rows=16, spoils=0.02, mends=0.08, alike=alike)
@@ -163,13 +164,13 @@ def _bleu() -> Iterator[Scenario]:
 def _rare_lanes() -> Iterator[Scenario]:
     for lanes in (25, 50, 150, 236):
         made, few = RareLane(lanes=lanes), lanes < lanes_needed(MARGIN)
-        for nominal, draw, said, what in (
+        for nominal, draw, warned, what in (
             (COVERAGE, made.covered, few, "interval holds it"),
             (COVERAGE, made.covered_or_said, False, 'it does, or "few lanes" is said'),
             (ERROR, made.within, False, "called within one point"),
         ):
             name = f"{lanes} lanes of 16, {what}"
-            yield Scenario(group="rare lanes", name=name, nominal=nominal, draw=draw, sweeps=1500, said=said)
+            yield Scenario(group="rare lanes", name=name, nominal=nominal, draw=draw, sweeps=1500, warned=warned)
 
 
 def _plans() -> Iterator[Scenario]:

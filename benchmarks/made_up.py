@@ -1,4 +1,4 @@
-"""Made-up cells of every kind that a figure is drawn from, as many rows as asked for."""
+"""Writes invented cells of every kind that figures use, with any number of rows, to time the readers."""
 
 from __future__ import annotations
 
@@ -197,21 +197,21 @@ def _write_timing(folder: Path, point: Point, lanes: int, expected: float, rng: 
     columns: dict[str, Any] = {"name": [names[at] for at in who], "window": window, "subtask": [point.task] * who.size}
     columns |= {"lane": window % lanes, "start_step": window, "repeat": repeat, "step": step, "ms": ms}
     columns |= {"live_rows": np.full(who.size, point.batch), "active_experts": active, "context": 40.0 + window + step}
-    said: dict[str, Any] = {"vanilla_active_experts": expected / point.keep, "policy_active_experts": expected}
+    info: dict[str, Any] = {"vanilla_active_experts": expected / point.keep, "policy_active_experts": expected}
     if point.prefill:
         whole = [(f"{name} prefill", repeat, 50.0 + repeat) for name in names for repeat in range(REPEATS)]
         prefilled: dict[str, list[Any]] = {"name": [one[0] for one in whole], "repeat": [one[1] for one in whole]}
         prefilled |= {"ms": [one[2] for one in whole], "subtask": [point.task] * len(whole)}
         columns = {key: [*own, *prefilled.get(key, [0] * len(whole))] for key, own in columns.items()}
-        said |= {"vanilla_prefill_active_experts": EXPERTS, "policy_prefill_active_experts": point.keep * EXPERTS}
-        said |= {"prefill_tokens": 640}
+        info |= {"vanilla_prefill_active_experts": EXPERTS, "policy_prefill_active_experts": point.keep * EXPERTS}
+        info |= {"prefill_tokens": 640}
     save(folder / "timing.parquet", columns, TIMING)
     if point.context:
         who, repeat, at = (axis.ravel() for axis in np.indices((2, REPEATS, len(SECTIONS))))
         parts = {"name": [names[one] for one in who], "repeat": repeat, "section": [SECTIONS[one] for one in at]}
         save(folder / "breakdown.parquet", parts | {"ms": rng.lognormal(0, 0.1, who.size)}, BREAKDOWN)
-        said |= {"context": point.context}
-    _write_json(folder / "timing.json", said)
+        info |= {"context": point.context}
+    _write_json(folder / "timing.json", info)
 
 
 def save(file: Path, columns: dict[str, Any], schema: pa.Schema) -> None:

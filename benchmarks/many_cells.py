@@ -29,14 +29,14 @@ LANES, BATCHES, TASKS, SEEDS, LAYERS = 4, (4, 8, 16), ("gsm8k", "wmt16"), 2, 4
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--cells", type=int, default=3000)
-    options.add_argument("--verbs", default="table,validate,gc,status")
-    asked = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=3000)
+    parser.add_argument("--verbs", default="table,validate,gc,status")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         study = Path(place) / "many"
-        made = write_study(study, asked.cells)
-        cases = [measure(verb, study, made) for verb in asked.verbs.split(",")]
+        made = write_study(study, options.cells)
+        cases = [measure(verb, study, made) for verb in options.verbs.split(",")]
     for case in cases:
         print("{verb:<10} {cpu_s:7.1f} CPU s  {peak_mib:6.0f} MiB".format(**case))
     timed = {case["verb"]: case for case in cases}
@@ -77,24 +77,26 @@ def _copy(template: Path, study: Path, policy: str, task: str, batch: int, setti
     info = json.loads((template / "cell.json").read_text())
     params = {} if policy == "vanilla" else {"alpha": setting / 100, "beta": 2}
     label = f"lynx(alpha={setting / 100}, beta=2)" if params else "vanilla"
-    told = {"cell_id": name, "pair_id": f"{task}-{batch}-{seed}", "seed": seed, "study": study.name}
-    (study / name / "cell.json").write_text(json.dumps(info | told | {"policy_params": params, "policy_label": label}))
+    identity = {"cell_id": name, "pair_id": f"{task}-{batch}-{seed}", "seed": seed, "study": study.name}
+    (study / name / "cell.json").write_text(
+        json.dumps(info | identity | {"policy_params": params, "policy_label": label})
+    )
     files = sorted(path.name for path in (study / name).iterdir() if path.name != "DONE")
     (study / name / "DONE").write_text(json.dumps(seal(study / name, files), indent=1) + "\n")
 
 
 def measure(verb: str, study: Path, cells: int) -> dict[str, Any]:
-    """In a process of its own."""
+    """CPU seconds and peak memory of `lynx-results VERB`, in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = (
         "import resource, sys\nfrom lynx_exp.results.main import main\n"
         f"try:\n    main({[verb, str(study)]!r})\n"
         "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"verb": verb, "cells": cells, "cpu_s": round(cpu, 2), "peak_mib": int(said.stderr.split()[-1]) / 1024}
+    return {"verb": verb, "cells": cells, "cpu_s": round(cpu, 2), "peak_mib": int(process.stderr.split()[-1]) / 1024}
 
 
 if __name__ == "__main__":

@@ -139,11 +139,11 @@ def lm_eval_seconds(side: Side, limit: int, batch: int) -> tuple[float, float]:
         task = load_task(name, limit=limit)
         kind = "generate_until" if task.kind == "generate" else "loglikelihood"
         instances = []
-        for number, asked in enumerate(task.requests):
-            second: Any = asked.continuation
+        for number, request in enumerate(task.requests):
+            second: Any = request.continuation
             if kind == "generate_until":
-                second = {"until": list(asked.until), "max_gen_toks": asked.max_new_tokens, "do_sample": False}
-            instances.append(Instance(kind, {}, (asked.prompt, second), number))
+                second = {"until": list(request.until), "max_gen_toks": request.max_new_tokens, "do_sample": False}
+            instances.append(Instance(kind, {}, (request.prompt, second), number))
         start = perf_counter()
         answers = getattr(lm, kind)(instances, disable_tqdm=True)
         spent = perf_counter() - start

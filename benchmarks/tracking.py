@@ -24,8 +24,8 @@ GOAL = 0.67
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
-    seconds = interleave({name: partial(sweep, name) for name in ("wandb", "none")}, asked.repeats)
+    options = parser.parse_args()
+    seconds = interleave({name: partial(sweep, name) for name in ("wandb", "none")}, options.repeats)
     for name, times in seconds.items():
         print(f"tracker={name}: {statistics.median(times):.1f} s ({min(times):.1f} to {max(times):.1f})")
     ratio, low, high = paired_ratio(seconds["none"], seconds["wandb"])

@@ -78,7 +78,7 @@ def test_numbers_as_pages_print_them() -> None:
     found = [one.text for one in numbers("**-22.6 [-37.7, +16.2]** ±1, 1,281 of fig2, Qwen3-30B; 5.2x, 7.23 to 7.34")]
     assert found == ["-22.6", "-37.7", "+16.2", "±1", "1,281", "5.2", "7.23", "7.34"]
     assert Printed(text="1,281").value == 1281 and Printed(text="0.97").half_step == pytest.approx(0.005)
-    assert list(pages.said("# 3\n| 4 |\n`5` and [6](7.md), 8\n```\n9\n```\n")) == ["6", "8"]
+    assert list(pages.sentence_numbers("# 3\n| 4 |\n`5` and [6](7.md), 8\n```\n9\n```\n")) == ["6", "8"]
 
 
 @given(st.floats(-1e4, 1e4), st.integers(0, 3))
@@ -233,7 +233,9 @@ def test_what_was_run_is_kept_and_what_failed_is_run_again(tmp_path: Path, monke
         name="count", says="", command=f"python {script} {tmp_path / 'n'}", minutes=1, writes="json", claims=()
     )
     said: list[str] = []
-    seen = [repeat.repeat(one, tmp_path / "out", again=again, say=said.append) for again in (False, False, False, True)]
+    seen = [
+        repeat.repeat(one, tmp_path / "out", again=again, on_line=said.append) for again in (False, False, False, True)
+    ]
     assert [(run.status, run.last, run.again) for run in seen] == [
         (1, '{"ratio": 1}', True),
         (0, '{"ratio": 2}', True),
@@ -242,7 +244,7 @@ def test_what_was_run_is_kept_and_what_failed_is_run_again(tmp_path: Path, monke
     ]
     assert said.count("begun") == 3 and (tmp_path / "out/log.txt").read_text().count("begun") == 3
     monkeypatch.setattr(repeat, "code_digest", lambda: "another code")
-    assert repeat.repeat(one, tmp_path / "out", again=False, say=said.append).again
+    assert repeat.repeat(one, tmp_path / "out", again=False, on_line=said.append).again
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.artifact import page
 from benchmarks.artifact.claims import Experiment, load
 from benchmarks.artifact.pages import ROOT
-from benchmarks.artifact.repeat import kept, repeat
+from benchmarks.artifact.repeat import previous_run, repeat
 from benchmarks.artifact.verdicts import Outcome, judge, of_record, table
 
 
@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> int:
     run = [one for one in chosen if one.is_run]
     outcomes, left = [], sum(one.minutes for one in run)
     for at, one in enumerate(run, 1):
-        ran = kept(one, given.out / one.name) if given.compare else None
+        ran = previous_run(one, given.out / one.name) if given.compare else None
         if given.compare and ran is None:
             outcomes.append(Outcome(experiment=one, compared=(), why="never run"))
             continue
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
             print(
                 f"{at}/{len(run)} {one.name}: {one.command}   about {page.clock(one.minutes)}, {page.clock(left)} left"
             )
-            ran = repeat(one, given.out / one.name, again=given.again, say=progress())
+            ran = repeat(one, given.out / one.name, again=given.again, on_line=progress())
             sys.stdout.write("\r\033[K" if sys.stdout.isatty() else "")
         left -= one.minutes
         outcomes.append(judge(claims, ran))
@@ -78,18 +78,19 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def listed(one: Experiment, out: Path) -> str:
-    there = kept(one, out / one.name) if one.is_run else None
-    state = one.note or (f"run in {there.seconds / 60:.1f} min" if there else "not run")
-    if one.command in state:  # the note says it
+    """The line of `--list` for one experiment."""
+    previous = previous_run(one, out / one.name) if one.is_run else None
+    state = one.note or (f"run in {previous.seconds / 60:.1f} min" if previous else "not run")
+    if one.command in state:  # the note has the command already
         state = state.partition(":")[0]
     return f"{one.name:<24} {page.clock(one.minutes):>8}  {state:<24} {one.command}"
 
 
 def progress(every_s: float = 20.0) -> Callable[[str], None]:
-    """Shows the last line of a command's output: on a terminal at once, else now and then."""
+    """A callback that shows a command's output: the latest line on a terminal, else a line every `every_s` seconds."""
     begun = last = time.monotonic()
 
-    def say(line: str) -> None:
+    def show(line: str) -> None:
         nonlocal last
         now = time.monotonic()
         clock = f"{(now - begun) / 60:.1f} min"
@@ -100,7 +101,7 @@ def progress(every_s: float = 20.0) -> Callable[[str], None]:
             last = now
             print(f"  {clock}  {line[:110]}", flush=True)
 
-    return say
+    return show
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The list of claims, `claims.yaml`: which command repeats which table or sentence of which page, and how nearly."""
+"""Reads `claims.yaml`, which lists the published numbers: their page, the command that repeats them, and the tolerance.
+
+`repeat` runs the commands, `measured` reads their numbers, and `compare` decides whether these agree with the page.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ FILE = Path(__file__).with_name("claims.yaml")
 NEEDS = ("cpu", "gpu", "vllm", "hours", "other")
 """Where a claim can be repeated: by `make artifact`; or not by it, `note` says how."""
 SKIPPED = ("series", "subtask", "-")
-"""Columns that say what a row is of, or hold nothing to repeat."""
+"""Columns that identify a row, or have no number to repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +124,16 @@ class Claims:
     experiments: tuple[Experiment, ...]
     """Cheap ones first."""
     given: Mapping[str, Sequence[str]]
-    """Of each page numbers that are in no claim: sizes, settings, goals, and what follows from a claimed one."""
+    """For each page, numbers that need no claim: sizes, settings, goals, and those that follow from a claimed one."""
 
     def uncovered(self, page: str) -> list[str]:
-        """Numbers of a page of results that are in no claim and not among `given`: of tables that no claim is about,
-        and of sentences, which may say again what a claim of the page holds."""
+        """The numbers of a page that neither a claim nor `given` accounts for, in sentences and unclaimed tables."""
         own = [claim for one in self.experiments for claim in one.claims if claim.page == page]
         whole = {(claim.head, claim.at) for claim in own if isinstance(claim, TableClaim)}
         known = {bare(text) for claim in own for text in claim.claimed()} | {
             bare(str(n)) for n in self.given.get(page, ())
         }
-        found, seen = list(pages.said(pages.read(page))), Counter[tuple[str, ...]]()
+        found, seen = list(pages.sentence_numbers(pages.read(page))), Counter[tuple[str, ...]]()
         for table in pages.tables(pages.read(page)):
             if (table.head, seen[table.head]) not in whole:
                 found += [one.text for row in table.rows for cell in row for one in pages.numbers(pages.unmarked(cell))]
@@ -155,13 +157,13 @@ def bare(text: str) -> str:
 
 
 def plain(label: str) -> str:
-    """Without marks and remarks: `**coverage**`, `no_drop (control)`, `mini_wmt16 (BLEU)`."""
+    """A label of a table without markup and remarks, such as `**coverage**` or `no_drop (control)`."""
     return re.sub(r" \((?:control|BLEU)\)$", "", label.replace("**", "").strip())
 
 
 @cache
 def load(file: Path = FILE) -> Claims:
-    """Raises ValueError where an entry has a field that is none, or lacks one."""
+    """Read the claims; ValueError for an entry with an unknown or a missing field."""
     raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     experiments = [_experiment(name, entry) for name, entry in raw["experiments"].items()]
     return Claims(
@@ -174,8 +176,8 @@ def load(file: Path = FILE) -> Claims:
 def _experiment(name: str, entry: Mapping[str, Any]) -> Experiment:
     claims: list[Claim] = []
     for one in entry.get("tables", ()):
-        told = {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
-        claims.append(_made(TableClaim, name, told))
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
+        claims.append(_made(TableClaim, name, fields))
     for one in entry.get("sentences", ()):
         claims.append(_made(TextClaim, name, one | {"got": tuple(one["got"])}))
     rest = {key: value for key, value in entry.items() if key not in ("tables", "sentences")}

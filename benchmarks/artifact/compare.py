@@ -1,4 +1,4 @@
-"""A number that a page prints against one that a run gave: equal as printed, within its kind's tolerance, or off."""
+"""Compares a printed number with a repeated one: equal as printed, within the tolerance of its kind, or off."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WORST: tuple[Verdict, ...] = ("off", "within", "equal")
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Of one kind of number."""
+    """How far a repeated number of one kind may be from the printed one."""
 
     absolute: float = 0.0
     relative: float = 0.0
     ratio: float | None = None
-    """A time or a ratio of times: up to so many times more or less. Then an interval beside it is not compared."""
+    """For times and ratios of times: the largest factor between the two. Their intervals are not compared."""
     why: str = ""
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a run gave, at the places that claims name: means and rows of a study's tables, and the JSON of a benchmark."""
+"""Reads from a run the numbers that claims name: from the tables of a study, or from the JSON line of a benchmark."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class StudyOutput:
         frame = self._means if subtask == MEANS else self._rows[self._rows["subtask"] == subtask]
         frame = frame[(frame["batch_size"] == claim.batch) & (frame["setting"] == setting)]
         nearest = numbers(text)[0].value if quantity == "active_experts" else math.nan
-        if quantity != "active_experts" and "active_experts" in claim.columns:  # the row is told by its experts
+        if quantity != "active_experts" and "active_experts" in claim.columns:  # its active experts identify the row
             row = claim.table().rows[at]
             shown = numbers(row[claim.columns.index("active_experts")])
             nearest = shown[0].value if shown else math.nan

@@ -1,4 +1,4 @@
-"""Numbers as pages print them: in the cells of tables, and in sentences."""
+"""Finds the numbers that README and docs print, in cells of tables and in sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUMBER = re.compile(
 )
 """`-3.1`, `1,281`, `5.2x`; not the digits of a name (`fig2`, `Qwen3-30B`)."""
 _FENCE = re.compile(r"^```.*?^```$|<!--.*?-->", re.MULTILINE | re.DOTALL)
-_NOT_SAID = re.compile(r"`[^`]*`|\]\([^)]*\)|<[^>]+>")
+_CODE_OR_LINK = re.compile(r"`[^`]*`|\]\([^)]*\)|<[^>]+>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ def table(page: str, head: Sequence[str], at: int = 0) -> Table:
 
 
 def unmarked(text: str) -> str:
-    """Without code and addresses."""
-    return _NOT_SAID.sub(" ", text)
+    """A text without inline code, link targets and HTML tags."""
+    return _CODE_OR_LINK.sub(" ", text)
 
 
-def said(text: str) -> Iterator[str]:
-    """Numbers of the sentences of a page, code and addresses left out; not those of its tables."""
+def sentence_numbers(text: str) -> Iterator[str]:
+    """The numbers in the sentences of a page, without those in tables, headings, code and links."""
     for line in unmarked(_FENCE.sub("", text)).splitlines():
         if not line.startswith(("|", "#")):
             yield from NUMBER.findall(line)

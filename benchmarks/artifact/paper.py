@@ -1,4 +1,4 @@
-"""What docs/results/paper.md says of each figure, from the figure's own numbers (its CSV in the study's folder)."""
+"""Computes the numbers in the sentences of docs/results/paper.md from the CSV file of each figure."""
 
 from __future__ import annotations
 

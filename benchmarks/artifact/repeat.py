@@ -1,4 +1,8 @@
-"""Run experiments one after the other and keep what they gave, so that a run that was stopped goes on where it was."""
+"""Runs the experiments behind the published numbers and keeps their output.
+
+An experiment that has succeeded with the same command and code is not run again, so that an interrupted
+`python -m benchmarks.artifact` continues where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -22,64 +26,71 @@ from lynx_exp.store.identity import code_digest, folder_digest
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
+    """One experiment that has been run, now or earlier."""
+
     experiment: Experiment
     folder: Path
-    """Holds `done.json`, `log.txt` and, of a study, `results/`."""
+    """Holds `done.json`, `log.txt` and, for a study, `results/`."""
     seconds: float
+    """Wall time, over all runs of the same command and code."""
     status: int
-    """Of the command; 0 is well."""
+    """Exit status of the command; 0 is success."""
     last: str
-    """Line of its output."""
+    """Last line of its output."""
     again: bool
-    """Whether it was run now; else it was kept from before."""
+    """Whether it was run now; False if the output is that of an earlier run."""
 
     @property
     def results(self) -> Path:
+        """The results folder of a study."""
         return self.folder / "results"
 
 
-def repeat(experiment: Experiment, folder: Path, *, again: bool, say: Callable[[str], None]) -> Ran:
-    """Run the command, unless this code has done so with success. A study continues by itself, cell by cell.
+def repeat(experiment: Experiment, folder: Path, *, again: bool, on_line: Callable[[str], None]) -> Ran:
+    """Run an experiment, unless it has succeeded with this command and code. An interrupted study continues.
 
     Args:
-        experiment: One that is run here.
-        folder: Its own; made if it is not there.
-        again: Run it although it is there.
-        say: Told the last line of its output from time to time.
+        experiment: An experiment that this machine can run.
+        folder: Its folder, which is created if needed.
+        again: Run it even if it has succeeded before.
+        on_line: Called with each line of its output.
+
+    Returns:
+        The experiment with its exit status; a failure does not raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done, asked = folder / "done.json", _asked(experiment)
-    kept = _read(done)
-    if kept.get("asked") == asked and kept.get("status") == 0 and not again:
-        return _ran(experiment, folder, kept, again=False)
+    done, digest = folder / "done.json", _digest(experiment)
+    previous = _read(done)
+    if previous.get("asked") == digest and previous.get("status") == 0 and not again:
+        return _ran(experiment, folder, previous, again=False)
     begun = time.monotonic()
-    status, last = _run(_command(experiment, folder), folder / "log.txt", say)
-    seconds = time.monotonic() - begun + (kept.get("seconds", 0.0) if kept.get("asked") == asked else 0.0)
-    found = {"asked": asked, "status": status, "seconds": seconds, "last": last}
-    write_json(done, found)
-    return _ran(experiment, folder, found, again=True)
+    status, last = _run(_command(experiment, folder), folder / "log.txt", on_line)
+    seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if previous.get("asked") == digest else 0.0)
+    outcome = {"asked": digest, "status": status, "seconds": seconds, "last": last}
+    write_json(done, outcome)
+    return _ran(experiment, folder, outcome, again=True)
 
 
-def kept(experiment: Experiment, folder: Path) -> Ran | None:
-    """What is there of an earlier run, of whatever code."""
-    found = _read(folder / "done.json")
-    return _ran(experiment, folder, found, again=False) if found.get("status") == 0 else None
+def previous_run(experiment: Experiment, folder: Path) -> Ran | None:
+    """The last run if it succeeded, even with other code; None otherwise."""
+    outcome = _read(folder / "done.json")
+    return _ran(experiment, folder, outcome, again=False) if outcome.get("status") == 0 else None
 
 
-def _ran(experiment: Experiment, folder: Path, found: dict[str, Any], *, again: bool) -> Ran:
+def _ran(experiment: Experiment, folder: Path, outcome: dict[str, Any], *, again: bool) -> Ran:
     return Ran(
-        experiment=experiment, folder=folder, again=again, **{k: found[k] for k in ("seconds", "status", "last")}
+        experiment=experiment, folder=folder, again=again, **{k: outcome[k] for k in ("seconds", "status", "last")}
     )
 
 
-def _asked(experiment: Experiment) -> str:
-    """Command and code: either changes, and it is run again."""
-    told = f"{experiment.command}\n{code_digest()}\n{folder_digest(ROOT / 'benchmarks')}"
-    return hashlib.sha256(told.encode()).hexdigest()
+def _digest(experiment: Experiment) -> str:
+    """Hash of command and code. When it changes, the experiment is run again."""
+    content = f"{experiment.command}\n{code_digest()}\n{folder_digest(ROOT / 'benchmarks')}"
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _command(experiment: Experiment, folder: Path) -> list[str]:
-    """With this interpreter, and its results in `folder`."""
+    """The command line, with this interpreter and with `folder` for the results."""
     words = shlex.split(experiment.command)
     programs = {"lynx-exp": ["-m", "lynx_exp"], "python": []}
     rest = words[1:]
@@ -88,8 +99,8 @@ def _command(experiment: Experiment, folder: Path) -> list[str]:
     return [sys.executable, *programs[words[0]], *rest]
 
 
-def _run(command: list[str], log: Path, say: Callable[[str], None]) -> tuple[int, str]:
-    """Exit status and last line; all output goes to `log` as it comes."""
+def _run(command: list[str], log: Path, on_line: Callable[[str], None]) -> tuple[int, str]:
+    """Run a command and append its output to `log`, line by line. Returns (exit status, last line)."""
     last = ""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     with (
@@ -105,7 +116,7 @@ def _run(command: list[str], log: Path, say: Callable[[str], None]) -> tuple[int
                 file.flush()
                 if line.strip():
                     last = line.strip()
-                    say(last)
+                    on_line(last)
         except BaseException:
             process.terminate()
             raise
@@ -113,8 +124,9 @@ def _run(command: list[str], log: Path, say: Callable[[str], None]) -> tuple[int
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; {} if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""What became of each experiment, as a line and as the closing table."""
+"""The outcome of each experiment, as a line and in the final table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.artifact.repeat import Ran
 from lynx_exp.wording import counted, first_line
 
 SHOWN = 44
-"""Letters of a cell of the closing table."""
+"""Maximum width of a cell of the final table, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Outcome:
     experiment: Experiment
     compared: tuple[Compared, ...]
     why: str = ""
-    """Nothing was compared: why."""
+    """Why nothing was compared; empty if it was."""
     failed: bool = False
     seconds: float = 0.0
 

@@ -31,8 +31,8 @@ def _values_alone() -> None:
     failures = []
     E, K, D, I, T = 4, 2, 16, 16, 3  # noqa: E741
     experts: Any = experts_kernel.Experts(SimpleNamespace(), E, D, I, torch.float32, "cpu")
-    asked = experts_kernel.routed(T, K, E, D, torch.float32, "cpu")
-    found, expected = few_rows(experts, *asked), experts_kernel.defined(experts, *asked)
+    inputs = experts_kernel.routed(T, K, E, D, torch.float32, "cpu")
+    found, expected = few_rows(experts, *inputs), experts_kernel.defined(experts, *inputs)
     if not float((found - expected).norm() / expected.norm()) <= experts_kernel.FAR[torch.float32]:
         failures.append(f"T {T}: values differ from the definition")
     check("few_rows equals its definition", 1, failures)

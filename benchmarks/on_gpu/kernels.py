@@ -65,7 +65,7 @@ def check_equality(
             compared += 1
             if found:
                 failures.append(f"{chosen.label}: {found}")
-    check(f"kernels equal torch, {_name(dtype)}, {len(rules)} rules, {_said(shape)}", compared, failures)
+    check(f"kernels equal torch, {_name(dtype)}, {len(rules)} rules, {_shape_name(shape)}", compared, failures)
 
 
 def check_weights(device: str, shape: Shape, dtype: torch.dtype, rules: Sequence[RouterRule], some: int) -> None:
@@ -85,14 +85,14 @@ def check_weights(device: str, shape: Shape, dtype: torch.dtype, rules: Sequence
                 compared += 1
                 if found:
                     failures.append(f"{chosen.label} {way} {rule.score}: {found}")
-    check(f"weights equal torch, {_name(dtype)}, {len(rules)} rules, {_said(shape)}", compared, failures)
+    check(f"weights equal torch, {_name(dtype)}, {len(rules)} rules, {_shape_name(shape)}", compared, failures)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _said(shape: Shape) -> str:
+def _shape_name(shape: Shape) -> str:
     rows, experts, top_k, lanes = shape
     return f"T {rows} E {experts} K {top_k} G {lanes}"
 

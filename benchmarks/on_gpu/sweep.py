@@ -26,9 +26,9 @@ MEASURED = ("measure.latency=true", "measure.windows=2", "tracker=none")
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    asked = TINY if given.tiny or given.quick else SWEEP
+    overrides = TINY if given.tiny or given.quick else SWEEP
     cells = 1
-    for option in asked[:3]:
+    for option in overrides[:3]:
         cells *= option.count(",") + 1
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -36,7 +36,7 @@ def main() -> None:
             "-m",
             "lynx_exp",
             "-m",
-            *asked,
+            *overrides,
             *MEASURED,
             f"device={given.device}",
             f"results={folder}",

@@ -23,7 +23,8 @@ LANE = 16
 Tokens = list[list[int]]
 
 
-def said(engine: Engine, prompts: Sequence[str], chosen: Policy | None, lane: int, tokens: int) -> Tokens:
+def generate_tokens(engine: Engine, prompts: Sequence[str], chosen: Policy | None, lane: int, tokens: int) -> Tokens:
+    """The token ids of each response, all lanes side by side."""
     run = engine.generate(prompts, batch_size=lane, policy=chosen, max_new_tokens=tokens)
     return [list(each) for each in run.token_ids]
 
@@ -31,7 +32,7 @@ def said(engine: Engine, prompts: Sequence[str], chosen: Policy | None, lane: in
 def alone(engine: Engine, prompts: Sequence[str], chosen: Policy | None, lane: int, tokens: int) -> Tokens:
     """Each lane in a run of its own."""
     starts = range(0, len(prompts), lane)
-    return [each for at in starts for each in said(engine, prompts[at : at + lane], chosen, lane, tokens)]
+    return [each for at in starts for each in generate_tokens(engine, prompts[at : at + lane], chosen, lane, tokens)]
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     few = 2 if given.tiny or given.quick else None
     chosen = {"vanilla": None} | {named[0]: policy(named) for named in NAMED[:few]}
     here = Engine.from_pretrained("lynx_tiny", device=given.device, dtype="float32")
-    packed = {name: said(here, prompts, each, lane, tokens) for name, each in chosen.items()}
+    packed = {name: generate_tokens(here, prompts, each, lane, tokens) for name, each in chosen.items()}
     apart = [name for name, each in chosen.items() if alone(here, prompts, each, lane, tokens) != packed[name]]
     check("float32: lanes side by side say what each says alone", len(chosen), apart)
     if given.device == "cpu":
@@ -49,7 +50,7 @@ def main() -> None:
     cpu = Engine.from_pretrained("lynx_tiny", device="cpu", dtype="float32")
     wrong = []
     for name, each in chosen.items():
-        same = sum(a == b for a, b in zip(said(cpu, prompts, each, lane, tokens), packed[name], strict=True))
+        same = sum(a == b for a, b in zip(generate_tokens(cpu, prompts, each, lane, tokens), packed[name], strict=True))
         case("as on a CPU", policy=name, same=same, prompts=count)
         if count - same > MOST_APART * count:
             wrong.append(f"{name}: {count - same} of {count} prompts have other tokens")
@@ -57,7 +58,7 @@ def main() -> None:
     half = Engine.from_pretrained("lynx_tiny", device=given.device, dtype="bfloat16")
     wrong = []
     for name, each in chosen.items():
-        both = said(half, prompts, each, lane, tokens), alone(half, prompts, each, lane, tokens)
+        both = generate_tokens(half, prompts, each, lane, tokens), alone(half, prompts, each, lane, tokens)
         same, steps = sum(a == b for a, b in zip(*both, strict=True)), half.steps.record()
         case("exact in bfloat16", policy=name, same=same, prompts=count, steps=steps)
         if steps is not None and steps["exact"] and same < count:
