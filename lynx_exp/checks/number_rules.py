@@ -33,16 +33,16 @@ def check_samples(content: Content) -> None:
     samples, responses = content.table("samples"), content.table("responses")
     if samples is None or responses is None:
         return
-    asked = set(zip(responses["subtask"], responses["doc_id"].tolist(), strict=True))
+    answered = set(zip(responses["subtask"], responses["doc_id"].tolist(), strict=True))
     found = Counter(zip(samples["subtask"], samples["doc_id"].tolist(), strict=True))
     for documents, what in (
-        (sorted(asked - set(found)), "no sample of"),
-        (sorted(set(found) - asked), "samples of"),
+        (sorted(answered - set(found)), "no sample of"),
+        (sorted(set(found) - answered), "samples of"),
         (sorted(key for key, times in found.items() if times > 1), "several samples of"),
     ):
         if documents:
             names = some([f"{subtask} {doc}" for subtask, doc in documents])
-            content.add("samples", FILE, f"one sample of each of {len(asked)} documents", f"{what} {names}")
+            content.add("samples", FILE, f"one sample of each of {len(answered)} documents", f"{what} {names}")
     if "request" in samples:  # older cells have none
         _check_origin(content, samples, responses)
 
@@ -124,13 +124,13 @@ def _check_headline(content: Content, name: str, score: Floats, values: Floats) 
 
 def _check_repeats(content: Content, name: str, samples: Columns, own: NDArray[np.bool_]) -> None:
     """That a document's score is the mean of those of its responses, which are as many as were asked for."""
-    asked = content.config["task"].get("repeats")
+    expected = content.config["task"].get("repeats")
     for row in np.flatnonzero(own) if "repeat_scores" in samples else ():
         each, score = samples["repeat_scores"][row], samples["score"][row]
         if each is None:
             continue
-        if asked is not None and len(each) != asked:
-            content.add("scores", FILE, f"{asked} repeat_scores of a document of {name}", len(each))
+        if expected is not None and len(each) != expected:
+            content.add("scores", FILE, f"{expected} repeat_scores of a document of {name}", len(each))
             return
         if not _same(float(np.mean(each)), float(score)):
             content.add("scores", FILE, f"score {np.mean(each):.10g} of {name}, the mean of its repeat_scores", score)

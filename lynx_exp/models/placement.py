@@ -1,4 +1,4 @@
-"""Where a model's weights go when one device cannot hold them: transformers' own device maps and parallel plans."""
+"""Spreads a model over several devices, by the device maps and parallel plans of transformers."""
 
 from __future__ import annotations
 
@@ -13,43 +13,54 @@ from transformers.utils import is_accelerate_available
 DeviceMap = str | Mapping[str, int | str]
 
 PARALLEL = {"tp": "base_model_tp_plan", "ep": "base_model_ep_plan"}
-"""How a model is spread over ranks: the plan of transformers that says how."""
+"""The attribute of a transformers configuration that has the plan for each kind of parallelism."""
 
 OLDEST_EP = (5, 20)
-"""transformers: before it, a router hands on its own rank's numbers of experts, which no policy may see (5.17, 5.18),
-or cannot be asked (5.19)."""
+"""First version of transformers whose expert-parallel routers work with policies. Routers of 5.17 and 5.18 return the
+expert numbers of their own rank, and those of 5.19 cannot be read."""
 
 
 def placement(
     config: PreTrainedConfig, *, device: torch.device, device_map: DeviceMap | None, parallel: str | None
 ) -> dict[str, object]:
-    """What `from_pretrained` is given; empty for a model on one device.
+    """The arguments of `from_pretrained` that spread a model over devices.
 
-    tp gives each rank a slice of every matrix of the plan; ep the same, but whole experts.
-    ValueError, before any weight is read, for what this model, this machine or this installation cannot do.
+    Args:
+        config: The model's configuration.
+        device: The device that was chosen for this process.
+        device_map: Placement of layers on the GPUs of this process, as transformers takes it.
+        parallel: tp gives each rank a slice of every matrix of the plan; ep does so too, but keeps experts whole.
+
+    Returns:
+        Keyword arguments; empty for a model on one device.
+
+    Raises:
+        ValueError: The model, the machine or the installation does not support it. No weight has been read yet.
     """
     if device_map is None and parallel is None:
         return {}
-    asked = f"parallel={parallel}" if device_map is None else f"device_map={device_map}"
+    setting = f"parallel={parallel}" if device_map is None else f"device_map={device_map}"
     if device_map is not None and parallel is not None:
-        raise ValueError(f"{asked}, parallel={parallel}: one place for each weight; give one of the two")
+        raise ValueError(f"{setting}, parallel={parallel}: one place for each weight; give one of the two")
     if not is_accelerate_available():
-        raise ValueError(f"{asked}: needs accelerate; pip install 'lynx-exp[multi]'")
+        raise ValueError(f"{setting}: needs accelerate; pip install 'lynx-exp[multi]'")
     if device_map is not None:
         return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
     if parallel not in PARALLEL:
-        raise ValueError(f"{asked}: must be one of {', '.join(PARALLEL)}, or None")
+        raise ValueError(f"{setting}: must be one of {', '.join(PARALLEL)}, or None")
     if "WORLD_SIZE" not in os.environ:
-        raise ValueError(f"{asked}: start it with `torchrun --nproc-per-node GPUS ...`; this is a single process")
+        raise ValueError(f"{setting}: start it with `torchrun --nproc-per-node GPUS ...`; this is a single process")
     accelerator = torch.accelerator.current_accelerator()
-    found = accelerator.type if accelerator is not None else "cpu"
-    if device.type != found:
-        raise ValueError(f"{asked}: transformers spreads a model over {found} devices here, not device={device.type}")
+    available = accelerator.type if accelerator is not None else "cpu"
+    if device.type != available:
+        raise ValueError(
+            f"{setting}: transformers spreads a model over {available} devices here, not device={device.type}"
+        )
     reason = refusal(config, parallel, int(os.environ["WORLD_SIZE"]))
     if reason is not None:
-        raise ValueError(f"{asked}: {reason}; use device_map=auto")
+        raise ValueError(f"{setting}: {reason}; use device_map=auto")
     if parallel == "ep" and _version() < OLDEST_EP:
-        raise ValueError(f"{asked}: needs transformers {'.'.join(map(str, OLDEST_EP))} or newer; use parallel=tp")
+        raise ValueError(f"{setting}: needs transformers {'.'.join(map(str, OLDEST_EP))} or newer; use parallel=tp")
     from transformers.distributed import DistributedConfig
 
     ranks = int(os.environ["WORLD_SIZE"])

@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 def lane_record(task: Task, requests: Sequence[Request], result: LaneResult) -> LaneRecord:
     rows, everything = list[ResponseRow](), numbered_requests(task)
     for at, number in enumerate(result.requests):
-        asked = everything[number]
+        task_request = everything[number]
         scored = result.logprobs is not None
         rows.append(
             {
-                "subtask": asked.subtask or task.name,
+                "subtask": task_request.subtask or task.name,
                 "request": number,
-                "doc_id": asked.doc_id,
+                "doc_id": task_request.doc_id,
                 "lane": result.lane,
                 "slot": result.slots[at] if result.slots else at,
-                "prompt_hash": prompt_hash(asked.prompt),
+                "prompt_hash": prompt_hash(task_request.prompt),
                 "prompt_tokens": len(requests[number].prompt_ids),
                 "new_tokens": len(result.token_ids[at]),
                 "entered_step": result.entered[at] if result.entered else 0,
                 "token_ids": list(result.token_ids[at]),
                 "finish_reason": result.finish_reasons[at],
-                "response": asked.continuation if scored else result.texts[at],
+                "response": task_request.continuation if scored else result.texts[at],
                 "logprob": result.logprobs[at] if result.logprobs is not None else None,
                 "thought": result.thoughts[at] if result.thoughts else None,
                 "thought_tokens": result.thought_tokens[at] if result.thought_tokens else None,

@@ -57,7 +57,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     model_key: PerNode[ModelConfig, str] = PerNode(lambda model: digest(asdict(model)))
     task_key: PerNode[TaskConfig, str] = PerNode(lambda task: digest(asdict(task)))
 
-    def asked(config: Config) -> _Question:
+    def question_of(config: Config) -> _Question:
         """Equal for configs that ask the same."""
         own = model_key(config.model) if asks_the_model(config.task) else None
         return task_key(config.task), config.limit, own, config.is_filled
@@ -88,7 +88,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     found: dict[_Question, tuple[Task, ...]] = {}
     checked: set[tuple[_Question, int, str]] = set()
     for config in configs:
-        key = asked(config)
+        key = question_of(config)
         if key not in found:
             get = declared_where_missing(config, load) if config.plan else load
             found[key] = with_fillers(config, tasks_of(config, get, config.limit), get)
@@ -125,7 +125,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
     for config, policy, note, lack in zip(configs, policies, notes, lacks, strict=True):
-        tasks = found[asked(config)]
+        tasks = found[question_of(config)]
         model = facts[model_key(config.model)]
         check_lengths(config, [longest(task) for task in tasks], model.context)
         if here:

@@ -71,10 +71,10 @@ def read_claim(folder: Path) -> ClaimOnDisk | None:
     except OSError:
         return None
     for entry in found:
-        said = entry / HOLDER if entry != path else path
+        holder_file = entry / HOLDER if entry != path else path
         with suppress(OSError):
-            beat = (said if said.exists() else entry).stat().st_mtime_ns
-            holder = holder_from(read_json(said))
+            beat = (holder_file if holder_file.exists() else entry).stat().st_mtime_ns
+            holder = holder_from(read_json(holder_file))
             return ClaimOnDisk(path=entry, holder=holder, beat=beat)
     return None
 
@@ -227,8 +227,8 @@ def sweep_drafts(folder: Path) -> None:
     """Remove what killed processes left beside the claim: claims in the making, and those that were being removed.
     What may be a living process's is left until it is old."""
     for path in folder.glob(f".{CLAIM}.*.tmp"):
-        said = next(iter([*path.glob(f"*/{HOLDER}"), *path.glob(HOLDER)]), None)
-        holder = holder_from(read_json(said)) if said is not None else None
+        holder_file = next(iter([*path.glob(f"*/{HOLDER}"), *path.glob(HOLDER)]), None)
+        holder = holder_from(read_json(holder_file)) if holder_file is not None else None
         # a holder of another machine cannot be asked whether it lives: then age decides
         with suppress(OSError):
             gone = is_alive(holder) is False if holder is not None else False

@@ -65,19 +65,19 @@ def find_leftovers(root: Path) -> list[Item]:
             found += [Item(path=path, kind="killed", cell=None) for path in study.glob(pattern) if _is_old(path)]
     others = {cell for cell in cells if _is_other(cell)}
     newest = _newest(cells) if others else {}
-    asked = {study: _asked(study) for study in {cell.parent for cell in cells}}
+    swept = {study: _swept_cells(study) for study in {cell.parent for cell in cells}}
     for cell in cells:
         with suppress(FileNotFoundError):  # somebody begins to work there, or deletes it
             if not is_held(cell):
-                found += list(_of_cell(cell, newest, asked[cell.parent], is_other=cell in others))
+                found += list(_of_cell(cell, newest, swept[cell.parent], is_other=cell in others))
     return found
 
 
 def _of_cell(
-    cell: Path, newest: Mapping[tuple[Path, str], Path], asked: Collection[str], *, is_other: bool
+    cell: Path, newest: Mapping[tuple[Path, str], Path], swept: Collection[str], *, is_other: bool
 ) -> Iterator[Item]:
     done = is_done(cell)
-    if is_other and cell.name not in asked:
+    if is_other and cell.name not in swept:
         if not (cell / "DONE").exists():
             yield Item(path=cell, kind="outdated", cell=cell)
             return
@@ -160,18 +160,18 @@ def _is_other(cell: Path) -> bool:
     return code is not None and code != code_digest()
 
 
-def _asked(study: Path) -> set[str]:
-    """Folders of cells that sweeps of this code asked for, or those of the code that ran last."""
+def _swept_cells(study: Path) -> set[str]:
+    """Folders of the cells that sweeps of this code planned, or of the code that ran last."""
     current = {code_digest(), None, *(sweep.code for sweep in latest_sweeps(study))}
     return {cell.folder for sweep in read_sweeps(study) if sweep.code in current for cell in sweep.cells}
 
 
 def _newest(cells: Collection[Path]) -> dict[tuple[Path, str], Path]:
-    """Of the finished cells of each study and question, the one that was finished last."""
+    """The finished cell with the latest end, for each study and question."""
     found: dict[tuple[Path, str], tuple[str, Path]] = {}
     for cell in cells:
-        if is_done(cell) and (asked := _question(cell)) is not None:
-            key, when = (cell.parent, asked), str(value_or_empty(cell / "status.json").get("finished"))
+        if is_done(cell) and (question := _question(cell)) is not None:
+            key, when = (cell.parent, question), str(value_or_empty(cell / "status.json").get("finished"))
             if key not in found or when >= found[key][0]:
                 found[key] = when, cell
     return {key: cell for key, (_, cell) in found.items()}

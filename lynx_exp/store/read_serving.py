@@ -51,10 +51,10 @@ def _has_runs(path: Path) -> bool:
 def _values(path: Path) -> list[Any]:
     """The JSON values of a file, one after another: `--append-result` adds one a run."""
     try:
-        said = read_bytes(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         decoder, at, found = json.JSONDecoder(), 0, list[Any]()
-        while rest := len(said[at:].lstrip()):
-            value, at = decoder.raw_decode(said, len(said) - rest)
+        while rest := len(text[at:].lstrip()):
+            value, at = decoder.raw_decode(text, len(text) - rest)
             found.append(value)
     except RecursionError as error:
         raise Damaged(path, "nested too deep") from error
@@ -202,12 +202,12 @@ def _finite(value: object) -> float | None:
     return None if value in (None, "inf") else float(cast(float, value))
 
 
-def _number(said: object) -> object:
+def _number(raw: object) -> object:
     """Metadata are strings."""
     try:
-        return json.loads(said) if isinstance(said, str) else said
+        return json.loads(raw) if isinstance(raw, str) else raw
     except (ValueError, RecursionError):
-        return said
+        return raw
 
 
 def file_of(study: Path, record: Mapping[str, object]) -> Path:

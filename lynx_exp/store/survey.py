@@ -1,4 +1,7 @@
-"""Where the cells of studies stand: what sweeps asked for, what is there of it, and who works on the rest."""
+"""The state of studies on disk: which cells their sweeps planned, what exists of them, and which processes are at work.
+
+`lynx-results status` and the progress of a sweep show it. It only reads, and may run beside writers.
+"""
 
 from __future__ import annotations
 
@@ -18,73 +21,78 @@ from lynx_exp.store.reading import Damaged, Missing, read_value, value_or_empty
 from lynx_exp.store.sweeps import SweepCell, damaged_sweeps, latest_sweeps
 
 STATES = ("done", "running", "waiting", "interrupted", "preempted", "lost", "failed", "skipped", "damaged")
-"""Of a cell, in the order in which they are told. lost: its process ended without a word; damaged: a file of it is not
-what the store wrote."""
+"""States of a cell, in the order of output. lost: its process ended without recording a state; damaged: a file differs
+from what the store wrote."""
 OVER = ("done", "failed", "skipped")
-"""What a cell stays in until the next command."""
+"""States that do not change until the next command."""
 ENDED = ("failed", "skipped")
-"""By something that says what it was."""
+"""States with a recorded reason."""
 BAD = ("failed", "lost", "damaged")
+"""States for which `status` reports an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellState:
+    """The state of one cell."""
+
     folder: Path
     name: str
-    """For people."""
+    """The readable name of the cell."""
     state: str
     """One of `STATES`."""
     kind: str | None = None
-    """Of what ended it."""
+    """Kind of the error that ended it."""
     message: str | None = None
-    """Of the same, one line."""
+    """Message of that error, one line."""
     invalid: Sequence[str] = ()
-    """Why a finished cell is not to be trusted."""
+    """Reasons why a finished cell must not be used."""
     attempt: int = 0
     holder: str | None = None
-    """Who works on it."""
+    """The process that works on it."""
     lanes: tuple[int, int] = (0, 0)
-    """Committed, of all; of all 0: not known yet."""
+    """(committed, total); a total of 0 is not known yet."""
     requests: tuple[int, int] = (0, 0)
-    """The same."""
+    """(committed, total)."""
     fresh: int = 0
     """Requests committed since the sweep began."""
     corrupt: Sequence[str] = ()
-    """Files that were found damaged and set aside."""
+    """Names of damaged files that were set aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyState:
+    """The state of one study at one time."""
+
     path: Path
     started: datetime | None
-    """Of the latest sweep."""
+    """Start of the latest sweep."""
     now: datetime
     cells: Sequence[CellState]
-    """Those that its latest sweeps asked for; all, if none says what it asked for."""
+    """The cells that the latest sweeps planned; all cells, if no sweep is recorded."""
     others: int
-    """More cells that are there."""
+    """Number of further cells in the folder."""
     damaged: Sequence[str] = ()
-    """Files of sweeps that cannot be read, and why: what they asked for is not known."""
+    """Records of sweeps that cannot be read, each with the reason; the cells that they planned are unknown."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """By state."""
+        """Number of cells in each state."""
         found = Counter(cell.state for cell in self.cells)
         return {state: found[state] for state in STATES}
 
     @property
     def failures(self) -> dict[str, int]:
-        """By kind."""
+        """Number of failed cells by kind of error."""
         return dict(Counter(cell.kind or "unknown" for cell in self.cells if cell.state == "failed"))
 
     @property
     def requests(self) -> tuple[int, int]:
-        """Committed, of all."""
+        """(committed, total) requests."""
         return sum(cell.requests[0] for cell in self.cells), sum(cell.requests[1] for cell in self.cells)
 
     @property
     def rate(self) -> float | None:
-        """Requests committed a second since the sweep began; None where nothing was, or nobody works."""
+        """Requests committed per second since the sweep began; None if none was, or if no process is at work."""
         fresh = sum(cell.fresh for cell in self.cells)
         if self.started is None or not fresh or not any(cell.state == "running" for cell in self.cells):
             return None
@@ -93,7 +101,7 @@ class StudyState:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until all requests of cells that are not over are committed, at this rate."""
+        """Estimated seconds until all requests are committed; None without a rate."""
         open_ = [cell.requests for cell in self.cells if cell.state not in OVER]
         return None if self.rate is None else sum(total - done for done, total in open_) / self.rate
 
@@ -108,44 +116,48 @@ class StudyState:
 
 @dataclass(kw_only=True)
 class Survey:
-    """Looks at what is below `root`, as often as it is asked to; what is done is looked at once."""
+    """Reads the state of all studies below `root`, repeatedly if needed. Finished cells are read only once."""
 
     root: Path
     _done: dict[Path, tuple[int, CellState]] = field(default_factory=dict)
-    """With the age of its DONE."""
+    """For each finished cell, the modification time of DONE (ns) and its state."""
 
     def read_states(self, now: datetime | None = None) -> list[StudyState]:
-        """ValueError as in `find_cells`."""
+        """Read the states now.
+
+        Raises:
+            ValueError: As for `find_cells`.
+        """
         now = now or datetime.now(UTC)
         cells, studies = find_cells(self.root)
         alone = cells == [self.root]
         found = []
         for study in studies:
             sweeps = [] if alone else latest_sweeps(study)
-            asked = {study / cell.folder: cell for sweep in sweeps for cell in sweep.cells}
+            planned = {study / cell.folder: cell for sweep in sweeps for cell in sweep.cells}
             there = [cell for cell in cells if cell.parent == study]
             started = _time(sweeps[-1].started) if sweeps else None
             # cells of earlier sweeps are counted, not shown: their lack or failure is no news of this one
-            looked_at = list(asked) or there
-            states = [self._read_state(folder, asked.get(folder), started) for folder in looked_at]
+            looked_at = list(planned) or there
+            states = [self._read_state(folder, planned.get(folder), started) for folder in looked_at]
             others = len(set(there) - set(looked_at))
             damaged = () if alone else damaged_sweeps(study)
             found.append(StudyState(path=study, started=started, now=now, cells=states, others=others, damaged=damaged))
         return found
 
-    def _read_state(self, folder: Path, asked: SweepCell | None, started: datetime | None) -> CellState:
+    def _read_state(self, folder: Path, planned: SweepCell | None, started: datetime | None) -> CellState:
         try:
             # `status` looks again every few seconds: finished cells are read once
             age = (folder / "DONE").stat().st_mtime_ns
         except OSError:
-            return _state_of(folder, asked, started)
+            return _state_of(folder, planned, started)
         # by DONE's age, not by its presence: a cell that was begun again and finished is another
         if folder not in self._done or self._done[folder][0] != age:
-            self._done[folder] = age, _state_of(folder, asked, started)
+            self._done[folder] = age, _state_of(folder, planned, started)
         return self._done[folder][1]
 
 
-def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -> CellState:
+def _state_of(folder: Path, planned: SweepCell | None, started: datetime | None) -> CellState:
     parts: dict[str, dict[str, Any]] = {"status.json": {}, "plan.json": {}}
     done, damage = False, None
     try:
@@ -173,7 +185,7 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
     if damage is not None and not held:
         done, state = False, "damaged"
     sizes = {(stream, at): len(lane) for stream, at, lane in _lanes(plan)}
-    total = (len(sizes), sum(sizes.values()) or (asked.requests if asked is not None else 0))
+    total = (len(sizes), sum(sizes.values()) or (planned.requests if planned is not None else 0))
     # one listing: on a file server each look at a file costs a round trip
     files = _files(folder / "lanes")
     committed = {key: path for path in files if path.suffix == ".json" and (key := _key(path)) in sizes}
@@ -187,7 +199,7 @@ def _state_of(folder: Path, asked: SweepCell | None, started: datetime | None) -
         fresh = sum(sizes[key] for key, path in committed.items() if _is_new(path, started))
     return CellState(
         folder=folder,
-        name=asked.name if asked is not None else folder.name,
+        name=planned.name if planned is not None else folder.name,
         state=state,
         kind=(ended.get("kind") or ended.get("class")) if state in ENDED else None,
         message=damage if state == "damaged" else _line(ended.get("message")) if state in ENDED else None,

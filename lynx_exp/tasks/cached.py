@@ -29,15 +29,15 @@ def at_revision(config: TaskDefinition, revision: str | None) -> TaskDefinition:
         pinned["dataset_kwargs"] = kwargs = kwargs | {"revision": revision}
     if not path or not datasets.config.HF_HUB_OFFLINE or set(kwargs) - {"revision", "trust_remote_code"}:
         return pinned
-    asked = kwargs.get("revision")
-    folder = _converted(path, name, str(asked or "main"))
+    requested = kwargs.get("revision")
+    folder = _converted(path, name, str(requested or "main"))
     if folder is not None:
         pinned["custom_dataset"] = CachedData(path, folder)
-    elif asked is not None:
+    elif requested is not None:
         named = f"{path} {name}" if name else path
         raise ValueError(
-            f"task.revision={asked}: {named} at this revision is not in the local cache; run `lynx-prepare prefetch` "
-            "with the same arguments where there is network"
+            f"task.revision={requested}: {named} at this revision is not in the local cache; run `lynx-prepare "
+            "prefetch` with the same arguments where there is network"
         )
     return pinned
 

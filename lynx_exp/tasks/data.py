@@ -30,11 +30,11 @@ def with_local_data(config: TaskDefinition, data: str) -> TaskDefinition:
     samples, else from its few-shot or training split, else, where no file holds that, from the asked documents other
     than the one that they stand before. ValueError names what is missing.
     """
-    asked = str(config.get("test_split") or config.get("validation_split"))
+    scored_split = str(config.get("test_split") or config.get("validation_split"))
     name, where = config["task"], Path(data).expanduser()
     files = _files(where, name, _splits(config))
-    if asked not in files:
-        tried = ", ".join(f"{stem}{{{','.join(ENDINGS)}}}" for stem in _stems(name, asked))
+    if scored_split not in files:
+        tried = ", ".join(f"{stem}{{{','.join(ENDINGS)}}}" for stem in _stems(name, scored_split))
         raise ValueError(
             f"task.data={data}: has no documents for {name}; looked in the folder for {tried}"
             if where.is_dir()
@@ -46,7 +46,7 @@ def with_local_data(config: TaskDefinition, data: str) -> TaskDefinition:
     local["training_split"] = config.get("training_split") if config.get("training_split") in files else None
     if not has_samples(config):
         if config.get("fewshot_split") not in files:
-            local["fewshot_split"] = local["training_split"] or asked
+            local["fewshot_split"] = local["training_split"] or scored_split
         fewshot = config.get("fewshot_config")
         if isinstance(fewshot, dict) and fewshot.get("split") not in files:
             others = fewshot.copy()
@@ -120,12 +120,12 @@ def check_texts(config: TaskDefinition, data: LocalData) -> None:
     """
     templates = [config.get("doc_to_text"), config.get("doc_to_target")]
     plain = [text for text in templates if isinstance(text, str) and "{%" not in text]
-    asked = {field for text in plain for field in re.findall(r"\{\{-?\s*(\w+)\s*-?\}\}", text)} | set(plain)
+    used_fields = {field for text in plain for field in re.findall(r"\{\{-?\s*(\w+)\s*-?\}\}", text)} | set(plain)
     for _, path in data.files:
         numbered = read_numbered(path)
         known = {field for _, row in numbered for field in row}
         for where, row in numbered:
-            for field in sorted(asked & known):
+            for field in sorted(used_fields & known):
                 value = row.get(field)
                 if value is None or value != value:
                     found = "missing" if field not in row else "null" if value is None else "NaN"

@@ -130,10 +130,10 @@ def _errors_in_one_line(name: str, config: TaskDefinition, data: str) -> Iterato
             if line is not None:
                 raise ModelUnavailable(line) from error
         if line is None:
-            said = " ".join(str(error).split())[:300]
+            message = " ".join(str(error).split())[:300]
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             where = f"task.data={data}: {name} cannot be asked of its documents" if data != HUB else f"task {name}"
-            line = said if said.startswith("task") else f"{where}: {kind}{said}"
+            line = message if message.startswith("task") else f"{where}: {kind}{message}"
         raise ValueError(line) from error
 
 

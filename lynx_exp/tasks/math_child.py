@@ -14,20 +14,20 @@ import sys
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the task's module may print is not an answer
-    sys.path[:] = asked["path"]
+    sys.path[:] = request["path"]
     # sympy's own alarms end a long comparison; this ends the process where one waits in C and no alarm gets through
-    faulthandler.dump_traceback_later(asked["seconds"], exit=True)
-    spec = importlib.util.spec_from_file_location("task_functions", asked["module"])
+    faulthandler.dump_traceback_later(request["seconds"], exit=True)
+    spec = importlib.util.spec_from_file_location("task_functions", request["module"])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    process_results = getattr(module, asked["function"])
-    for doc, responses in asked["items"]:
-        faulthandler.dump_traceback_later(asked["seconds"], exit=True)
+    process_results = getattr(module, request["function"])
+    for doc, responses in request["items"]:
+        faulthandler.dump_traceback_later(request["seconds"], exit=True)
         values = process_results(doc, responses)
         for metric, value in values.items():
             if not isinstance(value, int | float):

@@ -103,7 +103,7 @@ class ChildProcess:
     def __call__(self, docs: Sequence[Doc], filtered: Sequence[list[object]]) -> list[MetricValues]:
         """The values of each document's metrics. RuntimeError, naming the document, if the child ends before it did
         them all: it crashed, was killed, or took too long."""
-        asked = {
+        request = {
             "path": [*([str(self.antlr)] if self.antlr else []), *map(str, sys.path)],
             "module": str(self.module),
             "function": self.function,
@@ -112,7 +112,7 @@ class ChildProcess:
         }
         ended = subprocess.run(
             [sys.executable, "-P", "-s", str(CHILD)],  # -P: the script's folder has a `code.py` that must hide nothing
-            input=json.dumps(asked).encode(),
+            input=json.dumps(request).encode(),
             env=_environment(),
             capture_output=True,
         )
@@ -130,12 +130,12 @@ def _environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
 
-def _reason(returncode: int, said: str, seconds: float) -> str:
-    if "Timeout (" in said:  # faulthandler's
+def _reason(returncode: int, output: str, seconds: float) -> str:
+    if "Timeout (" in output:  # faulthandler's
         return f"it took more than {seconds:g} s"
     if returncode < 0:
         return f"killed by {signal.Signals(-returncode).name}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:200] if lines else f"exit status {returncode}"
 
 

@@ -73,10 +73,10 @@ class CapturedStream:
         waiting = list(lanes_of(jobs, self._acts))[::-1]
         if not waiting:
             return
-        asked = [jobs[lane.job].requests[number] for lane in waiting for number in (*lane.queue, *lane.fillers)]
+        all_requests = [jobs[lane.job].requests[number] for lane in waiting for number in (*lane.queue, *lane.fillers)]
         # one capacity for every seat: a recorded step has fixed addresses, whoever sits there
-        self._capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
-        like, _ = stores[waiting[-1].job].get(asked[-1].prompt_ids)
+        self._capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in all_requests))
+        like, _ = stores[waiting[-1].job].get(all_requests[-1].prompt_ids)
         widest = max(lane.width for lane in waiting)
         self.seats = seats_that_fit(max_rows, widest, like.row_bytes(self._capacity), budget)
         self.experts = experts(self.seats)
@@ -88,7 +88,7 @@ class CapturedStream:
         self._cursor = Cursor(self._buffers.every_S, self._buffers.every_S, 0)
         self._decoder = make_decoder(model, slots, self._cursor)
         # None where all requests are greedy: their steps then have no sampling in them
-        self._draw = SeatDraw.of(self.seats, [request.sampling for request in asked], device)
+        self._draw = SeatDraw.of(self.seats, [request.sampling for request in all_requests], device)
 
     @torch.inference_mode()  # a generator leaves the mode at each yield
     def run(self) -> Iterator[tuple[int, LaneResult]]:

@@ -17,16 +17,16 @@ from lynx_exp.engine.requests.argmax import most_likely
 from lynx_exp.engine.requests.sampling import BLOCK, Filter, Sampling, gumbel, starts
 
 _GREEDY = Sampling()
-"""In place of the settings of a row that takes the most likely token: what is drawn for it is not looked at."""
+"""Stands for the settings of a greedy row, whose sampled token is not used."""
 
 
 class SeatDraw:
     """`write` whoever enters, `send` before each step where the noise of each row starts, then call it with logits."""
 
-    def __init__(self, seats: int, asked: Iterable[Sampling | None], device: torch.device) -> None:
-        """`asked`: of all requests that will ever take a seat."""
+    def __init__(self, seats: int, settings: Iterable[Sampling | None], device: torch.device) -> None:
+        """`settings`: the sampling of each request that will take a seat; None for a greedy one."""
         self._device = device
-        self._any = Filter.of([_GREEDY, *{sampling for sampling in asked if sampling is not None}])
+        self._any = Filter.of([_GREEDY, *{sampling for sampling in settings if sampling is not None}])
         each = Filter.of([_GREEDY] * seats)
         self._temperature_S, self._top_k_S = each.temperature_n.to(device), each.top_k_n.to(device)
         self._tail_S = each.tail_n.to(device)
@@ -34,9 +34,9 @@ class SeatDraw:
         self._start_S = torch.zeros(seats, dtype=torch.long, device=device)
 
     @classmethod
-    def of(cls, seats: int, asked: Sequence[Sampling | None], device: torch.device) -> SeatDraw | None:
-        """None if none of them samples."""
-        return cls(seats, asked, device) if any(sampling is not None for sampling in asked) else None
+    def of(cls, seats: int, settings: Sequence[Sampling | None], device: torch.device) -> SeatDraw | None:
+        """The sampler of these requests; None if all of them are greedy."""
+        return cls(seats, settings, device) if any(sampling is not None for sampling in settings) else None
 
     def write(self, samplings: Mapping[int, Sampling | None]) -> None:
         """By seat."""

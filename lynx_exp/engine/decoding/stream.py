@@ -84,19 +84,19 @@ class Stream:
             self._make_slots(make_decoder, max_rows, budget)
 
     def _make_slots(self, make_decoder: MakeDecoder, max_rows: int, budget: int) -> None:
-        asked = [
+        all_requests = [
             self._jobs[lane.job].requests[number] for lane in self._waiting for number in (*lane.queue, *lane.fillers)
         ]
-        capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in asked))
+        capacity = round_up(max(len(request.prompt_ids) + request.max_new_tokens for request in all_requests))
         widths = [lane.width for lane in self._waiting]
         wanted = min(max(max_rows, max(widths)), sum(widths))
         # any prompt will do: it shows how large a row's keys and values are in this model
-        like, _ = self._stores[self._waiting[-1].job].get(asked[-1].prompt_ids)
+        like, _ = self._stores[self._waiting[-1].job].get(all_requests[-1].prompt_ids)
         self._most_rows = slots_that_fit(wanted, max(widths), like.row_bytes(capacity), budget)
         slots = self._rows_of_step(self._most_rows)
         # as many rows are let in as fit at their longest, so that none runs out of memory on its way; but positions
         # that no response has reached are not held
-        prompts = max(len(request.prompt_ids) for request in asked)
+        prompts = max(len(request.prompt_ids) for request in all_requests)
         self._slots = Slots(like, slots, capacity, held=round_up(prompts + AHEAD))
         self._cursor = Cursor(torch.arange(slots, device=self._device), torch.zeros(0), 0)
         self._decoder = make_decoder(self._model, self._slots, self._cursor)
@@ -193,8 +193,8 @@ class Stream:
         # dead rows are dropped before anything looks at logits
         logits = logits[:rows]
         if self._processes:
-            asked, said = [row.request for row, _ in self._rows], [row.tokens for row, _ in self._rows]
-            logits = processed(asked, said, logits, self._stopper.model_eos_ids)
+            requests, produced = [row.request for row, _ in self._rows], [row.tokens for row, _ in self._rows]
+            logits = processed(requests, produced, logits, self._stopper.model_eos_ids)
         if self._draw is None:
             chosen = most_likely(logits)
         else:

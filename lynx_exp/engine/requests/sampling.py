@@ -64,11 +64,11 @@ class Draw:
         """`samplings`: of each row; None: greedy."""
         self.rows = [row for row, sampling in enumerate(samplings) if sampling is not None]
         """Those that sample."""
-        asked = [sampling for sampling in samplings if sampling is not None]
-        self._seeds = [sampling.seed for sampling in asked]
-        self._all = len(asked) == len(samplings)
+        sampled = [sampling for sampling in samplings if sampling is not None]
+        self._seeds = [sampling.seed for sampling in sampled]
+        self._all = len(sampled) == len(samplings)
         self._row_n = torch.tensor(self.rows, dtype=torch.long)
-        self._filter = Filter.of(asked)
+        self._filter = Filter.of(sampled)
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling | None]) -> Draw | None:
@@ -177,5 +177,5 @@ def gumbel(start_n: Tensor, vocabulary: int) -> Tensor:
 
 def _hash(purpose: bytes, *numbers: int) -> bytes:
     """8 bytes of numbers from 0 to 2**64 - 1."""
-    told = b"".join(number.to_bytes(8, "little") for number in numbers)
-    return blake2b(told, digest_size=8, person=purpose).digest()
+    content = b"".join(number.to_bytes(8, "little") for number in numbers)
+    return blake2b(content, digest_size=8, person=purpose).digest()

@@ -136,7 +136,7 @@ class LynxSweeper(Sweeper):
         from lynx_exp.run.model_facts import context_of
 
         study = Study(params=own.params, cells=own.cells, plan_seeds=config.plan_seeds, arguments=arguments)
-        asked = str(own.scale.get("name", AUTO))
+        scale_name = str(own.scale.get("name", AUTO))
         # read only where a scale goes by it: a sweep over model.id alone composes without one
         model = OmegaConf.to_object(config.model) if own.scales else None
         assert model is None or isinstance(model, ModelConfig)
@@ -146,7 +146,7 @@ class LynxSweeper(Sweeper):
             return dict(self._load([*words, f"scale={name}"]).hydra.sweeper.scale.params)
 
         return at_scale(
-            study, asked, own.scales, model, common=common, context=lambda: context_of(model) if model else None
+            study, scale_name, own.scales, model, common=common, context=lambda: context_of(model) if model else None
         )
 
     def _load(self, arguments: list[str]) -> DictConfig:

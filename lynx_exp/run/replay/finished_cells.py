@@ -90,11 +90,11 @@ def _check_task(task: Task, digest: str | None, rows: Sequence[ResponseRow]) -> 
             f"provenance.json: data_sha256 has no hash of {task.name}: what the cell answered cannot be known; run it "
             "again (remove its DONE)"
         )
-    asked = [prompt_hash(request.prompt) for request in task.requests]
-    other = sum(1 for row, prompt in zip(rows, asked, strict=False) if row["prompt_hash"] != prompt)
+    hashes = [prompt_hash(request.prompt) for request in task.requests]
+    other = sum(1 for row, prompt in zip(rows, hashes, strict=False) if row["prompt_hash"] != prompt)
     what = "the prompts are the same; its targets, examples' settings or lm-eval's version of it are not"
-    if len(rows) != len(asked):
-        what = f"it has {len(asked)} requests now, and had {len(rows)}"
+    if len(rows) != len(hashes):
+        what = f"it has {len(hashes)} requests now, and had {len(rows)}"
     elif other:
-        what = f"{other} of {len(asked)} prompts are others now"
+        what = f"{other} of {len(hashes)} prompts are others now"
     raise ValueError(f"{task.name}: no longer what the cell answered: {what}; a new run (lynx-exp) is a new cell")

@@ -20,16 +20,16 @@ def prompts_of(records: Sequence[CellRecord], *, load: LoadTask = load_task) -> 
     missing: dict[str, str] = {}
     opened: set[str] = set()
     for record in records:
-        asked = digest(record.provenance.get("data_sha256", {}))
-        if asked in opened:
+        data_digest = digest(record.provenance.get("data_sha256", {}))
+        if data_digest in opened:
             continue
         try:
             tasks = open_stored(record, load=load).tasks
         except ValueError as error:
-            missing.setdefault(asked, f"{record.info['task']}: {first_line(error)}")
+            missing.setdefault(data_digest, f"{record.info['task']}: {first_line(error)}")
             continue
-        opened.add(asked)
-        missing.pop(asked, None)
+        opened.add(data_digest)
+        missing.pop(data_digest, None)
         for task in tasks:
             found |= {prompt_hash(one.prompt): one.prompt for one in task.requests}
     return found, list(missing.values())

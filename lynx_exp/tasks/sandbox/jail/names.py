@@ -50,20 +50,20 @@ class Names(dict[str, Value]):
 
     def of_candidate(self, name: str, tested: bool = False) -> Value:
         """What the candidate calls so; ABSENT; the tester's own of modules, and of functions of a few."""
-        kind, told = self.link.ask("name", name)
+        kind, content = self.link.ask("name", name)
         if kind == "absent":
             return ABSENT
         if kind == "module":
-            return self.module(name, *told)
-        if kind == "library" and told in LIBRARIES:
-            return getattr(importlib.import_module(told), name)
+            return self.module(name, *content)
+        if kind == "library" and content in LIBRARIES:
+            return getattr(importlib.import_module(content), name)
         others = any(name != other and not hasattr(builtins, other) for other in self.free)
         if not tested and (self.entry_point is not None or others):
             if name in COMPARISONS:
                 raise self.link.refused(f"{name} of the program, by which the test would compare")
             if USUAL_NAMES.get(name, name) in TRUSTED_MODULES and used_as_module(self.tree, name):
                 raise self.link.refused(f"{name} of the program, which is no module, where the test uses one")
-        return self.link.value((kind, told))
+        return self.link.value((kind, content))
 
     def module(self, name: str, called: object, value: object) -> object:
         expected = USUAL_NAMES.get(name, name)
@@ -80,8 +80,8 @@ class Names(dict[str, Value]):
         """
         if not self.free or any(not hasattr(builtins, name) for name in self.free):
             return
-        asked = {name: self.link.ask("name", name) for name in sorted(self.free)}
-        found = {name: answer for name, answer in asked.items() if answer[0] == "value"}
+        replies = {name: self.link.ask("name", name) for name in sorted(self.free)}
+        found = {name: answer for name, answer in replies.items() if answer[0] == "value"}
         if len(found) > 1:
             raise self.link.refused("more than one builtin that the program defines anew")
         self |= {name: self.link.value(answer) for name, answer in found.items()}
