@@ -20,8 +20,9 @@ OLDEST_VENV  := .venv-oldest
 OLDEST_STAMP := $(OLDEST_VENV)/.installed
 OLDEST_TORCH ?= 2.13.0
 
-# processes of the tests; each file runs in one of them, in the order of names: xdist's own order leaves files of one
-# long test, as tests/kills/test_kills.py, for the end, when nothing is left for the other process
+# processes of the tests; each file runs in one of them, the longest first (tests/conftest.py) and then in the order of
+# names: xdist's own order leaves files of one long test, as tests/kills/test_kills.py, for the end, when nothing is left
+# for the other process
 WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -83,10 +83,21 @@ def read_json(path: Path) -> object:
     """The value, whatever it is, or None if the file is missing or no JSON: for files that are not a study's. Those are
     read by `lynx_exp.store.reading`. A pipe in its place is none, and is not waited for."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            return json.loads(file.read()) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+        content = read_plain(path)
+        return None if content is None else json.loads(content)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_plain(path: Path) -> bytes | None:
+    """What a file holds; None for a pipe, a device or a folder, which is not waited for. OSError as the disk gives
+    it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # `fdopen` refuses a folder and leaves it open
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
 
 
 def sha256_of(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lynx_exp.store.file_forms import fault, form_of
+from lynx_exp.store.files import read_plain
 from lynx_exp.store.shapes import Shape
 from lynx_exp.store.tables import OPTIONAL_COLUMNS, TABLES
 
@@ -47,17 +47,14 @@ def one_line(reason: str) -> str:
 def read_bytes(path: Path) -> bytes:
     """Of a plain file; a pipe, a device or a folder in its place is damage, not something to wait for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Damaged(path, "is not a file")
-            return file.read()
+        content = read_plain(path)
     except FileNotFoundError as error:
         raise Missing(path, "is missing") from error
-    except IsADirectoryError as error:
-        raise Damaged(path, "is not a file") from error
     except OSError as error:
         raise Damaged(path, f"cannot be read ({error.strerror or error})") from error
+    if content is None:
+        raise Damaged(path, "is not a file")
+    return content
 
 
 def read_value(path: Path, shape: Shape | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psutil import Process
 
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
@@ -72,6 +73,18 @@ def test_each_damage_is_one_line(name: str, kind: str, small: Path) -> None:
     assert said.startswith(f"{name}: ") and "\n" not in said and len(said) < 200
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a pipe"])
+def test_what_is_no_file_is_not_left_open(kind: str, small: Path) -> None:
+    """A sweep is looked at for days, and a process has few descriptors."""
+    path = damage(small, "status.json", kind) / "status.json"
+    before = Process().num_fds()
+    for _ in range(3):
+        assert read_json(path) is None
+        with pytest.raises(Damaged):
+            read_value(path)
+    assert Process().num_fds() == before
+
+
 @pytest.mark.parametrize(("name", "kind", "verb"), [(*case, QUICK[at % 3]) for at, case in enumerate(CASES)])
 def test_quick_verbs(name: str, kind: str, verb: str, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(small, name, kind, sealed=kind not in ("cut", "empty"))
@@ -106,7 +119,7 @@ UNREAD = {"rescore": ("steps.parquet",), "export": ("steps.parquet", "samples.pa
 def check(verb: str, name: str, study: Path, capsys: pytest.CaptureFixture[str], *, unread: bool = False) -> None:
     code = results(VERBS[verb][0], study, *VERBS[verb][1:])
     out, err = capsys.readouterr()
-    assert code in (0, 1) and "Traceback" not in out + err, err
+    assert code in (0, 1) and "Traceback" not in out + err, (code, out, err)
     if verb in ("table", "recommend", "figure", "pareto", "report", "rescore", "export"):
         shown = " ".join((out + err).split())
         assert code == 0 or f"{name}: " in shown, "who fails says which file"
