@@ -15,6 +15,7 @@ from lynx_exp.prepare import command_line as prepare_cli
 from lynx_exp.results import main as results
 from lynx_exp.run.outcomes import Outcome, Report
 from tests.analysis.fake_study import POLICIES, write_cell
+from tests.quick_figures import quick_figures
 
 RANDOM = "model=random"
 HUGE = str(2**70)
@@ -361,7 +362,8 @@ def test_a_real_grid_on_random_weights_and_again(tmp_path, capsys, monkeypatch):
         "threads=1",
         "then=[table,figures]",
     ]
-    assert cli.run(arguments) == 0
+    with quick_figures():
+        assert cli.run(arguments) == 0
     out = capsys.readouterr().out
     assert "2 cells: 2 done, 0 skipped, 0 failed; in results/default" in out and "pareto" in out
     cells = sorted(Path("results/default").glob("random*/DONE")) + sorted(Path("results/default").glob("mixtral*/DONE"))
@@ -369,5 +371,6 @@ def test_a_real_grid_on_random_weights_and_again(tmp_path, capsys, monkeypatch):
     policy = next(cell.parent for cell in cells if "latency" in cell.parent.name)
     metrics = json.loads((policy / "metrics.json").read_text())
     assert 2 <= metrics["active_experts"] <= 4
-    assert cli.run(arguments) == 0
+    with quick_figures():
+        assert cli.run(arguments) == 0
     assert "2 cells: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out

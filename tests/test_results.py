@@ -18,6 +18,7 @@ from lynx_exp.results import main
 from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
+from tests.quick_figures import quick_figures
 from tests.run.real_cells import bundled
 
 
@@ -101,7 +102,8 @@ def test_a_report_asks_the_prompts_anew(study: Path, tmp_path: Path, capsys: pyt
     def browser(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text().split('id="data">')[1].split("</script>")[0])["browser"]
 
-    assert results("report", study) == 0
+    with quick_figures():
+        assert results("report", study) == 0
     out, err = capsys.readouterr()
     assert err == "" and re.fullmatch(rf"{re.escape(str(study))}/report.html \(\d\.\d MiB\)\n", out)
     data = browser(study / "report.html")
@@ -113,10 +115,12 @@ def test_a_report_asks_the_prompts_anew(study: Path, tmp_path: Path, capsys: pyt
         provenance = read_json(folder / "provenance.json")
         change(folder, "provenance.json", provenance | {"data_sha256": {"mini_gsm8k": "0" * 64}})
     out_file = tmp_path / "new" / "page.html"
-    assert results("report", study, "--out", out_file) == 0
+    with quick_figures():
+        assert results("report", study, "--out", out_file) == 0
     assert [doc[2] for doc in browser(out_file)["groups"][0]["docs"]] == [-1] * 3, "hashes alone"
     assert "mini_gsm8k: no longer what the cell answered: the prompts are the same" in out_file.read_text()
-    assert results("report", study, "--out", out_file, "--no-prompts") == 0
+    with quick_figures():
+        assert results("report", study, "--out", out_file, "--no-prompts") == 0
     assert "no longer what" not in out_file.read_text()
 
 

@@ -123,8 +123,8 @@ def test_same_records_same_bytes_in_another_process(paper: Path, drawn: Path, tm
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "86400"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     names = ("pareto", "fig3", "confidence", "fig9", "fig18", "table2")
-    code = "import sys\nfrom analysis import write_figures\n"
-    code += f"for name in {names}: write_figures({str(paper)!r}, out={str(tmp_path)!r}, only=name)"
+    code = f"from analysis import write_figures\nfrom analysis.study import study\nread = study({str(paper)!r})\n"
+    code += f"for name in {names}: write_figures({str(paper)!r}, out={str(tmp_path)!r}, only=name, loaded=read)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert {file.partition(".")[0].partition("_")[0] for file in files} == set(names)

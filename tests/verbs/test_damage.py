@@ -13,6 +13,7 @@ from psutil import Process
 from lynx_exp.store.done import seal
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.reading import Damaged, read_rows, read_value
+from tests.quick_figures import pictures_drawn_once
 from tests.verbs import damages
 from tests.verbs.study import cell_of, results
 
@@ -43,6 +44,13 @@ def damage(study: Path, name: str, kind: str, *, sealed: bool = False) -> Path:
     if sealed and (folder / name).is_file() and name != "DONE":
         write_json(folder / "DONE", seal(folder, read_json(folder / "DONE")["files"]))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn() -> Iterator[None]:
+    """What is left of a damaged study is the same for most damages, and to draw it is most of what a report costs."""
+    with pictures_drawn_once():
+        yield
 
 
 @pytest.fixture
