@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from lynx_exp.config import Config, MeasureConfig, TaskConfig
+from lynx_exp.exits import REQUEUE
 from lynx_exp.results.main import main
 from lynx_exp.run.run_cells import run_cells
 from lynx_exp.store import done
@@ -73,10 +74,13 @@ def edit(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
 
 
 def results(*arguments: Any) -> int:
-    """The exit code of `lynx-results`."""
+    """The exit code of `lynx-results`. A SIGTERM meanwhile is the tests' own, and ends them: the verb takes it
+    for its own, and they would go on with a code that no file is the cause of."""
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stop:
+        if stop.code == REQUEUE:
+            raise KeyboardInterrupt from stop
         assert isinstance(stop.code, int)
         return stop.code
     return 0

@@ -3,7 +3,9 @@ stack trace and no hang."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +136,17 @@ def check(verb: str, name: str, study: Path, capsys: pytest.CaptureFixture[str],
         if name in ("cell.json", "metrics.json", "DONE", *TABLES[:3]) and not unread:
             assert code == 1, "a cell that is lost is no success"
         assert verb != "table" or "vanilla" in out
+
+
+def test_a_signal_for_the_tests_is_no_verdict_on_a_file(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came once while a report was made, which ended with 75; the tests went on and called that a failure."""
+
+    def terminated(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("analysis.study.study", terminated)
+    with pytest.raises(KeyboardInterrupt):
+        results("report", small, "--no-prompts")
 
 
 @pytest.fixture
