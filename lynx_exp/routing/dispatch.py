@@ -35,8 +35,8 @@ def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule
     new = None if plan is None else fused.select(plan, routing, step, rule)
     if new is None:
         new = _unfused(policy, routing, step, rule)
-    if policy.protect is not None and new is not routing:  # in torch, whatever has selected
-        new = keep_protected(routing, new, policy.protected(routing.num_experts, new.experts.device), rule)
+    if policy.protect is not None and new is not routing:
+        new = _keep_protected(policy, routing, new, rule)
     return new if policy.weights in OWN_WAY or new is routing else _weigh(policy, routing, new, rule)
 
 
@@ -46,6 +46,14 @@ def _unfused(policy: Policy, routing: Routing, step: StepContext, rule: RouterRu
         return routing
     done = kernels.select(policy, routing, acting, rule) if kernels.chosen(routing.logits) else None
     return policy.route(routing, acting, rule) if done is None else done
+
+
+def _keep_protected(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> Routing:
+    """The new routing with the experts that the policy may not take from a token."""
+    done = kernels.keep_protected(policy, before, after, rule) if kernels.chosen(before.logits) else None
+    if done is not None:
+        return done
+    return keep_protected(before, after, policy.protected(before.num_experts, after.experts.device), rule)
 
 
 def _weigh(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> Routing:

@@ -6,6 +6,8 @@ empty, else in place of the expert that the router wants least of those that run
 token. Rows that lost no protected expert are, to the bit, as the policy left them. The others hand their experts the
 mass that the router hands a token, by their scores: as `weights=mass`, and then as `policy.weights` says.
 
+An expert that the router shuts out, and that filled up a top-K, is nobody's.
+
 Which are protected is given, or found by `lynx-prepare calibrate` (`super_experts`).
 
 T token rows, E experts, K top-k, W slots afterwards, L layers.
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lynx_exp.routing.backends.numba import native, native_protect
 from lynx_exp.routing.ops.lanes import mask_of
 from lynx_exp.routing.ops.weigh import weigh
 from lynx_exp.routing.rule import RouterRule
@@ -30,8 +33,16 @@ def keep_protected(before: Routing, after: Routing, protected_E: Tensor, rule: R
     """`after` with the protected experts of `before` (bool `[E]`) that it no longer runs."""
     choice_TE, experts_TW = before.choice(rule), after.experts
     num_experts, width = choice_TE.shape[-1], experts_TW.shape[-1]
+    scores_TE = before.scores(rule)
+    floats = after.weights.dtype == before.weights.dtype == torch.float32
+    if floats and native.usable(choice_TE, scores_TE, after.weights):
+        scale_E = torch.empty(0) if rule.expert_scale is None else rule.expert_scale.float()
+        given = (choice_TE, scores_TE, before.experts, before.weights, experts_TW, after.weights, protected_E, scale_E)
+        arrays = (*(each.numpy() for each in given), rule.renormalize, rule.scaling)
+        experts, weights = map(torch.from_numpy, native_protect.keep_protected(*arrays))
+        return Routing(logits=after.logits, experts=experts, weights=weights)
     running_TE = mask_of(experts_TW, num_experts)
-    needed_TE = mask_of(before.experts, num_experts) & protected_E
+    needed_TE = mask_of(before.experts, num_experts) & protected_E & (choice_TE > -torch.inf)
     lost_T1 = (needed_TE & ~running_TE).any(-1, keepdim=True)
     order_TE = choice_TE.argsort(dim=-1, descending=True, stable=True)
     wanted_TE = (running_TE | needed_TE).int() + needed_TE.int()
@@ -52,9 +63,9 @@ def keep_protected(before: Routing, after: Routing, protected_E: Tensor, rule: R
 def super_experts(largest_LE: Tensor) -> list[tuple[int, ...]]:
     """The super experts of each layer, from the largest magnitude in each expert's output.
 
-    Those above the 99.5th percentile of all experts of the model, and above a tenth of the largest. The paper asks,
-    too, that the layer is one where the hidden states' massive activations arise, which is not measured here; its text
-    could not be read, the numbers are secondary. Of fewer than 200 experts it is the one with the largest output.
+    Those above the 99.5th percentile of all experts of the model, and above a tenth of the largest (equation 8 of the
+    paper's first version). It asks, too, that the layer is one where the hidden states' massive activations arise,
+    which is not measured here. Of fewer than 200 experts it is the one with the largest output.
     """
     limit = max(largest_LE.double().quantile(PERCENTILE).item(), SHARE * largest_LE.max().item())
     return [tuple(torch.nonzero(row_E.double() > limit)[:, 0].tolist()) for row_E in largest_LE]

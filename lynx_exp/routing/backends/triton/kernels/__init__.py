@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from lynx_exp.routing.rule import RouterRule
     from lynx_exp.routing.types import Routing, StepContext
 
-__all__ = ["Kernel", "chosen", "current_kernel", "fallback_notes", "kernel", "select", "set_kernel", "weigh"]
+__all__ = [
+    "Kernel",
+    "chosen",
+    "current_kernel",
+    "fallback_notes",
+    "keep_protected",
+    "kernel",
+    "select",
+    "set_kernel",
+    "weigh",
+]
 
 
 def select(policy: Policy, routing: Routing, step: StepContext, rule: RouterRule) -> Routing | None:
@@ -51,6 +61,19 @@ def weigh(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> 
         return weigh(before, after, rule, denominator_of(policy.weights, policy.k2, before.top_k))
 
     return _unless_failed(policy, fallback.form_of(policy, before, "weighs"), fused)
+
+
+def keep_protected(policy: Policy, before: Routing, after: Routing, rule: RouterRule) -> Routing | None:
+    """What `ops.protect.keep_protected` returns for the policy, by a kernel; None as `select` has it."""
+    if not 0 < len(before.logits) <= MOST_ROWS or before.num_experts > MOST_EXPERTS:
+        return None
+
+    def fused() -> Routing:
+        from lynx_exp.routing.backends.triton.kernels.protecting import keep_protected
+
+        return keep_protected(before, after, policy.protected(before.num_experts, after.experts.device), rule)
+
+    return _unless_failed(policy, fallback.form_of(policy, before, "protects"), fused)
 
 
 def _unless_failed(policy: Policy, form: fallback.Form, run: Callable[[], Routing | None]) -> Routing | None:

@@ -22,7 +22,7 @@ class Form(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     work: str
-    """What it does of the policy: selects, or weighs."""
+    """What it does of the policy: selects, protects, or weighs."""
 
 
 _failed: dict[Form, str] = {}
