@@ -134,11 +134,7 @@ def check_identity(content: Content) -> None:
         hint = f"a policy of this lynx_exp, or of a folder that LYNX_EXP_PATH names ({_path_state()})"
         content.add("identity", "cell.json", hint, f"policy {policy['name']}, which is unknown here")
         return
-    if (
-        content.provenance.get("code_sha256") != code_digest()
-        or "calibration" in policy
-        or policy_source(policy["name"])
-    ):
+    if content.provenance.get("code_sha256") != code_digest() or _takes_a_file(policy) or policy_source(policy["name"]):
         return  # another version's ids; or one with a file's content in it, wherever that is
     try:
         expected = cell_ids(
@@ -154,6 +150,12 @@ def check_identity(content: Content) -> None:
         if name in held and held[name] != wanted:
             why = f"{wanted[:10]}, which config.yaml and provenance.json make"
             content.add("identity", "cell.json", f"{name} {why}", str(held[name])[:10])
+
+
+def _takes_a_file(policy: Mapping[str, object]) -> bool:
+    """Whether the id has what a calibration, an alignment or a table of budgets holds."""
+    asked = policy.get("weights") == "affine" or "calibrated" in (policy.get("protect"), policy.get("per_layer"))
+    return asked or "calibration" in policy
 
 
 def check_config(content: Content) -> None:

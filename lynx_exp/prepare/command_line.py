@@ -331,13 +331,15 @@ def _calibrate(options: argparse.Namespace) -> None:
         measured.save(measured.file())
         layers, budgets = measured.divergence.shape
         made = f"{measured.file()}: {measured.provenance['policy']}, {layers} layers at {budgets} budgets each"
-        console.print(f"{made}; use it with policy.per_layer=calibrated", highlight=False, markup=False)
+        use = _use_alone(measured.file(), "policy.per_layer=calibrated")
+        console.print(f"{made}; {use}", highlight=False, markup=False)
         return
     if isinstance(measured, Alignment):
         measured.save(measured.file())
         rows = measured.provenance["changed_rows"]
         made = f"{measured.file()}: {measured.provenance['policy']}, measured where it changed rows ({rows} by layer)"
-        console.print(f"{made}; use it with policy.weights=affine", highlight=False, markup=False)
+        use = _use_alone(measured.file(), "policy.weights=affine")
+        console.print(f"{made}; {use}", highlight=False, markup=False)
         return
     out = config.file()
     measured.save(out)
@@ -365,6 +367,15 @@ def _use(config: CalibrateConfig, out: Path) -> str:
     if auto is not None and Path(auto).samefile(out):
         return "sere, naee, lexi and static_mask of this model take it from here on"
     return f"use it with policy.calibration={out}"
+
+
+def _use_alone(file: Path, option: str) -> str:
+    """How to use what was measured for a policy; of several, on other texts or batches, a run takes none."""
+    of_policy_and_model, kind = file.name.rpartition("-")[0], "".join(file.suffixes[-2:])
+    others = sorted(path for path in file.parent.glob(f"{of_policy_and_model}*{kind}") if path != file)
+    if not others:
+        return f"use it with {option}"
+    return f"{option} takes it once {', '.join(map(str, others))}, of other texts or batches, is somewhere else"
 
 
 def _prefetch(options: argparse.Namespace) -> None:

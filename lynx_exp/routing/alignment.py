@@ -1,5 +1,5 @@
 """weights=affine: the output of a layer's experts, where a policy changed which run, is mapped to the mean and
-deviation that it would have had (arXiv 2609.09241; its text could not be read, the definition is secondary).
+deviation that it would have had (arXiv 2609.09241; its abstract was read, the formula is secondary).
 
 Per layer and dimension, before the residual, with eps = 1e-5:
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing.calibration import AUTO, NotMeasured
-from lynx_exp.routing.measured_file import load_tables, save_tables
+from lynx_exp.routing.measured_file import corpus_tag, load_tables, save_tables, the_only_one
 
 if TYPE_CHECKING:
     from lynx_exp.routing.policy import Policy
@@ -55,7 +55,8 @@ class Alignment:
     _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def file(self, folder: Path = FOLDER) -> Path:
-        return folder / f"{self.policy[:12]}-{self.fingerprint[:12]}.aligned.safetensors"
+        tag = corpus_tag(self.provenance)
+        return folder / f"{self.policy[:12]}-{self.fingerprint[:12]}-{tag}.aligned.safetensors"
 
     def save(self, path: Path) -> None:
         """Written in one step; the same tables give the same bytes."""
@@ -113,12 +114,15 @@ def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
 
 
 def find_alignment(policy: Policy, fingerprint: str, folder: Path = FOLDER) -> Alignment:
-    """The one for this policy and model. ValueError, naming the hashes, if there is none."""
+    """The one for this policy and model. ValueError, naming the hashes, if there is none, or the files, if there are
+    several: of other texts."""
     files = files_for(policy, folder)
     held = [Alignment.load(path) for path in files]
-    for alignment in held:
-        if (alignment.policy, alignment.fingerprint) == (policy_digest(policy), fingerprint):
-            return alignment
+    wanted = (policy_digest(policy), fingerprint)
+    own = [(path, each) for path, each in zip(files, held, strict=True) if (each.policy, each.fingerprint) == wanted]
+    found = the_only_one(f"{policy.name}: weights=affine", own)
+    if found is not None:
+        return found[1]
     raise ValueError(
         f"{policy.name}: weights=affine: {', '.join(map(str, files))}: made for another model (its routers and experts "
         f"hash to {held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "

@@ -4,8 +4,9 @@ What each layer costs at each budget is measured by `lynx-prepare calibrate poli
 the mean KL divergence of the next token from vanilla's when that layer alone runs the policy. The budgets of least
 summed divergence are then found exactly (`allocate`). So it is LExI's programme (`lexi`) for any policy whose knob is a
 number of experts, by a measure of the whole model; layers allocated by dynamic programming over sensitivities are
-Alloc-L of Alloc-MoE (arXiv 2604.08133; its abstract and summaries were read), which has a token's experts for budgets.
-That divergences of layers add up is what makes it exact, and an assumption.
+Alloc-L of Alloc-MoE (arXiv 2604.08133; its abstract and summaries were read), which has a token's experts for budgets,
+and perplexity with all later layers at one expert for their cost: here the other layers are vanilla. That divergences
+of layers add up is what makes it exact, and an assumption.
 
 L layers with a router, B budgets that were measured.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from lynx_exp.routing.alignment import FOLDER, content_of
 from lynx_exp.routing.calibration import NotMeasured
-from lynx_exp.routing.measured_file import load_tables, save_tables
+from lynx_exp.routing.measured_file import corpus_tag, load_tables, save_tables, the_only_one
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
 from lynx_exp.routing.types import ModelShape
@@ -52,7 +53,8 @@ class Budgets:
     """What it was measured on."""
 
     def file(self, folder: Path = FOLDER) -> Path:
-        return folder / f"{self.policy[:12]}-{self.fingerprint[:12]}.budgets.safetensors"
+        tag = corpus_tag(self.provenance)
+        return folder / f"{self.policy[:12]}-{self.fingerprint[:12]}-{tag}.budgets.safetensors"
 
     def save(self, path: Path) -> None:
         """Written in one step; the same table gives the same bytes."""
@@ -114,7 +116,8 @@ def check_budgets(policy: Policy, folder: Path = FOLDER) -> None:
 def with_budgets(policy: Policy, shape: ModelShape, folder: Path = FOLDER) -> Policy:
     """The policy with a budget for each layer in place of `per_layer=calibrated`; itself, where it does not say that.
 
-    Raises ValueError, naming the hashes, where there is no table of this policy, its parameters and this model.
+    Raises ValueError, naming the hashes, where there is no table of this policy, its parameters and this model, or the
+    files, where there are several: of other texts.
     """
     check_budgets(policy, folder)
     if policy.per_layer is None:
@@ -123,12 +126,15 @@ def with_budgets(policy: Policy, shape: ModelShape, folder: Path = FOLDER) -> Po
     files = budget_files(policy, folder)
     here = "" if shape.fingerprint is None else shape.fingerprint()
     tables = [Budgets.load(path) for path in files]
-    table = next((each for each in tables if (each.policy, each.fingerprint) == (budget_digest(policy), here)), None)
-    if table is None:
+    wanted = (budget_digest(policy), here)
+    own = [(path, each) for path, each in zip(files, tables, strict=True) if (each.policy, each.fingerprint) == wanted]
+    found = the_only_one(f"{policy.name}: per_layer=calibrated", own)
+    if found is None:
         raise ValueError(
             f"{policy.name}: per_layer=calibrated: {', '.join(map(str, files))}: made for another model (its routers "
             f"hash to {tables[0].fingerprint[:12]}, this model's to {here[:12]}); `lynx-prepare calibrate` for this one"
         )
+    table = found[1]
     assert policy.knob is not None
     parameter, layers = policy.knob.parameter, len(table.divergence)
     mean = getattr(policy, parameter)

@@ -1,13 +1,13 @@
-"""Files of what was measured for one policy on one model: tables, what they are of, and a hash by which a change is
-seen."""
+"""Files of what was measured for one policy on one model and corpus: tables, what they are of, and a hash by which a
+change is seen. Which corpus it was is in their names; of several, none is taken."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -60,6 +60,44 @@ def load_tables(
     if about.pop("tables", None) != _digest(tables):
         raise ValueError(f"{path}: its tables do not hash to what it says of them; {again}")
     return tables, about
+
+
+class Measured(Protocol):
+    """What such a file holds."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What it was measured on."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def corpus_tag(provenance: Mapping[str, str]) -> str:
+    """8 hex digits for the texts that were read, and the batches in which they were."""
+    on = {name: provenance.get(name) for name in _CORPUS}
+    return hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def the_only_one(who: str, found: Sequence[tuple[Path, M]]) -> tuple[Path, M] | None:
+    """What was measured for a policy on a model; None if nothing was.
+
+    Raises:
+        ValueError: In one line that begins with `who` asks, where it was measured on several corpora, or in batches of
+            several sizes: which is meant, nobody said.
+    """
+    if len(found) > 1:
+        each = " and ".join(f"{path} ({_on(measured.provenance)})" for path, measured in found)
+        raise ValueError(f"{who}: {each}: which of them is meant? Move all but one out of {found[0][0].parent}/")
+    return found[0] if found else None
+
+
+_CORPUS = ("data_sha256", "max_length", "batch_size")
+
+
+def _on(provenance: Mapping[str, str]) -> str:
+    said = {"data": "data", "data_sha256": "its texts hash to", "max_length": "max_length", "batch_size": "batch_size"}
+    return ", ".join(f"{word}={provenance[name][:12]}" for name, word in said.items() if name in provenance)
 
 
 def _key(kind: str) -> str:

@@ -161,6 +161,24 @@ def test_refusals_name_the_hashes(model: Any, folder: Path) -> None:
         bind(AFFINE, routers)
 
 
+def test_of_several_corpora_none_is_chosen(model: Any, folder: Path) -> None:
+    """Nor of several sizes of batches: which is meant, only the user can say."""
+    routers, alignment = find_routers(model), measured(model)
+    for more in ({"data_sha256": "0" * 64}, {"batch_size": "4"}):
+        other = replace(alignment, provenance=alignment.provenance | more)
+        assert other.file() != alignment.file()
+        other.save(other.file())
+        with pytest.raises(ValueError, match=r"^xshare: weights=affine: .* is meant\? Move all but one out"):
+            bind(AFFINE, routers)
+        other.file().unlink()
+    alignment.file().rename(
+        alignment.file(folder / "calibrations").with_name(
+            f"{alignment.policy[:12]}-{alignment.fingerprint[:12]}.aligned.safetensors"
+        )
+    )
+    assert bind(AFFINE, routers) is not AFFINE, "as files were named before their corpus was in it"
+
+
 def test_a_model_with_the_same_routers_and_other_experts_is_another(folder: Path) -> None:
     """As a fine-tune that leaves the routers alone."""
     model = tiny_model("qwen3_moe")
@@ -219,10 +237,17 @@ def test_the_command_makes_what_a_cell_takes_and_counts(capsys: pytest.CaptureFi
         cell(xshare)
     assert calibrate("policy=xshare", "policy.budget=3") == 0
     assert "xshare(budget=3" in capsys.readouterr().out
-    first = cell(xshare)
+    first, (file,) = cell(xshare), Path("calibrations").iterdir()
     assert calibrate("policy=xshare", "policy.budget=3", "model.seed=5") == 0
     assert cell(xshare).cell_id == first.cell_id, "another model's alignment lies beside it"
+    assert calibrate("policy=xshare", "policy.budget=3") == 0
+    assert cell(xshare).cell_id == first.cell_id and len([*Path("calibrations").iterdir()]) == 2
+    capsys.readouterr()
     assert calibrate("policy=xshare", "policy.budget=3", "seed=1") == 0
+    assert f"takes it once {file}, of other texts or batches, is somewhere else" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"^policy xshare: weights=affine: .*{file.name} \(data=mini, its texts"):
+        cell(xshare)
+    file.unlink()
     assert cell(xshare).cell_id != first.cell_id and cell(xshare).pair_id == first.pair_id
     with pytest.raises(ValueError, match="weights=affine: is measured for fixed parameters"):
         cell(xshare | {"match_active": 0.9})

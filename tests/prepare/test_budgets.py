@@ -3,6 +3,7 @@ what is refused."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def test_what_is_refused() -> None:
         with_budgets(policy, SHAPE)
 
 
+def test_of_several_corpora_none_is_chosen() -> None:
+    made = saved()
+    other = replace(made, provenance={"data_sha256": "0" * 64, "data": "web.jsonl"})
+    other.save(other.file())
+    with pytest.raises(ValueError, match=r"^xshare: per_layer=calibrated: .*web.jsonl.* which of them is meant\?"):
+        with_budgets(build_policy("xshare", budget=4, per_layer="calibrated"), SHAPE)
+
+
 def test_unbound_it_does_not_run() -> None:
     from tests.routing.test_golden import RULE, STEP, vanilla
 
@@ -150,9 +159,11 @@ def test_the_command_makes_what_a_cell_takes_and_a_cell_is_of_its_own_models_tab
     assert len([*Path("calibrations").iterdir()]) == 2
     assert cell(by_layer).cell_id == first.cell_id, "another model's table lies beside it"
     assert cell(by_layer, model_config(seed=5)).cell_id != first.cell_id
-    changed = own.read_bytes()
     assert calibrate("policy=xshare", "policy.budget=2", "policy.per_layer=calibrated", "seed=1") == 0
-    assert own.read_bytes() != changed and cell(by_layer).cell_id != first.cell_id
+    with pytest.raises(ValueError, match="^policy xshare: per_layer=calibrated: .* which of them is meant"):
+        cell(by_layer)
+    own.unlink()
+    assert cell(by_layer).cell_id != first.cell_id
 
 
 def test_a_cost_that_is_no_number_is_refused() -> None:
