@@ -17,6 +17,7 @@ from lynx_exp.run.batching_mode import batching_note, with_batching
 from lynx_exp.run.declared_task import declared_where_missing
 from lynx_exp.run.load_tasks import LoadTask, asks_the_model, data_digests, sandbox_of, tasks_of, with_fillers
 from lynx_exp.run.model_facts import ModelFacts, known_facts
+from lynx_exp.run.one_form import in_one_form
 from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_parallel, check_threads, longest_of
 from lynx_exp.store.done import is_done
 from lynx_exp.store.identity import cell_ids, code_digest, digest
@@ -84,6 +85,11 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     notes = [batching_note(config, facts[model_key(config.model)]) for config in configs]
     # what `auto` comes to is settled before ids are computed: it is part of the question
     configs = [with_batching(config, facts[model_key(config.model)]) for config in configs]
+    settled = [
+        in_one_form(config, policy, facts[model_key(config.model)].top_k)
+        for config, policy in zip(configs, policies, strict=True)
+    ]
+    configs, policies = [config for config, _ in settled], [policy for _, policy in settled]
 
     found: dict[_Question, tuple[Task, ...]] = {}
     checked: set[tuple[_Question, int, str]] = set()
@@ -199,18 +205,22 @@ def _with_content(
     named += [AUTO] if asks_calibration(policy) and not named else []
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
     if _is_aligned(policy):
-        own = _of_model(files_for(policy), digest, Alignment.load)
+        own = _of_model(f"policy {policy.name}: weights=affine", files_for(policy), digest, Alignment.load)
         node = node | {"alignments": [content(str(file)) for file in own]}
     if policy.per_layer is not None:
-        own = _of_model(budget_files(policy), digest, Budgets.load)
+        own = _of_model(f"policy {policy.name}: per_layer=calibrated", budget_files(policy), digest, Budgets.load)
         node = node | {"budgets": [content(str(file)) for file in own]}
     return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
 
 
-def _of_model(files: list[Path], digest: str, load: Callable[[Path], Alignment | Budgets]) -> list[Path]:
-    """Those that were measured on the model of this digest; all, where none says so: `bind` then refuses it, or knows
-    the same weights in another file."""
-    return [file for file in files if load(file).provenance.get("model_digest") == digest] or files
+def _of_model(who: str, files: list[Path], digest: str, load: Callable[[Path], Alignment | Budgets]) -> list[Path]:
+    """The one that was measured on the model of this digest; all, where none says so: `bind` then refuses it, or knows
+    the same weights in another file. ValueError where there are several."""
+    from lynx_exp.routing.measured_file import the_only_one
+
+    held = [(file, load(file)) for file in files]
+    own = the_only_one(who, [pair for pair in held if pair[1].provenance.get("model_digest") == digest])
+    return files if own is None else [own[0]]
 
 
 def _is_aligned(policy: Policy) -> bool:
