@@ -83,6 +83,8 @@ def _hydra(arguments: list[str]) -> int:
 
     import lynx_exp
     from lynx_exp.config import config_folder, to_config
+    from lynx_exp.prepare import on_demand
+    from lynx_exp.run import first_steps
     from lynx_exp.run.launchers import plugin
     from lynx_exp.run.launchers.register import register
     from lynx_exp.run.sweeper.raw_arguments import prepared
@@ -93,6 +95,7 @@ def _hydra(arguments: list[str]) -> int:
         return 0
     arguments = prepared(arguments)
     register()
+    first_steps.make_by(on_demand.make)
     asked = get_args_parser().parse_args(arguments)
     if asked.help:
         from lynx_exp.help import page

@@ -109,6 +109,7 @@ FIELDS += [
     "measure.precision",
     "tracker.wait_s",
     "study_name",
+    "first",
     "then",
     "hydra.run.dir",
     "hydra.sweeper.cells",

@@ -13,6 +13,7 @@ from lynx_exp.config.choices import (
     BATCHINGS,
     CHOICES,
     DTYPES,
+    FIRST,
     KERNELS,
     LARGEST_SEED,
     MOST_PLAN_SEEDS,
@@ -150,6 +151,9 @@ class Config:
     """Folder that all results are below."""
     study_name: str = plain("default", role=Role.COSMETIC)
     """Folder of this study below `results`, a plain name."""
+    first: list[str] = plain(role=Role.COSMETIC, factory=list)
+    """What to do before cells are checked, as a list: calibrate, to measure on the mini tasks' text what their policies
+    take from the model (`lynx-prepare calibrate`) and is not there yet."""
     then: list[str] = plain(role=Role.COSMETIC, factory=list)
     """What to do when all cells have run, as a list: table, figures."""
 
@@ -177,6 +181,8 @@ class Config:
             raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
         if not self.results.strip():
             raise ValueError("results=: must be a folder, such as results=results")
+        for name in self.first:
+            one_of("first", name, FIRST)
         for name in self.then:
             one_of("then", name, THEN)
         if not isinstance(self.policy, dict) or not isinstance(self.policy.get("name"), str):

@@ -29,6 +29,7 @@ MODEL_SIZES = ("experts", "top_k", "layers", "hidden", "expert_hidden", "heads",
 """Of a random model: as `lynx_exp.models.family_sizes` takes them."""
 TRACKERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
+FIRST = ("calibrate",)
 THEN = ("table", "figures")
 MOST = 2**31 - 1
 """Of a count that has no bound of its own."""

@@ -16,6 +16,7 @@ from lynx_exp.config import Config
 from lynx_exp.run import torchrun as ranks
 from lynx_exp.run.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.run.dry_run import print_plan
+from lynx_exp.run.first_steps import make_what_lacks
 from lynx_exp.run.interrupt import check, stoppable, with_message
 from lynx_exp.run.load_tasks import LoadTask
 from lynx_exp.run.notes import notes_of
@@ -144,13 +145,14 @@ def run_cells(
     poll_s: float = 0.5,
 ) -> Report:
     """Run every config's cell that is not done yet, in packs (or one by one); print progress, a closing line, and what
-    `then` asks for. With `plan`, print what would be run instead, and run nothing.
+    `then` asks for; before, what `first` asks for. With `plan`, print what would be run instead, and run nothing.
 
     Cells that another process works on are left to it; they are waited for at the end, every `poll_s`, and taken over
     if it dies. Raises ValueError, before any model is loaded, if any config is wrong; Interrupted on Ctrl-C, Preempted
     on SIGTERM.
     """
     console = console or Console(emoji=False, soft_wrap=True)
+    make_what_lacks(configs, console)
     cells = prepare_cells(configs, load)
     # configs that come to one cell are run once; the first of them decides the order
     unique = list({cell.folder: cell for cell in reversed(cells)}.values())[::-1]

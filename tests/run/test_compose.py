@@ -52,7 +52,15 @@ VALUES = ["1", "4", "0", "-1", "true", "null", "0.5", "1e-3", "inf", "nan", "lyn
 VALUES += ["decode", "cpu", "${seed}", "9" * 30, "'a b'", "0x10", "1_000", "-0", "''", "mini_wmt16"]
 KEYS = ["batch_size", "seed", "limit", "phases", "layers", "measure.latency", "measure.precision", "pack.memory_gib"]
 KEYS += ["policy.alpha", "policy.min_batch", "policy.k", "model.id", "model.seed", "model.config", "+model.config.a"]
-KEYS += ["task.num_fewshot", "task.generation.until", "task.generation.temperature", "task.name", "study_name", "then"]
+KEYS += [
+    "task.num_fewshot",
+    "task.generation.until",
+    "task.generation.temperature",
+    "task.name",
+    "study_name",
+    "first",
+    "then",
+]
 KEYS += ["tracker.tags", "threads", "nonsense", "+nonsense", "++seed", "~seed", "measure", "task.subtasks"]
 CHOICES = [
     "policy=lynx",

@@ -66,7 +66,7 @@ APART = {
     "vllm": VllmConfig(max_num_batched_tokens=99),
 }
 BESIDE = {
-    *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "then"),
+    *("backend", "sandbox", "confirm_unsafe_code", "pack", "tracker", "results", "study_name", "first", "then"),
     *("plan", "hardware", "plan_seeds", "max_failures", "ignore_oom"),
 }
 """Of one value only, or without a say in what an engine does; `pack` has a test of its own."""

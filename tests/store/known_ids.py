@@ -39,7 +39,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     *(
         {"measure.context": 9},
         {"measure.latency": True, "measure.breakdown": True},
-        {"results": "r", "then": ["table"]},
+        {"results": "r", "first": ["calibrate"], "then": ["table"]},
     ),
     *({"model.config": {"a": 1}}, {"model.id": "c/d"}, {"task.generation.until": ["x"]}, {"pack.max_rows": 8}),
 )

@@ -16,6 +16,7 @@ from rich.console import Console
 from lynx_exp.config import Config
 from lynx_exp.run.cell_tracking import end_tracking
 from lynx_exp.run.dry_run import print_plan
+from lynx_exp.run.first_steps import make_what_lacks
 from lynx_exp.run.interrupt import stoppable, with_message
 from lynx_exp.run.launchers.jobs import Cluster, Job, Lost, Work
 from lynx_exp.run.load_tasks import LoadTask
@@ -50,6 +51,8 @@ def run_on_cluster(
     Ctrl-C or SIGTERM, the jobs cancelled.
     """
     console = console or Console(emoji=False, soft_wrap=True)
+    if cluster.device is None:  # else it would be measured on another machine than the cells run on
+        make_what_lacks(configs, console)
     # checked here, where the user sees the error, rather than in a job hours later
     cells = prepare_cells([_there(config, cluster.device) for config in configs], load, here=cluster.device is None)
     by_folder: dict[Path, Cell] = {}
@@ -103,7 +106,7 @@ def deal(groups: Sequence[Sequence[Cell]], jobs: int) -> list[list[Cell]]:
 
 def _work(chunk: Sequence[Cell], packed: bool) -> Work:
     return Work(
-        configs=[replace(cell.config, then=[]) for cell in chunk],
+        configs=[replace(cell.config, first=[], then=[]) for cell in chunk],
         folders=[cell.folder for cell in chunk],
         working_folder=Path.cwd(),
         command=sys.argv,
