@@ -59,7 +59,8 @@ class RouterRule:
 
     def choice(self, logits_TE: Tensor, scores_TE: Tensor) -> Tensor:
         """`[T, E]` by which the top-K is taken; -inf outside the token's groups. Without bias and groups, the
-        logits."""
+        logits. What is -inf here is shut out: no policy sends a token there. (A logit of -inf is, unless the rule adds
+        a bias to its score of 0.)"""
         if self.bias is None:
             choice_TE = logits_TE
         else:
@@ -88,18 +89,22 @@ class RouterRule:
         return experts_TK, weights_TK if self.expert_scale is None else weights_TK * self.expert_scale[experts_TK]
 
     def mass(self, logits_TE: Tensor, scores_TE: Tensor, choice_TE: Tensor) -> Tensor:
-        """`[T, E]` at least 0, in the order of the choice. A bias counts by its difference from the mean bias, since
-        an offset common to all experts changes no choice."""
+        """`[T, E]` at least 0, in the order of the choice, and 0 for experts that it shuts out. A bias counts by its
+        difference from the mean bias, since an offset common to all experts changes no choice; one of -inf, which shuts
+        an expert out, is left out of that mean."""
         if self.bias is None:
             mass_TE = scores_TE
         elif self.bias_on == "logits":
             mass_TE = self.scores(logits_TE + self.bias.float())
         else:
-            mass_TE = (scores_TE + (self.bias - self.bias.mean()).float()).clamp_min(_SMALLEST)
-        return mass_TE.masked_fill(choice_TE == -torch.inf, 0.0) if self.grouped else mass_TE
+            mean = self.bias.masked_fill(self.bias.isneginf(), torch.nan).nanmean()
+            mass_TE = (scores_TE + (self.bias - mean).float()).clamp_min(_SMALLEST)
+        if not self.grouped and (self.bias is None or self.bias_on == "logits"):
+            return mass_TE
+        return mass_TE.masked_fill(choice_TE == -torch.inf, 0.0)
 
     def affinity(self, logits_TE: Tensor, mass_TE: Tensor, choice_TE: Tensor) -> Tensor:
-        """`[T, E]`: the logits that would give `mass` as scores; -inf outside the token's groups."""
+        """`[T, E]`: the logits that would give `mass` as scores; -inf where the choice is."""
         if self.bias is None or self.bias_on == "logits":
             return choice_TE
         if self.score == "softmax":

@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lynx_exp.routing.backends.triton.kernels.launches import lane_kernel, rows_kernel
+from lynx_exp.routing.backends.triton.kernels.protecting import protect_kernel
 from lynx_exp.routing.backends.triton.kernels.rounds import round_kernel, settle_kernel, start_kernel
 from lynx_exp.routing.backends.triton.kernels.route import warps
 from lynx_exp.routing.backends.triton.kernels.router_rules import route_kernel
@@ -35,10 +36,12 @@ TYPES = {
     "live_ptr": "*i1",
     "touched_ptr": "*i1",
     "mask_ptr": "*i1",
+    "protected_ptr": "*i1",
     "kept_ptr": "*i8",
     "numbers_ptr": "*fp64",
     "state_ptr": "*fp64",
     "weights_ptr": "*bf16",
+    "own_weights_ptr": "*bf16",
     "out_weights_ptr": "*bf16",
     "scaling": "fp32",
 }
@@ -69,11 +72,12 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                 yield replace_kernel, weighs | {"MASKED": masked}
             for own in (True, False):
                 yield reassign_kernel, weighs | {"OWN": own}
+            yield protect_kernel, weighs_rows(size) | {"RENORMALIZE": not scaled, "SCALED": scaled}
             for count in (-1, 0, 8, 60):
                 yield weigh_kernel, weighs_rows(size) | {"COUNT": count, "RENORMALIZE": not scaled, "SCALED": scaled}
             for drop in range(4):
                 yield drop_kernel, size | {"DROP": drop, "REWEIGHS": not scaled, "SCALED": scaled}
-        for keep, variant in [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (5, 1)]:
+        for keep, variant in [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (4, 1), (5, 0), (5, 1)]:
             how = narrow | {"KEEP": keep, "VARIANT": variant}
             yield sum_kernel, how
             for spread in (True, False):
@@ -112,7 +116,8 @@ def variants() -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def weighs_rows(size: dict[str, int]) -> dict[str, int]:
-    """Tile sizes of the kernel that weighs what is left, which has a tile of slots and none of the router's top-K."""
+    """Tile sizes of the kernels that weigh or protect what is left, with a tile of slots and none of the router's
+    top-K."""
     return {"E": size["E"], "K": size["K"], "W": 7, "BT": size["BT"], "BE": size["BE"], "BW": 8}
 
 

@@ -152,7 +152,7 @@ def route(logits: torch.Tensor, rule: RouterRule, top_k: int = 2) -> Routing:
     experts = rule.choice(logits, scores).argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     weights = scores.gather(-1, experts)
     if rule.renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     weights = weights * rule.scaling
     if rule.expert_scale is not None:
         weights = weights * rule.expert_scale[experts]
@@ -203,6 +203,27 @@ def cases(draw: st.DrawFn) -> Case:
         row=torch.arange(num_rows) << 32,
     )
     return Case(route(logits, rule), step, rule)
+
+
+SHUT = (-torch.inf, -1e4, torch.finfo(torch.float32).min)
+"""What routers' masks write in place of a logit; only the first takes an expert out of the choice."""
+
+
+@st.composite
+def shut_cases(draw: st.DrawFn, least: int = 2, values: tuple[float, ...] = SHUT[:1]) -> Case:
+    """Cases some experts of which are shut out, for all rows or for one; at least `least` are left to each row."""
+    case = draw(cases())
+    logits = case.routing.logits.clone()
+    rows, experts = logits.shape
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31 - 1)))
+    shut = torch.rand(rows, experts, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.8]))
+    shut |= torch.rand(experts, generator=generator) < draw(st.sampled_from([0.0, 0.4, 0.9]))
+    shut.scatter_(-1, torch.randperm(experts, generator=generator)[:least].expand(rows, least), False)
+    logits[shut] = draw(st.sampled_from(values))
+    rule = case.rule
+    if rule.grouped:  # those of a group would have to be enough for the token
+        rule = replace(rule, top_groups=rule.groups)
+    return Case(route(logits, rule), case.step, rule)
 
 
 def widened(routing: Routing, width: int) -> Routing:

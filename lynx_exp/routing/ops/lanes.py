@@ -12,6 +12,7 @@ from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.types import StepContext
 
 _FIXED_POINT = 2.0**32
+MOST_LOGIT = native.MOST_LOGIT
 
 
 def lane_sum(values_TE: Tensor, step: StepContext) -> Tensor:
@@ -25,6 +26,19 @@ def lane_sum(values_TE: Tensor, step: StepContext) -> Tensor:
     fixed_TE = (values_TE.double() * _FIXED_POINT).round().where(step.live[:, None], 0.0).long()
     zeros_GE = fixed_TE.new_zeros(step.num_lanes, values_TE.shape[-1])
     return zeros_GE.index_add_(0, step.lane, fixed_TE).double() / _FIXED_POINT
+
+
+def lane_logits(logits_TE: Tensor, step: StepContext) -> Tensor:
+    """`[G, E]` float64: the sum of each lane's live rows of logits, which may be infinite.
+
+    A row that shuts an expert out, by -inf or by a mask's large negative number, vetoes it: its sum is -inf, after all
+    others. So that a sum cannot overflow, more than MOST_LOGIT counts as that, and less than -MOST_LOGIT as a veto.
+    """
+    if native.usable(logits_TE):
+        return torch.from_numpy(native.lane_logits(logits_TE.numpy(), *native.arrays(step), step.num_lanes))
+    vetoes_TE = ((logits_TE < -MOST_LOGIT) & step.live[:, None]).long()
+    vetoes_GE = vetoes_TE.new_zeros(step.num_lanes, logits_TE.shape[-1]).index_add_(0, step.lane, vetoes_TE)
+    return lane_sum(logits_TE.clamp(-MOST_LOGIT, MOST_LOGIT), step).masked_fill(vetoes_GE > 0, -torch.inf)
 
 
 def lane_size(step: StepContext) -> Tensor:

@@ -29,7 +29,9 @@ def restrict(
 
     "Best" is the router's own choice, its groups and bias included. A row whose set holds fewer experts that the
     router would choose from leaves slots empty; one whose set holds none stays as it is. With K slots, rows whose own
-    top-K lies within stay bit for bit as they are, so keeping every expert is exactly vanilla.
+    top-K lies within stay bit for bit as they are, so keeping every expert is exactly vanilla. An expert that the
+    router's choice has at -inf runs in no row that changes; a router that has fewer than K others to choose from fills
+    up its own top-K with such, and that stands where the row stays.
 
     Weights follow the rule: a renormalising router renormalises; for any other the token keeps its original top-K
     mass (Lynx v3, the mass-preserving rescale).
@@ -51,14 +53,15 @@ def restrict(
             slots,
         )
         return Routing(logits=routing.logits, experts=torch.from_numpy(experts), weights=torch.from_numpy(weights))
-    allowed_TE = sets_XE[set_T] & (choice > -torch.inf)
+    inside_TE = sets_XE[set_T]
+    allowed_TE = inside_TE & (choice > -torch.inf)
     masked_TE = choice.masked_fill(~allowed_TE, -torch.inf)
     experts_TW = masked_TE.argsort(dim=-1, descending=True, stable=True)[:, :width]
     empty_TW = ~allowed_TE.gather(-1, experts_TW)
     empty_TW[:, slots:] = True
     changes_T1 = (changes_T & allowed_TE.any(-1))[:, None]
     if slots == routing.top_k:
-        changes_T1 = changes_T1 & ~allowed_TE.gather(-1, routing.experts).all(-1, keepdim=True)
+        changes_T1 = changes_T1 & ~inside_TE.gather(-1, routing.experts).all(-1, keepdim=True)
     experts_TW = torch.where(empty_TW, experts_TW[:, :1], experts_TW)
     raw_TW = scores.gather(-1, experts_TW).masked_fill(empty_TW, 0.0)
     weights_TW = _normalised(raw_TW, experts_TW, routing, rule).to(routing.weights.dtype)

@@ -7,10 +7,10 @@ weighs M p_i / D:
   mass         D is the sum of p over S: the token keeps the mass of its top-K, whatever it runs.
   original     D is the sum of p over T: an expert weighs what it would in the router's own top-K, and what is dropped
                is lost.
-  reference    D is the sum of p over the token's k2 best experts of all: K of them is `original`, all of them takes
-               the token's scores as they are. Reference mass (arXiv 2609.04575; known from secondary descriptions
-               only). On a router that does not renormalise, and has no sum of 1 to share out, its top-K mass takes the
-               place of that 1 here, so that k2=K is `original` there, too.
+  reference    D is the sum of p over the token's k2 best experts of all: K of them is `original`, all of them takes the
+               token's scores as they are. Reference mass (arXiv 2609.04575; its abstract was read, and its equation 2
+               as others quote it). On a router that does not renormalise, and has no sum of 1 to share out, its top-K
+               mass takes the place of that 1 here, so that k2=K is `original` there, too.
   renormalize  The policy's own way, as published: nearly all renormalise over S (a router that does not keeps the
                token's mass), which is `mass` with another order of sums; `top_k` and `lexi` leave the weights of a
                router that does not renormalise as they are, `sere` and `reassign` may hand on the weight of the

@@ -92,7 +92,8 @@ class Coverage(LanePolicy):
         between(self, "guarantee", 0, shape.top_k)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        """Every live row finds K experts open to it, even where that takes more than `budget`."""
+        """Every live row finds K experts open to it (all that are, if those are fewer), even where that takes more than
+        `budget`."""
         mass_TE, open_TE = routing.mass(rule), routing.choice(rule) > -torch.inf
         budget = routing.num_experts if self.budget is None else self.budget
         log = self.utility == "log"
@@ -126,7 +127,7 @@ class Coverage(LanePolicy):
         best_TK = share_TE.where(keep_GE[step.lane], 0.0).topk(routing.top_k, -1).values
         for _ in range(routing.num_experts):
             gain_GE = lane_sum(self._gain(share_TE, best_TK), step).masked_fill(keep_GE, -1.0)
-            short_T = (keep_GE[step.lane] & open_TE).sum(-1) < routing.top_k
+            short_T = _short(keep_GE, open_TE, routing, step)
             short_G = lane_sum((short_T & step.live)[:, None].float(), step) > 0
             next_G1 = best_first(gain_GE, total_GE, 1)
             enough_G1 = (keep_GE.sum(-1, keepdim=True) >= budget) | (gain_GE.gather(-1, next_G1) < least_G1)
@@ -195,5 +196,10 @@ class Coverage(LanePolicy):
 
     def _for_short(self, keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext) -> Tensor:
         """`[G, E]`: the own experts of rows that find fewer than K of the kept ones open to them."""
-        short_T = (keep_GE[step.lane] & open_TE).sum(-1) < routing.top_k
+        short_T = _short(keep_GE, open_TE, routing, step)
         return lane_votes(routing.experts, short_T, step, routing.num_experts) > 0
+
+
+def _short(keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext) -> Tensor:
+    """`[T]` bool: rows that find fewer of the kept experts open to them than they would run."""
+    return (keep_GE[step.lane] & open_TE).sum(-1) < open_TE.sum(-1).clamp_max(routing.top_k)

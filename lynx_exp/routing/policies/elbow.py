@@ -1,5 +1,5 @@
-"""elbow: each token keeps its experts before the knee of its sorted probabilities (arXiv 2608.04401; its text could not
-be read, the definition is secondary).
+"""elbow: each token keeps its experts before the knee of its sorted probabilities (arXiv 2608.04401; its abstract was
+read, and of its text that it finds the knee as Kneedle does; the definition is secondary).
 
 The probabilities of all experts, sorted, fall steeply and then flatten out. The knee is the rank that lies furthest
 below the straight line from the first to the last of them; it begins the flat part. The experts before it run, at least

@@ -69,8 +69,9 @@ class Oea(LanePolicy):
         keep_GE = self.keep(routing, step, rule)
         if self.max_rank is None:
             return restrict(routing, keep_GE, step.lane, step.live, rule, self.k_max)
-        within_TE = torch.zeros_like(routing.logits, dtype=torch.bool)
-        order_TE = routing.choice(rule).argsort(dim=-1, descending=True, stable=True)
+        choice_TE = routing.choice(rule)
+        within_TE = choice_TE == -torch.inf  # what is shut out has no rank
+        order_TE = choice_TE.argsort(dim=-1, descending=True, stable=True)
         within_TE.scatter_(-1, order_TE[:, : self.max_rank], True)
         own_T = torch.arange(len(within_TE), device=within_TE.device)
         return restrict(routing, keep_GE[step.lane] & within_TE, own_T, step.live, rule, self.k_max)

@@ -2,10 +2,11 @@
 figures 4 and 6).
 
 Each slot of a token is replaced with probability `fraction` by an expert drawn uniformly from those that the token did
-not choose. With `gate`, only tokens on one side of a confidence threshold are touched; confidence is the variance of
-the router's normalised probabilities over all experts, as in figure 6. What weight a new expert gets there is unknown:
-here the router's own for it, so that it is as if the router had chosen it (`new_weight=own`), or that of the expert
-replaced (`new_weight=slot`), a much stronger disturbance.
+not choose and that its router does not shut out; where none is left, it stays. With `gate`, only tokens on one side of
+a confidence threshold are touched; confidence is the variance of the router's normalised probabilities over all
+experts, as in figure 6. What weight a new expert gets there is unknown: here the router's own for it, so that it is as
+if the router had chosen it (`new_weight=own`), or that of the expert replaced (`new_weight=slot`), a much stronger
+disturbance.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ class Reassign(Policy):
             (draw_TK < self.fraction) & (rank_K >= self.first_rank) & self.touched(routing, step, rule)[:, None]
         )
         order_TE = mix(row_T1 ^ mix(expert_E + 0x10000))
-        order_TE = order_TE.masked_fill(mask_of(routing.experts, routing.num_experts), -1)
+        shut_TE = routing.choice(rule) == -torch.inf
+        order_TE = order_TE.masked_fill(shut_TE | mask_of(routing.experts, routing.num_experts), -1)
         others_TK = order_TE.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_k]
+        replaced_TK = replaced_TK & (order_TE.gather(-1, others_TK) >= 0)
         experts_TK = torch.where(replaced_TK, others_TK, routing.experts)
         weights_TK = reweigh(routing, experts_TK, rule) if self.new_weight == "own" else routing.weights
         changed_T1 = replaced_TK.any(-1, keepdim=True)

@@ -1,10 +1,10 @@
 """static_mask: the same experts of a layer serve every decode step: those that mattered most on calibration text.
 
 Experts are ranked once, by REAP's criterion (arXiv 2510.13999, equation 9): the mean, over the tokens routed to an
-expert, of their combine weight times the norm of its output. The best `keep_experts` of each layer serve decode,
-while prompts are read with all of them (SlimWise, arXiv 2609.34117; its text could not be read, the definition is
-secondary). So nothing is decided at run time, and no row looks at another: what every batch-aware policy has to beat at
-as many active experts.
+expert, of their combine weight times the norm of its output. The best `keep_experts` of each layer serve decode, while
+prompts are read with all of them (SlimWise, arXiv 2609.34117; its abstract was read, which also has the pruned model
+distilled: not here). So nothing is decided at run time, and no row looks at another: what every batch-aware policy has
+to beat at as many active experts.
 
 Each token runs its K best of the kept experts; weights follow the rule, as under the batch-aware policies. Kept experts
 that no token of a step wants are not read. With `phases=both` it is plain pruning. Equal saliencies go to the lower

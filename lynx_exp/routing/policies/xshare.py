@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.ops.lanes import best_mask, lane_size, lane_sum, mask_of
+from lynx_exp.routing.ops.lanes import best_mask, lane_logits, lane_size, lane_sum, mask_of
 from lynx_exp.routing.ops.remap import restrict
 from lynx_exp.routing.policy import Knob, LanePolicy, at_least, between, fill_up, top_choices
 from lynx_exp.routing.rule import RouterRule
@@ -35,7 +35,8 @@ class XShare(LanePolicy):
     budget: int = 8
     """Experts that each lane keeps in each layer and step, K..E; more where the warm-up alone is more."""
     score: Literal["prob", "logit"] = "prob"
-    """What is summed over the lane's tokens: scores, or raw logits, by which one token may veto an expert."""
+    """What is summed over the lane's tokens: scores, or raw logits, by which one token may veto an expert. A logit of
+    -inf vetoes it: experts without a veto come first."""
     warm_up: int = 1
     """First experts of each token that are kept in any case: 0..K."""
     warm_up_for: Literal["lane", "token"] = "lane"
@@ -64,8 +65,10 @@ class XShare(LanePolicy):
         between(self, "warm_up", 0, shape.top_k)
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
-        value_TE = routing.mass(rule) if self.score == "prob" else routing.affinity(rule)
-        total_GE = lane_sum(value_TE, step)
+        if self.score == "prob":
+            total_GE = lane_sum(routing.mass(rule), step)
+        else:
+            total_GE = lane_logits(routing.affinity(rule), step)
         if self.warm_up == 0 or self.warm_up_for == "token":
             keep_GE = best_mask(total_GE, total_GE, self.budget)
         else:
@@ -90,5 +93,6 @@ class XShare(LanePolicy):
             kept_TE = kept_TE | mask_of(routing.experts[:, : self.warm_up], routing.num_experts)
         own_TE = kept_TE & mask_of(routing.experts, routing.num_experts)
         best_T1 = routing.choice(rule).masked_fill(~kept_TE, -torch.inf).argmax(-1, keepdim=True)
-        allowed_TE = torch.where(own_TE.any(-1, keepdim=True), own_TE, mask_of(best_T1, routing.num_experts))
+        best_TE = mask_of(best_T1, routing.num_experts) & kept_TE  # where all of them are shut out, the first is named
+        allowed_TE = torch.where(own_TE.any(-1, keepdim=True), own_TE, best_TE)
         return restrict(routing, allowed_TE, torch.arange(len(own_TE), device=own_TE.device), step.live, rule)

@@ -50,6 +50,8 @@ else:
 
 FIXED_POINT = 2.0**32
 """Sums are of integers in units of 1 / FIXED_POINT: the order of a lane's rows then cannot change the result."""
+MOST_LOGIT = 1024.0
+"""`lynx_exp.routing.ops.lanes.lane_logits`: of a token for an expert; less than its negative is a veto."""
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -86,6 +88,23 @@ def lane_sum(values_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-d
             for e in range(values_TE.shape[1]):
                 total_GE[lane_T[t], e] += np.int64(np.rint(np.float64(values_TE[t, e]) * FIXED_POINT))
     return total_GE / FIXED_POINT
+
+
+@njit(cache=True)
+def lane_logits(logits_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
+    """`[G, E]` float64: -inf where a live row is below -MOST_LOGIT."""
+    total_GE = np.zeros((num_lanes, logits_TE.shape[1]), np.int64)
+    vetoed_GE = np.zeros((num_lanes, logits_TE.shape[1]), np.bool_)
+    for t in range(logits_TE.shape[0]):
+        if live_T[t]:
+            for e in range(logits_TE.shape[1]):
+                if logits_TE[t, e] < -MOST_LOGIT:
+                    vetoed_GE[lane_T[t], e] = True
+                else:
+                    total_GE[lane_T[t], e] += np.int64(
+                        np.rint(min(np.float64(logits_TE[t, e]), MOST_LOGIT) * FIXED_POINT)
+                    )
+    return np.where(vetoed_GE, -np.inf, total_GE / FIXED_POINT)
 
 
 @njit(cache=True)

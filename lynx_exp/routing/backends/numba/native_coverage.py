@@ -67,8 +67,10 @@ def coverage(mass_TE, open_TE, experts_TK, live_T, lane_T, num_lanes, budget, to
             own = 0.0
             for k in range(top_k):
                 own += np.float64(mass_TE[t, experts_TK[t, k]])
+            found_T[t] = top_k  # as many as it needs, less those that it will find
             for e in range(size):
                 share_ET[e, t] = np.float64(mass_TE[t, e]) / own
+                found_T[t] -= open_TE[t, e] and found_T[t] > 0
     gain_E = np.empty(size, np.int64)
     fresh_E = np.empty(size, np.int64)
     for g in range(num_lanes):

@@ -11,6 +11,7 @@ from lynx_exp.routing.backends.numba import native, native_coverage
 from lynx_exp.routing.backends.numba.native import (
     at,
     best_mask,
+    lane_logits,
     lane_rows,
     lane_size,
     lane_sum,
@@ -23,12 +24,11 @@ VOTED, LYNX, OEA, XSHARE, COVERAGE, TOP_K = range(6)
 
 
 @njit(cache=True)
-def _most_wanted(value_TE, warm_TC, acts_T, lane_T, num_lanes, budget, most):  # type: ignore[no-untyped-def]
+def _most_wanted(total_GE, warm_TC, acts_T, lane_T, num_lanes, budget, most):  # type: ignore[no-untyped-def]
     """`[G, E]` bool: the first experts of each row, and the largest sums until `budget` are kept; all in lanes of more
     than `most` rows."""
-    total_GE = lane_sum(value_TE, acts_T, lane_T, num_lanes)
-    warm_GE = lane_votes(warm_TC, acts_T, acts_T, lane_T, num_lanes, value_TE.shape[1]) > 0
-    keep_GE = warm_GE | best_mask(np.where(warm_GE, np.inf, total_GE), total_GE, min(budget, value_TE.shape[1]))
+    warm_GE = lane_votes(warm_TC, acts_T, acts_T, lane_T, num_lanes, total_GE.shape[1]) > 0
+    keep_GE = warm_GE | best_mask(np.where(warm_GE, np.inf, total_GE), total_GE, min(budget, total_GE.shape[1]))
     size_G = lane_size(acts_T, lane_T, num_lanes)
     for g in range(num_lanes):
         if size_G[g] > most:
@@ -104,8 +104,11 @@ def _compiled(stamp: int):  # type: ignore[no-untyped-def]
         elif keep == OEA:
             keep_GE = lane_votes(experts_TK[:, :first], acts_T, acts_T, lane_T, num_lanes, size) > 0
         elif keep == XSHARE:
-            value_TE = logits_TE if variant else scores_TE
-            keep_GE = _most_wanted(value_TE, experts_TK[:, :first], acts_T, lane_T, num_lanes, budget, most)
+            if variant:
+                total_GE = lane_logits(logits_TE, acts_T, lane_T, num_lanes)
+            else:
+                total_GE = lane_sum(scores_TE, acts_T, lane_T, num_lanes)
+            keep_GE = _most_wanted(total_GE, experts_TK[:, :first], acts_T, lane_T, num_lanes, budget, most)
         else:
             open_TE = logits_TE > -np.inf
             keep_GE = native_coverage.coverage(

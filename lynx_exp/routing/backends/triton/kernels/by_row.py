@@ -136,6 +136,7 @@ def run(
         own = policy.new_weight == "own"
         reassign_kernel[grid](
             **shared,
+            choice_ptr=routing.choice(rule).contiguous(),
             scores_ptr=routing.scores(rule).contiguous() if own else numbers,
             numbers_ptr=numbers,
             lane_ptr=step.lane.contiguous(),

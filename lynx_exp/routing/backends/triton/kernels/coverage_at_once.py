@@ -67,7 +67,7 @@ def keep_at_once(
     # a row's K best of the set: what it holds of it, and how many of those there are
     inside = (e < 0)[None, :] & acts[:, None]
     count = tl.zeros([BT], tl.int32)
-    found = tl.zeros([BT], tl.int32)
+    found = tl.maximum(K - tl.sum(opened.to(tl.int32), 1), 0)  # what it cannot find counts as found
     if guarantee > 0:
         keep = tl.maximum(keep, tl.max(listed(experts_ptr, rows, acts, 0, guarantee, K, BT, BE).to(tl.int32), 0))
         left = acts[:, None] & ((keep > 0) & (e < E))[None, :]

@@ -48,11 +48,11 @@ def _start_coverage(
         expert = tl.load(experts_ptr + rows * K + column, mask=acts, other=0)
         own += tl.load(mass_ptr + rows * E + expert, mask=acts, other=0.0).to(tl.float64)
     best = tl.zeros([BT, BK], tl.float64)
-    found = tl.zeros([BT], tl.float64)
+    opened = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32) > float("-inf")
+    found = tl.maximum(K - tl.sum(opened.to(tl.float64), 1), 0.0)  # what it cannot find counts as found
     if guarantee > 0:
         share = tile(mass_ptr, rows, acts, E, BE, 0.0).to(tl.float64) / tl.where(acts, own, 1.0)[:, None]
         left = acts[:, None] & (keep > 0)[None, :] & (e < E)[None, :]
-        opened = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32) > float("-inf")
         found += tl.sum((left & opened).to(tl.float64), 1)
         for column in range(K):
             largest, at = first_best(share, left, e, BE)

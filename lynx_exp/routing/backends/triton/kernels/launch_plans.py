@@ -33,8 +33,8 @@ class Plan:
     view: Literal["affinity", "mass", "scores", "none"] = "mass"
     """Of the routing: what is summed or binned."""
     variant: int = 0
-    """lynx: 1 for whole bins. oea: 1 for p below 1. coverage: 0 for log utility, n for mass with power n, -1 for mass
-    with another power."""
+    """lynx: 1 for whole bins. oea: 1 for p below 1. xshare: 1 for logits. coverage: 0 for log utility, n for mass with
+    power n, -1 for mass with another power."""
     first: int = 0
     """oea: k0. xshare: warm_up. coverage: guarantee. sere: primary."""
     budget: int = 0
@@ -97,6 +97,7 @@ def plan_of(policy: Policy, num_experts: int, top_k: int) -> Plan | None:
             return Plan(
                 keep=TOTAL.value,
                 view="mass" if policy.score == "prob" else "affinity",
+                variant=int(policy.score == "logit"),
                 first=policy.warm_up,
                 budget=policy.budget,
                 limit=policy.max_batch,

@@ -55,19 +55,20 @@ def remap(
     w = tl.arange(0, BW)
     choice = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32)
     opened = choice > float("-inf")
-    allowed = opened & keep
+    inside = keep
     order = ordered(choice)
     if OWN_FIRST:
-        allowed = allowed | (opened & listed(experts_ptr, rows, acts, 0, first, K, BT, BE))
+        inside = inside | listed(experts_ptr, rows, acts, 0, first, K, BT, BE)
     if RANKED:
         left = tl.where(opened, order, LOWEST_INT32)
         for _ in range(max_rank):
             at, _there = first_ordered(left, e, BE)
             left = tl.where(e[None, :] == at[:, None], LOWEST_INT32, left)
-        allowed = allowed & (left == LOWEST_INT32)
+        inside = inside & (left == LOWEST_INT32)
+    allowed = opened & inside
     changes = acts & (tl.max(allowed.to(tl.int32), 1) > 0)
     if SLOTS == K:
-        outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~allowed
+        outside = listed(experts_ptr, rows, acts, 0, K, K, BT, BE) & ~inside
         changes = changes & (tl.max(outside.to(tl.int32), 1) > 0)
 
     own = mine[:, None] & (w < K)[None, :]

@@ -166,6 +166,7 @@ def replace_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "first_rank", "seed", "salt"])
 def reassign_kernel(
+    choice_ptr,
     scores_ptr,
     experts_ptr,
     weights_ptr,
@@ -203,7 +204,8 @@ def reassign_kernel(
     drawn = mix_64(key) ^ mix(number ^ (seed.to(tl.int64) & LOW_32))
     drawn = mix(drawn ^ (salt.to(tl.int64) & LOW_32))
     order = mix(drawn[:, None] ^ mix((e + 0x10000).to(tl.int64))[None, :])
-    left = ~listed(experts_ptr, rows, mine, 0, K, K, BT, BE) & (e < E)[None, :]
+    opened = tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32) > float("-inf")
+    left = opened & ~listed(experts_ptr, rows, mine, 0, K, K, BT, BE)
     experts = tl.zeros([BT, BK], tl.int64)
     raw = tl.zeros([BT, BK], tl.float32)
     total = tl.zeros([BT], tl.float32)
@@ -214,7 +216,7 @@ def reassign_kernel(
         highest = tl.max(tl.where(left, order, -1), 1)
         other = tl.min(tl.where(left & (order == highest[:, None]), e[None, :], BE), 1)
         left = left & (e[None, :] != other[:, None])
-        new = acts & (draw < fraction) & (column >= first_rank)
+        new = acts & (draw < fraction) & (column >= first_rank) & (highest >= 0)
         expert = tl.where(new, other.to(tl.int64), own)
         here = (k == column)[None, :]
         experts = tl.where(here, expert[:, None], experts)

@@ -21,6 +21,11 @@ TOTAL, BINNED = tl.constexpr(4), tl.constexpr(5)
 PROTECTED = tl.constexpr(2**20)
 """Above the votes of a lane of any size that the kernels serve: an expert that is kept in any case."""
 TINY_SHARE = tl.constexpr(1e-8)
+MOST_LOGIT = tl.constexpr(1024.0)
+VETO = tl.constexpr(-(2.0**21))
+"""What a row adds for an expert that it shuts out: more than any others of MOST_ROWS rows can make up."""
+VETOED = tl.constexpr(-(2**52))
+"""Below it, in fixed point, is a sum with a veto, and none without."""
 
 
 @triton.jit
@@ -74,7 +79,10 @@ def asked_by(
         if columns > 0:
             votes += tl.sum(listed(experts_ptr, rows, acts, 0, columns, K, BT, BE).to(tl.int32), 0)
     if (KEEP == VOTED) | (KEEP == CONFIDENT) | (KEEP == TOTAL):
-        total += tl.sum(fixed(tile(view_ptr, rows, acts, E, BE, 0.0).to(tl.float64)), 0)
+        value = tile(view_ptr, rows, acts, E, BE, 0.0).to(tl.float64)
+        if (KEEP == TOTAL) & (VARIANT == 1):
+            value = tl.where(value < -MOST_LOGIT, VETO, tl.minimum(value, MOST_LOGIT))
+        total += tl.sum(fixed(value), 0)
     if KEEP == CONFIDENT:
         best = tl.load(weights_ptr + rows * K, mask=acts, other=0.0).to(tl.float32)
         second = tl.load(weights_ptr + rows * K + 1, mask=acts, other=0.0).to(tl.float32)
@@ -107,7 +115,8 @@ def kept_by(
         draw = mix(mix(lane_hash) ^ mix((e + 1).to(tl.int64)))
         keep = top_of(tl.where(e < E, draw, -1), budget, BE)
     elif KEEP == TOTAL:
-        key = tl.where(votes > 0, -(LOWEST_INT64 + 1), total)
+        key = tl.where(total < VETOED, LOWEST_INT64 + 1, total)
+        key = tl.where(votes > 0, -(LOWEST_INT64 + 1), key)
         keep = top_of(tl.where(e < E, key, LOWEST_INT64), budget, BE) | (votes > 0) | (size > limit)
     else:
         protected = votes >= PROTECTED
