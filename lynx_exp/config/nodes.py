@@ -331,11 +331,16 @@ class PackConfig:
     CPU's available memory, or 80 % of a GPU's free memory."""
     max_cells: int = integer(48, 1, role=Role.COSMETIC)
     """Maximum number of cells of one pack, which all finish at about the same time."""
+    checkpoint_minutes: float = plain(10.0, role=Role.COSMETIC)
+    """Minutes between two writings of where lanes under way stand; 0: never. A killed run goes on from there, within a
+    lane; without it, lanes under way are lost. Writing takes 2 % of the time at most."""
 
     def __post_init__(self) -> None:
         check_fields(self, "pack.")
         if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
             raise ValueError(f"pack.memory_gib={self.memory_gib:g}: must be above 0, or null")
+        if not 0 <= self.checkpoint_minutes < math.inf:
+            raise ValueError(f"pack.checkpoint_minutes={self.checkpoint_minutes:g}: must be at least 0 (0: never)")
 
 
 @dataclass(kw_only=True)

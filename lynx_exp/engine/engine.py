@@ -20,6 +20,7 @@ from lynx_exp.engine.decoding.batching import batching
 from lynx_exp.engine.decoding.fidelity import Fidelity, compare_pack
 from lynx_exp.engine.decoding.generate import run_padded
 from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.decoding.lane_state import Keeper
 from lynx_exp.engine.decoding.match import Matched, match_active, mean_active
 from lynx_exp.engine.decoding.pretrained import OpenedModel
 from lynx_exp.engine.decoding.prompts import Prompt, PromptStore, plan_order
@@ -193,6 +194,7 @@ class Engine(OpenedModel):
         *,
         on_step: Callable[[int, int], None] = _silent,
         on_note: Callable[[str], None] = _silent,
+        keeper: Keeper | None = None,
     ) -> Iterator[tuple[int, LaneResult]]:
         """Decode the lanes of several jobs in shared forward passes, whatever their policies and batch sizes.
 
@@ -202,6 +204,7 @@ class Engine(OpenedModel):
             jobs: Made by `job`.
             on_step: Called with the numbers of tokens and of rows of each step.
             on_note: Called with one line of text when execution departs from the plan, such as fewer rows.
+            keeper: Takes the states of lanes between steps, and gives those of an earlier run; needs `keeps_lanes`.
 
         Yields:
             (position of the job, lane) as each lane completes. A lane's result does not depend on the other lanes.
@@ -215,7 +218,6 @@ class Engine(OpenedModel):
         # Rows can join and leave a running batch only if each owns a slot of the key-value cache. A model whose cache
         # has none (recurrent state, say) decodes each lane as one padded batch from start to end.
         if self.has_slots:
-            exact = self.experts_implementation == PER_EXPERT_EXACT
             yield from run_stream(
                 self.model,
                 self.routers,
@@ -227,9 +229,10 @@ class Engine(OpenedModel):
                 experts=partial(stream_experts, self),
                 max_rows=self.max_rows,
                 budget=self._budget() * 3 // 4,  # the prompt store has the other quarter
-                least_rows=EXACT_ROWS if exact else 1,
+                least_rows=EXACT_ROWS if self.experts_implementation == PER_EXPERT_EXACT else 1,
                 on_step=on_step,
                 on_note=on_note,
+                keeper=keeper,
             )
             return
         self.steps.hold_back("its cache has no slots, whose rows come and go")

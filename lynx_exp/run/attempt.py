@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -36,6 +37,8 @@ class Attempt:
     writer: CellWriter
     policy: Policy | None
     """With its knob set, where `match_active` asks for that."""
+    numerics: Mapping[str, str]
+    """What of the software, the model and the machine can change a bit."""
     extra: dict[str, object] = field(default_factory=dict)
     """More metrics."""
     fidelity: list[FidelityRow] | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,12 +19,70 @@ class Preempted(KeyboardInterrupt):
 
 _signals: list[int] = []
 """Signals that came. Their exception may fall into code that swallows all exceptions, an import hook for one."""
+_asked: Event | None = None
+"""Set by the first signal, which then waits for `check`; None: no signal waits."""
+PATIENCE_S = 20.0
+"""That a signal waits at most: batch systems kill 30 s after SIGTERM."""
+
+
+def is_stopping() -> bool:
+    """Whether a signal came."""
+    return bool(_signals)
 
 
 def check() -> None:
-    """Raise again what was swallowed."""
+    """Raise again what was swallowed, or what was to wait."""
     if _signals:
-        raise Preempted
+        raise KeyboardInterrupt if _signals[-1] == signal.SIGINT else Preempted
+
+
+def _came(number: int) -> bool:
+    """A signal is noted; whether it stops at once."""
+    _signals.append(number)
+    if _asked is None or len(_signals) > 1:
+        return True
+    _asked.set()
+    return False
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Inside, the first signal waits for `check`, for the end of the block or for `PATIENCE_S`; the second stops at
+    once. Where somebody else handles a signal, nothing changes for it."""
+    global _asked
+
+    def stop(number: int, _frame: object) -> None:
+        if _came(number):
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread
+        before = None
+    _asked, over = Event(), Event()
+    # begun here, and not by the signal, which may come while this process begins a thread of its own
+    watch = Thread(target=_insist, args=(_asked, over), daemon=True)
+    watch.start()
+    try:
+        yield
+        check()
+    finally:
+        over.set()
+        _asked.set()
+        watch.join()
+        _asked = None
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+        _signals[:] = [number for number in _signals if number != signal.SIGINT]
+
+
+def _insist(asked: Event, over: Event) -> None:
+    """A thread's: once a signal has waited for long it comes a second time."""
+    asked.wait()
+    if not over.wait(PATIENCE_S):
+        os.kill(os.getpid(), _signals[0])
 
 
 @contextmanager
@@ -35,8 +95,8 @@ def stoppable() -> Iterator[None]:
         return
 
     def stop(number: int, _frame: object) -> None:
-        _signals.append(number)
-        raise Preempted
+        if _came(number):
+            raise Preempted
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

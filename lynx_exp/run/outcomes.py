@@ -41,7 +41,7 @@ class Report:
 
 def describe_committed(cells: Sequence[Cell]) -> str:
     """What a stop leaves: whole cells, and of the others what their journals hold."""
-    done, total, found = 0, 0, 0
+    done, total, found, begun = 0, 0, 0, 0
     for cell in cells:
         requests = sum(len(task.requests) for task in cell.tasks)
         total += requests
@@ -49,7 +49,9 @@ def describe_committed(cells: Sequence[Cell]) -> str:
             done, found = done + 1, found + requests
         else:
             found += requests_kept(cell.folder)
-    return f"{done} of {counted(len(cells), 'cell')} done, {found} of {counted(total, 'request')} kept"
+            begun += len(list((cell.folder / "lanes").glob("*.safetensors")))
+    more = f", {counted(begun, 'lane')} kept on their way" if begun else ""
+    return f"{done} of {counted(len(cells), 'cell')} done, {found} of {counted(total, 'request')} kept{more}"
 
 
 def headline_of(folder: Path) -> str:

@@ -22,6 +22,7 @@ from lynx_exp.run.encode import encode_requests
 from lynx_exp.run.interrupt import Preempted, check
 from lynx_exp.run.invalid_results import invalid_reasons
 from lynx_exp.run.kernel_notes import record_execution, show_slow_steps
+from lynx_exp.run.lane_checkpoints import kept_lanes
 from lynx_exp.run.load_tasks import data_digests, revisions, sandbox_of
 from lynx_exp.run.metrics import cell_metrics, drained_note
 from lynx_exp.run.pack_fidelity import groups_for_fidelity, measure_fidelity
@@ -30,6 +31,7 @@ from lynx_exp.run.run_progress import Progress
 from lynx_exp.run.time_cell import measure_cell
 from lynx_exp.run.vanilla_references import References
 from lynx_exp.store.cell_writer import CellWriter, record_failure
+from lynx_exp.store.environment import bits_of
 from lynx_exp.store.faults import CannotStore, cannot_store, fault_of
 from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.identity import code_digest
@@ -176,24 +178,25 @@ class Pack:
                 if task.name not in encoded:
                     encoded[task.name] = encode_requests(task, self._engine, cell.config.truncate, cell.config.seed)
             plans = {task.name: plan_of(cell, task) for task in cell.tasks}
+            made_by = provenance(
+                code_digest(),
+                {
+                    "id": cell.model.name,
+                    "digest": scrub(cell.model.digest),
+                    "dtype": cell.dtype,
+                    "device": cell.device,
+                    "experts_implementation": self._engine.experts_implementation,
+                    **({} if self._partial is None else {"partial": self._partial}),
+                },
+                data_digests(cell.tasks),
+                revisions(cell.tasks),
+            )
             # this reads what an earlier attempt has committed: those lanes are not run again
             writer = CellWriter.open(
                 self._hold_of(cell.folder),
                 info=cell.info() | {"num_layers": self._engine.num_layers},
                 config_yaml=cell.config_yaml(),
-                provenance=provenance(
-                    code_digest(),
-                    {
-                        "id": cell.model.name,
-                        "digest": scrub(cell.model.digest),
-                        "dtype": cell.dtype,
-                        "device": cell.device,
-                        "experts_implementation": self._engine.experts_implementation,
-                        **({} if self._partial is None else {"partial": self._partial}),
-                    },
-                    data_digests(cell.tasks),
-                    revisions(cell.tasks),
-                ),
+                provenance=made_by,
                 plan={name: plan_json(cell, plan) for name, plan in plans.items()},
             )
         except ClaimLost:
@@ -208,7 +211,9 @@ class Pack:
                 record_failure(self._hold_of(cell.folder), cell.info(), cell.config_yaml(), fault.json())
             self._failed(cell, error)
             return
-        attempt = Attempt(cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy)
+        attempt = Attempt(
+            cell=cell, requests=encoded, plans=plans, writer=writer, policy=cell.policy, numerics=bits_of(made_by)
+        )
         self._open.append(attempt)
         if cell.note is not None:
             writer.notes.append(cell.note)
@@ -266,22 +271,25 @@ class Pack:
             return
         jobs = [attempt.job(task, self._engine) for attempt in attempts]
         lanes = self._progress.lanes(sum(len(job.lanes) for job in jobs))
-        for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=self._noted(attempts)):
-            check()  # a signal that came inside a callback from compiled code raised nothing there
-            attempt = attempts[number]
-            if attempt not in self._open:
-                continue  # its claim was lost during an earlier commit
-            try:
-                attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
-            except ClaimLost:
-                self._drop(attempt)
-                # stop decoding when the last cell is gone
-                if not any(attempt in self._open for attempt in attempts):
-                    return
-                continue
-            lanes.done()
-            stage = (task.name, attempt.cell.config.batch_size)
-            self._progress.advance(attempt.cell, stage, result.own)
+        noted = self._noted(attempts)
+        with kept_lanes(task.name, attempts, self._open, self._engine, self._progress) as keeper:
+            for number, result in self._engine.run_jobs(jobs, on_step=self._progress.step, on_note=noted, **keeper):
+                if not keeper:
+                    check()  # a signal that came inside a callback from compiled code raised nothing there
+                attempt = attempts[number]
+                if attempt not in self._open:
+                    continue  # its claim was lost during an earlier commit
+                try:
+                    attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
+                except ClaimLost:
+                    self._drop(attempt)
+                    # stop decoding when the last cell is gone
+                    if not any(attempt in self._open for attempt in attempts):
+                        return
+                    continue
+                lanes.done()
+                stage = (task.name, attempt.cell.config.batch_size)
+                self._progress.advance(attempt.cell, stage, result.own)
 
     def _score(self, task: Task, attempt: Attempt) -> None:
         check()

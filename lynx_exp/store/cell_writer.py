@@ -3,13 +3,13 @@ claim (`Hold`): a writer that has lost it changes nothing, neither the files of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -75,6 +75,8 @@ class CellWriter:
     """Cells that run side by side with this one, and share its time."""
     lanes_before: int = 0
     """Lanes that were committed when this attempt began."""
+    kept: int = 0
+    """Times that this attempt has kept states of lanes under way."""
     _clock: float = field(default_factory=monotonic)
 
     @classmethod
@@ -121,7 +123,8 @@ class CellWriter:
         # row
         if state == "running":
             state, error = "lost", {"kind": "lost"}
-            self.failures = self.failures + 1 if self.lanes_before <= _number(before.get("lanes")) else 1
+            further = self.lanes_before > _number(before.get("lanes")) or _number(before.get("kept")) > 0
+            self.failures = 1 if further else self.failures + 1
         entry = {"attempt": before.get("attempt"), "state": state, "kind": error.get("kind")}
         entry |= {name: before.get(name) for name in ("started", "seconds", "lanes")}
         earlier = before.get("attempts")
@@ -157,6 +160,27 @@ class CellWriter:
         self.hold.write(self._lane_path(lane.subtask, lane.lane), lambda file: file.write(content))
         # only now: a lane whose write failed is still missing, and is run again
         self.lanes[lane.subtask][lane.lane] = lane
+        self.forget(lane.subtask, lane.lane)
+
+    def state_path(self, subtask: str, lane: int) -> Path:
+        """Where the state of a lane under way is, if any is."""
+        return self._lane_path(subtask, lane).with_suffix(".safetensors")
+
+    def keep(self, subtask: str, lane: int, write: Callable[[BinaryIO], object]) -> None:
+        """`write(file)` the state of a lane under way, in place of an earlier one."""
+        self.hold.write(self.state_path(subtask, lane), write)
+
+    def forget(self, subtask: str, lane: int) -> None:
+        """Nothing is kept of the lane any more."""
+        path = self.state_path(subtask, lane)
+        if path.exists():
+            with suppress(OSError):  # what is left goes with the journal
+                self.hold.remove(path)
+
+    def note_kept(self) -> None:
+        """All states have been written once more: should the attempt be killed now, it has made progress."""
+        self.kept += 1
+        self._status("running")
 
     def responses(self, subtask: str) -> list[ResponseRow]:
         """Rows of all committed lanes, in request order, without fillers."""
@@ -223,7 +247,7 @@ class CellWriter:
         if self._is_done():
             return
         # an attempt that committed a lane made progress: only failures that change nothing add up to `max_failures`
-        self.failures = self.failures + 1 if self._count() <= self.lanes_before else 1
+        self.failures = self.failures + 1 if self._count() <= self.lanes_before and not self.kept else 1
         # before the status: who reads `failed` finds the trace
         self.hold.write_text(self.folder / "error.txt", trace)
         self._status("failed", fault.json())
@@ -247,6 +271,7 @@ class CellWriter:
             "attempts": self.attempts,
             "failures": 0 if state == "done" else self.failures,
             "lanes": self._count(),
+            "kept": self.kept,
             "together": self.together,
             "started": self.started,
             "finished": _now() if over else None,

@@ -30,6 +30,21 @@ def fields_of(provenance: Mapping[str, object]) -> dict[str, str]:
     }
 
 
+_NO_BITS = {"cpus", "gpu.facts", "torch.gpus"} | {
+    f"environment.{name}"
+    for name in (
+        *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"),
+    )
+}
+"""Fields that change times alone."""
+
+
+def bits_of(provenance: Mapping[str, object]) -> dict[str, str]:
+    """What of a cell's provenance can change a bit of its results on one kind of machine."""
+    return {name: value for name, value in fields_of(provenance).items() if name not in _NO_BITS}
+
+
 def differences(provenances: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, list[str]]]:
     """Of cells by name: field -> value -> the cells that have it, for each field of which there are several values.
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lynx_exp.engine.decoding.entering as entering
+import lynx_exp.engine.decoding.lane_state as lane_state
 from lynx_exp import Engine, build_policy
 from lynx_exp.engine import BatchPlan, LaneResult, Request
 from lynx_exp.engine.decoding.lane import Job, Row
@@ -46,11 +47,13 @@ def watched(engine: Engine, max_rows: int, eos: Sequence[int] = ()) -> Iterator[
             super().take(token)
 
     engine._stores.clear()
+    lane_state.Row = Seen  # type: ignore[attr-defined,misc]
     engine._decoder, entering.Row, engine.max_rows = Decoder, Seen, max_rows  # type: ignore[assignment,attr-defined,misc]
     engine._stopper.eos_ids = frozenset(eos)
     try:
         yield seen
     finally:
+        lane_state.Row = row  # type: ignore[attr-defined,misc]
         engine._decoder, entering.Row, engine.max_rows, engine._stopper.eos_ids = kind, row, rows, ids  # type: ignore[attr-defined,misc]
 
 

@@ -18,6 +18,7 @@ from lynx_exp.models.families import families
 from lynx_exp.models.slotless import why_no_slots
 from lynx_exp.models.tiny import tiny_config
 from lynx_exp.routing import build_policy
+from tests.engine.test_lane_states import stopped_and_gone_on
 from tests.models.verdicts import verdict
 
 LENGTHS = (3, 20, 7, 14, 1, 11)
@@ -96,6 +97,23 @@ def test_a_lane_in_slots_is_what_it_is_alone(family):
 
 def said(lane: LaneResult) -> tuple[object, ...]:
     return lane.lane, lane.requests, lane.token_ids, lane.live_rows, lane.active_experts, lane.changed
+
+
+@every_family
+def test_a_lane_that_was_stopped_goes_on(family):
+    """With its windows, chunks and states."""
+    engine = engine_of(family, plain=False)
+    if engine is None:
+        return
+    asked = requests()
+    jobs = [
+        engine.job(asked, BatchPlan.continuous(len(asked), 3, seed=1), LYNX),
+        engine.job(asked, BatchPlan.continuous(len(asked), 2, seed=2), LYNX, "both"),
+    ]
+    whole = {(number, lane.lane): lane for number, lane in engine.run_jobs(jobs)}
+    found, gone_on = stopped_and_gone_on(engine, jobs, [3, 2], 1, (64, 5))
+    assert {key: said(lane) for key, lane in found.items()} == {key: said(lane) for key, lane in whole.items()}
+    assert gone_on > 0
 
 
 @every_family

@@ -19,6 +19,7 @@ from lynx_exp.run.run_cells import open_engine, run_cells
 from lynx_exp.tasks.antlr import install_antlr
 from tests.run import thinker
 from tests.run.lab import found
+from tests.run.test_lane_resume import Killed, kept, kept_every, not_run_again
 from tests.tasks import real
 
 POLICIES = ({"name": "vanilla"}, {"name": "lynx", "alpha": 1.0, "beta": 1, "min_batch": 2})
@@ -113,6 +114,19 @@ def test_thoughts_are_told_from_answers_and_a_stopped_run_goes_on_to_the_same_by
     assert not list((tmp_path / "stopped").rglob("DONE"))
     run(configs, tmp_path / "stopped")
     assert found(tmp_path / "stopped") == found(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("behind", [5, 19])
+def test_thoughts_that_were_drawn_in_part_are_drawn_on(checkpoint, data, tmp_path, behind):
+    """Killed within lanes: before and behind the ends of thoughts."""
+    configs = cells(checkpoint, data)
+    run(configs, tmp_path / "whole")
+    with kept_every(2, killed_behind=behind), pytest.raises(Killed):
+        run(configs, tmp_path / "killed")
+    assert kept(tmp_path / "killed")
+    run(configs, tmp_path / "killed")
+    assert not_run_again(tmp_path / "killed") > 0
+    assert found(tmp_path / "killed") == found(tmp_path / "whole")
 
 
 def test_thinking_is_switched_off_by_the_template(checkpoint, data, tmp_path):

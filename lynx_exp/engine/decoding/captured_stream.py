@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.graph import Capture, Made, Step, recorded
 from lynx_exp.engine.decoding.lane import Job, Lane, lanes_of
+from lynx_exp.engine.decoding.lane_state import Keeper
 from lynx_exp.engine.decoding.lead import LaunchAhead
 from lynx_exp.engine.decoding.masked_sections import MaskedSections
 from lynx_exp.engine.decoding.prompts import PromptStore
@@ -56,10 +57,12 @@ class CapturedStream:
         capture: Capture,
         lead: LaunchAhead,
         experts: Callable[[int], str | None],
+        keeper: Keeper | None = None,
     ) -> None:
         """As `Stream`; `capture`: records steps; `experts`: from a step's rows to how it computes experts (None: as the
         model does). CannotRecord, while it runs, if it cannot."""
         self._model, self._routers, self._on_step, self._capture, self._lead = model, routers, on_step, capture, lead
+        self._keeper = keeper
         self._acts = list(dict.fromkeys(job.act for job in jobs))
         self._flights: deque[tuple[int, Readback]] = deque()
         """(number, what it made) of launches that have not been read."""
@@ -81,7 +84,7 @@ class CapturedStream:
         self.seats = seats_that_fit(max_rows, widest, like.row_bytes(self._capacity), budget)
         self.experts = experts(self.seats)
         slots = Slots(like, self.seats, self._capacity)
-        self._seating = Seating(model, routers, stopper, jobs, stores, waiting, slots, self.seats)
+        self._seating = Seating(model, routers, stopper, jobs, stores, waiting, slots, self.seats, keeper)
         # the step reads its inputs from these buffers; a replay sees what has been written into them since
         device = model.get_input_embeddings().weight.device
         self._buffers = Seats(self.seats, self._seating.places, device)
@@ -112,6 +115,8 @@ class CapturedStream:
             while len(self._flights) > self._ahead():
                 self._read()
             yield from seating.complete()
+            if self._keeper is not None and self._keeper.between_steps(seating.states):
+                self._lead.interrupted()
 
     def _launch(self) -> None:
         """One token for every live row."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -75,6 +76,30 @@ class Row:
         self._answer = self._answer if begin is None else begin
         return bool(stop) and self._stopper.hit_thinking(self.tokens, stop, end, self._answer)
 
+    @property
+    def positions(self) -> int:
+        """That the model has seen of it: all tokens but the last."""
+        return len(self.request.prompt_ids) + len(self.tokens) - 1
+
+    def about(self) -> dict[str, Any]:
+        """What there is to it besides its tokens, as JSON; `again` makes it anew."""
+        return {
+            "request": self.number,
+            "slot": self.slot,
+            "filler": self.filler,
+            "tokens": len(self.tokens),
+            "finish": self.finish,
+            "entered": self.entered,
+            "answer": self._answer,
+        }
+
+    @classmethod
+    def again(cls, request: Request, stopper: Stopper, about: Mapping[str, Any], tokens: list[int]) -> Row:
+        """The row that gave `about`."""
+        row = cls(request, about["request"], about["slot"], stopper, about["filler"])
+        row.tokens, row.finish, row.entered, row._answer = tokens, about["finish"], about["entered"], about["answer"]
+        return row
+
     def answer(self) -> Answer:
         """What it says, thought and answer apart."""
         return self._stopper.answer(self.tokens, self.request.stop, self.request.think_end, self.finish)
@@ -111,6 +136,9 @@ class Lane:
     prompt_tokens: int = 0
     prompt_changed: Tensor | None = None
     """`[L]`; None: no policy decides in its prefills."""
+    earlier: Tensor | None = None
+    """`[steps, 2, L]`: active experts and assignments changed of the steps that an earlier run has done; None: it began
+    in this one."""
 
     def __post_init__(self) -> None:
         self.free = list(range(self.width))

@@ -20,6 +20,7 @@ from lynx_exp.engine.requests.plan import Setting
 from lynx_exp.engine.requests.processing import drawing_of, settings_of_model
 from lynx_exp.engine.requests.stopping import Stopper
 from lynx_exp.models import bind, find_routers, from_first, fuse
+from lynx_exp.models.rank_agreement import group_of
 from lynx_exp.models.slotless import refuse_unbatched
 from lynx_exp.routing import Phases, Policy
 
@@ -137,6 +138,12 @@ class LoadedModel:
         """Whether rows may enter and leave at any time."""
         config = self.model.config.get_text_config()  # where it hangs on more than full attention, it is tried
         return has_slots(config) and (attends_fully(config) or decodes_in_slots(self.model))
+
+    @property
+    def keeps_lanes(self) -> bool:
+        """Whether `run_jobs` can continue within a lane. False where rows cannot enter at any time, since the cache is
+        the model's own, and on several ranks, each of which holds its own share of the keys and values."""
+        return self.has_slots and group_of(self.routers) is None
 
     @property
     def processing(self) -> tuple[Setting, ...]:

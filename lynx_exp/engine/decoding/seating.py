@@ -12,10 +12,12 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from lynx_exp.engine.decoding.entering import entering
 from lynx_exp.engine.decoding.lane import Job, Lane, Row
+from lynx_exp.engine.decoding.lane_state import Keeper, LaneState, go_on, put_rows, state_of
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.kv_cache.batch import POSITIONS
 from lynx_exp.engine.kv_cache.memory import slots_that_fit
@@ -72,9 +74,10 @@ class Seating:
         waiting: list[Lane],
         slots: Slots,
         seats: int,
+        keeper: Keeper | None = None,
     ) -> None:
         """`waiting`: the lanes, the first to enter last; `slots`: where their rows' keys and values go, one a seat."""
-        self._model, self._routers, self._stopper = model, routers, stopper
+        self._model, self._routers, self._stopper, self._keeper = model, routers, stopper, keeper
         self._jobs, self._stores, self.waiting, self._slots = jobs, stores, waiting, slots
         self._device = model.get_input_embeddings().weight.device
         self.open: list[OpenLane] = []
@@ -108,6 +111,7 @@ class Seating:
     def admit(self) -> bool:
         """Let requests in wherever there is room; whether any came to stay."""
         loads: dict[int, tuple[Prefilled, list[int], list[int]]] = {}
+        gone_on = False
         for each in self.open:
             if each.lane.free:
                 self._enter(each, loads)
@@ -116,10 +120,34 @@ class Seating:
             lane.place = self._free_places.pop()
             each = OpenLane(lane, [self._free_seats.pop() for _ in range(lane.width)])
             self.open.append(each)
-            self._enter(each, loads)
+            state = None if self._keeper is None else self._keeper.found(lane.job, lane.number)
+            if state is not None:
+                self._go_on(each, state)
+                gone_on = True
+            if lane.free:
+                self._enter(each, loads)
         for made, seats, rows in loads.values():
             self._slots.load(seats, made, rows)
-        return bool(loads)
+        return bool(loads) or gone_on
+
+    def _go_on(self, each: OpenLane, state: LaneState) -> None:
+        """The lane has begun in an earlier run."""
+        lane = each.lane
+        live = go_on(lane, state, self._jobs[lane.job].requests, self._stopper, self._device)
+        each.steps = list(state.parts["counts"].make().numpy())
+        each.live = {row.slot: (row, len(row.request.prompt_ids)) for row in live}
+        put_rows(self._slots, [each.seats[row.slot] for row in live], live, state)
+        self._renew(each)
+
+    def states(self) -> Iterator[tuple[int, LaneState]]:
+        """(number of the job, state) of the open lanes, as far as their steps have been read. Keys and values of a
+        launch that has not been lie behind what is taken."""
+        for each in self.open:
+            live = [row for row, _ in each.live.values()]
+            none = np.zeros((0, 2, len(self._routers)), np.int64)
+            counts = torch.from_numpy(np.stack(each.steps) if each.steps else none)
+            seats = [each.seats[row.slot] for row in live]
+            yield each.lane.job, state_of(each.lane, live, seats, self._slots, counts)
 
     def _enter(self, each: OpenLane, loads: dict[int, tuple[Prefilled, list[int], list[int]]]) -> None:
         """Fill the lane's free slots."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.decoder import Decoder
 from lynx_exp.engine.decoding.entering import entering
 from lynx_exp.engine.decoding.lane import Job, Lane, Row, lanes_of
+from lynx_exp.engine.decoding.lane_state import Keeper, LaneState, go_on, put_rows, state_of
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.sections import Sections
 from lynx_exp.engine.kv_cache.cursor import Cursor
@@ -57,11 +58,12 @@ class Stream:
         budget: int,
         least_rows: int,
         on_step: OnStep,
+        keeper: Keeper | None = None,
     ) -> None:
         """`stores`: of each job's prompts; `max_rows`: slots, unless a lane is wider; `budget`: bytes of their
         keys and values; `least_rows`: rows of a step at least, with dead ones (1: none). ValueError if a lane does
         not fit."""
-        self._model, self._routers, self._stopper = model, routers, stopper
+        self._model, self._routers, self._stopper, self._keeper = model, routers, stopper, keeper
         self._jobs, self._least_rows, self._on_step = jobs, least_rows, on_step
         self._device = model.get_input_embeddings().weight.device
         gated = any(getattr(module, "out_features", None) == 1 for module in model.modules())
@@ -118,6 +120,8 @@ class Stream:
             self._step()
             moved = self._leave()
             yield from self._complete()
+            if self._keeper is not None:
+                self._keeper.between_steps(self._states)
 
     def _admit(self) -> bool:
         """Let requests in wherever there is room; whether any came."""
@@ -135,7 +139,11 @@ class Stream:
             # draws do not depend on the packing
             self._key_G[lane.place] = lane.number << 32
             self._lanes.append(lane)
-            self._enter(lane, loads)
+            state = None if self._keeper is None else self._keeper.found(lane.job, lane.number)
+            if state is not None:
+                self._go_on(lane, state)
+            if lane.free:
+                self._enter(lane, loads)
             reserved += lane.reserved
         for made, slots, rows in loads.values():
             self._slots.load(slots, made, rows)
@@ -156,6 +164,22 @@ class Stream:
             self._position[len(self._rows)] = made.lengths[at]
             self._rows.append((row, lane))
         self._on_step(entered, len(self._rows))
+
+    def _go_on(self, lane: Lane, state: LaneState) -> None:
+        """The lane has begun in an earlier run."""
+        live = go_on(lane, state, self._jobs[lane.job].requests, self._stopper, self._device)
+        lane.earlier = state.parts["counts"].make().to(self._device)
+        self._key_G[lane.place] += len(lane.live_rows)
+        seats = list(range(len(self._rows), len(self._rows) + len(live)))
+        put_rows(self._slots, seats, live, state)
+        self._position[seats] = [row.positions for row in live]
+        self._rows += [(row, lane) for row in live]
+
+    def _states(self) -> Iterator[tuple[int, LaneState]]:
+        """(number of the job, state) of the lanes that are here."""
+        for lane in self._lanes:
+            mine = {at: row for at, (row, its) in enumerate(self._rows) if its is lane}
+            yield lane.job, state_of(lane, [*mine.values()], [*mine], self._slots, self._counts(lane))
 
     def _arrange(self) -> None:
         rows = len(self._rows)
@@ -245,7 +269,14 @@ class Stream:
         return results
 
     def _result(self, lane: Lane) -> LaneResult:
+        active, changed = self._counts(lane).unbind(1)
+        return lane.result(active.tolist(), changed.tolist())
+
+    def _counts(self, lane: Lane) -> Tensor:
+        """`[steps, 2, L]` of the lane's steps."""
+        earlier = 0 if lane.earlier is None else len(lane.earlier)
         start = lane.began - self._forgotten
-        steps = [counts[:, lane.place] for counts in self._history[start : start + len(lane.live_rows)]]
-        active, changed = torch.stack(steps, 1).tolist() if steps else ([], [])
-        return lane.result(active, changed)
+        own = [counts[:, lane.place] for counts in self._history[start : start + len(lane.live_rows) - earlier]]
+        none = torch.zeros(0, 2, len(self._routers), dtype=torch.long, device=self._device)
+        before = none if lane.earlier is None else lane.earlier
+        return torch.cat([before, torch.stack(own)]) if own else before

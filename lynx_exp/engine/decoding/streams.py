@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lynx_exp.engine.decoding.captured_stream import CapturedStream
 from lynx_exp.engine.decoding.graph import CannotRecord
 from lynx_exp.engine.decoding.lane import Job
+from lynx_exp.engine.decoding.lane_state import Keeper
 from lynx_exp.engine.decoding.lead import LaunchAhead
 from lynx_exp.engine.decoding.prompts import PromptStore
 from lynx_exp.engine.decoding.steps import Steps
@@ -39,6 +40,7 @@ def run_stream(
     least_rows: int,
     on_step: OnStep,
     on_note: Callable[[str], None],
+    keeper: Keeper | None = None,
 ) -> Iterator[tuple[int, LaneResult]]:
     """(number of the job, lane) for each lane as it completes. `budget`, `least_rows`: as in `Stream`; `steps`: how
     they run, and where a recording fails from then on; `experts`: as in `CapturedStream`."""
@@ -54,7 +56,14 @@ def run_stream(
             if capture is not None and widths:  # it has all its seats, whoever is there
                 rows = max(max_rows, *widths)
             if capture is None:
-                stream = Stream(*given, max_rows=max_rows, budget=budget, least_rows=least_rows, on_step=on_step)
+                stream = Stream(
+                    *given,
+                    max_rows=max_rows,
+                    budget=budget,
+                    least_rows=least_rows,
+                    on_step=on_step,
+                    keeper=keeper,
+                )
             else:
                 lead = LaunchAhead(steps.always_leads)
                 stream = CapturedStream(
@@ -65,6 +74,7 @@ def run_stream(
                     capture=capture,
                     lead=lead,
                     experts=experts,
+                    keeper=keeper,
                 )
                 if stream.seats:
                     steps.began(given[2], stream.seats, stream.experts)
