@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, main_thread
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,7 +81,7 @@ def _insist(asked: Event, over: Event) -> None:
     """A thread's: once a signal has waited for long it comes a second time."""
     asked.wait()
     if not over.wait(PATIENCE_S):
-        os.kill(os.getpid(), _signals[0])
+        signal.pthread_kill(main_thread().ident or 0, _signals[0])  # a main thread that blocks wakes up
 
 
 @contextmanager
