@@ -105,7 +105,9 @@ def measure(
         fingerprint=experts_fingerprint(routers),
         corpus=corpus,
         tables={name: torch.stack([of_layer[at] for of_layer in tables]) for at, name in enumerate(TABLES)},
-        provenance=provenance | {"changed_rows": ",".join(str(each.rows) for each in moments)},
+        # whatever its weights were when it was asked for, it is the same measurement: the same bytes
+        provenance=provenance
+        | {"policy": _plain(policy).label, "changed_rows": ",".join(str(each.rows) for each in moments)},
     )
 
 

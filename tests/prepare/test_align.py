@@ -206,6 +206,8 @@ def test_what_is_saved_is_read_and_again_the_same_bytes(model: Any) -> None:
     assert all(torch.equal(read.tables[name], alignment.tables[name]) for name in TABLES)
     assert (read.policy, read.corpus, read.provenance) == (alignment.policy, "texts", alignment.provenance)
     assert measured(model).file().read_bytes() == bytes_
+    assert measured(model, replace(AFFINE, weights="renormalize")).file().read_bytes() == bytes_
+    assert read.provenance["policy"] == "xshare(budget=4)"
 
 
 def test_experts_that_are_no_module_of_their_own_are_refused_by_name(model: Any) -> None:

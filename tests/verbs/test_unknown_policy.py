@@ -10,6 +10,7 @@ import pytest
 
 from lynx_exp import extensions
 from lynx_exp.checks.file_rules import check_identity
+from lynx_exp.store.identity import code_digest
 
 
 def found_of(policy: str) -> list[tuple[Any, ...]]:
@@ -46,3 +47,18 @@ def test_a_policy_of_the_folder_is_known(tmp_path: Path, monkeypatch: pytest.Mon
         assert str(tmp_path) in expected
     finally:
         extensions.extension_folders.cache_clear()
+
+
+@pytest.mark.parametrize("asks", [{"weights": "affine"}, {"per_layer": "calibrated"}, {"protect": "calibrated"}])
+def test_an_id_with_the_content_of_a_file_in_it_is_not_derived_from_the_config(asks: dict[str, str]) -> None:
+    """The file may be anywhere by now; such cells were called damaged."""
+    found: list[tuple[Any, ...]] = []
+    content: Any = SimpleNamespace(
+        folder=Path(f"cell-{'a' * 10}"),
+        info={"cell_id": "a" * 64, "device": "cpu", "dtype": "float32"},
+        config={"policy": {"name": "xshare"} | asks},
+        provenance={"code_sha256": code_digest(), "model": {"digest": "m"}, "data_sha256": {}},
+        add=lambda *finding: found.append(finding),
+    )
+    check_identity(content)
+    assert found == []
