@@ -123,14 +123,19 @@ def _check_headline(content: Content, name: str, score: Floats, values: Floats) 
 
 
 def _check_repeats(content: Content, name: str, samples: Columns, own: NDArray[np.bool_]) -> None:
-    """That a document's score is the mean of those of its responses, which are as many as were asked for."""
+    """That a document's score is the mean of those of its responses, which are as many as were asked for. A task that
+    votes among them has none of any document."""
     expected = content.config["task"].get("repeats")
-    for row in np.flatnonzero(own) if "repeat_scores" in samples else ():
+    rows = np.flatnonzero(own) if "repeat_scores" in samples else np.array([], int)
+    if all(samples["repeat_scores"][row] is None for row in rows):
+        return
+    for row in rows:
         each, score = samples["repeat_scores"][row], samples["score"][row]
-        if each is None:
-            continue
-        if expected is not None and len(each) != expected:
-            content.add("scores", FILE, f"{expected} repeat_scores of a document of {name}", len(each))
+        if each is None or (expected is not None and len(each) != expected):
+            many = "as many" if expected is None else expected
+            content.add(
+                "scores", FILE, f"{many} repeat_scores of a document of {name}", 0 if each is None else len(each)
+            )
             return
         if not _same(float(np.mean(each)), float(score)):
             content.add("scores", FILE, f"score {np.mean(each):.10g} of {name}, the mean of its repeat_scores", score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -147,3 +148,19 @@ def test_the_table_says_both(tried: Path) -> None:
     print_table(tried, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "repeats: mini_gsm8k" in text and "avg@n" in text and "pass@n" in text and "exact_match, avg@4, %" in text
+
+
+def test_the_page_has_the_same_block(tried: Path) -> None:
+    from analysis.page.document import page
+
+    text = page(tried)
+    console = Console(file=io.StringIO(), width=120)
+    print_table(tried, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    block = printed[printed.index("repeats: mini_gsm8k") :]
+    (html,) = re.findall(r"repeats: mini_gsm8k.*?<table.*?</table>", text, re.DOTALL)
+    cells = [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[dh].*?</t[dh]>", html, re.DOTALL)]
+    assert {"n", "avg@n", "pass@n"} <= set(cells)
+    numbers = [word for cell in cells for word in re.findall(r"-?\d+\.\d", cell)]
+    assert numbers and all(number in block for number in numbers)
+    assert "avg@n: mean score of n responses to a document" in re.sub(r"<[^>]+>", "", text)
