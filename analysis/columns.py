@@ -245,7 +245,7 @@ REPEATS = (
     Column(
         heading="difference",
         width=19,
-        cell=lambda row: interval(row, "pass_at_k_difference", "{:+.1f}"),
+        cell=lambda row: "-" if row["policy"] == "vanilla" else interval(row, "pass_at_k_difference", "{:+.1f}"),
         right=False,
         needs=("pass_at_k",),
     ),

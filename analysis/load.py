@@ -19,6 +19,7 @@ from lynx_exp.store.cell_columns import FRAMES, columns_in, frame_columns
 from lynx_exp.store.environment import fields_of
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import Damaged, Missing, read_rows
+from lynx_exp.store.sweeps import latest_sweeps
 from lynx_exp.store.timing_info import hardware_numbers
 from lynx_exp.wording import counted
 
@@ -79,9 +80,9 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
         warn: Log a line for unfinished cells and one for those that are set aside.
 
     Returns:
-        One frame per kind of record (cells, samples, steps ...). Cells that are running, interrupted or failed are
-        left out and named in `Records.unfinished`; those with a file that is damaged, or of another form, in
-        `Records.set_aside`.
+        One frame per kind of record (cells, samples, steps ...). Cells that are running, interrupted, failed or, of
+        the latest sweeps, not begun are left out and named in `Records.unfinished`; those with a file that is
+        damaged, or of another form, in `Records.set_aside`.
 
     Raises:
         ValueError: The folder does not exist, or holds no finished cell.
@@ -96,6 +97,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     unfinished = tuple(
         f"{cell.path.name} ({_state(cell)})" for cell in found if not cell.done and cell.set_aside is None
     )
+    unfinished += tuple(f"{folder} (not begun)" for folder in _not_begun(root, found))
     aside = (
         *(f"{cell.path.name}: {cell.set_aside}" for cell in found if cell.set_aside is not None),
         *(f"{done[code].path.name}: {reason}" for code, reason in damaged.items()),
@@ -121,6 +123,17 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
         unfinished=unfinished,
         set_aside=aside,
     )
+
+
+def _not_begun(root: Path, found: Sequence[CellRecord]) -> list[str]:
+    """Folders that the latest sweeps of the studies at or below `root` set out to fill, and that are not there."""
+    studies = dict.fromkeys(cell.path.parent for cell in found if cell.path != root)
+    return [
+        cell.folder
+        for study in studies
+        for cell in {cell.folder: cell for sweep in latest_sweeps(study) for cell in sweep.cells}.values()
+        if not (study / cell.folder).exists()
+    ]
 
 
 def _cell_row(cell: CellRecord) -> dict[str, object]:

@@ -22,7 +22,7 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {first_line(error)}"
+        return _unreadable(error)
     if isinstance(error, ConfigCompositionException):
         return _composition(error, arguments, config_name)
     if isinstance(error, OmegaConfBaseException):
@@ -32,6 +32,15 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "conf
     if isinstance(error, HydraException | ValueError):
         return first_line(error)
     return None
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """With quotes around its value, where those would mend it: Hydra reads `( ) [ ] { } , : = \\` as its own."""
+    typed = str(error.override)
+    key, equals, value = typed.partition("=")
+    if not equals or not value or set(value) & set("'\"\\"):
+        return f"{typed}: {first_line(error)}"
+    return f"{typed}: cannot be read as a value; where it is meant as text, quote it twice: '{key}=\"{value}\"'"
 
 
 def _yaml(error: YAMLError) -> str:

@@ -27,12 +27,15 @@ def curve(axes: Axes, points: pd.DataFrame, x: str, y: str, look: looks.Look) ->
 
 
 def curves(
-    axes: Axes, points: pd.DataFrame, x: str, y: str, by: str, look: Mapping[str, looks.Look], spread: float = 0.0
-) -> None:
-    """One `curve` for each value of `by`. `spread`: how far apart along x they stand, so that none hides another."""
+    axes: Axes, points: pd.DataFrame, x: str, y: str, by: str, look: Mapping[str, looks.Look], spread: float = 0.0,
+    *, octaves: bool = False,
+) -> None:  # fmt: skip
+    """One `curve` for each value of `by`. `spread`: how far apart along x they stand, so that none hides another; with
+    `octaves` in factors of two, for an axis that is logarithmic."""
     for at, (name, one) in enumerate(look.items()):
         part = points[points[by] == name]
-        curve(axes, part.assign(**{x: part[x] + (at - (len(look) - 1) / 2) * spread}), x, y, one)
+        aside = (at - (len(look) - 1) / 2) * spread
+        curve(axes, part.assign(**{x: part[x] * 2**aside if octaves else part[x] + aside}), x, y, one)
 
 
 def zero(axes: Axes) -> None:

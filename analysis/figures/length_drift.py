@@ -17,6 +17,8 @@ PANELS = {
     "thought_cut_share_difference": "thoughts cut off (share more than vanilla)",
     "tokens_per_solved_difference": "tokens for a solved document (more than vanilla)",
 }
+_WIDTH = 0.4
+"""Octaves that the policies of one batch size take up side by side: less than half of what is between two sizes."""
 
 
 def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
@@ -35,6 +37,9 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     rows = rows[rows["policy"] != "vanilla"]
     if rows.empty or not known:
         return style.skip(name, "no policy generated beside vanilla on the same plan")
+    # of equal means some differ in the last bit, which an axis would be drawn for
+    ends = [f"{column}{end}" for column in known for end in ("", "_low", "_high")]
+    rows = rows.assign(**{column: rows[column].round(9) for column in ends if column in rows})
     look = looks.looks(rows)
     handles, labels = curves.key(look, rows)
     subtasks = list(dict.fromkeys(rows["subtask"]))
@@ -44,7 +49,7 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
         for subtask, axes in zip(subtasks, line, strict=True):
             own = rows[(rows["subtask"] == subtask) & rows[column].notna()]
             curves.zero(axes)
-            curves.curves(axes, own, "batch_size", column, "series", look)
+            curves.curves(axes, own, "batch_size", column, "series", look, _WIDTH / max(1, len(look) - 1), octaves=True)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(sizes))
             axes.xaxis.set_minor_locator(NullLocator())

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lynx_exp.routing.calibration import AUTO, NotMeasured
+from lynx_exp.routing.calibration import AUTO, COMMAND, NotMeasured, typed
 from lynx_exp.routing.measured_file import corpus_tag, load_tables, save_tables, the_only_one
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
     if not found:
         raise NotMeasured(
             f"{policy.name}: weights=affine: {folder}/ has no alignment for this policy with these parameters (hash "
-            f"{policy_digest(policy)[:12]}); `lynx-prepare calibrate policy={policy.name}` with the same makes one"
+            f"{policy_digest(policy)[:12]}); {COMMAND} {typed(policy)}` makes one"
         )
     return found
 

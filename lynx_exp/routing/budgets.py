@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing.alignment import FOLDER, content_of
-from lynx_exp.routing.calibration import NotMeasured
+from lynx_exp.routing.calibration import COMMAND, NotMeasured, typed
 from lynx_exp.routing.measured_file import corpus_tag, load_tables, save_tables, the_only_one
 from lynx_exp.routing.per_layer import PerLayer
 from lynx_exp.routing.policy import Policy
@@ -99,8 +99,7 @@ def budget_files(policy: Policy, folder: Path = FOLDER) -> list[Path]:
     if not found:
         raise NotMeasured(
             f"{policy.name}: per_layer=calibrated: {folder}/ has no table for this policy with these parameters (hash "
-            f"{digest}); `lynx-prepare calibrate policy={policy.name} policy.per_layer=calibrated` with the same makes "
-            "one"
+            f"{digest}); {COMMAND} {typed(policy, policy.knob.parameter if policy.knob else '')}` makes one"
         )
     return found
 

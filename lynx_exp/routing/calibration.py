@@ -6,7 +6,7 @@ L layers with a router, E experts, K top-k.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -30,6 +30,29 @@ _KEY = "lynx_exp_calibration"
 
 class NotMeasured(ValueError):
     """What `lynx-prepare calibrate` has not made yet."""
+
+    def of_model(self, words: str) -> NotMeasured:
+        """The same, its command with `words` for the model, and so whole."""
+        return NotMeasured(str(self).replace(COMMAND, f"{COMMAND} {words}"))
+
+
+COMMAND = "`lynx-prepare calibrate"
+"""As messages begin what is to be typed."""
+
+
+def typed(policy: Policy, *left_out: str) -> str:
+    """The policy as it is typed: its name, and the parameters that are not at their defaults. Lists of one value a
+    layer, which are many policies, by their name alone."""
+    given = [
+        f"policy.{each.name}={_word(getattr(policy, each.name))}"
+        for each in (() if hasattr(policy, "policies") else fields(policy))
+        if each.init and each.name not in left_out and getattr(policy, each.name) != each.default
+    ]
+    return " ".join([f"policy={policy.name}", *given])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lynx_exp.run.load_tasks import drawing_of_model
@@ -16,7 +17,7 @@ def notes_of(cells: Sequence[Cell]) -> Iterator[str]:
     notes = [
         note
         for cell in cells
-        for note in (cell.model.mismatch, cell.model.files_differ, cell.note, _sampling(cell))
+        for note in (cell.model.mismatch, cell.model.files_differ, cell.note, _sampling(cell), _mini(cell))
         if note is not None
     ]
     yield from dict.fromkeys(notes)
@@ -34,3 +35,15 @@ def _sampling(cell: Cell) -> str | None:
     else:
         whose = "by its generation_config.json"
     return f"task.generation=model: {cell.model.name} answers with {shown}, {whose}; what is given by hand wins"
+
+
+def _mini(cell: Cell) -> str | None:
+    """Where a model of the hub is asked what the bundled one was trained for."""
+    model, task = cell.config.model, cell.config.task.name
+    if model.kind != "hub" or not task.startswith("mini_") or Path(model.id).expanduser().is_dir():
+        return None
+    real = task.removeprefix("mini_")
+    return (
+        f"{task} is made for the bundled model, and says little of {cell.model.name}; task={real} is the benchmark, "
+        "and a study (+paper=NAME) takes such by itself"
+    )

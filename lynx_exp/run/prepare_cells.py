@@ -118,9 +118,10 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
                     _check_aligned(config, policy)
                     check_budgets(policy)
             except NotMeasured as error:
+                whole = error.of_model(_typed_model(config.model))
                 if not config.plan:
-                    raise
-                lacks[-1] = str(error)
+                    raise whole from error
+                lacks[-1] = str(whole)
             check_layers(policy, config.model)
             check_match(config.match_active, facts[name])
         if config.layers is not None:  # vanilla's, too, which leaves it aside
@@ -167,6 +168,14 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             sandbox_of(config)  # found out now rather than when the model has answered
         cells.append(cell)
     return cells
+
+
+def _typed_model(model: ModelConfig) -> str:
+    """The model as it is typed."""
+    if model.kind == "bundled":
+        return f"model={model.id}"
+    more = [f"model.{name}={value}" for name in ("revision", "adapter") if (value := getattr(model, name)) is not None]
+    return " ".join([f"model={model.kind} model.id={model.id}", *more])
 
 
 def _turned(config: Config, policy: Policy, shape: ModelShape) -> Policy:

@@ -278,7 +278,7 @@ def test_auto_is_the_file_that_it_finds_and_is_not_shown() -> None:
 
 @pytest.mark.parametrize("policy", ["sere", "naee", "lexi", "static_mask"])
 def test_without_a_file_a_run_stops_before_a_model_loads(policy: str) -> None:
-    with pytest.raises(ValueError, match=f"policy {policy}: calibration=auto: .*run `lynx-prepare calibrate`"):
+    with pytest.raises(ValueError, match=f"policy {policy}: calibration=auto: .*run `lynx-prepare calibrate model="):
         cell({"name": policy, "calibration": "auto"})
     with pytest.raises(ValueError, match=f"policy {policy}: calibration=no.safetensors: no such file"):
         cell({"name": policy, "calibration": "no.safetensors"})

@@ -279,3 +279,37 @@ def test_a_roofline_reads_what_is_stored(bench: Any, config: Callable[..., Confi
         weights = float(said.partition("  weights ")[2].partition(" of ")[0])
         steps[storage] = (weights, float(said.partition("a step of them ")[2].partition(" ms")[0]))
     assert steps["mxfp4"][0] < steps[None][0] and steps["mxfp4"][1] < steps[None][1]
+
+
+def test_a_model_of_the_hub_is_told_what_its_benchmark_is(bench: Any, config: Callable[..., Config]) -> None:
+    bench.run([asked(config(), name="mini_gsm8k")])
+    assert (
+        "note: mini_gsm8k is made for the bundled model, and says little of no/where; task=gsm8k is the" in bench.text()
+    )
+    before = len(bench.text())
+    bench.run([asked(config(), name="gsm8k")])
+    assert "is made for the bundled model" not in bench.text()[before:]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("task.think_end=)", """quote it twice: 'task.think_end=")"'"""),
+        ("task.system_instruction=a: b, {c", """quote it twice: 'task.system_instruction="a: b, {c"'"""),
+        ("""task.think_end='x""", "task.think_end='x: "),
+    ],
+)
+def test_a_value_that_hydra_cannot_read_says_how_to_quote_it(typed: str, said: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    from lynx_exp.explain import explain
+
+    parser = OverridesParser.create()
+    with pytest.raises(OverrideParseException) as caught:
+        parser.parse_override(typed)
+    line = explain(caught.value, [typed])
+    assert line is not None and line.startswith(typed) and said in line and "\n" not in line
+    if "twice" in said:
+        quoted = line.rpartition("twice: '")[2].removesuffix("'")
+        assert parser.parse_override(quoted).value() == typed.partition("=")[2], "what it says to type is read"
