@@ -181,6 +181,7 @@ def test_analysis_knows_files_only():
                     "lynx_exp.store.environment",
                     "lynx_exp.store.files",
                     "lynx_exp.store.step_times",
+                    "lynx_exp.store.sweeps",
                     "lynx_exp.store.table_columns",
                     "lynx_exp.store.timing_info",
                     "lynx_exp.config",

@@ -307,7 +307,7 @@ def test_a_value_that_hydra_cannot_read_says_how_to_quote_it(typed: str, said: s
 
     parser = OverridesParser.create()
     with pytest.raises(OverrideParseException) as caught:
-        parser.parse_override(typed)
+        parser.parse_overrides([typed])
     line = explain(caught.value, [typed])
     assert line is not None and line.startswith(typed) and said in line and "\n" not in line
     if "twice" in said:
