@@ -71,11 +71,24 @@ def test_the_container_copies_what_is_there_and_installs_extras_that_are_declare
         assert set(group.split(",")) <= set(extras)
     assert re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE) == ["base", "cpu", "artifact", "cuda"]
     assert text.count("-c constraints.txt") == 3
+    (version,) = re.findall(r"^FROM python:(\d+\.\d+)-slim AS base$", text, re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["requires-python"] == f">={version}", "the version that constraints.txt was tested with"
+    base = text.partition(" AS cpu")[0]
+    copied = {name for words in re.findall(r"^COPY (.*) \S+$", base, re.MULTILINE) for name in words.split()}
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    about = project["project"]
+    needed = {*wheel["packages"], *wheel["force-include"], about["readme"], *about["license-files"]}
+    assert needed <= copied, "what the wheel is built of"
     instructions = [line.split(" ", 1) for line in text.splitlines() if re.match(r"[A-Z]", line)]
     assert {word for word, _ in instructions} == {"FROM", "ENV", "WORKDIR", "COPY", "ARG", "RUN", "ENTRYPOINT"}
     for word, rest in instructions:
         if word == "ENTRYPOINT":
-            assert json.loads(rest)
+            command = json.loads(rest)
+            if command[0] == "python":
+                assert command[1] == "-m" and (ROOT / command[2].replace(".", "/") / "__main__.py").is_file()
+            else:
+                assert command[0] in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
         if word == "RUN":
             assert subprocess.run(["bash", "-n"], input=rest, text=True).returncode == 0, rest
     stages = [re.match(r"FROM (\S+)", line)[1] for line in text.splitlines() if line.startswith("FROM")]
