@@ -66,7 +66,8 @@ class Events:
         self.names.append(f"{name} {where.removeprefix(self._folder)}")
         if len(self.names) - 1 != self._at:
             return
-        if flags & (os.O_TRUNC | os.O_EXCL) and self._signal == signal.SIGKILL:
+        nameless = os.path.isdir(where)  # a temporary file that is opened in a folder (O_TMPFILE) leaves nothing
+        if flags & (os.O_TRUNC | os.O_EXCL) and self._signal == signal.SIGKILL and not nameless:
             os.write(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), TORN)
         os.kill(os.getpid(), self._signal)
 
