@@ -38,8 +38,8 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     if rows.empty or not known:
         return style.skip(name, "no policy generated beside vanilla on the same plan")
     # of equal means some differ in the last bit, which an axis would be drawn for
-    ends = [f"{column}{end}" for column in known for end in ("", "_low", "_high")]
-    rows = rows.assign(**{column: rows[column].round(9) for column in ends if column in rows})
+    drawn = [f"{column}{end}" for column in known for end in ("", "_low", "_high")]
+    rows = rows.assign(**{column: rows[column].round(9) for column in drawn if column in rows})
     look = looks.looks(rows)
     handles, labels = curves.key(look, rows)
     subtasks = list(dict.fromkeys(rows["subtask"]))

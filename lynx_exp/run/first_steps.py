@@ -17,6 +17,8 @@ from lynx_exp.store.identity import digest
 
 if TYPE_CHECKING:
     from lynx_exp.routing import Policy
+    from lynx_exp.routing.alignment import Alignment
+    from lynx_exp.routing.budgets import Budgets
 
 Make = Callable[[Config, bool], list[Path]]
 """(config, whether what its policy alone takes is wanted, else facts of its model) -> the files that it wrote."""
@@ -76,7 +78,7 @@ def _lacking(config: Config) -> Iterator[bool]:
         yield True
 
 
-def _has(model_digest: str, held: Callable[[], Sequence[Any]]) -> bool:
+def _has(model_digest: str, held: Callable[[], Sequence[Alignment | Budgets]]) -> bool:
     """Whether something was measured on this model."""
     from lynx_exp.routing.calibration import NotMeasured
 

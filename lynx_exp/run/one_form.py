@@ -7,7 +7,7 @@ renormalises (`lynx_exp.routing.ops.weigh`). What `match_active` turns may start
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lynx_exp.config import Config, default_parameters, policy_declaration
 
@@ -19,7 +19,7 @@ def in_one_form(config: Config, policy: Policy | None, top_k: int) -> tuple[Conf
     """The config and its policy, for a model's K; themselves where there is nothing to bring to another form."""
     if policy is None:
         return config, policy
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     knob = policy_declaration(config.policy_name).knob
     usual = default_parameters(config.policy_name) or {}
     if config.match_active is not None and knob in usual and config.policy.get(knob) != usual[knob]:
