@@ -102,7 +102,7 @@ def test_a_policy_of_ones_own_is_explained_too(tmp_path):
     assert "  policy=mine                 keep what I like" in lines, "the module was read, not imported"
     assert "  policy.count=8              experts that stay" in lines
     assert "  policy.plain=1" in lines, "no docstring, no meaning"
-    assert "  policy.min_batch=2          lanes with fewer live rows run vanilla" in lines
+    assert "  policy.min_batch=2          lanes with fewer live rows than this run vanilla" in lines
 
 
 def test_a_field_declared_again_means_the_same(tmp_path):

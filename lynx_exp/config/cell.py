@@ -152,8 +152,8 @@ class Config:
     study_name: str = plain("default", role=Role.COSMETIC)
     """Folder of this study below `results`, a plain name."""
     first: list[str] = plain(role=Role.COSMETIC, factory=list)
-    """What to do before cells are checked, as a list: calibrate, to measure on the mini tasks' text what their policies
-    take from the model (`lynx-prepare calibrate`) and is not there yet."""
+    """What to do before cells are checked, as a list: calibrate, to measure what policies lack. It is what
+    `lynx-prepare calibrate` measures on the mini tasks' text, and is done where no file has it yet."""
     then: list[str] = plain(role=Role.COSMETIC, factory=list)
     """What to do when all cells have run, as a list: table, figures."""
 

@@ -156,7 +156,7 @@ def write_cell(
         folder / "status.json",
         {
             **{"state": state, "error": error, "invalid": [], "notes": [], "attempt": 1, "attempts": [], "failures": 0},
-            **{"lanes": documents // batch_size, "together": 1, **times},
+            **{"lanes": documents // batch_size, "together": 1, "kept": 0, **times},
         },
     )
     _json(folder / "provenance.json", {})

@@ -197,9 +197,14 @@ def signalled(step: int, *numbers: int) -> Iterator[list[int]]:
                 os.kill(os.getpid(), number)
         real(self, tokens, rows)
 
+    # what a shell starts in the background ignores Ctrl-C, and so would these tests
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "step", stepped)
-        yield since
+        try:
+            yield since
+        finally:
+            assert signal.signal(signal.SIGINT, before) is signal.default_int_handler, "the run gave it back"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,6 @@ def test_the_second_signal_stops_at_once(lab, undisturbed):
     with signalled(12, signal.SIGINT, signal.SIGINT), pytest.raises(Interrupted):
         lab.run(CELLS, folder)
     assert not kept(folder)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     lab.run(CELLS, folder)
     assert found(folder) == undisturbed
 
