@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from lynx_exp.exits import BAD_INPUT, FAILED, INTERRUPTED, REQUEUE
-from lynx_exp.run.interrupt import Preempted, stoppable
+from lynx_exp.run.interrupt import Preempted, check_wrapped, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,11 @@ def run(arguments: Sequence[str]) -> int:
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
     try:
-        return _hydra(list(arguments))
+        try:
+            return _hydra(list(arguments))
+        except Exception as error:
+            check_wrapped(error)
+            raise
     except KeyboardInterrupt as stop:
         return _stopped(stop)
     except BrokenPipeError:

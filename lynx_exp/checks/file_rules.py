@@ -9,7 +9,7 @@ from typing import cast
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import TABLES, Content
 from lynx_exp.extensions import VARIABLE, has_policy, policy_source
-from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, TIMING_FILES
+from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, STATE, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
 from lynx_exp.store.file_types import Done
@@ -101,6 +101,8 @@ def _check_journal(content: Content, *, finished: bool) -> None:
         content.add("leftovers", "lanes", "no journal, for the cell is done", f"{len(names)} files")
         return
     for name in names:
+        if name.endswith(STATE) and f"{name.removesuffix(STATE)}.json" not in names:
+            continue  # where a lane under way stood when its run was stopped: the next goes on from there
         if not name.endswith(".json") or name.startswith("."):
             what = "a lane that was damaged on disk" if name.endswith(".corrupt") else LEFT_BY_A_KILL
             content.add("leftovers", f"lanes/{name}", "committed lanes", what)

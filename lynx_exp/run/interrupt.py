@@ -35,6 +35,19 @@ def check() -> None:
         raise KeyboardInterrupt if _signals[-1] == signal.SIGINT else Preempted
 
 
+def check_wrapped(error: BaseException) -> None:
+    """As `check`, and raise the stop that `error` was made of. Python 3.11 turns what is raised while a class is made,
+    as in an import, into a RuntimeError; libraries do so with much."""
+    check()
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        if isinstance(inner, KeyboardInterrupt):
+            raise inner from None
+        seen.add(id(inner))
+        inner = inner.__cause__ or inner.__context__
+
+
 def _came(number: int) -> bool:
     """A signal is noted; whether it stops at once."""
     _signals.append(number)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from lynx_exp.run.interrupt import check_wrapped
 from lynx_exp.run.planned_cell import Cell
 from lynx_exp.run.progress_bar import bar
 from lynx_exp.store.done import is_done
@@ -130,4 +131,5 @@ def run_then(cells: Sequence[Cell], console: Console) -> None:
                 files = analysis.write_figures(study, track=bar)
                 console.print("figures:", *map(str, files), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
         except Exception as error:
+            check_wrapped(error)
             print(f"lynx-exp: warning: {what} of {study}: {type(error).__name__}: {error}", file=sys.stderr)

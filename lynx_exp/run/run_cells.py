@@ -17,7 +17,7 @@ from lynx_exp.run import torchrun as ranks
 from lynx_exp.run.cell_tracking import Trackers, end_tracking, track
 from lynx_exp.run.dry_run import print_plan
 from lynx_exp.run.first_steps import make_what_lacks
-from lynx_exp.run.interrupt import check, stoppable, with_message
+from lynx_exp.run.interrupt import check, check_wrapped, stoppable, with_message
 from lynx_exp.run.load_tasks import LoadTask
 from lynx_exp.run.notes import notes_of
 from lynx_exp.run.outcomes import Outcome, Report, describe_committed, headline_of, print_outcomes, run_then
@@ -250,6 +250,7 @@ class _Run:
         try:
             engine = self._engines.get(mine[0].config)
         except Exception as error:  # libraries that read checkpoints raise what they like
+            check_wrapped(error)
             self._refuse_model(mine, error)
             return
         self._ran = True

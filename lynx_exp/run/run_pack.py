@@ -19,7 +19,7 @@ from lynx_exp.run.attempt import Attempt, Encoded
 from lynx_exp.run.batch_plan import drained, plan_json, plan_of
 from lynx_exp.run.cell_rows import lane_record, responses_of, sample_rows
 from lynx_exp.run.encode import encode_requests
-from lynx_exp.run.interrupt import Preempted, check
+from lynx_exp.run.interrupt import Preempted, check, check_wrapped
 from lynx_exp.run.invalid_results import invalid_reasons
 from lynx_exp.run.kernel_notes import record_execution, show_slow_steps
 from lynx_exp.run.lane_checkpoints import kept_lanes
@@ -131,6 +131,7 @@ class Pack:
         except ClaimLost:
             self._drop(attempt)
         except Exception as error:
+            check_wrapped(error)
             self._fail(attempt, error)
         return attempt in self._open
 
@@ -203,6 +204,7 @@ class Pack:
             self._progress.note(f"{cell.name}: another process has taken it over")
             return
         except Exception as error:
+            check_wrapped(error)
             # a full disk would fail every cell alike: end the run instead of failing them one by one
             if (fatal := cannot_store(error, cell.folder)) is not None:
                 raise fatal from error
@@ -257,6 +259,7 @@ class Pack:
             try:
                 return self._decode(task, self._open)
             except Exception as error:
+                check_wrapped(error)
                 if (fatal := cannot_store(error, self._open[0].cell.study)) is not None:
                     raise fatal from error
                 self._progress.note(f"pack of {len(self._open)} cells: {first_line(error)}; running them one by one")

@@ -68,18 +68,21 @@ def read_state(path: Path, of: Of, lane: int) -> LaneState:
         _check_hash(path)
         handle: Any = safe_open(path, "pt")
         told = json.loads(handle.metadata()["state"])
+        own, about = told["of"], told["about"]
+        if not isinstance(own, dict) or not isinstance(about, dict):
+            raise TypeError("it does not say of what it is")
         names = [name for name in handle.keys() if name != HASH]  # noqa: SIM118  # no mapping
         slices = {name: handle.get_slice(name) for name in names}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise Unusable(f"is damaged ({error})") from error
-    differing = [name for name in sorted({*told["of"], *of}) if told["of"].get(name) != of.get(name)]
+    differing = [name for name in sorted({*own, *of}) if own.get(name) != of.get(name)]
     if differing:
         raise Unusable(f"is of another {differing[0].replace('_', ' ')}")
     parts = {
         name: Part(DTYPES[part.get_dtype()], tuple(part.get_shape()), partial(handle.get_tensor, name))
         for name, part in slices.items()
     }
-    return LaneState(lane=lane, about=told["about"], parts=parts)
+    return LaneState(lane=lane, about=about, parts=parts)
 
 
 def _check_hash(path: Path) -> None:

@@ -46,6 +46,8 @@ FINISHED_FILES = (
 )
 MOST_ATTEMPTS = 20
 """That a status remembers."""
+STATE = ".safetensors"
+"""Ends the name of where a lane under way stands; that of a committed lane ends in .json."""
 TIMING_FILES = ("timing.parquet", "timing.json")
 NOT_TIMED = "not timed:"
 """In a note of a cell whose run had no place for a window, before the reason: it has no timing files."""
@@ -164,7 +166,7 @@ class CellWriter:
 
     def state_path(self, subtask: str, lane: int) -> Path:
         """Where the state of a lane under way is, if any is."""
-        return self._lane_path(subtask, lane).with_suffix(".safetensors")
+        return self._lane_path(subtask, lane).with_suffix(STATE)
 
     def keep(self, subtask: str, lane: int, write: Callable[[BinaryIO], object]) -> None:
         """`write(file)` the state of a lane under way, in place of an earlier one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lynx_exp.run.interrupt import Preempted, check, stoppable
+from lynx_exp.run.interrupt import Preempted, check, check_wrapped, stoppable
 
 SIGNALLED = """
 import os, signal, sys
@@ -46,6 +46,26 @@ def test_a_signal_while_hydra_is_imported(at, tmp_path):
     code, _, said = lynx_exp(tmp_path, at)
     assert (code, said) == (75, "lynx-exp: terminated: nothing was begun; queue the same command again to continue\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Preempted])
+def test_a_stop_that_python_wrapped_is_one(stop):
+    """What is raised while a class is made is an error of another kind in Python 3.11."""
+
+    class Field:
+        def __set_name__(self, owner, name):
+            try:
+                raise ValueError("of the class")
+            finally:
+                raise stop("somebody")
+
+    with pytest.raises(stop, match="somebody"):
+        try:
+            type("Made", (), {"field": Field()})
+        except Exception as error:
+            check_wrapped(error)
+            raise
+    check_wrapped(ValueError("no stop"))
 
 
 @pytest.mark.slow

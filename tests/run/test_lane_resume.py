@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 
+from lynx_exp.checks.all_rules import Validation
 from lynx_exp.config import Config, PackConfig
 from lynx_exp.engine import Engine
 from lynx_exp.engine.decoding.lane_state import LaneState, States
@@ -301,12 +303,29 @@ def _with_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(change(path.read_bytes())) and None  # type: ignore[func-returns-value]
 
 
+def _described(state: object) -> Callable[[Path], None]:
+    """The hash is right, and what the file says of itself is not."""
+
+    def rewrite(path: Path) -> None:
+        content, head = path.read_bytes(), _head(path)
+        behind = 8 + int.from_bytes(content[:8], "little")
+        text = json.dumps(head | {"__metadata__": {"state": json.dumps(state)}}).encode()
+        text += b" " * (-len(text) % 8)
+        whole = len(text).to_bytes(8, "little") + text + content[behind:-32]
+        path.write_bytes(whole + hashlib.sha256(whole).digest())
+
+    return rewrite
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut": (_with_bytes(lambda content: content[: len(content) // 2]), "is damaged"),
     "empty": (_with_bytes(lambda content: b""), "is damaged"),
     "garbage": (_with_bytes(lambda content: b"\x00\xff garbage \n" * 20), "is damaged"),
     "one bit": (_with_bytes(lambda content: content[:-99] + bytes([content[-99] ^ 4]) + content[-98:]), "is damaged"),
     "longer": (_with_bytes(lambda content: content + b" "), "is damaged"),
+    "says nothing": (_described({}), "is damaged"),
+    "a list": (_described([1]), "is damaged"),
+    "of a list": (_described({"of": [], "about": {}}), "is damaged"),
     "other code": (_of_another("code"), "is of another code"),
     "other plan": (_of_another("batch plan"), "is of another batch plan"),
     "other cell": (_of_another("cell"), "is of another cell"),
@@ -338,6 +357,17 @@ def test_what_is_damaged_or_stale_is_named_once_and_never_used(damage, lab, undi
     for path in kept(stopped):
         assert lab.text().count(f"{path.name}: {why}") == 1
     assert "not used, and the lane begins anew" in lab.text()
+
+
+def test_validate_knows_what_a_stopped_run_goes_on_from(lab, stopped):
+    folder = lab.folder()
+    folder.rmdir()
+    shutil.copytree(stopped, folder)
+    assert kept(folder) and "leftovers" not in {finding.rule for finding in Validation(root=folder).run()}
+    state = kept(folder)[0]
+    state.with_suffix(".json").write_text("{}")
+    said = [finding for finding in Validation(root=folder).run() if finding.rule == "leftovers"]
+    assert [finding.file for finding in said] == [f"lanes/{state.name}"], "of a lane that is committed"
 
 
 def test_the_state_of_another_lane_under_its_name_is_not_used(lab, undisturbed, stopped):
