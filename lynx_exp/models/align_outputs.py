@@ -117,4 +117,6 @@ def align(policy: Policy, bound: Policy, routers: Sequence[Described]) -> Policy
     given = copy.copy(bound)
     known = alignment_of(policy)  # where it is bound already
     object.__setattr__(given, "_alignment", known or find_alignment(policy, experts_fingerprint(routers)))
+    # a policy with another alignment is another one, however `bound` was made
+    object.__setattr__(given, "of_batch_size", policy.of_batch_size)
     return given

@@ -17,6 +17,7 @@ from omegaconf import MISSING
 
 from lynx_exp.config import DTYPES, ModelConfig, at_least, one_of
 from lynx_exp.prepare.texts import MINI, read_texts
+from lynx_exp.prepare.writable import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,9 +81,7 @@ class CalibrateConfig:
             path = calibration_path(self.model.id)
         if path.is_dir():
             raise ValueError(f"out={path}: is a folder; name a file in it, such as {path / 'NAME.safetensors'}")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise ValueError(f"out={path}: {above} is a file; name another place")
+        check_writable(path.parent, f"out={path}")
         return path
 
 
@@ -136,12 +135,14 @@ def measure_policy(config: CalibrateConfig, on_step: OnStep = lambda done, total
     repeat. ValueError, in one line, for a bad input."""
     from lynx_exp.models import find_calibration
     from lynx_exp.routing import build_policy
+    from lynx_exp.routing.alignment import FOLDER
     from lynx_exp.run.model_facts import inspect_model
 
     given = {key: value for key, value in config.policy.items() if key not in ("name", "match_active")}
     if config.out is not None:
         raise ValueError(f"out={config.out}: what is measured of a policy lies in calibrations/; leave out=null")
     policy = build_policy(config.policy["name"], **given)
+    check_writable(FOLDER, f"policy={policy.name}")  # refused now rather than when the work is done
     texts = read_texts(config.data, config.sequences, config.seed)
     about = inspect_model(config.model)
 

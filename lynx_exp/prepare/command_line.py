@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lynx_exp.prepare.calibrate import CalibrateConfig
     from lynx_exp.prepare.train import TrainConfig
     from lynx_exp.routing import Calibration
+    from lynx_exp.routing.alignment import Alignment
+    from lynx_exp.routing.budgets import Budgets
 
 CALIBRATE_HELP = """\
 Measure what some policies must know of a model before they run, and write it to one small file:
@@ -46,7 +48,7 @@ Another model's file is refused, by a hash of its routers. lynx_tiny has its fil
 
 With policy=NAME and its parameters it measures an alignment instead: by how much that policy, with these parameters,
 moves and widens each layer's output on the texts, which policy.weights=affine undoes. Another policy, other parameters
-or another model are refused, by hash.
+or another model are refused, by hash, and so is another batch_size.
 
   lynx-prepare calibrate policy=xshare policy.budget=5 batch_size=16
   lynx-exp policy=xshare policy.budget=5 policy.weights=affine batch_size=16
@@ -55,7 +57,7 @@ With policy.per_layer=calibrated as well, it measures what each layer costs (KL 
 budgets; the run then gives every layer its own, their mean the budget that it is given.
 
   lynx-prepare calibrate policy=xshare policy.per_layer=calibrated sequences=64
-  lynx-exp policy=xshare policy.per_layer=calibrated policy.budget=5
+  lynx-exp policy=xshare policy.per_layer=calibrated policy.budget=5 batch_size=16
 
 Ctrl-C leaves what was there before. Equal commands write equal bytes."""
 PREFETCH_HELP = """\
@@ -331,14 +333,14 @@ def _calibrate(options: argparse.Namespace) -> None:
         measured.save(measured.file())
         layers, budgets = measured.divergence.shape
         made = f"{measured.file()}: {measured.provenance['policy']}, {layers} layers at {budgets} budgets each"
-        use = _use_alone(measured.file(), "policy.per_layer=calibrated")
+        use = _use_alone(measured, "policy.per_layer=calibrated")
         console.print(f"{made}; {use}", highlight=False, markup=False)
         return
     if isinstance(measured, Alignment):
         measured.save(measured.file())
         rows = measured.provenance["changed_rows"]
         made = f"{measured.file()}: {measured.provenance['policy']}, measured where it changed rows ({rows} by layer)"
-        use = _use_alone(measured.file(), "policy.weights=affine")
+        use = _use_alone(measured, "policy.weights=affine")
         console.print(f"{made}; {use}", highlight=False, markup=False)
         return
     out = config.file()
@@ -369,13 +371,15 @@ def _use(config: CalibrateConfig, out: Path) -> str:
     return f"use it with policy.calibration={out}"
 
 
-def _use_alone(file: Path, option: str) -> str:
-    """How to use what was measured for a policy; of several, on other texts or batches, a run takes none."""
+def _use_alone(measured: Alignment | Budgets, option: str) -> str:
+    """How to use what was measured for a policy; of several for one size of batches, a run takes none."""
+    file, size = measured.file(), measured.provenance["batch_size"]
     of_policy_and_model, kind = file.name.rpartition("-")[0], "".join(file.suffixes[-2:])
     others = sorted(path for path in file.parent.glob(f"{of_policy_and_model}*{kind}") if path != file)
+    others = [path for path in others if type(measured).load(path).provenance.get("batch_size") == size]
     if not others:
-        return f"use it with {option}"
-    return f"{option} takes it once {', '.join(map(str, others))}, of other texts or batches, is somewhere else"
+        return f"use it with {option} batch_size={size}"
+    return f"{option} takes it once {', '.join(map(str, others))}, of other texts, is somewhere else"
 
 
 def _prefetch(options: argparse.Namespace) -> None:

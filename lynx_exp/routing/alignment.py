@@ -103,7 +103,8 @@ def content_of(calibration: str) -> dict[str, str]:
 
 
 def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
-    """The alignments of this policy with these parameters, of whatever models. ValueError if there is none."""
+    """The alignments of this policy with these parameters, of whatever models and sizes of batches. ValueError if there
+    is none."""
     found = sorted(folder.glob(f"{policy_digest(policy)[:12]}-*.aligned.safetensors"))
     if not found:
         raise NotMeasured(
@@ -114,17 +115,17 @@ def files_for(policy: Policy, folder: Path = FOLDER) -> list[Path]:
 
 
 def find_alignment(policy: Policy, fingerprint: str, folder: Path = FOLDER) -> Alignment:
-    """The one for this policy and model. ValueError, naming the hashes, if there is none, or the files, if there are
-    several: of other texts."""
+    """The one for this policy, the batches that it is for, and this model. ValueError, naming the hashes, if there is
+    none, or the files, if there are several (of other texts) or they are of other batches."""
     files = files_for(policy, folder)
     held = [Alignment.load(path) for path in files]
     wanted = (policy_digest(policy), fingerprint)
     own = [(path, each) for path, each in zip(files, held, strict=True) if (each.policy, each.fingerprint) == wanted]
-    found = the_only_one(f"{policy.name}: weights=affine", own)
+    found = the_only_one(f"{policy.name}: weights=affine", own, policy.of_batch_size, typed(policy))
     if found is not None:
         return found[1]
     raise ValueError(
         f"{policy.name}: weights=affine: {', '.join(map(str, files))}: made for another model (its routers and experts "
-        f"hash to {held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); `lynx-prepare calibrate "
-        f"policy={policy.name}` for this one"
+        f"hash to {held[0].fingerprint[:12]}, this model's to {fingerprint[:12]}); {COMMAND} "
+        f"{typed(policy)}` for this one"
     )

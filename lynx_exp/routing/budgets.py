@@ -99,7 +99,7 @@ def budget_files(policy: Policy, folder: Path = FOLDER) -> list[Path]:
     if not found:
         raise NotMeasured(
             f"{policy.name}: per_layer=calibrated: {folder}/ has no table for this policy with these parameters (hash "
-            f"{digest}); {COMMAND} {typed(policy, policy.knob.parameter if policy.knob else '')}` makes one"
+            f"{digest}); {COMMAND} {typed(policy)}` makes one"
         )
     return found
 
@@ -116,7 +116,7 @@ def with_budgets(policy: Policy, shape: ModelShape, folder: Path = FOLDER) -> Po
     """The policy with a budget for each layer in place of `per_layer=calibrated`; itself, where it does not say that.
 
     Raises ValueError, naming the hashes, where there is no table of this policy, its parameters and this model, or the
-    files, where there are several: of other texts.
+    files, where there are several (of other texts) or they are of other batches than the policy is for.
     """
     check_budgets(policy, folder)
     if policy.per_layer is None:
@@ -127,11 +127,12 @@ def with_budgets(policy: Policy, shape: ModelShape, folder: Path = FOLDER) -> Po
     tables = [Budgets.load(path) for path in files]
     wanted = (budget_digest(policy), here)
     own = [(path, each) for path, each in zip(files, tables, strict=True) if (each.policy, each.fingerprint) == wanted]
-    found = the_only_one(f"{policy.name}: per_layer=calibrated", own)
+    found = the_only_one(f"{policy.name}: per_layer=calibrated", own, policy.of_batch_size, typed(policy))
     if found is None:
         raise ValueError(
             f"{policy.name}: per_layer=calibrated: {', '.join(map(str, files))}: made for another model (its routers "
-            f"hash to {tables[0].fingerprint[:12]}, this model's to {here[:12]}); `lynx-prepare calibrate` for this one"
+            f"hash to {tables[0].fingerprint[:12]}, this model's to {here[:12]}); {COMMAND} {typed(policy)}` "
+            "for this one"
         )
     table = found[1]
     assert policy.knob is not None

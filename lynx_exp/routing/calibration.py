@@ -6,6 +6,7 @@ L layers with a router, E experts, K top-k.
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,14 +41,28 @@ COMMAND = "`lynx-prepare calibrate"
 """As messages begin what is to be typed."""
 
 
-def typed(policy: Policy, *left_out: str) -> str:
-    """The policy as it is typed: its name, and the parameters that are not at their defaults. Lists of one value a
-    layer, which are many policies, by their name alone."""
+def for_batches(policy: Policy, batch_size: int | None) -> Policy:
+    """The policy for batches of this size (None: not known): it takes the alignment (weights=affine) or the budgets
+    (per_layer=calibrated) that were measured in such. Itself, where it takes nothing that is measured for a policy."""
+    parts = getattr(policy, "policies", (policy,))
+    if not any(part.weights == "affine" or part.per_layer is not None for part in parts):
+        return policy
+    known = copy(policy)
+    object.__setattr__(known, "of_batch_size", batch_size)
+    return known
+
+
+def typed(policy: Policy) -> str:
+    """The policy as it is typed: its name, the parameters that are not at their defaults, and the size of its batches,
+    if somebody has said it. Lists of one value a layer, which are many policies, by their name alone. Without the
+    budget, where it is one of many that are measured."""
+    left_out = policy.knob.parameter if policy.knob is not None and policy.per_layer is not None else None
     given = [
         f"policy.{each.name}={_word(getattr(policy, each.name))}"
         for each in (() if hasattr(policy, "policies") else fields(policy))
-        if each.init and each.name not in left_out and getattr(policy, each.name) != each.default
+        if each.init and each.name != left_out and getattr(policy, each.name) != each.default
     ]
+    given += [] if policy.of_batch_size is None else [f"batch_size={policy.of_batch_size}"]
     return " ".join([f"policy={policy.name}", *given])
 
 

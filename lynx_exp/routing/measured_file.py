@@ -1,5 +1,6 @@
 """Files of what was measured for one policy on one model and corpus: tables, what they are of, and a hash by which a
-change is seen. Which corpus it was is in their names; of several, none is taken."""
+change is seen. Which corpus it was is in their names; of several, none is taken. A run takes what was measured in
+batches of its own size."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
+
+from lynx_exp.routing.calibration import COMMAND, NotMeasured
 
 
 def save_tables(path: Path, kind: str, tables: Mapping[str, Tensor], about: Mapping[str, Any], *, version: int) -> None:
@@ -79,13 +82,36 @@ def corpus_tag(provenance: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def the_only_one(who: str, found: Sequence[tuple[Path, M]]) -> tuple[Path, M] | None:
+def fits(provenance: Mapping[str, str], batch_size: int | None) -> bool:
+    """Whether it may have been measured in batches of this size: older files do not say in which they were."""
+    return batch_size is None or provenance.get("batch_size", str(batch_size)) == str(batch_size)
+
+
+def the_only_one(
+    who: str, found: Sequence[tuple[Path, M]], batch_size: int | None, typed: str
+) -> tuple[Path, M] | None:
     """What was measured for a policy on a model; None if nothing was.
 
+    Args:
+        who: Who asks, with which a message begins.
+        found: What there is of the policy and model, with its files.
+        batch_size: In batches of which size it is to be measured; None: nobody said. A file that does not say its own
+            is taken where no other is of that size.
+        typed: The policy, for `lynx-prepare calibrate`.
+
     Raises:
-        ValueError: In one line that begins with `who` asks, where it was measured on several corpora, or in batches of
-            several sizes: which is meant, nobody said.
+        NotMeasured: In one line with the whole command, where it was measured in batches of other sizes alone.
+        ValueError: In one line, where it was measured on several corpora, or nobody said the size and it was in
+            batches of several: which is meant is not known.
     """
+    if batch_size is not None and found:
+        others = " and ".join(f"{path} ({_on(measured.provenance)})" for path, measured in found)
+        fitting = [pair for pair in found if fits(pair[1].provenance, batch_size)]
+        found = [pair for pair in fitting if "batch_size" in pair[1].provenance] or fitting
+        if not found:
+            raise NotMeasured(
+                f"{who}: {others}: not measured in this run's batches of {batch_size}; {COMMAND} {typed}` does that"
+            )
     if len(found) > 1:
         each = " and ".join(f"{path} ({_on(measured.provenance)})" for path, measured in found)
         raise ValueError(f"{who}: {each}: which of them is meant? Move all but one out of {found[0][0].parent}/")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -81,6 +81,9 @@ class Policy(ABC):
     per_layer: Literal["calibrated"] | None = None
     """calibrated: a budget for each layer, with the given budget as their mean; null: the same in all layers. They are
     the ones with the least loss, as measured by `lynx-prepare calibrate policy=NAME policy.per_layer=calibrated`."""
+
+    of_batch_size: int | None = field(default=None, init=False, repr=False)
+    """Size of the batches in which what it takes was measured (`for_batches`); None: not said. Compared."""
 
     kind: ClassVar[Literal["batch-aware", "per token"]] = "per token"
     """Whether it considers all rows of a lane together, or one token at a time."""

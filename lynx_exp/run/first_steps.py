@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lynx_exp.config import Config
+from lynx_exp.run.measured_for import is_aligned, measured_for
 from lynx_exp.run.model_facts import known_facts
 from lynx_exp.run.one_form import in_one_form
 from lynx_exp.store.identity import digest
 
 if TYPE_CHECKING:
     from lynx_exp.routing import Policy
-    from lynx_exp.routing.alignment import Alignment
-    from lynx_exp.routing.budgets import Budgets
 
 Make = Callable[[Config, bool], list[Path]]
 """(config, whether what its policy alone takes is wanted, else facts of its model) -> the files that it wrote."""
@@ -57,9 +56,7 @@ def _lacking(config: Config) -> Iterator[bool]:
     """False: facts of the model, which its policy needs and are nowhere; then True: what is measured for the policy."""
     from lynx_exp.models import find_calibration
     from lynx_exp.routing import Calibrated, build_policy
-    from lynx_exp.routing.alignment import Alignment, files_for
-    from lynx_exp.routing.budgets import Budgets, budget_files
-    from lynx_exp.routing.calibration import AUTO
+    from lynx_exp.routing.calibration import AUTO, NotMeasured, for_batches
     from lynx_exp.routing.protected import asks_calibration
 
     model = known_facts(config.model, plan=False)
@@ -70,19 +67,13 @@ def _lacking(config: Config) -> Iterator[bool]:
     facts = asks_calibration(policy) or any(isinstance(part, Calibrated) and part.calibration == AUTO for part in parts)
     if facts and config.model.kind != "random" and find_calibration(config.model.id) is None:
         yield False
-    if config.match_active is None and any(part.weights == "affine" for part in parts):
-        there = _has(model.digest, lambda: [Alignment.load(file) for file in files_for(policy)])
-    else:
-        there = policy.per_layer is None or _has(model.digest, lambda: [Budgets.load(f) for f in budget_files(policy)])
-    if not there:
-        yield True
-
-
-def _has(model_digest: str, held: Callable[[], Sequence[Alignment | Budgets]]) -> bool:
-    """Whether something was measured on this model."""
-    from lynx_exp.routing.calibration import NotMeasured
-
+    policy = for_batches(policy, config.batch_size)
+    if config.match_active is not None and is_aligned(policy):
+        return  # refused when cells are checked
     try:
-        return any(measured.provenance.get("model_digest") == model_digest for measured in held())
+        taken = measured_for(policy, model.digest)
     except NotMeasured:
-        return False
+        yield True
+    else:
+        if taken and not any(held.provenance.get("model_digest") == model.digest for _, held in taken):
+            yield True

@@ -16,6 +16,7 @@ from lynx_exp.run.batch_plan import check_documents
 from lynx_exp.run.batching_mode import batching_note, with_batching
 from lynx_exp.run.declared_task import declared_where_missing
 from lynx_exp.run.load_tasks import LoadTask, asks_the_model, data_digests, sandbox_of, tasks_of, with_fillers
+from lynx_exp.run.measured_for import Taken, check_aligned, is_aligned, measured_for, unsaid_batches
 from lynx_exp.run.model_facts import ModelFacts, known_facts
 from lynx_exp.run.one_form import in_one_form
 from lynx_exp.run.unsupported import check_layers, check_lengths, check_match, check_parallel, check_threads, longest_of
@@ -24,8 +25,6 @@ from lynx_exp.store.identity import cell_ids, code_digest, digest
 
 if TYPE_CHECKING:
     from lynx_exp.routing import ModelShape, Policy
-    from lynx_exp.routing.alignment import Alignment
-    from lynx_exp.routing.budgets import Budgets
 
 
 from lynx_exp.run.planned_cell import Cell, Task
@@ -44,8 +43,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     from lynx_exp.models import resolve_device, resolve_dtype
     from lynx_exp.routing import ModelShape, build_policy, layer_range
-    from lynx_exp.routing.budgets import check_budgets
-    from lynx_exp.routing.calibration import NotMeasured
+    from lynx_exp.routing.calibration import NotMeasured, for_batches
     from lynx_exp.routing.protected import with_experts_named
 
     # a missing package is told before any task is loaded
@@ -89,7 +87,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         in_one_form(config, policy, facts[model_key(config.model)].top_k)
         for config, policy in zip(configs, policies, strict=True)
     ]
-    configs, policies = [config for config, _ in settled], [policy for _, policy in settled]
+    configs = [config for config, _ in settled]
+    policies = [policy and for_batches(policy, config.batch_size) for config, policy in settled]
 
     found: dict[_Question, tuple[Task, ...]] = {}
     checked: set[tuple[_Question, int, str]] = set()
@@ -105,8 +104,10 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
 
     # policies are held against the models, whose E, K and layers bound their parameters
     lacks: list[str | None] = []
+    taken: list[Taken] = []
     for config, policy in zip(configs, policies, strict=True):
         lacks.append(None)
+        taken.append([])
         name = model_key(config.model)
         if policy is not None:
             shape = ModelShape(
@@ -115,8 +116,8 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             try:
                 with _about_the_policy():
                     with_experts_named(_turned(config, policy, shape), shape).bind(shape)
-                    _check_aligned(config, policy)
-                    check_budgets(policy)
+                    check_aligned(config, policy)
+                    taken[-1] = measured_for(policy, facts[name].digest)
             except NotMeasured as error:
                 whole = error.of_model(_typed_model(config.model))
                 if not config.plan:
@@ -131,7 +132,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
     longest = PerNode(longest_of)
     content = cache(lambda file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest())
     cells = []
-    for config, policy, note, lack in zip(configs, policies, notes, lacks, strict=True):
+    for config, policy, note, lack, own in zip(configs, policies, notes, lacks, taken, strict=True):
         tasks = found[question_of(config)]
         model = facts[model_key(config.model)]
         check_lengths(config, [longest(task) for task in tasks], model.context)
@@ -148,7 +149,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
         ids = cell_ids(
             as_dict(config)
             | {"device": device.type, "dtype": dtype}
-            | {"policy": config.policy if lack is not None else _with_content(config, policy, model.digest, content)},
+            | {"policy": config.policy if lack is not None else _with_content(config, policy, own, content)},
             model_digest=model.digest,
             data_digests=data_digests(tasks),
             code=code_digest(),
@@ -161,7 +162,7 @@ def prepare_cells(configs: Sequence[Config], load: LoadTask, *, here: bool = Tru
             ids=ids,
             dtype=dtype,
             device=device.type,
-            note=note,
+            note="; ".join(text for text in (note, unsaid_batches(config, own)) if text) or None,
             lacks=lack,
         )
         if here and any(task.runs_code for task in tasks) and not is_done(cell.folder):
@@ -195,13 +196,11 @@ def _calibration(config: Config) -> str | None:
 
 
 def _with_content(
-    config: Config, policy: Policy | None, digest: str, content: Callable[[str], str]
+    config: Config, policy: Policy | None, taken: Taken, content: Callable[[str], str]
 ) -> Mapping[str, object]:
-    """The policy node, with what its calibration file holds in place of where it is, what was measured for it on the
-    model of this digest, and the hash of an extension's source."""
+    """The policy node, with what its calibration file holds in place of where it is, what the files hold that were
+    measured for it, and the hash of an extension's source."""
     from lynx_exp.routing import Calibrated, PerLayer
-    from lynx_exp.routing.alignment import Alignment, files_for
-    from lynx_exp.routing.budgets import Budgets, budget_files
     from lynx_exp.routing.calibration import AUTO
     from lynx_exp.routing.protected import asks_calibration
 
@@ -213,44 +212,10 @@ def _with_content(
     named = [part.calibration for part in parts if isinstance(part, Calibrated)]
     named += [AUTO] if asks_calibration(policy) and not named else []
     held = [content((_calibration(config) or file) if file == AUTO else file) for file in named]
-    if _is_aligned(policy):
-        own = _of_model(f"policy {policy.name}: weights=affine", files_for(policy), digest, Alignment.load)
-        node = node | {"alignments": [content(str(file)) for file in own]}
-    if policy.per_layer is not None:
-        own = _of_model(f"policy {policy.name}: per_layer=calibrated", budget_files(policy), digest, Budgets.load)
-        node = node | {"budgets": [content(str(file)) for file in own]}
+    if taken:
+        kind = "alignments" if is_aligned(policy) else "budgets"
+        node = node | {kind: [content(str(file)) for file, _ in taken]}
     return node | {"calibration": held[0] if len(set(held)) == 1 else held} if held else node
-
-
-def _of_model(who: str, files: list[Path], digest: str, load: Callable[[Path], Alignment | Budgets]) -> list[Path]:
-    """The one that was measured on the model of this digest; all, where none says so: `bind` then refuses it, or knows
-    the same weights in another file. ValueError where there are several."""
-    from lynx_exp.routing.measured_file import the_only_one
-
-    held = [(file, load(file)) for file in files]
-    own = the_only_one(who, [pair for pair in held if pair[1].provenance.get("model_digest") == digest])
-    return files if own is None else [own[0]]
-
-
-def _is_aligned(policy: Policy) -> bool:
-    return any(part.weights == "affine" for part in getattr(policy, "policies", (policy,)))
-
-
-def _check_aligned(config: Config, policy: Policy) -> None:
-    """ValueError for weights=affine where it cannot be, or has not been measured."""
-    from lynx_exp.routing.alignment import files_for
-
-    if not _is_aligned(policy):
-        return
-    if config.backend == "vllm":
-        raise ValueError(f"{policy.name}: weights=affine: only with backend=transformers")
-    if config.model.parallel is not None:
-        raise ValueError(f"{policy.name}: weights=affine: not with model.parallel={config.model.parallel}")
-    if config.match_active is not None:
-        raise ValueError(
-            f"{policy.name}: weights=affine: is measured for fixed parameters; give those that match_active found"
-        )
-    files_for(policy)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from lynx_exp.routing import PerLayer, Phases, Policy, build_policy
+from lynx_exp.routing.calibration import for_batches
 
 WHERE = "additional_config.lynx"
-_NOT_OF_THE_POLICY = ("policy", "phases", "layers")
+_NOT_OF_THE_POLICY = ("policy", "phases", "layers", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Acting:
 
     @classmethod
     def parse(cls, given: Mapping[str, object], where: str) -> Acting:
-        """From a policy's name and parameters side by side, as in `{"policy": "lynx", "alpha": 3, "layers": "1:"}`.
+        """From a policy's name and parameters side by side, as in `{"policy": "lynx", "alpha": 3, "layers": "1:"}`;
+        `batch_size` says in which batches that was measured which it takes (`for_batches`).
 
         Raises ValueError naming what is wrong.
         """
@@ -42,6 +44,10 @@ class Acting:
                 f"{where}: {name}: weights=affine: maps what a layer's experts give, which vLLM's kernels do not hand "
                 "out; only with backend=transformers"
             )
+        batch_size = given.get("batch_size")
+        if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool)):
+            raise ValueError(f"{where}.batch_size={batch_size}: must be a whole number")
+        policy = for_batches(policy, batch_size)
         acts = name != "vanilla" and phases != "none"
         return cls(policy=policy if acts else None, phases=phases, layers=None if layers is None else str(layers))
 
@@ -63,7 +69,8 @@ def spec_of(policy: Policy | None, phases: Phases, layers: str | None) -> dict[s
         for field in fields(parts[0])
         if field.init
     }
-    return {"policy": policy.name, **parameters, "phases": phases, "layers": layers}
+    spec = {"policy": policy.name, **parameters, "phases": phases, "layers": layers}
+    return spec if policy.of_batch_size is None else spec | {"batch_size": policy.of_batch_size}
 
 
 @dataclass(frozen=True, kw_only=True)

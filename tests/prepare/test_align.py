@@ -246,7 +246,7 @@ def test_the_command_makes_what_a_cell_takes_and_counts(capsys: pytest.CaptureFi
     assert cell(xshare).cell_id == first.cell_id and len([*Path("calibrations").iterdir()]) == 2
     capsys.readouterr()
     assert calibrate("policy=xshare", "policy.budget=3", "seed=1") == 0
-    assert f"takes it once {file}, of other texts or batches, is somewhere else" in capsys.readouterr().out
+    assert f"takes it once {file}, of other texts, is somewhere else" in capsys.readouterr().out
     with pytest.raises(ValueError, match=rf"^policy xshare: weights=affine: .*{file.name} \(data=mini, its texts"):
         cell(xshare)
     file.unlink()

@@ -149,7 +149,7 @@ def test_the_command_makes_what_a_cell_takes_and_a_cell_is_of_its_own_models_tab
         cell(by_layer)
     assert calibrate("policy=xshare", "policy.budget=2", "policy.per_layer=calibrated") == 0
     said = capsys.readouterr().out
-    assert "2 layers at 3 budgets each; use it with policy.per_layer=calibrated" in said
+    assert "2 layers at 3 budgets each; use it with policy.per_layer=calibrated batch_size=4" in said
     first = cell(by_layer)
     assert cell(by_layer | {"per_layer": None}).cell_id != first.cell_id
     assert len(engine().bind(first.policy).policies) == 2  # type: ignore[arg-type, attr-defined]

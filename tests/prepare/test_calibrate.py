@@ -221,13 +221,15 @@ def test_the_bundled_model_has_its_calibration_beside_weights_that_it_is_no_part
     assert folder_digest(tmp_path) == folder_digest(BUNDLED["lynx_tiny"])
 
 
-def cell(policy: dict[str, Any], model: ModelConfig | None = None) -> Cell:
+def cell(policy: dict[str, Any], model: ModelConfig | None = None, batch_size: int = 4, **more: Any) -> Cell:
     config = Config(
         model=model or model_config(),
         policy=policy,
         task=TaskConfig(name="t", subtasks=["t"]),
         tracker=TrackerConfig(),
         device="cpu",
+        batch_size=batch_size,
+        **more,
     )
     task = SimpleNamespace(
         name="t", data_digest="d", runs_code=False, requests=(), fillers=(), fillers_digest=None, kind="choice"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from lynx_exp.routing import build_policy, policy_names
+from lynx_exp.routing.calibration import for_batches
 from lynx_exp.vllm_plugin.plugin_settings import VANILLA, Acting, Place, Settings, spec_of
 
 BAD = [
@@ -61,6 +62,16 @@ def test_a_policy_by_layer_survives_too():
     policy = build_policy("top_k", k=[2, 1, 1, 2])
     assert Acting.parse(json.loads(json.dumps(spec_of(policy, "decode", None))), "x").policy == policy
     assert Acting.parse(spec_of(None, "decode", None), "x") == VANILLA
+
+
+def test_the_size_of_batches_of_what_was_measured_survives_too():
+    policy = for_batches(build_policy("xshare", per_layer="calibrated"), 4)
+    carried = json.loads(json.dumps(spec_of(policy, "decode", None)))
+    assert carried["batch_size"] == 4 and Acting.parse(carried, "x").policy == policy
+    assert Acting.parse(carried | {"batch_size": 8}, "x").policy != policy
+    assert for_batches(build_policy("xshare"), 4) == build_policy("xshare"), "it takes nothing of the kind"
+    with pytest.raises(ValueError, match="^x.batch_size=four: must be a whole number"):
+        Acting.parse(carried | {"batch_size": "four"}, "x")
 
 
 def test_requests_of_equal_policies_share_one():

@@ -12,6 +12,7 @@ from typing import Any
 
 from lynx_exp.engine.requests.results import LaneResult
 from lynx_exp.routing import Knob, ModelShape, Policy
+from lynx_exp.routing.calibration import for_batches
 
 _TRIES = 14
 _CLOSE = 0.01
@@ -166,4 +167,4 @@ def _set(policy: Policy, knob: Knob, value: float) -> Policy:
 
 def _with(policy: Policy, values: Mapping[str, Any]) -> Policy:
     """The policy with other values of some parameters."""
-    return replace(policy, **values)
+    return for_batches(replace(policy, **values), policy.of_batch_size)
