@@ -73,8 +73,8 @@ def _turns(cells: Sequence[Cell]) -> Iterator[str]:
     plain = dict.fromkeys(cell.config.task.name for cell in cells if not cell.config.task.apply_chat_template)
     if declared.template == "required" and plain:
         yield (
-            f"{name} was tuned to be asked by its chat template{declared.doubt('template')}, which {', '.join(plain)} "
-            "does not use; task.apply_chat_template=true does"
+            f"{name} was tuned to its chat template{declared.doubt('template')}; asked without it: "
+            f"{', '.join(plain)}; task.apply_chat_template=true applies it"
         )
 
 

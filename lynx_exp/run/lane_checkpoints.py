@@ -96,9 +96,9 @@ class LaneCheckpoints:
     def tell(self) -> None:
         """Write down of each cell what was not run again."""
         for job, steps in sorted(self._gone_on.items()):
-            text = f"{self._task}: {counted(len(steps), 'lane')} went on where an earlier attempt had stopped"
+            text = f"{counted(len(steps), 'lane')} went on where an earlier attempt had stopped"
             text += f"; {counted(sum(steps), 'step')} were not run again"
-            self._attempts[job].writer.notes.append(text)
+            self._attempts[job].writer.notes.append(f"{self._task}: {text}")
             self._progress.note(f"{self._attempts[job].cell.name}: {text}")
 
     def _write(self, states: States) -> None:

@@ -51,7 +51,7 @@ def describe_committed(cells: Sequence[Cell]) -> str:
         else:
             found += requests_kept(cell.folder)
             begun += len(list((cell.folder / "lanes").glob("*.safetensors")))
-    more = f", {counted(begun, 'lane')} kept on their way" if begun else ""
+    more = f", {counted(begun, 'unfinished lane')} saved" if begun else ""
     return f"{done} of {counted(len(cells), 'cell')} done, {found} of {counted(total, 'request')} kept{more}"
 
 

@@ -183,9 +183,9 @@ def test_a_switch_that_the_template_lacks_is_refused(
 
 def test_turns_are_planned_where_there_is_a_template(bench: Any, config: Callable[..., Config]) -> None:
     bench.run([asked(config(), apply_chat_template=True, thinking=True)])
-    assert "1 to run" in bench.text() and "was tuned to be asked" not in bench.text()
+    assert "1 to run" in bench.text() and "was tuned to its" not in bench.text()
     bench.run([asked(config())])
-    assert "no/where was tuned to be asked by its chat template, which" in bench.text()
+    assert "no/where was tuned to its chat template; asked without it: " in bench.text()
     base = replace(MODEL, checkpoint=CheckpointConfig(template="none"))
     with pytest.raises(ValueError, match="^task.apply_chat_template=true: no/where has no chat template"):
         bench.run([asked(config(), base, apply_chat_template=True)])

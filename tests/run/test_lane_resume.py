@@ -214,7 +214,7 @@ def signalled(step: int, *numbers: int) -> Iterator[list[int]]:
 )
 def test_a_signal_waits_for_the_end_of_the_step_and_loses_nothing(lab, undisturbed, number, stop, state):
     folder = lab.folder()
-    with signalled(12, number) as since, pytest.raises(stop, match="0 of 3 cells done.* lanes kept on their way"):
+    with signalled(12, number) as since, pytest.raises(stop, match="0 of 3 cells done.* unfinished lanes saved"):
         lab.run(CELLS, folder)
     assert since == [0], "no further step was begun"
     assert statuses(folder) == [state] * 3 and kept(folder)
