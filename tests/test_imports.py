@@ -92,8 +92,14 @@ def test_no_file_imports_itself_by_way_of_others():
     assert not rings, rings
 
 
+NAMED_BY_WHAT_THEY_ADD = ("analysis/figures", "lynx_exp/routing/policies", "lynx_exp/models/odd_families")
+"""A figure, a policy and a family have the name that users type: whoever adds one need not know all other files."""
+
+
 def test_a_name_means_one_file():
-    shared = shared_names(files_of())
+    shared = shared_names(
+        [path for path in files_of() if not str(path.relative_to(ROOT)).startswith(NAMED_BY_WHAT_THEY_ADD)]
+    )
     assert not shared, f"{shared}: give one of the files another name"
     assert shared_names([Path("a/x.py"), Path("b/x.py"), Path("a/__init__.py"), Path("b/__init__.py")]) == ["x"]
 
