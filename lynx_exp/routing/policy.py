@@ -330,16 +330,24 @@ class Phased:
 
 
 def votes_then_mass(routing: Routing, step: StepContext, rule: RouterRule) -> tuple[Tensor, Tensor]:
-    """(votes, summed router mass), both `[G, E]`. A row votes for its top-K experts; the mass breaks ties."""
-    votes_GE = lane_votes(routing.experts, step.live, step, routing.num_experts)
+    """(votes, summed router mass), both `[G, E]`. A row votes for its top-K experts, less what it shuts out; the
+    mass breaks ties."""
+    votes_GE = lane_votes(routing.experts, routing.choice(rule), step.live, step)
     return votes_GE, lane_sum(routing.mass(rule), step)
 
 
 def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
     """Each lane's `count` experts with the most votes, `[G, E]` bool. Ties go to larger mass, then to lower index."""
-    mass_TE = routing.mass(rule)
-    if native.usable(mass_TE):
-        mask = native.most_voted(mass_TE.numpy(), routing.experts.numpy(), *native.arrays(step), step.num_lanes, count)
+    mass_TE, choice_TE = routing.mass(rule), routing.choice(rule)
+    if native.usable(mass_TE, choice_TE):
+        mask = native.most_voted(
+            mass_TE.numpy(),
+            choice_TE.numpy(),
+            routing.experts.numpy(),
+            *native.arrays(step),
+            step.num_lanes,
+            count,
+        )
         return torch.from_numpy(mask)
     return best_mask(*votes_then_mass(routing, step, rule), count)
 
@@ -353,9 +361,10 @@ def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) ->
     return keep_GE | best_mask(order_GE, second_GE, count)
 
 
-def top_choices(routing: Routing, step: StepContext, count: int) -> Tensor:
-    """The union of the first `count` experts (at most K) of each live row of a lane, `[G, E]` bool."""
-    return lane_votes(routing.experts[:, :count], step.live, step, routing.num_experts) > 0
+def top_choices(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
+    """The union of the first `count` experts (at most K) of each live row of a lane, less what the row shuts out,
+    `[G, E]` bool."""
+    return lane_votes(routing.experts[:, :count], routing.choice(rule), step.live, step) > 0
 
 
 def without_groups(policy: Policy, shape: ModelShape) -> None:

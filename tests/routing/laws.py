@@ -226,6 +226,31 @@ def shut_cases(draw: st.DrawFn, least: int = 2, values: tuple[float, ...] = SHUT
     return Case(route(logits, rule), case.step, rule)
 
 
+@st.composite
+def short_cases(draw: st.DrawFn) -> Case:
+    """Cases with rows that have fewer than K experts left, and fill up their lists with what they shut out."""
+    case = draw(shut_cases(least=1))
+    logits = case.routing.logits.clone()
+    short = torch.tensor(draw(st.lists(st.booleans(), min_size=len(logits), max_size=len(logits))))
+    short[draw(st.integers(0, len(logits) - 1))] = True
+    best = logits == logits.amax(-1, keepdim=True)
+    logits[short[:, None] & ~(best & (best.cumsum(-1) == 1))] = -torch.inf
+    return Case(route(logits, case.rule), replace(case.step, shared={}), case.rule)
+
+
+@st.composite
+def vanishing_cases(draw: st.DrawFn) -> Case:
+    """Cases whose rows have much mass to hand on, and many experts whose scores vanish or nearly do."""
+    case = draw(cases())
+    logits = case.routing.logits.abs() + 6
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31 - 1)))
+    low = torch.rand(logits.shape, generator=generator) < draw(st.sampled_from([0.3, 0.6]))
+    low.scatter_(-1, torch.randint(logits.shape[-1], (len(logits), 1), generator=generator), False)
+    logits[low] = draw(st.sampled_from([-95.0, -300.0, -torch.inf]))
+    rule = replace(case.rule, scaling=draw(st.sampled_from([1.0, 2.5, 16.0])), top_groups=case.rule.groups)
+    return Case(route(logits, rule), case.step, rule)
+
+
 def widened(routing: Routing, width: int) -> Routing:
     """With at least `width` slots, the new ones empty: a policy that fills more than K does so only where it acts."""
     extra = max(0, width - routing.top_k)

@@ -14,8 +14,8 @@ from lynx_exp.routing import Policy, RouterRule, Routing, StepContext, build_pol
 from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.ops.lanes import MOST_LOGIT, lane_logits, lane_sum
 from tests.drawn_once import given_once
-from tests.routing.kernel_cases import DTYPES, assert_equal, by_torch, of_type
-from tests.routing.laws import POLICIES, SHUT, Case, cases, route, same, shut_cases
+from tests.routing.kernel_cases import DTYPES, assert_equal, by_kernels, by_torch, of_type
+from tests.routing.laws import POLICIES, SHUT, Case, cases, route, same, short_cases, shut_cases
 
 EXAMPLES = 60
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
@@ -81,6 +81,54 @@ def test_kernels_and_definition_agree(case: Case, policy: Policy, logits: torch.
     case = of_type(case, logits, torch.float32)
     if case.fits(policy):
         assert_equal(policy, case)
+
+
+BY = pytest.mark.parametrize("by", ["loops", "torch", "kernels"])
+
+
+def run_by(by: str, policy: Policy, case: Case) -> Routing:
+    if by == "kernels":
+        pytest.importorskip("triton")
+        return by_kernels(policy, case)
+    return case.run(policy) if by == "loops" else by_torch(policy, case)
+
+
+@every_policy
+@given_once(EXAMPLES, case=short_cases())
+def test_loops_and_definition_agree_on_rows_with_fewer_than_k_experts_left(policy: Policy, case: Case) -> None:
+    if case.fits(policy):
+        fast, slow = case.run(policy), by_torch(policy, case)
+        assert torch.equal(fast.experts, slow.experts)
+        assert torch.allclose(fast.weights, slow.weights, rtol=2e-6, atol=1e-9)
+
+
+@BY
+@settings(max_examples=150, deadline=None)
+@given(case=short_cases(), policy=st.sampled_from(POLICIES))
+def test_an_expert_gets_no_vote_of_a_row_that_shuts_it_out(case: Case, policy: Policy, by: str) -> None:
+    """With which of those a row fills up its list changes nothing for the others."""
+    if not case.fits(policy):
+        return
+    shut = case.routing.choice(case.rule) == -torch.inf
+    experts, other = case.routing.experts, torch.arange(shut.shape[1])
+    listed = shut.gather(-1, experts)
+    last = torch.where(shut, other, -1).amax(-1, keepdim=True)
+    filled = replace(case.routing, experts=torch.where(listed, last, experts))
+    before = run_by(by, policy, case)
+    after = run_by(by, policy, replace(case, routing=filled, step=replace(case.step, shared={})))
+    full = ~listed.any(-1)
+    assert torch.equal(before.experts[full], after.experts[full])
+    assert torch.equal(before.weights[full], after.weights[full])
+
+
+@BY
+def test_lynx_counts_no_vote_for_what_a_row_shuts_out(by: str) -> None:
+    shut = -torch.inf
+    logits = [[shut, shut, 3, shut, shut], [3.5, -9, 2, 4, 3.9], [-5, -9, 2, 5, 4.9], [-5, -9, 2, 5, 4.9]]
+    rule = RouterRule()
+    case = Case(route(torch.tensor(logits), rule), step([0, 0, 0, 0]), rule)
+    out = run_by(by, build_policy("lynx", alpha=3.0, beta=2), case)
+    assert out.experts[0].tolist() == [2, 2]
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,15 +50,20 @@ def lane_size(step: StepContext) -> Tensor:
     return size_G
 
 
-def lane_votes(experts_TK: Tensor, voting_T: Tensor, step: StepContext, num_experts: int) -> Tensor:
-    """`[G, E]` int64: how many of each lane's live rows in `voting_T` list each expert."""
-    if native.usable(experts_TK):
+def lane_votes(experts_TK: Tensor, choice_TE: Tensor, voting_T: Tensor, step: StepContext) -> Tensor:
+    """`[G, E]` int64: how many of each lane's live rows in `voting_T` list each expert.
+
+    A row with fewer than K experts open to it fills up its list with others, at -inf in `choice_TE`: those get no vote
+    of it.
+    """
+    num_experts = choice_TE.shape[-1]
+    if native.usable(experts_TK, choice_TE):
         votes = native.lane_votes(
-            experts_TK.numpy(), voting_T.numpy(), *native.arrays(step), step.num_lanes, num_experts
+            experts_TK.numpy(), choice_TE.numpy(), voting_T.numpy(), *native.arrays(step), step.num_lanes
         )
         return torch.from_numpy(votes)
     flat_TK = step.lane[:, None] * num_experts + experts_TK
-    voting_TK = (voting_T & step.live)[:, None].expand_as(experts_TK)
+    voting_TK = (voting_T & step.live)[:, None] & (choice_TE.gather(-1, experts_TK) != -torch.inf)
     counts = flat_TK.new_zeros(step.num_lanes * num_experts)
     counts.index_add_(0, flat_TK.reshape(-1), voting_TK.reshape(-1).long())
     return counts.view(step.num_lanes, num_experts)

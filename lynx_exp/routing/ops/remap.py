@@ -13,7 +13,13 @@ from lynx_exp.routing.backends.numba import native
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
-_TINY = torch.finfo(torch.float32).tiny
+_TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+def factor_of(mass: float | Tensor, total: Tensor) -> Tensor:
+    """What scores that sum to `total` are multiplied by, so that they hold `mass`: always finite, so that scores of 0
+    weigh 0 whatever mass they would have to hold, as those of a router that renormalises do."""
+    return (mass / total.clamp_min(_TINY)).clamp_max(_LARGEST)
 
 
 def restrict(
@@ -34,7 +40,7 @@ def restrict(
     up its own top-K with such, and that stands where the row stays.
 
     Weights follow the rule: a renormalising router renormalises; for any other the token keeps its original top-K
-    mass (Lynx v3, the mass-preserving rescale).
+    mass (Lynx v3, the mass-preserving rescale). Experts whose scores are all 0 weigh 0.
     """
     choice, scores = routing.choice(rule), routing.scores(rule)
     slots = routing.top_k if slots is None else slots
@@ -94,7 +100,7 @@ def drop_slots(routing: Routing, dropped_TK: Tensor, rule: RouterRule, keep_mass
         raw_TK = raw_TK / rule.expert_scale.float()[routing.experts]
     left_TK = raw_TK.gather(-1, order_TK).masked_fill(empty_TK, 0.0)
     if rule.renormalize or keep_mass:
-        left_TK = left_TK * (raw_TK.sum(-1, keepdim=True) / left_TK.sum(-1, keepdim=True).clamp_min(_TINY))
+        left_TK = left_TK * factor_of(raw_TK.sum(-1, keepdim=True), left_TK.sum(-1, keepdim=True))
     if rule.expert_scale is not None:
         left_TK = left_TK * rule.expert_scale.float()[experts_TK]
     touched_T1 = dropped_TK.any(-1, keepdim=True)
@@ -111,13 +117,12 @@ def reweigh(routing: Routing, experts_TK: Tensor, rule: RouterRule) -> Tensor:
 
 
 def _normalised(raw_TW: Tensor, experts_TW: Tensor, original: Routing, rule: RouterRule) -> Tensor:
-    total_T1 = raw_TW.sum(-1, keepdim=True).clamp_min(_TINY)
     mass_T1: float | Tensor = rule.scaling
     if not rule.renormalize:  # a token's mass is that before each expert's scale, which multiplies last
         own_TK = original.weights.float()
         own_TK = own_TK if rule.expert_scale is None else own_TK / rule.expert_scale.float()[original.experts]
         mass_T1 = own_TK.sum(-1, keepdim=True)
-    weights_TW = raw_TW * (mass_T1 / total_T1)
+    weights_TW = raw_TW * factor_of(mass_T1, raw_TW.sum(-1, keepdim=True))
     return weights_TW if rule.expert_scale is None else weights_TW * rule.expert_scale.float()[experts_TW]
 
 

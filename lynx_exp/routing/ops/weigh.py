@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from lynx_exp.routing.backends.numba import native
+from lynx_exp.routing.ops.remap import factor_of
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
@@ -38,7 +39,6 @@ Weights = Literal["renormalize", "original", "mass", "reference", "affine"]
 
 OWN_WAY: tuple[Weights, ...] = ("renormalize", "affine")
 """Where weights are the policy's own."""
-_TINY = torch.finfo(torch.float32).tiny
 
 
 def weigh(before: Routing, after: Routing, rule: RouterRule, weights: Weights, k2: int | None) -> Routing:
@@ -73,7 +73,7 @@ def weigh(before: Routing, after: Routing, rule: RouterRule, weights: Weights, k
         open_TC = choice_TE.gather(-1, best_TC) > -torch.inf
         total_T1 = scores_TE.gather(-1, best_TC).where(open_TC, 0.0).sum(-1, keepdim=True)
     mass_T1 = rule.scaling if rule.renormalize else rule.scaling * own_T1
-    weights_TW = raw_TW * (mass_T1 / total_T1.clamp_min(_TINY))
+    weights_TW = raw_TW * factor_of(mass_T1, total_T1)
     if rule.expert_scale is not None:
         weights_TW = weights_TW * rule.expert_scale.float()[after.experts]
     changed_T1 = changed_rows(before, after, runs_TW)[:, None]

@@ -116,14 +116,14 @@ class Coverage(LanePolicy):
         share_TE = mass_TE.double()
         share_TE = share_TE / share_TE.gather(-1, routing.experts).sum(-1, keepdim=True)
         if self.guarantee:
-            keep_GE = top_choices(routing, step, self.guarantee)
+            keep_GE = top_choices(routing, step, rule, self.guarantee)
         else:
             keep_GE = torch.zeros(step.num_lanes, routing.num_experts, dtype=torch.bool, device=mass_TE.device)
         total_GE = lane_sum(mass_TE, step)
         least_G1 = least * lane_size(step)[:, None].double()
         if self.rounds is not None:
             keep_GE = self._in_rounds(share_TE, keep_GE, total_GE, least_G1, budget, routing.top_k, step)
-            return keep_GE | self._for_short(keep_GE, open_TE, routing, step) if rule.grouped else keep_GE
+            return keep_GE | self._for_short(keep_GE, open_TE, routing, step, rule) if rule.grouped else keep_GE
         best_TK = share_TE.where(keep_GE[step.lane], 0.0).topk(routing.top_k, -1).values
         for _ in range(routing.num_experts):
             gain_GE = lane_sum(self._gain(share_TE, best_TK), step).masked_fill(keep_GE, -1.0)
@@ -194,10 +194,12 @@ class Coverage(LanePolicy):
             keep_GE = keep_GE | (rank_GE < count_G1)
         return keep_GE & (lane_size(step) > 0)[:, None]
 
-    def _for_short(self, keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext) -> Tensor:
+    def _for_short(
+        self, keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext, rule: RouterRule
+    ) -> Tensor:
         """`[G, E]`: the own experts of rows that find fewer than K of the kept ones open to them."""
         short_T = _short(keep_GE, open_TE, routing, step)
-        return lane_votes(routing.experts, short_T, step, routing.num_experts) > 0
+        return lane_votes(routing.experts, routing.choice(rule), short_T, step) > 0
 
 
 def _short(keep_GE: Tensor, open_TE: Tensor, routing: Routing, step: StepContext) -> Tensor:

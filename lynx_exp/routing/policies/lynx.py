@@ -71,4 +71,4 @@ class Lynx(LanePolicy):
         others_TE = lane_sum(pull_TE, step)[step.lane] - pull_TE
         z_TE = torch.where(open_TE, bin_TE + others_TE / size_T1, -torch.inf)
         voted_TK = best_first(z_TE, affinity_TE, routing.top_k)
-        return lane_votes(voted_TK, step.live, step, routing.num_experts) > 0
+        return lane_votes(voted_TK, affinity_TE, step.live, step) > 0

@@ -45,6 +45,6 @@ class LynxV1Accuracy(LanePolicy):
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> Tensor:
         weights_TK = routing.weights.float()
         confident_T = (weights_TK[:, 0] - weights_TK[:, 1]) / (weights_TK[:, 0] + 1e-8) > self.confidence
-        protected_GE = lane_votes(routing.experts[:, :1], confident_T, step, routing.num_experts) > 0
+        protected_GE = lane_votes(routing.experts[:, :1], routing.choice(rule), confident_T, step) > 0
         votes_GE, mass_GE = votes_then_mass(routing, step, rule)
         return fill_up(protected_GE, max(routing.top_k, self.min_experts), votes_GE, mass_GE)

@@ -58,12 +58,12 @@ class Oea(LanePolicy):
 
     def keep(self, routing: Routing, step: StepContext, rule: RouterRule) -> torch.Tensor:
         if self.p == 1.0:
-            return top_choices(routing, step, self.k0)
+            return top_choices(routing, step, rule, self.k0)
         score_TE = routing.scores(rule).double()
         share_TK = score_TE.gather(-1, routing.experts[:, : self.k0]) / score_TE.sum(-1, keepdim=True)
         insists_TK = share_TK.cumsum(-1) - share_TK < self.p
         asked_TK = torch.where(insists_TK, routing.experts[:, : self.k0], routing.experts[:, :1])
-        return lane_votes(asked_TK, step.live, step, routing.num_experts) > 0
+        return lane_votes(asked_TK, routing.choice(rule), step.live, step) > 0
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         keep_GE = self.keep(routing, step, rule)

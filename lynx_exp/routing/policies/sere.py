@@ -53,7 +53,7 @@ class Sere(Calibrated):
 
     def route(self, routing: Routing, step: StepContext, rule: RouterRule) -> Routing:
         alike_EE = self.similarities(routing.experts.device)[step.layer]
-        primary_GE = top_choices(routing, step, self.primary)
+        primary_GE = top_choices(routing, step, rule, self.primary)
         if native.usable(alike_EE):
             experts = native.substitute(
                 routing.experts.numpy(),

@@ -72,7 +72,7 @@ class XShare(LanePolicy):
         if self.warm_up == 0 or self.warm_up_for == "token":
             keep_GE = best_mask(total_GE, total_GE, self.budget)
         else:
-            keep_GE = fill_up(top_choices(routing, step, self.warm_up), self.budget, total_GE, total_GE)
+            keep_GE = fill_up(top_choices(routing, step, rule, self.warm_up), self.budget, total_GE, total_GE)
         if self.max_batch is not None:
             keep_GE = keep_GE | (lane_size(step) > self.max_batch)[:, None]
         return keep_GE

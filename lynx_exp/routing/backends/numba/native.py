@@ -108,13 +108,13 @@ def lane_logits(logits_TE, live_T, lane_T, num_lanes):  # type: ignore[no-untype
 
 
 @njit(cache=True)
-def lane_votes(experts_TK, voting_T, live_T, lane_T, num_lanes, num_experts):  # type: ignore[no-untyped-def]
-    """How often each expert is in the top-K of a live, voting row of the lane: `[G, E]` int64."""
-    votes_GE = np.zeros((num_lanes, num_experts), np.int64)
+def lane_votes(experts_TK, choice_TE, voting_T, live_T, lane_T, num_lanes):  # type: ignore[no-untyped-def]
+    """How often each expert is listed, and not shut out, by a live, voting row of the lane: `[G, E]` int64."""
+    votes_GE = np.zeros((num_lanes, choice_TE.shape[1]), np.int64)
     for t in range(experts_TK.shape[0]):
         if live_T[t] and voting_T[t]:
             for k in range(experts_TK.shape[1]):
-                votes_GE[lane_T[t], experts_TK[t, k]] += 1
+                votes_GE[lane_T[t], experts_TK[t, k]] += choice_TE[t, experts_TK[t, k]] != -np.inf
     return votes_GE
 
 
@@ -137,10 +137,9 @@ def best_mask(first_XE, second_XE, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def most_voted(scores_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type: ignore[no-untyped-def]
+def most_voted(scores_TE, choice_TE, experts_TK, live_T, lane_T, num_lanes, count):  # type: ignore[no-untyped-def]
     """Each lane's `count` experts with the most votes; ties by summed score, then the lower index: `[G, E]` bool."""
-    num_experts = scores_TE.shape[1]
-    votes_GE = lane_votes(experts_TK, live_T, live_T, lane_T, num_lanes, num_experts)
+    votes_GE = lane_votes(experts_TK, choice_TE, live_T, live_T, lane_T, num_lanes)
     return best_mask(votes_GE, lane_sum(scores_TE, live_T, lane_T, num_lanes), count)
 
 
@@ -219,6 +218,13 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
 
 
 @njit(cache=True)
+def factor_of(mass, total):  # type: ignore[no-untyped-def]
+    """`lynx_exp.routing.ops.remap.factor_of`, of float32."""
+    factor = mass / max(total, np.float32(1.1754943508222875e-38))
+    return np.float32(3.4028234663852886e38) if factor > np.float32(3.4028234663852886e38) else factor
+
+
+@njit(cache=True)
 def restrict(choice_TE, scores_TE, experts_TK, weights_TK, sets_XE, set_T, changes_T, renormalize, slots):  # type: ignore[no-untyped-def]
     """`lynx_exp.routing.ops.remap.restrict`: (experts int64, weights), both `[T, W]` with W = max(K, slots)."""
     rows, width = len(experts_TK), max(experts_TK.shape[1], slots)
@@ -290,7 +296,7 @@ def restrict_into(
             filled += 1
         if filled == 0:
             continue
-        factor = (np.float32(1.0) if renormalize else mass) / max(total, np.float32(1.1754943508222875e-38))
+        factor = factor_of(np.float32(1.0) if renormalize else mass, total)
         for w in range(width):
             if w < filled:
                 new_weights_TW[t, w] *= factor
@@ -323,7 +329,7 @@ def drop_slots_of(new_experts_TK, new_weights_TK, experts_TK, weights_TK, droppe
                 left += 1
         if left == top_k:
             continue
-        factor = mass / max(total, np.float32(1.1754943508222875e-38)) if keep_mass else np.float32(1.0)
+        factor = factor_of(mass, total) if keep_mass else np.float32(1.0)
         for k in range(top_k):
             if k < left:
                 new_weights_TK[t, k] *= factor
@@ -388,7 +394,7 @@ def weigh(choice_TE, scores_TE, own_TK, experts_TW, weights_TW, scale_E, count, 
             for e in np.argsort(-choice_TE[t], kind="mergesort")[:count]:
                 total += scores_TE[t, e] if choice_TE[t, e] > -np.inf else np.float32(0.0)
         mass = np.float32(scaling) if renormalize else np.float32(scaling) * own
-        factor = mass / max(total, np.float32(1.1754943508222875e-38))
+        factor = factor_of(mass, total)
         for w in range(width):
             weight = scores_TE[t, experts_TW[t, w]] * factor if runs_W[w] else np.float32(0.0)
             new_TW[t, w] = weight * scale_E[experts_TW[t, w]] if len(scale_E) else weight

@@ -80,7 +80,7 @@ def coverage(mass_TE, open_TE, experts_TK, live_T, lane_T, num_lanes, budget, to
         keep_E = keep_GE[g]
         for r in rows_R:
             for k in range(guarantee):
-                if not keep_E[experts_TK[r, k]]:
+                if open_TE[r, experts_TK[r, k]] and not keep_E[experts_TK[r, k]]:
                     _add(
                         keep_E,
                         experts_TK[r, k],

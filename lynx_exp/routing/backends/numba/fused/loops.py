@@ -24,10 +24,10 @@ VOTED, LYNX, OEA, XSHARE, COVERAGE, TOP_K = range(6)
 
 
 @njit(cache=True)
-def _most_wanted(total_GE, warm_TC, acts_T, lane_T, num_lanes, budget, most):  # type: ignore[no-untyped-def]
+def _most_wanted(total_GE, warm_TC, choice_TE, acts_T, lane_T, num_lanes, budget, most):  # type: ignore[no-untyped-def]
     """`[G, E]` bool: the first experts of each row, and the largest sums until `budget` are kept; all in lanes of more
     than `most` rows."""
-    warm_GE = lane_votes(warm_TC, acts_T, acts_T, lane_T, num_lanes, total_GE.shape[1]) > 0
+    warm_GE = lane_votes(warm_TC, choice_TE, acts_T, acts_T, lane_T, num_lanes) > 0
     keep_GE = warm_GE | best_mask(np.where(warm_GE, np.inf, total_GE), total_GE, min(budget, total_GE.shape[1]))
     size_G = lane_size(acts_T, lane_T, num_lanes)
     for g in range(num_lanes):
@@ -97,18 +97,18 @@ def _compiled(stamp: int):  # type: ignore[no-untyped-def]
             return True
         if keep == VOTED:
             count = min(budget, size)
-            keep_GE = native.most_voted(scores_TE, experts_TK, acts_T, lane_T, num_lanes, count)
+            keep_GE = native.most_voted(scores_TE, logits_TE, experts_TK, acts_T, lane_T, num_lanes, count)
         elif keep == LYNX:
             size_G = lane_size(acts_T, lane_T, num_lanes)
             keep_GE = lynx_votes(logits_TE, acts_T, lane_T, size_G, a, b, variant, top_k) > 0
         elif keep == OEA:
-            keep_GE = lane_votes(experts_TK[:, :first], acts_T, acts_T, lane_T, num_lanes, size) > 0
+            keep_GE = lane_votes(experts_TK[:, :first], logits_TE, acts_T, acts_T, lane_T, num_lanes) > 0
         elif keep == XSHARE:
             if variant:
                 total_GE = lane_logits(logits_TE, acts_T, lane_T, num_lanes)
             else:
                 total_GE = lane_sum(scores_TE, acts_T, lane_T, num_lanes)
-            keep_GE = _most_wanted(total_GE, experts_TK[:, :first], acts_T, lane_T, num_lanes, budget, most)
+            keep_GE = _most_wanted(total_GE, experts_TK[:, :first], logits_TE, acts_T, lane_T, num_lanes, budget, most)
         else:
             open_TE = logits_TE > -np.inf
             keep_GE = native_coverage.coverage(

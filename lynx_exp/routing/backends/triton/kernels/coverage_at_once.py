@@ -69,7 +69,8 @@ def keep_at_once(
     count = tl.zeros([BT], tl.int32)
     found = tl.maximum(K - tl.sum(opened.to(tl.int32), 1), 0)  # what it cannot find counts as found
     if guarantee > 0:
-        keep = tl.maximum(keep, tl.max(listed(experts_ptr, rows, acts, 0, guarantee, K, BT, BE).to(tl.int32), 0))
+        asked = listed(experts_ptr, rows, acts, 0, guarantee, K, BT, BE) & opened
+        keep = tl.maximum(keep, tl.max(asked.to(tl.int32), 0))
         left = acts[:, None] & ((keep > 0) & (e < E))[None, :]
         found += tl.sum((left & opened).to(tl.int32), 1)
         for _ in range(K):

@@ -18,6 +18,7 @@ from lynx_exp.routing.backends.triton.kernels.tiles import (
     fixed,
     lane_rows,
     listed,
+    not_shut,
     tile,
 )
 
@@ -112,7 +113,10 @@ def keep_coverage(
         if tl.max(acts.to(tl.int32), 0) > 0:
             size += tl.sum(acts.to(tl.int32), 0)
             total += tl.sum(fixed(tile(mass_ptr, rows, acts, E, BE, 0.0).to(tl.float64)), 0)
-            keep = tl.maximum(keep, tl.max(listed(experts_ptr, rows, acts, 0, guarantee, K, BT, BE).to(tl.int32), 0))
+            if guarantee > 0:
+                asked = listed(experts_ptr, rows, acts, 0, guarantee, K, BT, BE)
+                asked = asked & not_shut(choice_ptr, rows, acts, E, BE)
+                keep = tl.maximum(keep, tl.max(asked.to(tl.int32), 0))
     for start in range(0, num_rows, BT):
         rows, _mine, acts = lane_rows(start, lane, num_rows, lane_ptr, live_ptr, BT)
         if tl.max(acts.to(tl.int32), 0) > 0:

@@ -31,8 +31,9 @@ def run(plan: Plan, routing: Routing, step: StepContext, rule: RouterRule, sizes
         "live_ptr": step.live.contiguous(),
         "kept_ptr": own_experts.new_zeros(rounds, lanes, experts, dtype=torch.int8),
     }
+    choice = routing.choice(rule).contiguous()
     if plan.first:
-        start_kernel[grid](**rows, guarantee=plan.first)
+        start_kernel[grid](**rows, choice_ptr=choice, guarantee=plan.first)
     shared = rows | {
         "BE": sizes["BE"],
         "numbers_ptr": numbers,
@@ -51,7 +52,7 @@ def run(plan: Plan, routing: Routing, step: StepContext, rule: RouterRule, sizes
             )
     settle_kernel[grid](
         **shared,
-        choice_ptr=routing.choice(rule).contiguous(),
+        choice_ptr=choice,
         scores_ptr=routing.scores(rule).contiguous(),
         weights_ptr=own_weights,
         scale_ptr=numbers if rule.expert_scale is None else rule.expert_scale.float(),

@@ -15,7 +15,7 @@ from lynx_exp.routing.backends.triton.kernels.launch_sizes import row_blocks
 from lynx_exp.routing.backends.triton.kernels.tiles import (
     LARGEST_INT32,
     LOWEST_INT32,
-    SMALLEST,
+    factor_of,
     first_ordered,
     listed,
     ordered,
@@ -85,11 +85,11 @@ def protect_kernel(
         experts = tl.where(here, tl.where(there, at, first)[:, None], experts)
         fills = fills | (here & (there & lost)[:, None])
     raw = tl.load(scores_ptr + rows[:, None] * E + experts, mask=fills, other=0.0).to(tl.float32)
-    total = tl.where(lost, tl.maximum(tl.sum(raw, 1), SMALLEST), 1.0)
+    total = tl.where(lost, tl.sum(raw, 1), 1.0)
     mass = scaling + tl.zeros([BT], tl.float32)
     if not RENORMALIZE:
         mass = mass * tl.sum(own_mass.to(tl.float32), 1)
-    made = raw * tl.div_rn(mass, total)[:, None]
+    made = raw * factor_of(mass, total)[:, None]
     if SCALED:
         made = made * tl.load(scale_ptr + experts, mask=fills, other=0.0)
     # a row that has its own top-K again has its own weights again

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.tiles import (
     LOWEST_INT32,
-    SMALLEST,
+    factor_of,
     first_best,
     first_ordered,
     listed,
@@ -92,7 +92,7 @@ def remap(
         fills = fills | (here & (there & changes)[:, None])
     experts = tl.where((w < SLOTS)[None, :], experts, best_expert[:, None])
     raw = tl.load(scores_ptr + rows[:, None] * E + experts, mask=fills, other=0.0).to(tl.float32)
-    total = tl.where(changes, tl.maximum(tl.sum(raw, 1), SMALLEST), 1.0)
+    total = tl.where(changes, tl.sum(raw, 1), 1.0)
     if RENORMALIZE:
         mass = scaling
     elif SCALED:
@@ -100,7 +100,7 @@ def remap(
         mass = tl.sum(tl.div_rn(own_weights.to(tl.float32), own_scale), 1)
     else:
         mass = tl.sum(own_weights.to(tl.float32), 1)
-    weights = raw * tl.div_rn(mass + tl.zeros([BT], tl.float32), total)[:, None]
+    weights = raw * factor_of(mass + tl.zeros([BT], tl.float32), total)[:, None]
     if SCALED:
         weights = weights * tl.load(scale_ptr + experts, mask=changes[:, None], other=0.0)
 

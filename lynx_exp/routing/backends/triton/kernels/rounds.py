@@ -159,14 +159,24 @@ def _gain(
 
 @triton.jit(do_not_specialize=["num_rows", "guarantee"])
 def start_kernel(
-    experts_ptr, lane_ptr, live_ptr, kept_ptr, num_rows, guarantee, E: tl.constexpr, K: tl.constexpr, BT: tl.constexpr
+    choice_ptr,
+    experts_ptr,
+    lane_ptr,
+    live_ptr,
+    kept_ptr,
+    num_rows,
+    guarantee,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    BT: tl.constexpr,
 ):
     """Grid (N, G): the first `guarantee` experts of each row into the set."""
     lane = tl.program_id(1)
     rows, _mine, acts = lane_rows(tl.program_id(0) * BT, lane, num_rows, lane_ptr, live_ptr, BT)
     for column in range(guarantee):
         expert = tl.load(experts_ptr + rows * K + column, mask=acts, other=0)
-        tl.store(kept_ptr + lane * E + expert, tl.full([BT], 1, tl.int8), mask=acts)
+        counts = tl.load(choice_ptr + rows * E + expert, mask=acts, other=float("-inf")) != float("-inf")
+        tl.store(kept_ptr + lane * E + expert, tl.full([BT], 1, tl.int8), mask=acts & counts)
 
 
 @triton.jit(do_not_specialize=["num_rows", "number", "rounds", "budget"])

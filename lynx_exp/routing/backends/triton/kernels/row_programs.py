@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32, mix, mix_64
 from lynx_exp.routing.backends.triton.kernels.remaps import remap
-from lynx_exp.routing.backends.triton.kernels.tiles import SMALLEST, listed, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import factor_of, listed, tile
 
 BEYOND, ONE, WEAK, COVERED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 """Slots that go: from a rank on (top_k, keep_ranks); one rank (deny_rank); those with less than a share of the first's
@@ -93,7 +93,7 @@ def drop_kernel(
     left = tl.where(stays, raw, 0.0)
     if REWEIGHS:
         total = tl.sum(tl.where(slots, raw, 0.0), 1)
-        left = left * tl.div_rn(total, tl.maximum(tl.sum(left, 1), SMALLEST))[:, None]
+        left = left * factor_of(total, tl.sum(left, 1))[:, None]
     if SCALED:
         left = left * scale
     touched = (tl.max(gone.to(tl.int32), 1) > 0)[:, None]
@@ -237,7 +237,7 @@ def reassign_kernel(
         else:
             mass = tl.sum(weights.to(tl.float32), 1)
         mass = mass + tl.zeros([BT], tl.float32)
-        fresh = raw * tl.div_rn(mass, tl.maximum(total, SMALLEST))[:, None]
+        fresh = raw * factor_of(mass, total)[:, None]
         if SCALED:
             fresh = fresh * tl.load(scale_ptr + experts, mask=slots, other=0.0)
         weights = tl.where(changed[:, None], fresh.to(weights.dtype), weights)

@@ -166,6 +166,7 @@ def _blocks(
         "VARIANT": plan.variant,
     }
     asks = {
+        "choice_ptr": routing.choice(rule).contiguous(),
         "experts_ptr": own_experts,
         "weights_ptr": own_weights,
         "asked": 0 if plan.own_first else plan.first,
@@ -181,7 +182,6 @@ def _blocks(
     lane_block_kernel[grid](
         **rows,
         **asks,
-        choice_ptr=numbers if substitutes else routing.choice(rule).contiguous(),
         scores_ptr=numbers if substitutes else routing.scores(rule).contiguous(),
         scale_ptr=numbers if rule.expert_scale is None else rule.expert_scale.float(),
         key_ptr=step.key.contiguous(),

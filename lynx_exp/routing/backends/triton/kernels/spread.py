@@ -21,6 +21,7 @@ def _asked_by_all(
     rows,
     acts,
     size,
+    choice_ptr,
     view_ptr,
     experts_ptr,
     weights_ptr,
@@ -37,7 +38,7 @@ def _asked_by_all(
     """(votes, totals) of a lane whose rows are all here, `[BE]` int64; `size`: how many of them are live."""
     size = tl.maximum(size, 1).to(tl.float64)
     votes, total = asked_by(
-        rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+        rows, acts, size, choice_ptr, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
     )
     if KEEP == BINNED:
         pulled = total.to(tl.float64) / FIXED_POINT
@@ -103,7 +104,22 @@ def lane_block_kernel(
                     total += more
             else:
                 votes, total = _asked_by_all(
-                    rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+                    rows,
+                    acts,
+                    size,
+                    choice_ptr,
+                    view_ptr,
+                    experts_ptr,
+                    weights_ptr,
+                    asked,
+                    a,
+                    b,
+                    KEEP,
+                    VARIANT,
+                    E,
+                    K,
+                    BT,
+                    BE,
                 )
         keep = kept_by(votes, total, size, lane, key_ptr, salt, budget, limit, KEEP, E, BE)
         if SUBSTITUTES:

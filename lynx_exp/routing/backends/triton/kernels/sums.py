@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lynx_exp.routing.backends.triton.kernels.hashes import LOW_32, mix, mix_64
 from lynx_exp.routing.backends.triton.kernels.lynx_kernel import bins
-from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, fixed, listed, tile, top_of
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT64, fixed, listed, not_shut, tile, top_of
 
 VOTED, CONFIDENT, ASKED, DRAWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 """lynx_v1_latency; lynx_v1_accuracy; oea and sere; random_keep."""
@@ -29,12 +29,13 @@ VETOED = tl.constexpr(-(2**52))
 
 
 @triton.jit
-def _insisted(rows, acts, mass_ptr, experts_ptr, k0, p, E: tl.constexpr, K: tl.constexpr, BE: tl.constexpr):
+def _insisted(rows, acts, choice_ptr, mass_ptr, experts_ptr, k0, p, E: tl.constexpr, K: tl.constexpr, BE: tl.constexpr):
     """`[BE]` int64: how many rows insist on an expert, under `oea` with p below 1."""
     e = tl.arange(0, BE)
     whole = tl.sum(tile(mass_ptr, rows, acts, E, BE, 0.0).to(tl.float64), 1)
     held = tl.zeros_like(whole)
     votes = tl.zeros([BE], tl.int64)
+    counted = not_shut(choice_ptr, rows, acts, E, BE)
     for k in tl.static_range(K):
         counts = acts & (k < k0)
         expert = tl.load(experts_ptr + rows * K + k, mask=counts, other=0).to(tl.int32)
@@ -42,7 +43,7 @@ def _insisted(rows, acts, mass_ptr, experts_ptr, k0, p, E: tl.constexpr, K: tl.c
         share = share / tl.where(acts, whole, 1.0)
         held += share
         insists = counts & ((held - share < p) | (k == 0))
-        votes += tl.sum((insists[:, None] & (e[None, :] == expert[:, None])).to(tl.int64), 0)
+        votes += tl.sum((counted & insists[:, None] & (e[None, :] == expert[:, None])).to(tl.int64), 0)
     return votes
 
 
@@ -51,6 +52,7 @@ def asked_by(
     rows,
     acts,
     size,
+    choice_ptr,
     view_ptr,
     experts_ptr,
     weights_ptr,
@@ -73,11 +75,12 @@ def asked_by(
         _affinity, _bin, pull, _open = bins(view_ptr, rows, acts, size, a.to(tl.float32), b, VARIANT, E, BE)
         total += tl.sum(fixed(pull), 0)
     elif (KEEP == ASKED) & (VARIANT == 1):
-        votes += _insisted(rows, acts, view_ptr, experts_ptr, first, a, E, K, BE)
+        votes += _insisted(rows, acts, choice_ptr, view_ptr, experts_ptr, first, a, E, K, BE)
     else:
         columns = first if (KEEP == ASKED) | (KEEP == TOTAL) else K
         if columns > 0:
-            votes += tl.sum(listed(experts_ptr, rows, acts, 0, columns, K, BT, BE).to(tl.int32), 0)
+            asked = listed(experts_ptr, rows, acts, 0, columns, K, BT, BE)
+            votes += tl.sum((asked & not_shut(choice_ptr, rows, acts, E, BE)).to(tl.int32), 0)
     if (KEEP == VOTED) | (KEEP == CONFIDENT) | (KEEP == TOTAL):
         value = tile(view_ptr, rows, acts, E, BE, 0.0).to(tl.float64)
         if (KEEP == TOTAL) & (VARIANT == 1):

@@ -56,6 +56,7 @@ def added(
 
 @triton.jit(do_not_specialize=["num_rows", "asked"])
 def sum_kernel(
+    choice_ptr,
     view_ptr,
     experts_ptr,
     weights_ptr,
@@ -81,7 +82,7 @@ def sum_kernel(
         if KEEP == BINNED:
             size = lane_size(lane, num_rows, lane_ptr, live_ptr).to(tl.float64)
         votes, total = asked_by(
-            rows, acts, size, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
+            rows, acts, size, choice_ptr, view_ptr, experts_ptr, weights_ptr, asked, a, b, KEEP, VARIANT, E, K, BT, BE
         )
         at = _at(sums_ptr, lane, block, BE, E)
         tl.store(at, votes, mask=tl.arange(0, BE) < E)

@@ -15,7 +15,7 @@ FIXED_POINT = tl.constexpr(2.0**32)
 ROUNDS = tl.constexpr(1.5 * 2.0**52)
 """Adding and subtracting it rounds a float64 below 2^51 to the nearest whole number, halves to even."""
 WHOLE = tl.constexpr(2.0**51)
-SMALLEST = tl.constexpr(1.1754943508222875e-38)
+SMALLEST, LARGEST = tl.constexpr(1.1754943508222875e-38), tl.constexpr(3.4028234663852886e38)
 ROWS_COUNTED = tl.constexpr(256)
 LOWEST_INT64 = tl.constexpr(-(2**63))
 LOWEST_INT32, LARGEST_INT32 = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
@@ -26,6 +26,13 @@ def fixed(value):
     """int64 fixed point of a float64, exactly as `lanes.lane_sum`: the sums do not depend on the order of rows."""
     scaled = value * FIXED_POINT
     return tl.where(tl.abs(scaled) < WHOLE, (scaled + ROUNDS) - ROUNDS, scaled).to(tl.int64)
+
+
+@triton.jit
+def factor_of(mass, total):
+    """`lynx_exp.routing.ops.remap.factor_of`."""
+    factor = tl.div_rn(mass, tl.maximum(total, SMALLEST))
+    return tl.where(factor > LARGEST, LARGEST, factor)
 
 
 @triton.jit
@@ -95,6 +102,12 @@ def top_of(key, count, BE: tl.constexpr):
     tied = key == limit
     wanted = count - tl.sum(above.to(tl.int32), 0)
     return above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
+
+
+@triton.jit
+def not_shut(choice_ptr, rows, acts, E: tl.constexpr, BE: tl.constexpr):
+    """`[BT, BE]` bool: the experts that get the vote of a row whose list they are in."""
+    return tile(choice_ptr, rows, acts, E, BE, float("-inf")).to(tl.float32) != float("-inf")
 
 
 @triton.jit

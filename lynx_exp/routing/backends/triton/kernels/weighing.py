@@ -12,7 +12,7 @@ from torch import Tensor
 from triton import JITFunction, next_power_of_2
 
 from lynx_exp.routing.backends.triton.kernels.launch_sizes import row_blocks
-from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT32, SMALLEST, first_ordered, ordered, tile
+from lynx_exp.routing.backends.triton.kernels.tiles import LOWEST_INT32, factor_of, first_ordered, ordered, tile
 from lynx_exp.routing.rule import RouterRule
 from lynx_exp.routing.types import Routing
 
@@ -78,11 +78,11 @@ def weigh_kernel(
                 order = tl.where(best, LOWEST_INT32, order)
                 opened = opened | best
         total = tl.sum(tl.where(opened, scores, 0.0), 1)
-    total = tl.where(changed, tl.maximum(total, SMALLEST), 1.0)
+    total = tl.where(changed, total, 1.0)
     mass = scaling + tl.zeros([BT], tl.float32)
     if not RENORMALIZE:
         mass = mass * own_mass
-    new = raw * tl.div_rn(mass, total)[:, None]
+    new = raw * factor_of(mass, total)[:, None]
     if SCALED:
         new = new * tl.load(scale_ptr + experts, mask=slots, other=0.0)
     tl.store(out_ptr + at, tl.where(changed[:, None], new.to(weights.dtype), weights), mask=slots)

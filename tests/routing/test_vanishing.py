@@ -1,0 +1,55 @@
+"""Rows that are left with experts whose scores are 0, or nearly: weights are finite numbers on every code path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy
+from tests.drawn_once import given_once
+from tests.routing.kernel_cases import assert_equal, by_torch
+from tests.routing.laws import POLICIES, Case, route, vanishing_cases
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@given_once(60, case=vanishing_cases())
+def test_weights_are_finite(policy: Policy, case: Case) -> None:
+    if case.fits(policy):
+        fast, slow = case.run(policy), by_torch(policy, case)
+        assert torch.isfinite(fast.weights).all() and torch.isfinite(slow.weights).all()
+        assert torch.equal(fast.experts, slow.experts)
+        assert torch.allclose(fast.weights, slow.weights, rtol=2e-6, atol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=vanishing_cases(), policy=st.sampled_from(POLICIES))
+def test_kernels_and_definition_agree(case: Case, policy: Policy) -> None:
+    pytest.importorskip("triton")
+    if case.fits(policy):
+        ours, _ = assert_equal(policy, case)
+        assert torch.isfinite(ours.weights).all()
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize(
+    "policy",
+    [build_policy("xshare", budget=4, warm_up=0), build_policy("lynx_v1_latency", keep_experts=4)],
+    ids=lambda policy: policy.name,
+)
+def test_kept_scores_that_vanish_weigh_nothing(policy: Policy, renormalize: bool) -> None:
+    """Three rows outvote the first, for which a sigmoid of what they keep is 0. A mass of 9.98, over the smallest
+    normal number in place of that sum, was infinite, and its product with 0 no number."""
+    logits = torch.full((4, 8), -110.0)
+    logits[0, :4] = logits[1:, 4:] = torch.tensor([9.0, 8.0, 7.0, 6.0])
+    rule = RouterRule(score="sigmoid", renormalize=renormalize, scaling=2.5 if not renormalize else 16.0)
+    routing = route(logits, rule, top_k=4)
+    rows = torch.arange(4)
+    step = StepContext(
+        layer=0, decode=rows >= 0, lane=rows * 0, live=rows >= 0, num_lanes=1, key=torch.arange(1), row=rows
+    )
+    for out in (policy(routing, step, rule), by_torch(policy, Case(routing, step, rule))):
+        assert out.experts[0].tolist() == [4, 5, 6, 7]
+        assert out.weights[0].tolist() == [0.0] * 4
+        assert torch.equal(out.weights[1:], routing.weights[1:])
