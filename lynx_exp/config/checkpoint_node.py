@@ -46,10 +46,17 @@ class CheckpointConfig:
             one_of(f"{where}.generation", key, SAMPLING)
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise ValueError(f"{where}.generation.{key}={value}: must be a number, at least 0")
+            if key == "temperature" and not (value == 0 or 1e-3 <= value <= 1e3):
+                raise ValueError(f"{where}.generation.{key}={value}: must be 0 (greedy), or from 0.001 to 1000")
+            if key == "top_p" and not 0 < value <= 1:
+                raise ValueError(f"{where}.generation.{key}={value}: must be above 0 and at most 1")
+            if key == "top_k" and value != int(value):
+                raise ValueError(f"{where}.generation.{key}={value}: must be a whole number, at least 0")
         for name in self.unverified:
             one_of(f"{where}.unverified", name, DECLARED)
         if (self.flag is not None) != (self.thinking == "flag"):
-            raise ValueError(f"{where}.flag={self.flag}: goes with {where}.thinking=flag, and is {self.thinking} here")
+            flag, thinking = self.flag or "null", self.thinking or "null"
+            raise ValueError(f"{where}.flag={flag}: goes with {where}.thinking=flag, and is {thinking} here")
         if self.template == "none" and self.thinking not in (None, "none"):
             raise ValueError(f"{where}.thinking={self.thinking}: is a template's, and {where}.template=none")
 

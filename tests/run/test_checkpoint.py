@@ -72,8 +72,14 @@ def test_no_cell_is_another_by_it(config: Callable[..., Config]) -> None:
     ("fields", "said"),
     [
         ({"generation": {"top_k": -1}}, r"model.checkpoint.generation.top_k=-1: must be a number, at least 0"),
+        ({"generation": {"top_k": 0.5}}, r"model.checkpoint.generation.top_k=0.5: must be a whole number"),
+        ({"generation": {"top_p": 7}}, r"model.checkpoint.generation.top_p=7: must be above 0 and at most 1"),
+        (
+            {"generation": {"temperature": 1e9}},
+            r"model.checkpoint.generation.temperature=1000000000.0: must be 0 \(greedy\), or from",
+        ),
         ({"generation": {"topk": 1}}, r"model.checkpoint.generation=topk: must be one of temperature, top_p, top_k"),
-        ({"thinking": "flag"}, r"model.checkpoint.flag=None: goes with model.checkpoint.thinking=flag"),
+        ({"thinking": "flag"}, r"model.checkpoint.flag=null: goes with model.checkpoint.thinking=flag"),
         ({"template": "none", "thinking": "always"}, r"model.checkpoint.thinking=always: is a template's"),
         ({"unverified": ["shape"]}, r"model.checkpoint.unverified=shape: must be one of"),
         ({"storage": "int4"}, r"model.checkpoint.storage=int4: must be one of float8, mxfp4"),
