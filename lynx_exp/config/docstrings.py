@@ -51,7 +51,7 @@ def class_fields(file: Path, class_name: str) -> dict[str, Field]:
     for base in base_classes(file, node):
         fields |= class_fields(*base)
     for each, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not _is_class_variable(each):
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and not _is_given_by_nobody(each):
             name = each.target.id
             inherited = fields[name].docstring if name in fields else ""
             fields[name] = Field(
@@ -132,8 +132,13 @@ def _docstring(node: ast.stmt | None) -> str:
     return ""
 
 
-def _is_class_variable(node: ast.AnnAssign) -> bool:
-    return ast.unparse(node.annotation).startswith("ClassVar")
+def _is_given_by_nobody(node: ast.AnnAssign) -> bool:
+    """Whether it is a variable of the class, or a field that no caller sets."""
+    value = node.value
+    unset = isinstance(value, ast.Call) and any(
+        keyword.arg == "init" and ast.unparse(keyword.value) == "False" for keyword in value.keywords
+    )
+    return unset or ast.unparse(node.annotation).startswith("ClassVar")
 
 
 def _literals(annotation: ast.expr) -> list[str]:

@@ -340,14 +340,8 @@ def most_voted(routing: Routing, step: StepContext, rule: RouterRule, count: int
     """Each lane's `count` experts with the most votes, `[G, E]` bool. Ties go to larger mass, then to lower index."""
     mass_TE, choice_TE = routing.mass(rule), routing.choice(rule)
     if native.usable(mass_TE, choice_TE):
-        mask = native.most_voted(
-            mass_TE.numpy(),
-            choice_TE.numpy(),
-            routing.experts.numpy(),
-            *native.arrays(step),
-            step.num_lanes,
-            count,
-        )
+        arrays = mass_TE.numpy(), choice_TE.numpy(), routing.experts.numpy()
+        mask = native.most_voted(*arrays, *native.arrays(step), step.num_lanes, count)
         return torch.from_numpy(mask)
     return best_mask(*votes_then_mass(routing, step, rule), count)
 
@@ -362,8 +356,7 @@ def fill_up(keep_GE: Tensor, count: int, first_GE: Tensor, second_GE: Tensor) ->
 
 
 def top_choices(routing: Routing, step: StepContext, rule: RouterRule, count: int) -> Tensor:
-    """The union of the first `count` experts (at most K) of each live row of a lane, less what the row shuts out,
-    `[G, E]` bool."""
+    """The first `count` experts (at most K) of each lane's live rows, less what a row shuts out. `[G, E]` bool."""
     return lane_votes(routing.experts[:, :count], routing.choice(rule), step.live, step) > 0
 
 

@@ -19,7 +19,7 @@ from lynx_exp.run.run_cells import open_engine, run_cells
 from lynx_exp.tasks.antlr import install_antlr
 from tests.run import thinker
 from tests.run.lab import found
-from tests.run.test_lane_resume import Killed, kept, kept_every, not_run_again
+from tests.run.lane_kills import Killed, kept, kept_every, not_run_again
 from tests.tasks import real
 
 POLICIES = ({"name": "vanilla"}, {"name": "lynx", "alpha": 1.0, "beta": 1, "min_batch": 2})

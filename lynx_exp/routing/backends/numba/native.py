@@ -220,8 +220,7 @@ def lynx_votes(affinity_TE, live_T, lane_T, size_G, alpha, lowest, whole_bins, t
 @njit(cache=True)
 def factor_of(mass, total):  # type: ignore[no-untyped-def]
     """`lynx_exp.routing.ops.remap.factor_of`, of float32."""
-    factor = mass / max(total, np.float32(1.1754943508222875e-38))
-    return np.float32(3.4028234663852886e38) if factor > np.float32(3.4028234663852886e38) else factor
+    return min(mass / max(total, np.float32(1.1754943508222875e-38)), np.float32(3.4028234663852886e38))
 
 
 @njit(cache=True)
