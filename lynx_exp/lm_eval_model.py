@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lm_eval.api.model import LM, TemplateLM
@@ -248,20 +248,8 @@ class LynxLM(LM):
         for number, request in enumerate(requests):
             prompt, kwargs = request.args
             settings = Generation.of(kwargs, f"{request.task_name or 'gen_kwargs'}: ")
-            task_requests.append(
-                TaskRequest(
-                    doc_id=number if request.doc_id is None else request.doc_id,
-                    prompt=prompt,
-                    until=settings.until,
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    top_k=settings.top_k,
-                    processing=settings.processing,
-                    subtask=request.task_name or "",
-                    think_end=self._think_end,
-                )
-            )
+            made = settings.request(number if request.doc_id is None else request.doc_id, prompt)
+            task_requests.append(replace(made, subtask=request.task_name or "", think_end=self._think_end))
         longest = max((request.max_new_tokens for request in task_requests), default=0)
         if self.max_length is not None and longest >= self.max_length:
             raise ValueError(

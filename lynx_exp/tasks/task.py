@@ -321,13 +321,4 @@ def _request(instance: Instance) -> TaskRequest:
     if instance.request_type == "loglikelihood":
         return TaskRequest(doc_id=instance.doc_id, prompt=prompt, continuation=rest[0])
     settings = Generation.of(rest[0], f"task {instance.task_name}: generation_kwargs.")
-    return TaskRequest(
-        doc_id=instance.doc_id,
-        prompt=prompt,
-        until=settings.until,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        processing=settings.processing,
-    )
+    return settings.request(instance.doc_id, prompt)

@@ -27,7 +27,7 @@ class TaskRequest:
     max_new_tokens: int = 0
     """Maximum number of tokens to generate; 0 for a choice."""
     temperature: float = 0.0
-    """0: greedy, and `top_p` and `top_k` have no effect. None: taken from the model's generation_config.json."""
+    """0: greedy, and `top_p` and `top_k` have no effect."""
     top_p: float | None = None
     top_k: int | None = None
     processing: tuple[tuple[str, object], ...] = ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_exp.tasks.chat import ChatTemplate
 from lynx_exp.tasks.data import HUB
+from lynx_exp.tasks.task_records import TaskRequest
 
 if TYPE_CHECKING:
     from lynx_exp.engine.requests.thoughts import ThinkEnd
@@ -92,4 +93,17 @@ class Generation:
             top_p=float(kwargs["top_p"]) if kwargs.get("top_p") else None,
             top_k=int(kwargs["top_k"]) if kwargs.get("top_k") else None,
             processing=settings_of_task(more, where, sampled=temperature > 0),
+        )
+
+    def request(self, doc_id: int, prompt: str) -> TaskRequest:
+        """A prompt that is answered so."""
+        return TaskRequest(
+            doc_id=doc_id,
+            prompt=prompt,
+            until=self.until,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            processing=self.processing,
         )

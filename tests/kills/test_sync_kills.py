@@ -123,14 +123,17 @@ def all_done(ended: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("what", ["request", "step"])
 def test_killed(what: str, zygote: Zygote, whole: dict[str, Any], ran: Path, tmp_path: Path) -> None:
-    whole["ran"] = ran
+    whole["ran"], killed_in_time = ran, 0
     for at in points(whole["requests"] if what == "request" else len(whole["steps"]), 5):
 
         def stop(server: FakeServer, at: int = at) -> None:
             killed = synced(zygote, tmp_path / str(at), server, **{"at" if what == "request" else "step": at})
             assert killed["status"] == -signal.SIGKILL or all_done(killed), (at, killed)
+            nonlocal killed_in_time
+            killed_in_time += killed["status"] == -signal.SIGKILL and not all_done(killed)
 
         check(zygote, tmp_path / str(at), whole, stop)
+    assert killed_in_time > 1
 
 
 @pytest.mark.parametrize("mute", [False, True], ids=["answers", "mute"])
@@ -139,7 +142,7 @@ def test_stopped(
     number: signal.Signals, mute: bool, zygote: Zygote, whole: dict[str, Any], ran: Path, tmp_path: Path
 ) -> None:
     """Also where the server has stopped to answer: what is on its way is given up."""
-    whole["ran"] = ran
+    whole["ran"], stopped_in_time = ran, 0
     code, word = ENDS[number]
     for at in points(whole["requests"] - 2, 3):
 
@@ -147,5 +150,8 @@ def test_stopped(
             stopped = synced(zygote, tmp_path / str(at), server, at=at, number=number, mute=mute)
             line = f"lynx-results: {word}; what is printed is done, the same command does it all\n"
             assert (stopped["status"], stopped["err"]) == (code, line) or all_done(stopped), (at, stopped)
+            nonlocal stopped_in_time
+            stopped_in_time += not all_done(stopped)
 
         check(zygote, tmp_path / str(at), whole, stop)
+    assert stopped_in_time > 0
