@@ -1,9 +1,14 @@
-"""Repeat what README and docs claim, and compare: the claims that a CPU can repeat, cheapest first.
+"""Repeat what README and docs claim, and compare: the claims that a CPU can repeat.
+
+Those without times run beside one another, one a core; those with times follow, each alone, on a machine that should be
+idle.
 
     make artifact                                   all of them; stopped and typed again, it goes on
     python -m benchmarks.artifact --list            what there is, and what is there already
     python -m benchmarks.artifact --only demo       one experiment, or several
     python -m benchmarks.artifact --compare         run nothing; compare what earlier runs left
+    python -m benchmarks.artifact --jobs 1          everything one after another
+    python -m benchmarks.artifact --record          keep the verdicts in benchmarks/results/artifact.json
     python -m benchmarks.artifact --page            make the tables of docs/artifact.md anew
 
 Ends with a table of claims, what was expected, what came, and the verdict: `equal` as printed, `within` the tolerance
@@ -15,15 +20,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.artifact import page
-from benchmarks.artifact.claims import Experiment, load
+from benchmarks.artifact import page, record
+from benchmarks.artifact.claims import Claims, Experiment, load
 from benchmarks.artifact.pages import ROOT
-from benchmarks.artifact.repeat import previous_run, repeat
+from benchmarks.artifact.progress import Progress
+from benchmarks.artifact.repeat import Processes, Ran, previous_run, repeat
+from benchmarks.artifact.schedule import schedule
 from benchmarks.artifact.verdicts import Outcome, judge, of_record, table
+from lynx_exp.cores import usable_cores
+from lynx_exp.wording import counted
 
 
 def main(words: list[str] | None = None) -> int:
@@ -38,24 +46,48 @@ def main(words: list[str] | None = None) -> int:
             print(listed(one, given.out))
         return 0
     run = [one for one in chosen if one.is_run]
-    outcomes, left = [], sum(one.minutes for one in run)
-    for at, one in enumerate(run, 1):
-        ran = previous_run(one, given.out / one.name) if given.compare else None
-        if given.compare and ran is None:
-            outcomes.append(Outcome(experiment=one, compared=(), why="never run"))
-            continue
-        if ran is None:
-            print(
-                f"{at}/{len(run)} {one.name}: {one.command}   about {page.clock(one.minutes)}, {page.clock(left)} left"
-            )
-            ran = repeat(one, given.out / one.name, again=given.again, on_line=progress())
-            sys.stdout.write("\r\033[K" if sys.stdout.isatty() else "")
-        left -= one.minutes
-        outcomes.append(judge(claims, ran))
-        print(outcomes[-1].line, flush=True)
+    outcomes = stored(claims, run, given.out) if given.compare else repeated(claims, run, given)
+    if given.record:
+        record.keep([outcome for outcome in outcomes if outcome.seconds])
     outcomes += [of_record(claims, one) for one in chosen if not one.is_run]
     print("", *table(outcomes), sep="\n")
     return int(any(outcome.is_off for outcome in outcomes))
+
+
+def stored(claims: Claims, run: Sequence[Experiment], out: Path) -> list[Outcome]:
+    """What earlier runs left, held against the pages."""
+    outcomes = []
+    for one in run:
+        ran = previous_run(one, out / one.name)
+        outcomes.append(judge(claims, ran) if ran else Outcome(experiment=one, compared=(), why="never run"))
+    return outcomes
+
+
+def repeated(claims: Claims, run: Sequence[Experiment], given: argparse.Namespace) -> list[Outcome]:
+    """Run them, and hold each against its pages as it ends."""
+    plan, progress = schedule(claims, run, given.jobs), Progress()
+    if len(run) > 1:
+        progress.say(f"{counted(len(run), 'experiment')}, about {page.clock(plan.minutes)}")
+
+    def begin(one: Experiment, threads: int | None, processes: Processes) -> Ran:
+        progress.say(f"{one.name}: {one.command}   about {page.clock(one.minutes)}")
+        try:
+            return repeat(
+                one,
+                given.out / one.name,
+                again=given.again,
+                on_line=progress.of(one.name),
+                threads=threads,
+                processes=processes,
+            )
+        finally:
+            progress.end(one.name)
+
+    outcomes = []
+    for ran in plan.run(begin, usable_cores()):
+        outcomes.append(judge(claims, ran))
+        progress.say(outcomes[-1].line)
+    return outcomes
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
@@ -66,6 +98,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="only list them")
     parser.add_argument("--compare", action="store_true", help="run nothing")
     parser.add_argument("--again", action="store_true", help="run also what is there already")
+    parser.add_argument("--jobs", type=int, metavar="N", default=usable_cores(), help="at once, of those without times")
+    parser.add_argument("--record", action="store_true", help="keep the verdicts in the repository")
     parser.add_argument("--page", action="store_true", help=f"write {page.PAGE}")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/artifact", help="where runs are kept (runs/artifact)")
     given = parser.parse_args(words)
@@ -73,6 +107,10 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     for name in given.only:
         if name not in known:
             parser.error(f"--only {name}: unknown; there are {', '.join(known)}")
+    if given.record and given.compare:
+        parser.error("--record with --compare: what older code left is no repetition of this code; leave one out")
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: must be at least 1")
     given.out = given.out.resolve()
     return given
 
@@ -84,24 +122,6 @@ def listed(one: Experiment, out: Path) -> str:
     if one.command in state:  # the note has the command already
         state = state.partition(":")[0]
     return f"{one.name:<24} {page.clock(one.minutes):>8}  {state:<24} {one.command}"
-
-
-def progress(every_s: float = 20.0) -> Callable[[str], None]:
-    """A callback that shows a command's output: the latest line on a terminal, else a line every `every_s` seconds."""
-    begun = last = time.monotonic()
-
-    def show(line: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        clock = f"{(now - begun) / 60:.1f} min"
-        if sys.stdout.isatty():
-            sys.stdout.write(f"\r\033[K  {clock}  {line[:90]}")
-            sys.stdout.flush()
-        elif now - last > every_s:
-            last = now
-            print(f"  {clock}  {line[:110]}", flush=True)
-
-    return show
 
 
 if __name__ == "__main__":

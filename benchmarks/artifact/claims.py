@@ -143,6 +143,15 @@ class Claims:
     def tolerance(self, claim: Claim, column: str = "") -> Tolerance:
         return self.tolerances[kind_of(claim, column)]
 
+    def kinds(self, claim: Claim) -> list[str]:
+        """The kinds of tolerance of its numbers, each once."""
+        columns = [column for *_, column, _ in claim.cells()] if isinstance(claim, TableClaim) else [""]
+        return list(dict.fromkeys(kind_of(claim, column) for column in columns))
+
+    def is_timed(self, one: Experiment) -> bool:
+        """Whether an experiment has times among its numbers, and needs the machine for itself."""
+        return any(self.tolerances[kind].is_time for claim in one.claims for kind in self.kinds(claim))
+
 
 def kind_of(claim: Claim, column: str) -> str:
     if isinstance(claim, TextClaim):

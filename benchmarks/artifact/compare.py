@@ -20,6 +20,8 @@ class Tolerance:
     relative: float = 0.0
     ratio: float | None = None
     """For times and ratios of times: the largest factor between the two. Their intervals are not compared."""
+    is_time: bool = False
+    """Whether it is one of times, which other work on the machine disturbs."""
     why: str = ""
 
     def __str__(self) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from benchmarks.artifact.claims import Claim, Claims, Experiment, TableClaim, kind_of, plain
+from benchmarks.artifact import record
+from benchmarks.artifact.claims import Claim, Claims, Experiment, TableClaim, plain
 from benchmarks.artifact.pages import ROOT
+from benchmarks.artifact.record import Repetition
+from benchmarks.artifact.schedule import schedule
 
 PAGE = "docs/artifact.md"
+CORES = 2
+"""For which the page says how long all of it takes."""
 BEGIN, END = "<!-- claims: made by `python -m benchmarks.artifact --page` -->", "<!-- /claims -->"
 
 
@@ -33,17 +38,24 @@ def write(claims: Claims) -> bool:
     return made != text
 
 
-def lines(claims: Claims) -> Iterator[str]:
+def lines(claims: Claims, repetitions: Mapping[str, Repetition] | None = None) -> Iterator[str]:
+    """The tables, with how each experiment came out last (`repetitions`: None for those of the repository)."""
+    last = record.kept() if repetitions is None else repetitions
     run = [one for one in claims.experiments if one.is_run]
-    total = sum(one.minutes for one in run)
+    total = schedule(claims, run, CORES).minutes
     numbers = sum(len(claim.claimed()) for one in run for claim in one.claims)
     pages = {claim.page for one in run for claim in one.claims}
-    yield f"{numbers} numbers of {len(pages)} pages, {clock(total)} in all:"
+    yield f"{numbers} numbers of {len(pages)} pages, {clock(total)} in all on {CORES} cores:"
     yield ""
-    yield "| claim | command | expected | tolerance | time |"
-    yield "| --- | --- | --- | --- | --- |"
-    yield from (_row(claims, one) for one in run)
+    yield "| claim | command | expected | tolerance | time | last repeated |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    yield from (_row(claims, one, last.get(one.name)) for one in run)
     yield ""
+    if last:
+        yield "The last repetition counts numbers, ends of intervals included. It was made on:"
+        yield ""
+        yield from (f"- {where}" for where in dict.fromkeys(map(_where, last.values())))
+        yield ""
     yield "Not run by `make artifact`:"
     yield ""
     yield "| claim | command | expected | why not | time |"
@@ -59,14 +71,19 @@ def lines(claims: Claims) -> Iterator[str]:
     yield from (f"| {kind} | {found} | {found.why} |" for kind, found in claims.tolerances.items())
 
 
+def _where(one: Repetition) -> str:
+    return f"{one.machine}; " + ", ".join(f"{name} {version}" for name, version in one.packages.items())
+
+
 def clock(minutes: float) -> str:
     return f"{minutes:g} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-def _row(claims: Claims, one: Experiment) -> str:
+def _row(claims: Claims, one: Experiment, last: Repetition | None) -> str:
     tolerances = [_tolerances(claims, claim) for claim in one.claims]
     merged = ", ".join(dict.fromkeys(kind for kinds in tolerances for kind in kinds))
-    return f"| {_claim(one)} | {_code(one.command)} | {_expected(one)} | {merged} | {clock(one.minutes)} |"
+    came = f"{last.date}: {last}" if last else "-"
+    return f"| {_claim(one)} | {_code(one.command)} | {_expected(one)} | {merged} | {clock(one.minutes)} | {came} |"
 
 
 def _claim(one: Experiment) -> str:
@@ -78,9 +95,7 @@ def _code(command: str) -> str:
 
 
 def _tolerances(claims: Claims, claim: Claim) -> list[str]:
-    columns = [column for *_, column, _ in claim.cells()] if isinstance(claim, TableClaim) else [""]
-    kinds = dict.fromkeys(kind_of(claim, column) for column in columns)
-    return [kind if str(claims.tolerances[kind]) != "as printed" else "as printed" for kind in kinds]
+    return [kind if str(claims.tolerances[kind]) != "as printed" else "as printed" for kind in claims.kinds(claim)]
 
 
 def _expected(one: Experiment) -> str:

@@ -12,8 +12,9 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,45 @@ class Ran:
         return self.folder / "results"
 
 
-def repeat(experiment: Experiment, folder: Path, *, again: bool, on_line: Callable[[str], None]) -> Ran:
+class Processes:
+    """The commands that run. Another thread may stop them all, and then no more begin."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def begin(self, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._stopped:
+                raise InterruptedError("stopped")
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            self._running.add(process)
+        return process
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        """Ask all of them to end; a study ends with what it has."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def repeat(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    again: bool,
+    on_line: Callable[[str], None],
+    threads: int | None = None,
+    processes: Processes | None = None,
+) -> Ran:
     """Run an experiment, unless it has succeeded with this command and code. An interrupted study continues.
 
     Args:
@@ -54,6 +93,8 @@ def repeat(experiment: Experiment, folder: Path, *, again: bool, on_line: Callab
         folder: Its folder, which is created if needed.
         again: Run it even if it has succeeded before.
         on_line: Called with each line of its output.
+        threads: Threads of its tensor code; None for as many as it likes.
+        processes: Through which another thread can stop it.
 
     Returns:
         The experiment with its exit status; a failure does not raise.
@@ -64,7 +105,11 @@ def repeat(experiment: Experiment, folder: Path, *, again: bool, on_line: Callab
     if previous.get("asked") == digest and previous.get("status") == 0 and not again:
         return _ran(experiment, folder, previous, again=False)
     begun = time.monotonic()
-    status, last = _run(_command(experiment, folder), folder / "log.txt", on_line)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = _command(experiment, folder)
+    status, last = _run(command, environment, folder / "log.txt", on_line, processes or Processes())
     seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if previous.get("asked") == digest else 0.0)
     outcome = {"asked": digest, "status": status, "seconds": seconds, "last": last}
     write_json(done, outcome)
@@ -99,27 +144,31 @@ def _command(experiment: Experiment, folder: Path) -> list[str]:
     return [sys.executable, *programs[words[0]], *rest]
 
 
-def _run(command: list[str], log: Path, on_line: Callable[[str], None]) -> tuple[int, str]:
+def _run(
+    command: list[str],
+    environment: Mapping[str, str],
+    log: Path,
+    on_line: Callable[[str], None],
+    processes: Processes,
+) -> tuple[int, str]:
     """Run a command and append its output to `log`, line by line. Returns (exit status, last line)."""
     last = ""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
-    with (
-        log.open("a", encoding="utf-8") as file,
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                if line.strip():
-                    last = line.strip()
-                    on_line(last)
-        except BaseException:
-            process.terminate()
-            raise
+    process = processes.begin(command, environment)
+    try:
+        with log.open("a", encoding="utf-8") as file, process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    if line.strip():
+                        last = line.strip()
+                        on_line(last)
+            except BaseException:
+                process.terminate()
+                raise
+    finally:
+        processes.end(process)
     return process.returncode, last
 
 

@@ -31,12 +31,18 @@ class Outcome:
         return self.failed or any(one.verdict == "off" for one in self.compared)
 
     @property
-    def line(self) -> str:
-        if not self.compared:
-            return f"  {self.experiment.name}: {self.why}"
+    def counts(self) -> Counter[str]:
+        """How many numbers of each verdict."""
         found = Counter({"equal": 0, "within": 0, "off": 0})
         for one in self.compared:
             found[one.verdict] += one.numbers
+        return found
+
+    @property
+    def line(self) -> str:
+        if not self.compared:
+            return f"  {self.experiment.name}: {self.why}"
+        found = self.counts
         counts = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
         total = counted(sum(found.values()), "number")
         how = f"in {self.seconds / 60:.1f} min" if not self.why else f"by {self.experiment.record}; {self.why}"
