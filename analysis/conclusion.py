@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis import verdicts
+from analysis.frontiers import SPEEDUP
 from analysis.layout import count, title
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, recommendations
 from analysis.study import Study
@@ -40,7 +41,8 @@ def _of(block: pd.DataFrame, margin: float) -> str:
         first = alone.iloc[0]
         losing = f"; taken alone {first['series']} is, at {_saving(first)}{losing}"
         return f"no setting is shown to be within ±{margin:g} as one of {len(block)} and to save anything{losing}"
-    open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna()]
+    saves = (block["saving"] != SPEEDUP.column) | (block["value"] > 1)
+    open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna() & saves]
     if len(open_rows):
         least = open_rows.loc[open_rows["documents_needed"].idxmin()]
         needs = f"; {least['series']} would take {count(least['documents_needed'])} documents"

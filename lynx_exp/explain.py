@@ -109,6 +109,8 @@ def _unknown_field(key: str, typed: str, arguments: Sequence[str], config_name: 
         return f"{typed}: {key} has other keys; add one with +{key}.NAME=VALUE"
     if parent == "policy" and last in OF_EVERY_POLICY:
         return f"{typed}: this policy's YAML has no {last}; give it the line `{last}: {OF_EVERY_POLICY[last]}`"
+    if parent and not known and parent != "policy":
+        return f"{typed}: {parent} takes names of your own; put a + before it: +{typed.lstrip('+~')}"
     if parent and last in (_known_fields("", arguments, config_name) or ()):
         return f"{typed}: unknown field; did you mean {last}?"
     return f"{typed}: unknown field{close or ';'} known: {shown}"
@@ -161,4 +163,9 @@ def _omegaconf(error: OmegaConfBaseException, outer: Exception | None = None) ->
     if kind:
         plain = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false", "bool": "true or false"}
         return f"{typed}: must be {plain.get(kind[1], 'of type ' + kind[1])}"
+    if "is not Optional" in text:
+        return f"{typed}: cannot be null; leave it out for its default"
+    if "is not a ListConfig, list or tuple" in text:
+        name, _, value = typed.partition("=")
+        return f"{typed}: must be a list: {name}=[{value}]"
     return f"{typed}: {text}"

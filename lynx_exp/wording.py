@@ -22,6 +22,15 @@ def counted(number: float, what: str, form: str = "{}") -> str:
     return f"{form.format(number)} {what}{'' if number == 1 else 's'}"
 
 
+def as_bytes(size: float) -> str:
+    """`17 B`, `1.5 MiB`: a size in the largest unit of which it is one, up to GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line of an error's text that says something; of an error without text, its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

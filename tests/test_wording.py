@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_exp.wording import counted, did_you_mean, first_line, policy_label
+from lynx_exp.wording import as_bytes, counted, did_you_mean, first_line, policy_label
 
 ROOT = Path(__file__).parents[1]
 ONCE = {
@@ -63,3 +63,11 @@ def test_a_label_leaves_out_what_is_usual_and_hidden() -> None:
         "sere(calibration=b, layers=1:)"
     )
     assert policy_label("no_drop", {"min_batch": 2}, {"min_batch": 2}, {"min_batch"}) == "no_drop"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**20, "3.0 MiB"), (5 * 2**40, "5120.0 GiB")],
+)
+def test_sizes(size: int, text: str) -> None:
+    assert as_bytes(size) == text

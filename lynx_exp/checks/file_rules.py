@@ -9,10 +9,11 @@ from typing import cast
 from lynx_exp.checks.findings import some
 from lynx_exp.checks.folder_content import TABLES, Content
 from lynx_exp.extensions import VARIABLE, has_policy, policy_source
-from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, STATE, TIMING_FILES
+from lynx_exp.store.cell_writer import FINISHED_FILES, NOT_TIMED, TIMING_FILES
 from lynx_exp.store.claims import CLAIM, holder_of, is_held
 from lynx_exp.store.done import sizes_and_times
 from lynx_exp.store.file_types import Done
+from lynx_exp.store.files import STATE
 from lynx_exp.store.identity import SCHEMA, UNTOUCHED, USES, cell_ids, code_digest
 from lynx_exp.wording import first_line
 

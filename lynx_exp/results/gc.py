@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lynx_exp.exits import FAILED
 from lynx_exp.results.arguments import add_folder
 from lynx_exp.results.main import print_stderr
-from lynx_exp.wording import counted
+from lynx_exp.wording import as_bytes, counted
 
 if TYPE_CHECKING:
     from lynx_exp.store.leftovers import Item
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     chosen = [item for item in chosen if item.path in whole or item.cell not in whole]  # what goes with its cell
     sizes = {item.path: item.size for item in found}
     for item in chosen:
-        print(f"{_bytes(sizes[item.path]):>10}  {item.path}: {KINDS[item.kind]}")
+        print(f"{as_bytes(sizes[item.path]):>10}  {item.path}: {KINDS[item.kind]}")
     deleted = _delete(chosen) if args.delete else []
-    total = f"{counted(len(chosen), 'item')}, {_bytes(sum(sizes[item.path] for item in chosen))}"
+    total = f"{counted(len(chosen), 'item')}, {as_bytes(sum(sizes[item.path] for item in chosen))}"
     if args.delete:
         print(f"deleted {len(deleted)} of {total}")
     else:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for kind, option in (("superseded", "--superseded"), ("trace", "--all")):
         more = [item for item in found if item.kind == kind and item not in chosen]
         if more:
-            size = _bytes(sum(sizes[item.path] for item in more))
+            size = as_bytes(sum(sizes[item.path] for item in more))
             print(f"with {option} {counted(len(more), 'item')} more, {size}: {KINDS[more[0].kind]}")
     return FAILED if args.delete and len(deleted) < len(chosen) else 0
 
@@ -75,11 +75,3 @@ def _delete(items: Sequence[Item]) -> list[Item]:
     finally:
         claims.close()
     return deleted
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

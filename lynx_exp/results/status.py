@@ -127,6 +127,10 @@ def _details(study: StudyState, most: int | None) -> Iterator[Text]:
     for holder, cells in working.items():
         lanes = f"{sum(cell.lanes[0] for cell in cells)} of {counted(sum(cell.lanes[1] for cell in cells), 'lane')}"
         yield _text(f"{head}{holder}: {counted(len(cells), 'cell')}, {lanes}", "cyan")
+    stopped = [cell.states for cell in study.cells if cell.holder is None and cell.states]
+    if stopped:
+        text = f"{counted(sum(stopped), 'lane')} of {counted(len(stopped), 'cell')} stopped under way"
+        yield _text(f"{head}{text}: the same command goes on inside them", "cyan")
     if study.failures:
         yield _text(f"{head}failed: {', '.join(f'{kind} {count}' for kind, count in study.failures.items())}", "red")
     for line in study.damaged:
@@ -195,7 +199,7 @@ def _cell_json(cell: CellState) -> dict[str, object]:
         "invalid": list(cell.invalid),
         "attempt": cell.attempt,
         "holder": cell.holder,
-        "lanes": {"committed": cell.lanes[0], "total": cell.lanes[1]},
+        "lanes": {"committed": cell.lanes[0], "total": cell.lanes[1], "under_way": cell.states},
         "requests": {"committed": cell.requests[0], "total": cell.requests[1]},
         "corrupt": list(cell.corrupt),
     }

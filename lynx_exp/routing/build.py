@@ -62,7 +62,8 @@ def _checked(policy: str, parameter: str, kind: Any, value: object) -> Any:
         (kind,) = (part for part in get_args(kind) if part is not NoneType)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{where}: must be one of {', '.join(map(str, get_args(kind)))}")
+            known = [str(one) for one in get_args(kind)]
+            raise ValueError(f"{where}: must be one of {', '.join(known)}{did_you_mean(value, known)}")
         return value
     if kind is bool:
         if not isinstance(value, bool):

@@ -13,7 +13,7 @@ from lynx_exp.run.attempt import Attempt
 from lynx_exp.run.interrupt import check, is_stopping, waiting
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.store.hold import ClaimLost
-from lynx_exp.wording import counted, first_line
+from lynx_exp.wording import as_bytes, counted, first_line
 
 if TYPE_CHECKING:
     from lynx_exp.engine import LaneEngine
@@ -123,7 +123,7 @@ class LaneCheckpoints:
         wanted = sum(state.nbytes for _, state in states)
         free = shutil.disk_usage(self._attempts[0].cell.folder).free
         if free < 2 * wanted:
-            raise OSError(f"they take {wanted / 2**30:.1f} GiB, and the disk has {free / 2**30:.1f} GiB left")
+            raise OSError(f"they take {as_bytes(wanted)}, and the disk has {as_bytes(free)} left")
 
     def _write_one(self, job: int, state: LaneState) -> None:
         from lynx_exp.run.state_file import write_state

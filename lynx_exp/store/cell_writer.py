@@ -17,7 +17,7 @@ from lynx_exp.store.claims import CLAIM, Claims, is_held, sweep_drafts
 from lynx_exp.store.done import is_done, seal
 from lynx_exp.store.faults import Fault
 from lynx_exp.store.file_types import PlanEntry
-from lynx_exp.store.files import file_name
+from lynx_exp.store.files import STATE, file_name
 from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.reading import value_or_empty
 from lynx_exp.store.row_types import FidelityRow, ResponseRow, SampleRow, StepRow, TimingRow
@@ -46,8 +46,6 @@ FINISHED_FILES = (
 )
 MOST_ATTEMPTS = 20
 """That a status remembers."""
-STATE = ".safetensors"
-"""Ends the name of where a lane under way stands; that of a committed lane ends in .json."""
 TIMING_FILES = ("timing.parquet", "timing.json")
 NOT_TIMED = "not timed:"
 """In a note of a cell whose run had no place for a window, before the reason: it has no timing files."""

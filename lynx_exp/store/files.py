@@ -16,6 +16,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+STATE = ".safetensors"
+"""Ends the name of where a lane under way stands; that of a committed lane ends in .json."""
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, drafts: Path | None = None) -> None:
     """`write(file)` into `path`, which is replaced in one step; on any exception `path` stays as it was. The draft lies

@@ -15,7 +15,7 @@ from typing import Any, cast
 from lynx_exp.store.claims import holder_of, is_held
 from lynx_exp.store.done import DONE, check_sealed, read_done
 from lynx_exp.store.file_types import CellStatus, Plan
-from lynx_exp.store.files import file_name
+from lynx_exp.store.files import STATE, file_name
 from lynx_exp.store.find import find_cells
 from lynx_exp.store.reading import Damaged, Missing, read_value, value_or_empty
 from lynx_exp.store.sweeps import SweepCell, damaged_sweeps, latest_sweeps
@@ -51,6 +51,8 @@ class CellState:
     """The process that works on it."""
     lanes: tuple[int, int] = (0, 0)
     """(committed, total); a total of 0 is not known yet."""
+    states: int = 0
+    """Lanes under way whose state is kept: the next attempt goes on inside them."""
     requests: tuple[int, int] = (0, 0)
     """(committed, total)."""
     fresh: int = 0
@@ -207,6 +209,7 @@ def _state_of(folder: Path, planned: SweepCell | None, started: datetime | None)
         attempt=int(status.get("attempt") or 0),
         holder=str(holder_of(folder) or "a process that does not say which") if held else None,
         lanes=lanes,
+        states=0 if done else sum(path.suffix == STATE and _key(path) in sizes for path in files),
         requests=requests,
         fresh=fresh,
         corrupt=sorted(path.name for path in files if path.suffix == ".corrupt"),

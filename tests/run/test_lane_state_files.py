@@ -155,7 +155,7 @@ def test_a_disk_that_is_nearly_full_is_left_alone(lab, undisturbed, monkeypatch)
     with kept_every(2):
         assert lab.run(CELLS, folder).failed == 0
     assert found(folder) == undisturbed and not kept(folder)
-    assert "and the disk has 0.0 GiB left" in lab.text()
+    assert "and the disk has 1000 B left" in lab.text()
 
 
 class Writer:

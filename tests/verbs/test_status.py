@@ -91,6 +91,18 @@ def test_damaged_lanes_are_named(sweep: Sweep) -> None:
     assert at(sweep, "a").corrupt == ["task-00001.corrupt"] and at(sweep, "a").lanes == (2, 4)
 
 
+def test_lanes_that_stopped_under_way_are_counted(sweep: Sweep) -> None:
+    """A state of a lane of the plan, not one of another; and not while its cell runs."""
+    for name, state in (("a", "preempted"), ("b", "running")):
+        folder = sweep.cell(name, state, lanes=1)
+        for file in ("task-00001.safetensors", "task-00002.safetensors", "task-00009.safetensors", "x.safetensors"):
+            (folder / "lanes" / file).write_bytes(b"")
+    sweep.asks_for("a", "b")
+    assert at(sweep, "a").states == 2 and at(sweep, "a").lanes == (1, 4)
+    told = "study: 2 lanes of 1 cell stopped under way: the same command goes on inside them"
+    assert told in shown([look(sweep)]).splitlines()
+
+
 def test_time_left_by_the_requests_since_the_start(sweep: Sweep) -> None:
     """By hand: 10 + 6 requests in 100 s, 4 + 10 + 7 left in cells that are not over."""
     now = (START + timedelta(seconds=50)).timestamp()
@@ -237,7 +249,7 @@ def test_on_the_command_line(all_states: Sweep, capsys: pytest.CaptureFixture[st
     assert study["counts"] == dict.fromkeys(STATES, 1) and study["requests"] == {"committed": 31, "total": 90}
     assert {cell["state"] for cell in study["not_done"]} == set(STATES) - {"done"}
     failed = next(cell for cell in study["not_done"] if cell["state"] == "failed")
-    assert failed["kind"] == "oom_device" and failed["lanes"] == {"committed": 1, "total": 4}
+    assert failed["kind"] == "oom_device" and failed["lanes"] == {"committed": 1, "total": 4, "under_way": 0}
 
 
 def test_a_real_study_is_over_and_well(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
