@@ -184,6 +184,28 @@ def test_a_study_is_held_against_its_page(ours: tuple[Experiment, Claims, Path])
     assert lines[-1] == "1 experiment run, 0 not: off: ours" and any(line.endswith("OFF") for line in lines)
 
 
+def test_other_weights_are_held_against_their_figure(ours: tuple[Experiment, Claims, Path]) -> None:
+    _, listed, folder = ours
+    (folder / "results/figures").mkdir()
+    (folder / "results/figures/weights.csv").write_text(
+        "of,phases,weighing,ratio,ratio_low,ratio_high\ntop_k(k=1),decode,affine,0.84,0.744,0.97\n"
+        "top_k(k=1),both,affine,0.9,0.8,1.0\ntop_k(k=1),decode,reference(3),1.34,1.1,1.62\n"
+    )
+    (folder / "weights.md").write_text(
+        "| policy | affine | reference(3) |\n| --- | --- | --- |\n"
+        "| top_k(k=1) | **0.84 [0.74, 0.97]** | 1.35 [1.10, 1.62] |\n"
+        "| top_k(k=1) [both] | 0.90 [0.80, 1.00] | - |\n| oea | 0.90 [0.80, 1.00] | - |\n"
+    )
+    claim = TableClaim(
+        page="weights.md", head=("policy", "affine", "reference(3)"),
+        columns=("series", "divergence_ratio@affine", "divergence_ratio@reference(3)"),
+    )  # fmt: skip
+    one = Experiment(name="w", says="", command="lynx-exp", minutes=1, writes="study", claims=(claim,))
+    listed = replace(listed, tolerances={"divergence_ratio": Tolerance()}, experiments=(one,))
+    found = verdicts.judge(listed, ran(one, folder)).compared
+    assert [each.verdict for each in found] == ["equal", "off", "equal", "off"] and "0 such rows" in found[3].got
+
+
 def test_a_benchmark_is_held_against_its_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     (tmp_path / "ours.md").write_text("ours is 2.0x faster, at 16\n1.5x, and costs 25 %.\n")

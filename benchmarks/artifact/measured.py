@@ -62,6 +62,8 @@ class StudyOutput:
 
     def cell(self, claim: TableClaim, at: int, label: str, column: str, text: str) -> list[float]:
         quantity, _, setting = column.partition("@")
+        if quantity == "divergence_ratio":
+            return self._of_weights(label, weighing=setting)
         parts = [claim.rows.get(plain(part), plain(part)) for part in label.split(" · ")]
         named = dict(zip((one for one in claim.columns if one in ("series", "subtask")), parts, strict=True))
         subtask = named.get("subtask", MEANS)
@@ -79,6 +81,16 @@ class StudyOutput:
             return _values(found[0], quantity)
         several = sorted((_values(row, quantity)[0] for row in found), key=abs)
         return [several[0], several[-1]]  # `7.23 to 7.34`
+
+    def _of_weights(self, label: str, weighing: str) -> list[float]:
+        """Of the figure `weights`: divergence with other weights over that with a policy's own, and its interval."""
+        of, _, phases = plain(label).partition(" [")
+        frame = pd.read_csv(self._folder / "figures/weights.csv")
+        same = (frame["of"] == of) & (frame["phases"] == (phases.rstrip("]") or "decode"))
+        frame = frame[same & (frame["weighing"] == weighing)]
+        if len(frame) != 1:
+            raise ValueError(f"{label}, {weighing}: {len(frame)} such rows in the figure, and there must be one")
+        return [float(frame[name].iloc[0]) for name in ("ratio", "ratio_low", "ratio_high")]
 
 
 def _names(label: str) -> list[str]:
