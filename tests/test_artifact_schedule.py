@@ -128,6 +128,10 @@ def test_the_longest_of_the_repository_has_no_times_and_runs_first() -> None:
     assert plan.together[0].name == "matched_active" and "demo" in [one.name for one in plan.alone]
 
 
+def test_the_record_of_the_repository_is_of_claims_that_there_are() -> None:
+    assert set(record.kept()) <= {one.name for one in load().experiments if one.is_run}
+
+
 def test_a_record_is_of_what_runs_now(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in ((["--record", "--compare"], "--record with --compare"), (["--jobs", "0"], "at least 1")):
         with pytest.raises(SystemExit) as stopped:
