@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -17,6 +18,10 @@ from hypothesis import settings  # after the environment is set
 os.fsync = lambda _descriptor: (
     None
 )  # no test cuts the power, and to wait for the disk is most of what a small run takes
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell ignores it for what it runs in the background, and what tests interrupt would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure. The fast suite tries the same cases each time, so that what it says of a commit is said
 # of that commit; `make fuzz` and the slow tests draw new ones.
