@@ -32,7 +32,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 LONG = (
     *("tests/kills/test_kills.py", "tests/verbs/test_damage.py", "tests/verbs/test_validate.py"),
     *("tests/analysis/test_paper_figures.py", "tests/models/test_families.py", "tests/prepare/test_prefetch.py"),
-    *("tests/routing/test_kernels.py", "tests/routing/test_laws.py", "tests/run/test_packs.py"),
+    *("tests/routing/test_kernels_of_all.py", "tests/routing/test_kernels.py", "tests/routing/test_laws.py"),
+    "tests/run/test_packs.py",
     *("tests/tasks/sandbox/", "tests/tasks/test_lm_eval_model.py", "tests/tasks/test_mathematics.py"),
 )
 """Those that take longest, in the fast suite or in the slow one: first, so that no process is left alone with one."""
