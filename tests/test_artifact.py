@@ -186,15 +186,17 @@ def test_a_study_is_held_against_its_page(ours: tuple[Experiment, Claims, Path])
 
 def test_other_weights_are_held_against_their_figure(ours: tuple[Experiment, Claims, Path]) -> None:
     _, listed, folder = ours
-    (folder / "results/figures").mkdir()
-    (folder / "results/figures/weights.csv").write_text(
+    (folder / "results/study/figures").mkdir(parents=True)
+    (folder / "results/study/figures/weights.csv").write_text(
         "of,phases,weighing,ratio,ratio_low,ratio_high\ntop_k(k=1),decode,affine,0.84,0.744,0.97\n"
         "top_k(k=1),both,affine,0.9,0.8,1.0\ntop_k(k=1),decode,reference(3),1.34,1.1,1.62\n"
+        "oea(k0=1),decode,affine,0.9,0.8,1.0\n"
     )
     (folder / "weights.md").write_text(
         "| policy | affine | reference(3) |\n| --- | --- | --- |\n"
-        "| top_k(k=1) | **0.84 [0.74, 0.97]** | 1.35 [1.10, 1.62] |\n"
+        "| top_k(k=1) | **0.84 [0.74, 0.97]** | **1.35 [1.10, 1.62]** |\n"
         "| top_k(k=1) [both] | 0.90 [0.80, 1.00] | - |\n| oea | 0.90 [0.80, 1.00] | - |\n"
+        "| oea(k0=1) | **0.90 [0.80, 1.00]** | - |\n"
     )
     claim = TableClaim(
         page="weights.md", head=("policy", "affine", "reference(3)"),
@@ -203,7 +205,19 @@ def test_other_weights_are_held_against_their_figure(ours: tuple[Experiment, Cla
     one = Experiment(name="w", says="", command="lynx-exp", minutes=1, writes="study", claims=(claim,))
     listed = replace(listed, tolerances={"divergence_ratio": Tolerance()}, experiments=(one,))
     found = verdicts.judge(listed, ran(one, folder)).compared
-    assert [each.verdict for each in found] == ["equal", "off", "equal", "off"] and "0 such rows" in found[3].got
+    assert [each.verdict for each in found] == ["equal", "off", "equal", "off", "off"]
+    assert "0 such rows" in found[3].got and "bold is what differs from 1" in found[4].got
+
+
+def test_a_label_is_short_for_series_of_the_same_phases() -> None:
+    for label, series, is_short in (
+        ("lynx(1, 2)", "lynx(alpha=1, beta=2)", True),
+        ("reassign(fraction=0.05) [prefill]", "reassign(fraction=0.05, gate=none) [prefill]", True),
+        ("reassign(fraction=0.05)", "reassign(fraction=0.05, gate=none) [prefill]", False),
+        ("coverage [both]", "coverage(tolerance=0.2)", False),
+        ("top_k(k=1)", "top_k(k=2)", False),
+    ):
+        assert measured._is_short(label, series) is is_short, label
 
 
 def test_a_benchmark_is_held_against_its_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,10 +47,10 @@ class StudyOutput:
         `figure fig7[subtask=mini_gsm8k,rank=0].difference`, or a sentence of `paper`."""
         match = re.fullmatch(r"(percent\()?(means|rows|figure [\w-]+)\[(.*?)\]\.(\w+)\)?", name)
         if match is None:
-            return paper.quantity(self._folder, name)
+            return paper.quantity(self._figure, name)
         percent, which, wanted, column = match.groups()
         if which.startswith("figure "):
-            frame = pd.read_csv(self._folder / "figures" / f"{which.removeprefix('figure ')}.csv")
+            frame = self._figure(which.removeprefix("figure "))
         else:
             frame = self._means if which == "means" else self._rows
         for part in filter(None, re.split(r",(?![^(]*\))", wanted)):
@@ -60,10 +60,17 @@ class StudyOutput:
             raise ValueError(f"{name}: {len(frame)} such rows, and there must be one")
         return [float(frame[column].iloc[0]) * (100 if percent else 1)]
 
+    def _figure(self, name: str) -> pd.DataFrame:
+        """The numbers of a figure, which lie in the folder of the one study that the command ran."""
+        files = sorted(self._folder.glob(f"*/figures/{name}.csv"))
+        if len(files) != 1:
+            raise ValueError(f"{self._folder}: {len(files)} studies drew {name}, and there must be one")
+        return pd.read_csv(files[0])
+
     def cell(self, claim: TableClaim, at: int, label: str, column: str, text: str) -> list[float]:
         quantity, _, setting = column.partition("@")
         if quantity == "divergence_ratio":
-            return self._of_weights(label, weighing=setting)
+            return self._of_weights(label, setting, is_bold="**" in text)
         parts = [claim.rows.get(plain(part), plain(part)) for part in label.split(" · ")]
         named = dict(zip((one for one in claim.columns if one in ("series", "subtask")), parts, strict=True))
         subtask = named.get("subtask", MEANS)
@@ -82,15 +89,18 @@ class StudyOutput:
         several = sorted((_values(row, quantity)[0] for row in found), key=abs)
         return [several[0], several[-1]]  # `7.23 to 7.34`
 
-    def _of_weights(self, label: str, weighing: str) -> list[float]:
+    def _of_weights(self, label: str, weighing: str, *, is_bold: bool) -> list[float]:
         """Of the figure `weights`: divergence with other weights over that with a policy's own, and its interval."""
         of, _, phases = plain(label).partition(" [")
-        frame = pd.read_csv(self._folder / "figures/weights.csv")
+        frame = self._figure("weights")
         same = (frame["of"] == of) & (frame["phases"] == (phases.rstrip("]") or "decode"))
         frame = frame[same & (frame["weighing"] == weighing)]
         if len(frame) != 1:
             raise ValueError(f"{label}, {weighing}: {len(frame)} such rows in the figure, and there must be one")
-        return [float(frame[name].iloc[0]) for name in ("ratio", "ratio_low", "ratio_high")]
+        ratio, low, high = (float(frame[name].iloc[0]) for name in ("ratio", "ratio_low", "ratio_high"))
+        if is_bold == (low <= 1 <= high):
+            raise ValueError(f"{ratio:.3f} [{low:.3f}, {high:.3f}]; bold is what differs from 1")
+        return [ratio, low, high]
 
 
 def _names(label: str) -> list[str]:
@@ -110,13 +120,13 @@ def _one(frame: pd.DataFrame, label: str, nearest: float, where: str) -> Any:
 
 
 def _is_short(label: str, series: str) -> bool:
-    """`lynx(1, 2)` for `lynx(alpha=1, beta=2)`, `coverage` for each of its settings."""
-    name, _, inside = label.partition("(")
-    series_name, _, series_inside = series.partition("(")
-    if name != series_name:
+    """`lynx(1, 2)` for `lynx(alpha=1, beta=2)`, `coverage` for each of its settings, ` [prefill]` for ` [prefill]`."""
+    (label, _, phases), (series, _, series_phases) = label.partition(" ["), series.partition(" [")
+    (name, _, inside), (series_name, _, series_inside) = label.partition("("), series.partition("(")
+    if (name, phases) != (series_name, series_phases):
         return False
     given = [part.strip() for part in inside.rstrip(")").split(",") if part.strip()]
-    held = [part.strip() for part in series_inside.partition(")")[0].split(",") if part.strip()]
+    held = [part.strip() for part in series_inside.rstrip(")").split(",") if part.strip()]
     values = [part.partition("=")[2] for part in held]
     pairs = zip(given, values, strict=False)
     return len(given) <= len(held) and all(part in held if "=" in part else part == value for part, value in pairs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
@@ -11,11 +10,11 @@ MILD, STRONG = "lynx(alpha=3, beta=2)", "lynx(alpha=1, beta=2)"
 Figure = Callable[[str], pd.DataFrame]
 
 
-def quantity(folder: Path, name: str) -> list[float]:
-    """The numbers of one sentence, in its order; ValueError for no such name, OSError where a figure is missing."""
+def quantity(figure: Figure, name: str) -> list[float]:
+    """The numbers of one sentence, in its order, from the figures that it needs; ValueError for no such name."""
     if name not in QUANTITIES:
         raise ValueError(f"{name}: known are {', '.join(QUANTITIES)}")
-    return QUANTITIES[name](lambda figure: pd.read_csv(folder / "figures" / f"{figure}.csv"))
+    return QUANTITIES[name](figure)
 
 
 def _active(figure: Figure) -> list[float]:
