@@ -102,8 +102,9 @@ def test_a_time_may_be_so_many_times_more_or_less(value: float, ratio: float, ti
 
 def test_of_a_time_the_interval_is_not_compared_and_a_missing_number_is_off() -> None:
     cell = "1.21 [1.13, 1.30]"
-    times = compare("a", cell, numbers(cell), [1.2, 9.0, 9.0], Tolerance(ratio=1.5))
+    times = compare("a", cell, numbers(cell), [1.2, 9.0, 9.0], Tolerance(ratio=1.5, is_time=True))
     assert (times.verdict, times.numbers) == ("within", 1)
+    assert compare("a", cell, numbers(cell), [1.2, 9.0, 9.0], Tolerance(ratio=1.5)).verdict == "off"
     points = compare("a", cell, numbers(cell), [1.21], Tolerance(absolute=1))
     assert points.verdict == "off" and points.got == "nothing to compare"
 
@@ -141,8 +142,10 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, C
         name="ours", says="so", command="lynx-exp", minutes=1, writes="study", claims=(claim, sentence), shows="no_drop"
     )
     tolerances = {
-        "active_experts": Tolerance(relative=0.03), "difference": Tolerance(absolute=1), "speedup": Tolerance(ratio=1.3)
-    }  # fmt: skip
+        "active_experts": Tolerance(relative=0.03),
+        "difference": Tolerance(absolute=1),
+        "speedup": Tolerance(ratio=1.3, is_time=True),
+    }
     found = measured.StudyOutput(tmp_path / "results")
     means = found._means.set_index("series")
     rows = []

@@ -19,9 +19,9 @@ class Tolerance:
     absolute: float = 0.0
     relative: float = 0.0
     ratio: float | None = None
-    """For times and ratios of times: the largest factor between the two. Their intervals are not compared."""
+    """Of what spans orders of magnitude, or depends on the machine: the largest factor between the two."""
     is_time: bool = False
-    """Whether it is one of times, which other work on the machine disturbs."""
+    """Whether it is one of times, which other work on the machine disturbs. Their intervals are not compared."""
     why: str = ""
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ class Compared:
 
 
 def compare(where: str, cell: str, found: list[Printed], got: list[float], tolerance: Tolerance) -> Compared:
-    """A cell: its numbers one by one, as many as it prints; of a kind with a ratio only the first."""
-    found = found[:1] if tolerance.ratio is not None else found
+    """A cell: its numbers one by one, as many as it prints; of a time only the first, without its interval."""
+    found = found[:1] if tolerance.is_time else found
     if len(got) < len(found):
         return Compared(where=where, printed=cell, got="nothing to compare", verdict="off", numbers=len(found))
     verdicts = [tolerance.verdict(one, value) for one, value in zip(found, got, strict=False)]
