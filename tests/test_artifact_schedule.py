@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from benchmarks.artifact.claims import Claims, Experiment, TextClaim, load
 from benchmarks.artifact.compare import Compared, Tolerance
 from benchmarks.artifact.repeat import Processes, Ran, repeat
 from benchmarks.artifact.schedule import Schedule, schedule
+from lynx_exp.store.files import read_json
 
 TOLERANCES = {"points": Tolerance(absolute=1), "time": Tolerance(ratio=2, is_time=True)}
 
@@ -99,9 +101,10 @@ def test_a_stop_ends_what_runs_and_begins_nothing_more(tmp_path: Path) -> None:
     left = [(tmp_path / one.name / "log.txt").exists() for one in waits]
     assert left in ([True, False, False], [True, True, False]), "at most two had begun"
     assert not (tmp_path / "three").exists()
+    assert read_json(tmp_path / "one/done.json")["status"] == -signal.SIGTERM, "it did not just run to its end"
 
 
-def test_a_repetition_is_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repetition_is_kept_and_shown(tmp_path: Path) -> None:
     file = tmp_path / "artifact.json"
     assert record.kept(file) == {}
 

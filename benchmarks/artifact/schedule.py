@@ -45,11 +45,7 @@ class Schedule:
                 processes.stop()
                 raise
         for one in self.alone:
-            try:
-                yield run(one, None, processes)
-            except BaseException:
-                processes.stop()
-                raise
+            yield run(one, None, processes)
 
 
 def schedule(claims: Claims, experiments: Sequence[Experiment], jobs: int) -> Schedule:

@@ -119,6 +119,20 @@ def test_within_alone_but_not_among_many(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
+@pytest.mark.parametrize(("saving", "named"), [("speedup", "faster"), ("active_experts", "slower")])
+def test_documents_are_asked_for_of_what_saves_something(
+    saving: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fewest would do for a setting that is no faster than vanilla: nobody needs to know of it."""
+    rows = [("slower", 0.97, 310.0), ("faster", 1.4, 640.0)]
+    frame = pd.DataFrame(rows, columns=["series", "value", "documents_needed"]).assign(
+        setting="", batch_size=1, scope=ALL, saving=saving, verdict=verdicts.OPEN, why="undecided"
+    )
+    monkeypatch.setattr("analysis.conclusion.recommendations", lambda study: frame)
+    (line,) = conclusions(SimpleNamespace(margin=1.0))  # type: ignore[arg-type]
+    assert f"; {named} would take" in line
+
+
 def test_a_phase_is_named(cell: Write, tmp_path: Path) -> None:
     for policy, phases in ((POLICIES[0], "decode"), (FAST, "both"), (FAST, "decode")):
         cell(policy=policy, documents=64, phases=phases)
