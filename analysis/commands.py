@@ -55,7 +55,7 @@ def print_table(
     console.print()
     table.print_rows(found.rows, found.summary, console, by=by, sort=sort)
     if legend and by == "mean":
-        table.print_legend(found.rows, found.summary, console)
+        table.explain(found.rows, found.summary, console)
     table.print_mixes(composition.summary(found.lanes), console)
     if csv is not None:
         for file in table.write_csv(found.rows, found.summary, found.lanes, csv):

@@ -14,7 +14,7 @@ from analysis import guards, statistics, verdicts
 from analysis.frame_rows import Row
 from analysis.frontiers import ACTIVE, SPEEDUP, Saving
 from analysis.labels import of_purpose
-from analysis.layout import WIDTH, interval, print_warnings
+from analysis.layout import WIDTH, interval, one_lane_legend, print_legend, print_warnings
 from analysis.outputs import write_csv
 from analysis.statistics import LEVEL
 from analysis.study import Study
@@ -137,7 +137,7 @@ def print_recommendations(study: Study, console: Console | None = None, csv: str
             for scope in sorted(of_batch["scope"].unique(), key=lambda name: (name != ALL, name)):
                 heading = " · ".join(str(part) for part in (scope, f"batch size {batch}", setting) if part)
                 _print_block(of_batch[of_batch["scope"] == scope], heading, study.margin, console)
-    console.print(Text(_LEGEND.format(margin=f"{study.margin:g}"), style="dim"))
+    print_legend([_LEGEND.format(margin=f"{study.margin:g}"), one_lane_legend(frame)], console)
     if csv is not None:
         file = Path(csv)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +146,11 @@ def print_recommendations(study: Study, console: Console | None = None, csv: str
 
 
 _LEGEND = (
-    "Within ±{margin} of vanilla at 95 %: two one-sided tests, Holm over the candidates of a block. Ranked by\n"
-    "measured speed-up, or by active experts where none was timed; ~: its precision was not reached or the\n"
-    "machine was busy. undecided: N documents would show it if the policy changed nothing (power 80 %).\n"
-    "!: responses outside vanilla's band (see the table).\n"
-    "Vanilla, controls and probes are no candidates."
+    "Within ±{margin} of vanilla at 95 %: two one-sided tests, Holm over the candidates of a block. Ranked "
+    "by measured speed-up, or by active experts where none was timed; ~: its precision was not reached or "
+    "the machine was busy. undecided: N documents would show it if the policy changed nothing (power "
+    "80 %). !: responses outside vanilla's band (see the table). Vanilla, controls and probes are no "
+    "candidates."
 )
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from analysis import verdicts
 from analysis.conclusion import conclusions
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
+from analysis.results_table import print_rows
+from analysis.study import Study
 from analysis.study import study as read_study
 from lynx_exp.results.main import main
 
@@ -150,6 +152,10 @@ def printed(root: Path, **more: float) -> str:
     return stream.getvalue()
 
 
+def print_all(found: Study, console: Console) -> None:
+    print_rows(found.rows, found.summary, console, by="mean", sort="policy")
+
+
 def test_the_command_prints_and_writes(cell: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for policy in (POLICIES[0], FAST, MILD):
         cell(policy=policy, documents=64)
@@ -169,6 +175,17 @@ def test_a_bad_margin_is_one_line(study: Path, margin: str, text: str, capsys: p
         main(["recommend", str(study), f"--margin={margin}"])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("lynx-results: error: ") and text in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("documents", "told"), [(4, True), (8, False)])
+def test_a_single_lane_is_told_how_to_become_two(documents: int, told: bool, cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], FAST):
+        cell(policy=policy, documents=documents)
+    assert (reasons(tmp_path)["lynx_v1_latency"] == "no interval: a single lane") == told
+    stream = io.StringIO()
+    for command in (print_recommendations, print_all):
+        command(read_study(tmp_path), Console(file=stream, width=100))
+    assert stream.getvalue().count("One lane alone has no interval: a limit= of at least twice") == 2 * told
 
 
 def test_nothing_but_vanilla(cell: Write, tmp_path: Path) -> None:
