@@ -14,6 +14,7 @@ from analysis.figures import Track
 from analysis.layout import WIDTH, print_warnings, wrapped
 from analysis.study import Study, study
 from analysis.verdicts import MARGIN
+from lynx_exp.terminal import Terminal
 
 
 def print_table(
@@ -64,8 +65,8 @@ def print_table(
 
 
 def _console() -> Console:
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(emoji=False, width=WIDTH)
+    console = Terminal(emoji=False)
+    return console if console.is_terminal else Terminal(emoji=False, width=WIDTH)
 
 
 def write_figures(

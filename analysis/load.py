@@ -163,7 +163,8 @@ def _timed(cell: CellRecord) -> dict[str, object]:
         found[column] = timing.get(f"vanilla_{name}") if own is None else own
     found |= hardware_numbers(timing) | {"vanilla_j_per_token": timing.get("vanilla_j_per_token")}
     found |= {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
-    return found | {"precision_reached": timing.get("precision_reached"), "busy": is_busy(timing)}
+    found |= {name: timing.get(name) for name in ("precision", "precision_reached")}
+    return found | {"busy": is_busy(timing)}
 
 
 def is_busy(timing: Mapping[str, Any]) -> bool | None:
@@ -240,7 +241,12 @@ def _state(cell: CellRecord) -> str:
     return f"{state}: {error['class']}" if error.get("class") else state
 
 
+def _first(items: Sequence[str], apart: str, most: int = 3) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{apart.join(items[:most])}{more}"
+
+
 def _no_cells(root: Path, unfinished: Sequence[str], aside: Sequence[str]) -> str:
-    left = f"; unfinished: {', '.join(unfinished)}" if unfinished else ""
-    damaged = f"; damaged: {'; '.join(aside)}" if aside else ""
+    left = f"; unfinished: {_first(unfinished, ', ')}" if unfinished else ""
+    damaged = f"; damaged: {_first(aside, '; ')}" if aside else ""
     return f"results folder {str(root)!r} holds no finished cell{left}{damaged}"

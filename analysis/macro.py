@@ -150,9 +150,9 @@ def _geometric(cells: Sequence[Row], name: str) -> Estimate:
     for row in cells:
         if not row["windows"] > 0:
             continue
-        value, se, df = (row[f"{name}{end}"] for end in ("", "_se", "_df"))
-        known = not (np.isnan(se) or np.isnan(df))
-        found.append(Estimate(value=value, se=se if known else None, df=df if known else None))
+        known = {end: float(row[f"{name}_{end}"]) for end in ("low", "high", "se", "df")}
+        bare = any(np.isnan(number) for number in known.values())
+        found.append(Estimate(value=row[name]) if bare else Estimate(value=row[name], **known))
     if not all(each.value > 0 for each in found):  # NaN is not, either
         return NO_ESTIMATE
     if all(each.value == 1.0 and each.se is None for each in found):

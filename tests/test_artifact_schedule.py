@@ -115,7 +115,9 @@ def test_a_repetition_is_kept_and_shown(tmp_path: Path) -> None:
 
     def outcome(name: str, *found: str) -> verdicts.Outcome:
         compared = tuple(Compared(where="a", printed="1", got="1", verdict=v, numbers=2) for v in found)  # type: ignore[arg-type]
-        return verdicts.Outcome(experiment=experiment(name), compared=compared, ran=replace(ran(experiment(name)), seconds=90))
+        return verdicts.Outcome(
+            experiment=experiment(name), compared=compared, ran=replace(ran(experiment(name)), seconds=90)
+        )
 
     record.keep([outcome("demo", "equal", "off"), outcome("mixed", "equal")], file)
     record.keep([outcome("demo", "equal", "within")], file)

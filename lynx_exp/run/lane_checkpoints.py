@@ -94,12 +94,13 @@ class LaneCheckpoints:
         return True
 
     def tell(self) -> None:
-        """Write down of each cell what was not run again."""
-        for job, steps in sorted(self._gone_on.items()):
-            text = f"{counted(len(steps), 'lane')} went on where an earlier attempt had stopped"
-            text += f"; {counted(sum(steps), 'step')} were not run again"
-            self._attempts[job].writer.notes.append(f"{self._task}: {text}")
-            self._progress.note(f"{self._attempts[job].cell.name}: {text}")
+        """Write down of each cell what was not run again, and say it of all of them."""
+        for job, steps in self._gone_on.items():
+            self._attempts[job].writer.notes.append(f"{self._task}: {_gone_on(steps)}")
+        if self._gone_on:
+            (first, *more) = (self._attempts[job].cell.name for job in sorted(self._gone_on))
+            cells = first if not more else f"{self._task}, {counted(1 + len(more), 'cell')}"
+            self._progress.note(f"{cells}: {_gone_on([step for steps in self._gone_on.values() for step in steps])}")
 
     def _write(self, states: States) -> None:
         try:
@@ -142,3 +143,9 @@ class LaneCheckpoints:
             "lane": str(lane),
             "policy": repr(attempt.policy),  # with the knob that was set for it
         }
+
+
+def _gone_on(steps: Sequence[int]) -> str:
+    """`steps`: those that each lane had done."""
+    lanes = counted(len(steps), "lane")
+    return f"{lanes} went on where an earlier attempt had stopped; {counted(sum(steps), 'step')} were not run again"

@@ -21,7 +21,14 @@ from tests.analysis.fake_study import POLICIES
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize("doubt", [{"precision_reached": False}, {"other_threads": 3.0}], ids=["precision", "busy"])
+DOUBTS = {
+    "missed": {"precision_reached": False},
+    "busy": {"other_threads": 3.0},
+    "neighbours drift together": {"precision": 1e-4},  # the interval that is shown is wide, whatever timing stopped at
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS.values(), ids=DOUBTS)
 def test_marked_and_no_candidate(cell: Write, tmp_path: Path, doubt: dict[str, object]) -> None:
     for policy in (POLICIES[0], POLICIES[7]):
         folder = cell(policy=policy, documents=4096)

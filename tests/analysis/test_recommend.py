@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from analysis import verdicts
 from analysis.conclusion import conclusions
+from analysis.frontiers import ACTIVE
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
 from analysis.results_table import print_rows
 from analysis.study import Study
@@ -62,6 +64,23 @@ def test_without_latency_the_fewest_experts(cell: Write, tmp_path: Path) -> None
     assert set(frame["saving"]) == {"active_experts"}
     assert frame["why"].tolist()[0] == RECOMMENDED and frame["policy"].tolist()[0] == "lynx_v1_latency"
     assert frame["why"].tolist()[1].startswith("within, but more experts: ")
+
+
+def test_as_many_experts_as_vanilla_are_no_gain(cell: Write, tmp_path: Path) -> None:
+    """A policy that does nothing here (lynx at batch size 1, say) is within any margin."""
+    for policy in (POLICIES[0], replace(MILD, keep=1.0)):
+        cell(policy=policy, documents=MANY, latency=False)
+    assert reasons(tmp_path) == {"lynx": "within, but as many experts as vanilla"}
+    assert "no setting is shown to be within ±1 and to save anything" in conclusions(read_study(tmp_path))[0]
+
+
+def test_what_is_ranked_by_may_be_chosen(cell: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for policy in (POLICIES[0], FAST, MILD):
+        cell(policy=policy, documents=MANY)
+    frame = recommendations(read_study(tmp_path), ACTIVE)
+    assert set(frame["saving"]) == {"active_experts"} and frame["value"].is_monotonic_increasing
+    main(["recommend", str(tmp_path), "--by", "active_experts"])
+    assert "active experts" in capsys.readouterr().out.splitlines()[1]
 
 
 def test_what_was_not_timed_does_not_race(cell: Write, tmp_path: Path) -> None:
@@ -130,6 +149,7 @@ def test_documents_are_asked_for_of_what_saves_something(
     frame = pd.DataFrame(rows, columns=["series", "value", "documents_needed"]).assign(
         setting="", batch_size=1, scope=ALL, saving=saving, verdict=verdicts.OPEN, why="undecided"
     )
+    frame["saves"] = [saving == "active_experts", True]
     monkeypatch.setattr("analysis.conclusion.recommendations", lambda study: frame)
     (line,) = conclusions(SimpleNamespace(margin=1.0))  # type: ignore[arg-type]
     assert f"; {named} would take" in line
