@@ -34,8 +34,8 @@ def one_lane_legend(rows: pd.DataFrame) -> str:
 
 
 _ONE_LANE = (
-    "One lane alone has no interval: a limit= of at least twice the batch size, or a smaller batch size, "
-    "makes two or more."
+    "One lane alone has no interval: a lane takes batch_size times waves requests, so raise limit=, or lower waves= or "
+    "batch_size=."
 )
 
 

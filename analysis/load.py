@@ -111,7 +111,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     if aside and warn:
         log.warning("%s set aside: %s", counted(len(aside), "damaged cell"), "; ".join(aside))
     if repeated:
-        log.warning("%s found in more than one study, counted once", counted(repeated, "cell"))
+        log.warning("%s found in more than one folder, counted once", counted(repeated, "cell"))
     ids = [cell.info["cell_id"] for cell in cells]
     return Records(
         cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=frame_columns("cells")),

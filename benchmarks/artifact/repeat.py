@@ -114,7 +114,8 @@ def repeat(
         environment["OMP_NUM_THREADS"] = str(threads)
     command = _command(experiment, folder)
     status, last = _run(command, environment, folder / "log.txt", on_line, processes or Processes())
-    seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if previous.get("asked") == digest else 0.0)
+    continued = previous.get("asked") == digest and previous.get("status") != 0
+    seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if continued else 0.0)
     outcome = {"asked": digest, "status": status, "seconds": seconds, "last": last}
     write_json(done, outcome)
     return _ran(experiment, folder, outcome, again=True)

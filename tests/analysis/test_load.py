@@ -143,7 +143,7 @@ def test_a_cell_in_two_studies_counts_once(cell: Write, tmp_path: Path, caplog: 
     cell(study="copy")
     with caplog.at_level(logging.WARNING):
         assert len(load(tmp_path).samples) == 16
-    assert caplog.messages == ["1 cell found in more than one study, counted once"]
+    assert caplog.messages == ["1 cell found in more than one folder, counted once"]
 
 
 def test_no_timing_leaves_an_empty_frame(cell: Write, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_single_lane_is_told_how_to_become_two(documents: int, told: bool, cel
     stream = io.StringIO()
     for command in (print_recommendations, print_all):
         command(read_study(tmp_path), Console(file=stream, width=100))
-    assert stream.getvalue().count("One lane alone has no interval: a limit= of at least twice") == 2 * told
+    assert stream.getvalue().count("One lane alone has no interval: a lane takes batch_size") == 2 * told
 
 
 def test_nothing_but_vanilla(cell: Write, tmp_path: Path) -> None:
