@@ -46,6 +46,7 @@ def test_marked_and_no_candidate(cell: Write, tmp_path: Path, doubt: dict[str, o
     assert points == {"vanilla": True, POLICIES[7].name: False}
     written = {path.name: path for path in write_figures(tmp_path)}
     assert r"$^{\sim}$" in written["table2.tex"].read_text() and "% ~ behind" in written["table2.tex"].read_text()
+    assert pd.read_csv(written["pareto_speedup_families.csv"]).empty, "no area from a time that is not final"
     times = pd.read_csv(written["step_vs_active.csv"])
     assert dict(zip(times["policy"], times["timing_final"], strict=True)) == points
     stream = io.StringIO()

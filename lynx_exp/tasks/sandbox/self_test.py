@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import tempfile
 import time
