@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from lynx_exp.store.cell_columns import FRAMES, columns_in, frame_columns
 from lynx_exp.store.environment import fields_of
+from lynx_exp.store.find import no_folder
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import Damaged, Missing, read_rows
 from lynx_exp.store.sweeps import latest_sweeps
@@ -89,7 +90,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"results folder {str(root)!r} does not exist")
+        raise no_folder(root)
     found = read_cells(root)
     done = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
     tables = {name: _tables_of(name, done) for name in _STACKED}

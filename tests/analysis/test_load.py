@@ -152,7 +152,7 @@ def test_no_timing_leaves_an_empty_frame(cell: Write, tmp_path: Path) -> None:
 
 
 def test_nothing_finished_is_one_clear_line(cell: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'.*nowhere' does not exist"):
+    with pytest.raises(ValueError, match="nowhere: not a folder; give a study"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no finished cell$"):
         load(tmp_path)
