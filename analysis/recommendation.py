@@ -73,9 +73,9 @@ def _ranked(group: pd.DataFrame, margin: float, by: Saving | None) -> list[dict[
     complete = group["subtasks"] >= group["all_subtasks"] if "subtasks" in group else True
     rivals = group["p_within"].where(seen & paired & complete)
     adjusted = np.where(rivals.notna(), statistics.holm(rivals), group["p_within"])
-    own, vanilla = group[saving.column], 1.0 if saving is SPEEDUP else group["vanilla_active"].round(2)
-    no_better = own <= vanilla if saving is SPEEDUP else own.round(2) >= vanilla  # not so without a vanilla
-    ordered = group.assign(p_within=adjusted, seen=seen, saves=~no_better)
+    fewer = (group[ACTIVE.column].round(2) < group["vanilla_active"].round(2)) | group["vanilla_active"].isna()
+    saves = group[SPEEDUP.column] > 1 if saving is SPEEDUP else fewer
+    ordered = group.assign(p_within=adjusted, seen=seen, saves=saves)
     ordered["ahead"] = saving.sign * ordered[saving.column]
     ordered = ordered.sort_values(["seen", "ahead"], ascending=False, kind="stable")
     rows: list[dict[str, object]] = []

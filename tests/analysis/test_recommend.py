@@ -69,7 +69,7 @@ def test_without_latency_the_fewest_experts(cell: Write, tmp_path: Path) -> None
 def test_as_many_experts_as_vanilla_are_no_gain(cell: Write, tmp_path: Path) -> None:
     """A policy that does nothing here (lynx at batch size 1, say) is within any margin."""
     for policy in (POLICIES[0], replace(MILD, keep=1.0)):
-        cell(policy=policy, documents=MANY, latency=False)
+        cell(policy=policy, documents=MANY, repeats=0)
     assert reasons(tmp_path) == {"lynx": "within, but as many experts as vanilla"}
     assert "no setting is shown to be within ±1 and to save anything" in conclusions(read_study(tmp_path))[0]
 
