@@ -57,7 +57,7 @@ def _typed(value: object) -> object:
 
 
 def _varies(column: pd.Series) -> bool:
-    return column[column != _ANY].map(_typed).nunique() > 1  # pandas would not count a null
+    return len(set(column[column != _ANY].map(_typed))) > 1  # nunique would not count a null
 
 
 def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -99,7 +99,9 @@ def _next_commands(states: Mapping[Path, str], cells: Sequence[Cell]) -> list[st
                 "the same command with policy=vanilla in place of its policy and parameters"
             )
         if "failed" in own:
-            lines.append(f"next: lynx-results status {study}; the same command tries failed cells again (see max_failures)")
+            lines.append(
+                f"next: lynx-results status {study}; the same command tries failed cells again (see max_failures)"
+            )
     return lines
 
 

@@ -297,8 +297,8 @@ class Pack:
                 self._progress.advance(attempt.cell, stage, result.own)
 
     def _commit(self, attempt: Attempt, lane: LaneRecord) -> None:
-        """Make a lane durable. With the first, cells that wait their turn got further too: a process that is killed from
-        then on is no failure of theirs."""
+        """Make a lane durable. With the first, cells that wait their turn got further too: a process that is killed
+        from then on is no failure of theirs."""
         attempt.writer.commit(lane)
         if not self._further:
             self._further = True

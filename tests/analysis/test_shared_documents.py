@@ -15,7 +15,7 @@ from analysis.statistics import Estimate, macro_mean, paired_difference
 from analysis.study import study
 from tests.analysis.fake_study import POLICIES
 
-WORLDS = 600
+WORLDS = 300
 LANE = 16
 
 
@@ -46,8 +46,8 @@ def test_the_interval_of_the_mean_holds_the_truth(alike: float) -> None:
         second = np.where(rng.random(816) < alike, first, changes(rng, 816))
         held += [one.low <= 0 <= one.high for one in mean_of([first, second], rng)]  # type: ignore[operator]
     apart, together = held / WORLDS
-    assert together >= 0.935, "95 % less three standard errors of that many worlds are 92.3 %"
-    assert (apart < 0.92) == (alike > 0)
+    assert together >= 0.935, "95 % less three standard errors of that many worlds are 91.2 %"
+    assert (apart < 0.93) == (alike > 0)
 
 
 def test_factors_by_hand() -> None:
@@ -87,4 +87,5 @@ def test_the_same_answers_twice_are_as_sure_as_once(tmp_path: Path, cell: Callab
     (row, _) = found.rows[found.rows["policy"] != "vanilla"].to_dict("records")
     assert mean["difference"] == pytest.approx(row["difference"]) and mean["difference"] != 0
     for end in ("difference_low", "difference_high"):
-        assert mean[end] == pytest.approx(row[end], rel=0.02), "but for Satterthwaite's degrees of freedom"
+        arms = (mean[end] - mean["difference"]) / (row[end] - row["difference"])
+        assert 0.93 < arms <= 1.001, "but for Satterthwaite's degrees of freedom, which count the same lanes twice"

@@ -205,15 +205,16 @@ def test_a_lost_attempt_is_counted_and_forgiven_when_it_got_further(bench, confi
     assert {"lost"} <= {attempt["state"] for attempt in attempts}
 
 
-def test_a_kill_is_no_failure_of_cells_that_waited_their_turn(bench, grid, tmp_path):
+def test_a_kill_is_no_failure_of_cells_that_waited_their_turn(bench, config, tmp_path):
     """Of a pack one cell got a lane further; the others' lanes had not begun."""
+    pack = [config(), config(LYNX)]
 
     def kill(*, after: int) -> list[int]:
         """The failures of each cell as its attempt began, which ends with so many lanes run and without a word."""
         ran = len(bench.engine.ran)
         bench.engine.fail = lambda run: KeyboardInterrupt() if run == ran + after else None
         with pytest.raises(KeyboardInterrupt):
-            bench.run(grid)
+            bench.run(pack)
         told = []
         for path in sorted((tmp_path / "results").rglob("status.json")):
             status = json.loads(path.read_text())
