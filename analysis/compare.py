@@ -112,7 +112,7 @@ def results(records: Records) -> pd.DataFrame:
                 | {"difference_pad": difference.pad}
                 | _changed(own, None if headline["corpus"] else other)
                 | times
-                | {"timing_final": _is_final(cell, times)}
+                | {"timing_final": latency.is_final(cell, times)}
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
                 | occupied.get(stream, {"live_rows": float("nan"), "full_steps": float("nan")})
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
@@ -177,24 +177,6 @@ def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
         key: _Samples(document=document[at], attempt=attempt[at], lane=lane[at], score=score[at], rows=rows, at=at)
         for key, at in rows.groupby(["cell_id", "subtask"], observed=True).indices.items()
     }
-
-
-WIDE = 2.0
-"""Times the precision that was asked for: beyond it a time is not final, although its windows, taken for independent,
-had reached it. Timing stops by those; the interval that is shown knows that neighbours drift together."""
-
-
-def _is_final(cell: Row, times: Row) -> bool:
-    """Whether the cell's times may be ranked: they have the requested precision, and the machine was not busy.
-
-    It is also true where nothing was timed, and for vanilla, which is the denominator of every ratio.
-    """
-    if cell["policy"] == "vanilla":
-        return True
-    known = {name: cell[name] for name in ("precision", "precision_reached", "busy") if not pd.isna(cell[name])}
-    width = (times["speedup_high"] - times["speedup_low"]) / times["speedup"]  # NaN where there is no interval
-    wide = "precision" in known and width > 2 * WIDE * known["precision"]
-    return not (wide or known.get("busy", False)) and bool(known.get("precision_reached", True))
 
 
 def _row_order(row: Row) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.run.attempt import Attempt
+from lynx_exp.run.attempt import Attempt, note_further
 from lynx_exp.run.interrupt import check, is_stopping, waiting
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.store.hold import ClaimLost
@@ -109,9 +109,7 @@ class LaneCheckpoints:
                 with suppress(ClaimLost):  # the next commit sees it, and drops the cell
                     self._write_one(job, state)
             # a cell that waits for the others of its pack gets further with them
-            for attempt in self._together:
-                with suppress(ClaimLost):
-                    attempt.writer.note_kept()
+            note_further(self._together)
         except Exception as error:  # a disk, a number format, the host's memory: the run itself can do without
             if not self._warned:
                 self._warned = True
