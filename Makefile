@@ -53,12 +53,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing what runs need into $(VENV): about 120 packages, 2.2 GB: minutes"
+	@echo "Installing what runs need into $(VENV): about 70 packages, 2.2 GB: minutes"
 	@set -o pipefail; $(PIP) install --progress-bar off -c constraints.txt -e '.[cpu]' 2>&1 | $(SHOW)
 	@touch $@
 
 $(DEV): $(RUN)
-	@echo "Installing what tests and clusters need as well (ray, triton, sphinx, ...): about 60 more, 1.2 GB"
+	@echo "Installing what tests and clusters need as well (ray, triton, sphinx, ...): about 40 more, 1.2 GB"
 	@set -o pipefail; $(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 | $(SHOW)
 	@touch $@ $(RUN)
 

@@ -14,6 +14,7 @@ from analysis.figures import Track
 from analysis.layout import WIDTH, print_warnings, wrapped
 from analysis.study import Study, study
 from analysis.verdicts import MARGIN
+from lynx_exp.terminal import Terminal
 
 
 def print_table(
@@ -55,7 +56,7 @@ def print_table(
     console.print()
     table.print_rows(found.rows, found.summary, console, by=by, sort=sort)
     if legend and by == "mean":
-        table.print_legend(found.rows, found.summary, console)
+        table.explain(found.rows, found.summary, console)
     table.print_mixes(composition.summary(found.lanes), console)
     if csv is not None:
         for file in table.write_csv(found.rows, found.summary, found.lanes, csv):
@@ -64,8 +65,8 @@ def print_table(
 
 
 def _console() -> Console:
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(emoji=False, width=WIDTH)
+    console = Terminal(emoji=False)
+    return console if console.is_terminal else Terminal(emoji=False, width=WIDTH)
 
 
 def write_figures(

@@ -112,7 +112,7 @@ def results(records: Records) -> pd.DataFrame:
                 | {"difference_pad": difference.pad}
                 | _changed(own, None if headline["corpus"] else other)
                 | times
-                | {"timing_final": _is_final(cell)}
+                | {"timing_final": latency.is_final(cell, times)}
                 | flat("active_experts", active.get(stream, NO_ESTIMATE))
                 | occupied.get(stream, {"live_rows": float("nan"), "full_steps": float("nan")})
                 | flat("changed", changed.get(stream, NO_ESTIMATE))
@@ -133,7 +133,7 @@ _CELL_FIELDS = (
     *("plan_seed",),
     *("dtype", "device", "policy", "policy_params", "policy_label", "phases", "num_experts", "top_k"),
     *("timed_active_experts", "match_active", "selection_us", "layers", "num_layers"),
-    *("timed_context", "prefill_active_experts", "prefill_tokens", "precision_reached", "busy"),
+    *("timed_context", "prefill_active_experts", "prefill_tokens", "precision", "precision_reached", "busy"),
     *("step_gb", "gb_s", "copy_gb_s", "s_mbu", "j_per_token", "vanilla_j_per_token"),
 )
 
@@ -177,17 +177,6 @@ def _samples(rows: pd.DataFrame) -> dict[tuple[str, str], _Samples]:
         key: _Samples(document=document[at], attempt=attempt[at], lane=lane[at], score=score[at], rows=rows, at=at)
         for key, at in rows.groupby(["cell_id", "subtask"], observed=True).indices.items()
     }
-
-
-def _is_final(cell: Row) -> bool:
-    """Whether the cell's times may be ranked: they have the requested precision, and the machine was not busy.
-
-    It is also true where nothing was timed, and for vanilla, which is the denominator of every ratio.
-    """
-    missed = cell["precision_reached"] is not None and not pd.isna(cell["precision_reached"])
-    missed = missed and not bool(cell["precision_reached"])
-    busy = cell["busy"] is not None and not pd.isna(cell["busy"]) and bool(cell["busy"])
-    return cell["policy"] == "vanilla" or not (missed or busy)
 
 
 def _row_order(row: Row) -> tuple[object, ...]:

@@ -47,13 +47,10 @@ def lanes(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     steps = records.steps[records.steps["cell_id"].isin(of_cell.index)]
     held["live_rows"] = steps.groupby(keys, observed=True)["live_rows"].mean()
     active = by_lane(records)
-    active = (
-        active[active["cell_id"].isin(of_cell.index) & (active["tokens"] > 0)]
-        .groupby(keys, observed=True)
-        .sum(numeric_only=True)
-    )
-    held["active_experts"] = active["weighted"] / active["tokens"]
-    frame = held.reset_index().astype({"cell_id": str})
+    active = active[active["cell_id"].isin(of_cell.index) & (active["tokens"] > 0)].astype({"cell_id": str})
+    active = active.groupby(keys)[["weighted", "tokens"]].sum().reset_index()
+    active["active_experts"] = active["weighted"] / active["tokens"]
+    frame = held.reset_index().astype({"cell_id": str}).merge(active[[*keys, "active_experts"]], on=keys, how="left")
     for name in _ROW_FIELDS:
         frame[name] = frame["cell_id"].map(of_cell[name])
     frame["setting"] = frame["cell_id"].map(settings)

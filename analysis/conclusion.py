@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis import verdicts
-from analysis.frontiers import SPEEDUP
 from analysis.layout import count, title
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, recommendations
 from analysis.study import Study
@@ -41,11 +40,10 @@ def _of(block: pd.DataFrame, margin: float) -> str:
         first = alone.iloc[0]
         losing = f"; taken alone {first['series']} is, at {_saving(first)}{losing}"
         return f"no setting is shown to be within ±{margin:g} as one of {len(block)} and to save anything{losing}"
-    saves = (block["saving"] != SPEEDUP.column) | (block["value"] > 1)
-    open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna() & saves]
+    open_rows = block[block["verdict"].isin(verdicts.UNDECIDED) & block["documents_needed"].notna() & block["saves"]]
     if len(open_rows):
         least = open_rows.loc[open_rows["documents_needed"].idxmin()]
-        needs = f"; {least['series']} would take {count(least['documents_needed'])} documents"
+        needs = f"; {least['series']} would take {count(least['documents_needed'])} documents if it changes nothing"
         return f"no setting is shown to be within ±{margin:g} and to save anything{needs}{losing}"
     return f"no setting is shown to be within ±{margin:g} and to save anything{losing}"
 

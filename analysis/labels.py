@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pandas as pd
 
@@ -33,7 +34,7 @@ def settings_of(cells: pd.DataFrame, *, workload: bool = True) -> dict[str, str]
     several = workload and len(set(mixes)) > 1
     labels = {}
     for cell, mix, *values in zip(cells["cell_id"], mixes, *(shown[name] for name in varying), strict=True):
-        parts = [f"{name} {value}" for name, value in zip(varying, values, strict=True) if value != _ANY]
+        parts = [f"{name} {_typed(value)}" for name, value in zip(varying, values, strict=True) if value != _ANY]
         labels[cell] = ", ".join(parts + ([mix] if several and mix else []))
     apart = distinguish(cells, labels)
     return {cell: ", ".join(filter(None, (label, apart.get(cell)))) for cell, label in labels.items()}
@@ -48,8 +49,15 @@ def _has_effect(cells: pd.DataFrame, name: str) -> pd.Series:
     return ~cells[unless[0]].isin(unless[1]) if unless is not None else pd.Series(True, index=cells.index)
 
 
+def _typed(value: object) -> object:
+    """As it is typed on the command line: a column of integers of which one is null holds floats."""
+    if isinstance(value, float) and math.isnan(value) or value is None:
+        return "null"
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _varies(column: pd.Series) -> bool:
-    return int(column[column != _ANY].astype(str).nunique()) > 1
+    return len(set(column[column != _ANY].map(_typed))) > 1  # nunique would not count a null
 
 
 def series_of(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.frame_rows import Row
 from analysis.statistics import LEVEL, Array, Estimate, ratio_of_sums, serial_ratio, t_interval
 
 
@@ -53,3 +55,21 @@ def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:
     assert logs.low is not None and logs.high is not None
     value = math.exp(center)
     return Estimate(value=value, low=math.exp(logs.low), high=math.exp(logs.high), se=value * se, df=df)
+
+
+WIDE = 2.0
+"""Times the precision that was asked for: beyond it a time is not final, although its windows, taken for independent,
+had reached it. Timing stops by those; the interval that is shown knows that neighbours drift together."""
+
+
+def is_final(cell: Row, times: Row) -> bool:
+    """Whether the cell's times may be ranked: they have the requested precision, and the machine was not busy.
+
+    It is also true where nothing was timed, and for vanilla, which is the denominator of every ratio.
+    """
+    if cell["policy"] == "vanilla":
+        return True
+    known = {name: cell[name] for name in ("precision", "precision_reached", "busy") if not pd.isna(cell[name])}
+    width = (times["speedup_high"] - times["speedup_low"]) / times["speedup"]  # NaN where there is no interval
+    wide = "precision" in known and width > 2 * WIDE * known["precision"]
+    return not (wide or known.get("busy", False)) and bool(known.get("precision_reached", True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
@@ -26,10 +27,28 @@ def print_warnings(warnings: Sequence[str], console: Console) -> None:
         console.print()
 
 
-def wrapped(line: str, style: str) -> Text:
-    """Of at most `WIDTH` columns; numbers stay with their percent signs."""
-    text = "\n".join(textwrap.wrap(line.replace(" %", HARD_SPACE + "%"), WIDTH, subsequent_indent="  "))
+def one_lane_legend(rows: pd.DataFrame) -> str:
+    """What to do about differences that have no interval; empty if all have one."""
+    alone = rows["difference"].notna() & rows["difference_low"].isna() & (rows["policy"] != "vanilla")
+    return _ONE_LANE if alone.any() else ""
+
+
+_ONE_LANE = (
+    "One lane alone has no interval: a lane takes batch_size times waves requests, so raise limit=, or lower waves= or "
+    "batch_size=."
+)
+
+
+def wrapped(line: str, style: str, indent: str = "  ") -> Text:
+    """Of at most `WIDTH` columns, further lines indented; numbers stay with their percent signs."""
+    text = "\n".join(textwrap.wrap(line.replace(" %", HARD_SPACE + "%"), WIDTH, subsequent_indent=indent))
     return Text(text.replace(HARD_SPACE, " "), style=style)
+
+
+def print_legend(paragraphs: Iterable[str], console: Console) -> None:
+    """What the columns above mean, dim; an empty paragraph is none."""
+    for paragraph in filter(None, paragraphs):
+        console.print(wrapped(paragraph, "dim", indent=""))
 
 
 def title(*parts: str) -> str:

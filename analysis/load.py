@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from lynx_exp.store.cell_columns import FRAMES, columns_in, frame_columns
 from lynx_exp.store.environment import fields_of
+from lynx_exp.store.find import no_folder
 from lynx_exp.store.read import CellRecord, read_cells
 from lynx_exp.store.reading import Damaged, Missing, read_rows
 from lynx_exp.store.sweeps import latest_sweeps
@@ -89,7 +90,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"results folder {str(root)!r} does not exist")
+        raise no_folder(root)
     found = read_cells(root)
     done = list({cell.info["cell_id"]: cell for cell in reversed(found) if cell.done}.values())[::-1]
     tables = {name: _tables_of(name, done) for name in _STACKED}
@@ -111,7 +112,7 @@ def load(root: str | Path, *, warn: bool = True) -> Records:
     if aside and warn:
         log.warning("%s set aside: %s", counted(len(aside), "damaged cell"), "; ".join(aside))
     if repeated:
-        log.warning("%s found in more than one study, counted once", counted(repeated, "cell"))
+        log.warning("%s found in more than one folder, counted once", counted(repeated, "cell"))
     ids = [cell.info["cell_id"] for cell in cells]
     return Records(
         cells=pd.DataFrame([_cell_row(cell) for cell in cells], columns=frame_columns("cells")),
@@ -163,7 +164,8 @@ def _timed(cell: CellRecord) -> dict[str, object]:
         found[column] = timing.get(f"vanilla_{name}") if own is None else own
     found |= hardware_numbers(timing) | {"vanilla_j_per_token": timing.get("vanilla_j_per_token")}
     found |= {"timed_context": timing.get("context"), "prefill_tokens": timing.get("prefill_tokens")}
-    return found | {"precision_reached": timing.get("precision_reached"), "busy": is_busy(timing)}
+    found |= {name: timing.get(name) for name in ("precision", "precision_reached")}
+    return found | {"busy": is_busy(timing)}
 
 
 def is_busy(timing: Mapping[str, Any]) -> bool | None:
@@ -240,7 +242,12 @@ def _state(cell: CellRecord) -> str:
     return f"{state}: {error['class']}" if error.get("class") else state
 
 
+def _first(items: Sequence[str], apart: str, most: int = 3) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{apart.join(items[:most])}{more}"
+
+
 def _no_cells(root: Path, unfinished: Sequence[str], aside: Sequence[str]) -> str:
-    left = f"; unfinished: {', '.join(unfinished)}" if unfinished else ""
-    damaged = f"; damaged: {'; '.join(aside)}" if aside else ""
+    left = f"; unfinished: {_first(unfinished, ', ')}" if unfinished else ""
+    damaged = f"; damaged: {_first(aside, '; ')}" if aside else ""
     return f"results folder {str(root)!r} holds no finished cell{left}{damaged}"

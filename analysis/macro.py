@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from analysis import guards, latency, statistics
 from analysis.compare import NO_ESTIMATE, flat
 from analysis.frame_rows import Row
 from analysis.load import Records
+from analysis.shared_documents import SharedDocuments
 from analysis.statistics import Estimate
 
 log = logging.getLogger("analysis")
@@ -28,7 +29,8 @@ _AVERAGED = (
 def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     """Macro means over subtasks, one row per (setting, batch size, series), in the order of `results`.
 
-    `score` and `difference` are plain means over subtasks, with an interval from their standard errors; several cells
+    `score` and `difference` are plain means over subtasks, with an interval from their standard errors, wider where the
+    subtasks of a task change at the same documents (`SharedDocuments`); several cells
     of one subtask (seeds) are averaged first and, since they share documents, do not narrow it. `active_experts`, `kl`
     and `agreement` likewise, each over the cells that have it; those of HARDWARE too, without an interval. `speedup`,
     `step_ms` and the other times are geometric
@@ -40,7 +42,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
     usable = rows[rows["higher_is_better"].astype(bool) & (rows["unit"] != "own")]
     for name in sorted(set(rows["subtask"]) - set(usable["subtask"])):
         log.warning("subtask %s is left out of the macro means: its metric is not in points, higher is better", name)
-    averaged = []
+    averaged, shared = [], SharedDocuments(records)
     groups = _by(usable.to_dict("records"), "setting", "batch_size")
     for (setting, batch), group in sorted(groups.items(), key=lambda item: item[0]):
         every = len({row["subtask"] for row in group})
@@ -56,7 +58,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
                 row[counted] = sum(max(int(each[counted]) for each in same) for same in subtasks.values())
             row["plans"] = min(int(each["plans"]) for each in part)
             for quantity in _AVERAGED:
-                row |= flat(quantity, estimate := _macro(part, quantity))
+                row |= flat(quantity, estimate := _macro(part, quantity, shared.factors(part, quantity)))
                 if quantity == "difference":
                     row["difference_pad"] = estimate.pad
             for end, least in (
@@ -71,7 +73,7 @@ def summary(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
             row["timing_final"] = all(each["timing_final"] for each in part)
             row["guarded"] = ", ".join(dict.fromkeys(e["subtask"] for e in part if guards.is_flagged(e["guard"])))
             row["selection_us"] = float(
-                pd.Series([each["selection_us"] for each in part], dtype=float).dropna().median()
+                pd.Series([each["selection_us"] for each in _cells(part)], dtype=float).dropna().median()
             )
             row |= {name: _mean(_cells(part), name) for name in HARDWARE}
             row |= _macro_times(part)
@@ -109,7 +111,8 @@ def _mean(same: Sequence[Row], column: str) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _macro(part: Sequence[Row], quantity: str) -> Estimate:
+def _macro(part: Sequence[Row], quantity: str, wider: Mapping[str, float]) -> Estimate:
+    """`wider`: of subtasks that share documents (`SharedDocuments.factors`)."""
     mixing = part[0]["mixing"]
     if isinstance(mixing, str) and quantity == "active_experts":
         together = [[same[0] for same in _by(part, "cell_id").values()]]
@@ -121,7 +124,8 @@ def _macro(part: Sequence[Row], quantity: str) -> Estimate:
         pad = _mean(same, "difference_pad") if quantity == "difference" else 0.0  # of the cells that have it
         known = {name: _mean(same, f"{quantity}_{name}") for name in ("low", "high", "se", "df")}
         bare = any(np.isnan(number) for number in known.values())
-        estimates.append(Estimate(value=value) if bare else Estimate(value=value, **known, pad=pad))
+        estimate = Estimate(value=value) if bare else Estimate(value=value, **known, pad=pad)
+        estimates.append(estimate.widened(wider.get(str(same[0]["subtask"]), 1.0)))
     return (statistics.dependent_mean if mixing == "shuffled" else statistics.macro_mean)(estimates)
 
 
@@ -150,9 +154,9 @@ def _geometric(cells: Sequence[Row], name: str) -> Estimate:
     for row in cells:
         if not row["windows"] > 0:
             continue
-        value, se, df = (row[f"{name}{end}"] for end in ("", "_se", "_df"))
-        known = not (np.isnan(se) or np.isnan(df))
-        found.append(Estimate(value=value, se=se if known else None, df=df if known else None))
+        known = {end: float(row[f"{name}_{end}"]) for end in ("low", "high", "se", "df")}
+        bare = any(np.isnan(number) for number in known.values())
+        found.append(Estimate(value=row[name]) if bare else Estimate(value=row[name], **known))
     if not all(each.value > 0 for each in found):  # NaN is not, either
         return NO_ESTIMATE
     if all(each.value == 1.0 and each.se is None for each in found):

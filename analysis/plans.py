@@ -21,6 +21,9 @@ from analysis.statistics import Array, Estimate
 
 _POINT = [name for name in POINT if name != "plan_seed"]
 _SUMMED = ("lanes", "repeats", "windows")
+_MEANS = (
+    *("live_rows", "full_steps", "selection_us", "timed_active_experts", "prefill_active_experts", "prefill_tokens"),
+)
 
 
 def pooled(records: Records, rows: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +58,8 @@ def _one(part: pd.DataFrame, samples: Mapping[Hashable, pd.DataFrame], partners:
             row |= part[[end for end in ends if end in part.columns]].astype(float).mean().to_dict()
     row |= {name: part[name].sum() for name in _SUMMED if name in part}
     row |= {"plans": len(part), "cell_ids": " ".join(part["cell_id"]), "paired": bool(part["paired"].all())}
-    row |= {name: float(part[name].astype(float).mean()) for name in ("live_rows", "full_steps", *HARDWARE)}
+    row |= {name: float(part[name].astype(float).mean()) for name in (*_MEANS, *HARDWARE)}
+    row |= {"precision_reached": _all_or_none(part["precision_reached"]), "busy": _any_or_none(part["busy"])}
     row["guard"] = guards.together(part["guard"])
     row["timing_final"] = bool(part["timing_final"].all())
     row["documents"] = int(part["documents"].max())
@@ -73,6 +77,16 @@ def _one(part: pd.DataFrame, samples: Mapping[Hashable, pd.DataFrame], partners:
         if row["unit"] == "%":
             row |= _counted(own, vanilla)
     return row | flat("score", score) | flat("difference", changed) | {"difference_pad": changed.pad}
+
+
+def _all_or_none(flags: pd.Series) -> bool | None:
+    known = flags.dropna()
+    return bool(known.astype(bool).all()) if len(known) else None
+
+
+def _any_or_none(flags: pd.Series) -> bool | None:
+    known = flags.dropna()
+    return bool(known.astype(bool).any()) if len(known) else None
 
 
 def _score(own: Sequence[pd.DataFrame], unit: str) -> Estimate:

@@ -14,21 +14,23 @@ from analysis import guards, statistics, verdicts
 from analysis.frame_rows import Row
 from analysis.frontiers import ACTIVE, SPEEDUP, Saving
 from analysis.labels import of_purpose
-from analysis.layout import WIDTH, interval, print_warnings
+from analysis.layout import WIDTH, interval, one_lane_legend, print_legend, print_warnings
 from analysis.outputs import write_csv
 from analysis.statistics import LEVEL
 from analysis.study import Study
+from lynx_exp.terminal import Terminal
 
 ALL = "all subtasks"
 RECOMMENDED = "recommended"
 ALONE = "within, but not as one of so many (Holm)"
 
 
-def recommendations(study: Study) -> pd.DataFrame:
+def recommendations(study: Study, by: Saving | None = None) -> pd.DataFrame:
     """One row a candidate, per setting, batch size and scope (a subtask, or all of them together), those ahead first.
 
-    `saving` names what is ranked by: `speedup`, or `active_experts` where no candidate of the scope was timed; `value`,
-    `value_low` and `value_high` are that. `p_within` is Holm-corrected over the candidates of the scope that could be
+    `saving` names what is ranked by: `by`, or else `speedup`, and `active_experts` where no candidate of the scope was
+    timed; `value`, `value_low` and `value_high` are that, and `saves` tells whether it is better than vanilla's, in the
+    digits that tables print. `p_within` is Holm-corrected over the candidates of the scope that could be
     chosen (paired, with all subtasks, their saving on record): the fastest of many is taken, and one that passes by
     luck would be. `why` is "recommended" for the first shown to be within `study.margin` points that saves something
     and draws no flag; of each other what is against it.
@@ -38,10 +40,18 @@ def recommendations(study: Study) -> pd.DataFrame:
         frames.append(study.summary.assign(scope=ALL))
     rows = []
     for frame in frames:
+        frame = _beside_vanilla(frame)
         candidates = frame[of_purpose(frame["policy"], "method") & (frame.get("unit", "%") != "own")]
         for _, group in candidates.groupby(["setting", "batch_size", "scope"], sort=True):
-            rows += _ranked(group, study.margin)
+            rows += _ranked(group, study.margin, by)
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _beside_vanilla(frame: pd.DataFrame) -> pd.DataFrame:
+    """With `vanilla_active`: vanilla's active experts on the same plan; NaN without one."""
+    place = ["setting", "batch_size", "scope"]
+    vanilla = frame[frame["policy"] == "vanilla"].groupby(place)[ACTIVE.column].mean().rename("vanilla_active")
+    return frame.merge(vanilla.reset_index(), on=place, how="left")
 
 
 _KEPT = ("setting", "batch_size", "scope", "series", "policy", "policy_params", "phases")
@@ -54,16 +64,18 @@ _DIFFERENCE = (
     "documents_needed",
     "timing_final",
 )
-_COLUMNS = [*_KEPT, "saving", "value", "value_low", "value_high", *_DIFFERENCE, "p_within", "why"]
+_COLUMNS = [*_KEPT, "saving", "value", "value_low", "value_high", *_DIFFERENCE, "saves", "p_within", "why"]
 
 
-def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, object]]:
-    saving = SPEEDUP if group["speedup"].notna().any() else ACTIVE
+def _ranked(group: pd.DataFrame, margin: float, by: Saving | None) -> list[dict[str, object]]:
+    saving = by or (SPEEDUP if group["speedup"].notna().any() else ACTIVE)
     seen, paired = group[saving.column].notna(), group["paired"].astype(bool)
     complete = group["subtasks"] >= group["all_subtasks"] if "subtasks" in group else True
     rivals = group["p_within"].where(seen & paired & complete)
     adjusted = np.where(rivals.notna(), statistics.holm(rivals), group["p_within"])
-    ordered = group.assign(p_within=adjusted, seen=seen)
+    fewer = (group[ACTIVE.column].round(2) < group["vanilla_active"].round(2)) | group["vanilla_active"].isna()
+    saves = group[SPEEDUP.column] > 1 if saving is SPEEDUP else fewer
+    ordered = group.assign(p_within=adjusted, seen=seen, saves=saves)
     ordered["ahead"] = saving.sign * ordered[saving.column]
     ordered = ordered.sort_values(["seen", "ahead"], ascending=False, kind="stable")
     rows: list[dict[str, object]] = []
@@ -75,7 +87,7 @@ def _ranked(group: pd.DataFrame, margin: float) -> list[dict[str, object]]:
         elif against is None:
             against = f"within, but {_behind(saving, row[saving.column], best)}"
         value = {f"value{end}": row[f"{saving.column}{end}"] for end in ("", "_low", "_high")}
-        kept = {name: row[name] for name in (*_KEPT, *_DIFFERENCE, "p_within")}
+        kept = {name: row[name] for name in (*_KEPT, *_DIFFERENCE, "saves", "p_within")}
         rows.append(kept | {"saving": saving.column, "why": against} | value)
     return rows
 
@@ -104,8 +116,8 @@ def _obstacle(row: Row, saving: Saving) -> str | None:
         return f"within, but no {saving.label[0]} on record"
     if saving is SPEEDUP and not row["timing_final"]:
         return "within, but its time is not final: precision missed, or machine busy"
-    if saving is SPEEDUP and row["speedup"] <= 1:
-        return "within, but no faster than vanilla"
+    if not row["saves"]:
+        return f"within, but {'no faster than' if saving is SPEEDUP else 'as many experts as'} vanilla"
     return None
 
 
@@ -125,11 +137,13 @@ def _not_within(row: Row, margin: float) -> str:
     return "no interval: a single lane"
 
 
-def print_recommendations(study: Study, console: Console | None = None, csv: str | Path | None = None) -> None:
-    """One block per setting, batch size and scope, the scope of all subtasks first."""
-    console = console or Console(emoji=False, width=WIDTH)
+def print_recommendations(
+    study: Study, console: Console | None = None, csv: str | Path | None = None, by: Saving | None = None
+) -> None:
+    """One block per setting, batch size and scope, the scope of all subtasks first. `by`: as in `recommendations`."""
+    console = console or Terminal(emoji=False, width=WIDTH)
     print_warnings(study.warnings, console)
-    frame = recommendations(study)
+    frame = recommendations(study, by)
     if frame.empty:
         console.print("no candidate: only vanilla, controls and probes are on record", highlight=False)
     for setting, of_setting in frame.groupby("setting", sort=True):
@@ -137,7 +151,7 @@ def print_recommendations(study: Study, console: Console | None = None, csv: str
             for scope in sorted(of_batch["scope"].unique(), key=lambda name: (name != ALL, name)):
                 heading = " · ".join(str(part) for part in (scope, f"batch size {batch}", setting) if part)
                 _print_block(of_batch[of_batch["scope"] == scope], heading, study.margin, console)
-    console.print(Text(_LEGEND.format(margin=f"{study.margin:g}"), style="dim"))
+    print_legend([_LEGEND.format(margin=f"{study.margin:g}"), one_lane_legend(frame)], console)
     if csv is not None:
         file = Path(csv)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +160,10 @@ def print_recommendations(study: Study, console: Console | None = None, csv: str
 
 
 _LEGEND = (
-    "Within ±{margin} of vanilla at 95 %: two one-sided tests, Holm over the candidates of a block. Ranked by\n"
-    "measured speed-up, or by active experts where none was timed; ~: its precision was not reached or the\n"
-    "machine was busy. undecided: N documents would show it if the policy changed nothing (power 80 %).\n"
-    "!: responses outside vanilla's band (see the table).\n"
-    "Vanilla, controls and probes are no candidates."
+    "Within ±{margin} of vanilla at 95 %: two one-sided tests, Holm over the candidates of a block. Ranked by measured "
+    "speed-up, or by active experts where none was timed (or --by wants it); ~: its precision was not reached or the "
+    "machine was busy. undecided: N documents would show it if the policy changed nothing (power 80 %). !: responses "
+    "outside vanilla's band (see the table). Vanilla, controls and probes are no candidates."
 )
 
 

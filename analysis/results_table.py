@@ -12,7 +12,7 @@ from rich.text import Text
 
 from analysis import columns, guards, outputs
 from analysis.frame_rows import Row
-from analysis.layout import WIDTH, title, wrapped
+from analysis.layout import WIDTH, one_lane_legend, print_legend, title, wrapped
 from lynx_exp.wording import counted
 
 By = Literal["mean", "task", "all"]
@@ -53,10 +53,11 @@ def print_rows(
             console.print()
     if by != "task" and len(summary):
         _print_hardware(summary, console)
+    print_legend([one_lane_legend(rows)], console)
     if by == "mean" and not single:
         console.print(Text("Each subtask: --by task. Legend and columns: --legend, docs/records.md.", style="dim"))
     else:
-        print_legend(rows, summary, console)
+        explain(rows, summary, console)
 
 
 def _subtasks(names: Sequence[str], heading: str) -> str:
@@ -95,7 +96,8 @@ def _print_hardware(summary: pd.DataFrame, console: Console) -> None:
         console.print()
 
 
-def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
+def explain(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) -> None:
+    """The legend: what the columns that are shown mean."""
     flagged = rows["guard"].map(guards.is_flagged).any()
     timed = "step_ms" in rows and rows["step_ms"].notna().any()
     compared = len(summary) and summary["kl"].notna().any()
@@ -106,51 +108,52 @@ def print_legend(rows: pd.DataFrame, summary: pd.DataFrame, console: Console) ->
     parts += [_REPEATS_LEGEND] if "document_repeats" in rows and (rows["document_repeats"] > 1).any() else []
     parts += [_DRIFT_LEGEND] if "thought_tokens" in rows and rows["thought_tokens"].notna().any() else []
     parts += [_GUARD_LEGEND] if flagged else []
-    console.print(Text("".join(parts), style="dim"))
+    print_legend(parts, console)
+    console.print()
 
 
 _LEGEND = (
-    "[low,high]: 95 % interval, clustered by lane. difference: to vanilla on the same documents, points.\n"
-    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or better, beyond chance (5 %,\n"
-    "Holm over all means; a subtask over all rows), with ? as the only row, but not among so many; ≥N,\n"
-    "undecided: with N documents ±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are\n"
-    "alike, but it takes N lanes to have seen a rare kind that loses half its documents. act. exp.:\n"
-    "distinct experts a layer in the steps that made the scored tokens. full: steps in which every slot\n"
-    "was taken. Policies act in decode unless a phase is named. score: percent, or BLEU. -: nothing to\n"
-    "compare, one lane alone, or not measured.\n"
+    "[low,high]: 95 % interval, clustered by lane. difference: to vanilla on the same documents, points. "
+    "test: ±{margin}, within {margin} of vanilla at 95 % (two one-sided tests); worse or better, beyond chance (5 %, "
+    "Holm over all means; a subtask over all rows), with ? as the only row, but not among so many; ≥N, "
+    "undecided: with N documents ±{margin} would show if nothing changed (power 80 %). ≥NL: ±{margin} if lanes are "
+    "alike, but it takes N lanes to have seen a rare kind that loses half its documents. act. exp.: "
+    "distinct experts a layer in the steps that made the scored tokens. full: steps in which every slot "
+    "was taken. Policies act in decode unless a phase is named. score: percent, or BLEU. -: nothing to "
+    "compare, one lane alone, or not measured."
 )
 
 _TIMES_LEGEND = (
-    "step: a decode step's time, the policy's and vanilla's on the same steps. speed-up: their ratio over\n"
-    "windows of the run; ~ if its precision was not reached or the machine was busy: no candidate. run:\n"
-    "speed-up over every step of the run, by the fitted latency model; ≠ where the measured one differs.\n"
+    "step: a decode step's time, the policy's and vanilla's on the same steps. speed-up: their ratio over "
+    "windows of the run; ~ if its precision was not reached or the machine was busy: no candidate. run: "
+    "speed-up over every step of the run, by the fitted latency model; ≠ where the measured one differs."
 )
 
 _FIDELITY_LEGEND = (
-    "KL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per\n"
-    "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer.\n"
+    "KL: divergence of next-token distributions from vanilla's on vanilla's responses, millinats per "
+    "token. agree: tokens where the most likely one is vanilla's. select: the selection alone, per layer."
 )
 
 _HARDWARE_LEGEND = (
-    "GB a step: active experts, all other weights, keys and values, read once (the bytes model). % of\n"
-    "copy: of the rate of a plain copy (MoE-CAP's S-MBU against a measured rate; above 100 caches serve).\n"
-    "expert: a step's time for one more in a layer; fixed: besides rows, experts and positions.\n"
+    "GB a step: active experts, all other weights, keys and values, read once (the bytes model). % of "
+    "copy: of the rate of a plain copy (MoE-CAP's S-MBU against a measured rate; above 100 caches serve). "
+    "expert: a step's time for one more in a layer; fixed: besides rows, experts and positions."
 )
 
 _DRIFT_LEGEND = (
-    "thought, answer: mean tokens, and paired with vanilla's. cut: responses that were over before their\n"
-    "thought. tokens a solved: of all responses, over the documents solved; s: of a lane for these tokens.\n"
+    "thought, answer: mean tokens, and paired with vanilla's. cut: responses that were over before their "
+    "thought. tokens a solved: of all responses, over the documents solved; s: of a lane for these tokens."
 )
 
 _REPEATS_LEGEND = (
-    "avg@n: mean score of n responses to a document, which is the score above. pass@n: documents of which\n"
-    "one or more of them is right. Both of 0 to 100.\n"
+    "avg@n: mean score of n responses to a document, which is the score above. pass@n: documents of which "
+    "one or more of them is right. Both of 0 to 100."
 )
 
 _GUARD_LEGEND = (
     f"!: responses outside vanilla's band: on the same requests over {100 * guards.TOKENS_BAND:.0f} % more or fewer"
-    f" tokens, or over\n{100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit (or in a"
-    f" thought), and beyond\nchance or over {guards.SIZE_ALONE:g} times that much.\n"
+    f" tokens, or over {100 * guards.LENGTH_STOP_BAND:.0f} points more or fewer cut off by the length limit (or in a"
+    f" thought), and beyond chance or over {guards.SIZE_ALONE:g} times that much."
 )
 
 
@@ -213,7 +216,7 @@ def write_csv(rows: pd.DataFrame, summary: pd.DataFrame, lanes: pd.DataFrame, fi
 
 
 _MIX_LEGEND = (
-    "Lanes count once each. difference: experts, shuffled lanes minus separate ones of the same requests.\n"
+    "Lanes count once each. difference: experts, shuffled lanes minus separate ones of the same requests. "
     "tasks: effective number of tasks in a lane, exp of the entropy of its requests' shares."
 )
 
@@ -226,4 +229,4 @@ def print_mixes(summary: pd.DataFrame, console: Console) -> None:
         heading = title(f"{task}: experts by what shares a lane", f"batch size {batch}", setting)
         columns.print_table(group, columns.MIXES, Text(heading, "bold"), console)
         console.print()
-    console.print(Text(_MIX_LEGEND, style="dim"))
+    print_legend([_MIX_LEGEND], console)

@@ -87,7 +87,7 @@ PLAIN = _columns(
     ("latency_residual", "%", "what the latency model misses a timed step by, median"),
     ("fixed_ms", "ms", "what a step costs besides rows, experts and positions, the selection included"),
     ("speedup_disagrees", "-", "whether speedup and run_speedup differ beyond the errors of both"),
-    ("timing_final", "-", "whether a time may be ranked: precision reached, machine not busy"),
+    ("timing_final", "-", "whether a time may be ranked: near the precision asked for, machine not busy"),
     ("guard", "-", "how responses leave vanilla's band; empty inside it, - where nothing can be compared"),
     ("guarded", "-", "subtasks that are flagged"),
     ("margin", "points", "the difference that is tested for"),

@@ -14,6 +14,7 @@ from rich.text import Text
 from analysis.frame_rows import Row
 from analysis.labels import policy_rank
 from lynx_exp.store.read_serving import STOCK, read_serving
+from lynx_exp.terminal import Terminal
 
 LOAD = ("model", "request_rate", "max_concurrency", "num_prompts")
 """What two runs must have in common to be compared."""
@@ -128,7 +129,7 @@ def show(study: Path, console: Console | None = None) -> Sequence[Path]:
     from analysis.figures import serving
 
     made = frame(study)
-    console = console or Console(emoji=False, width=None if Console().is_terminal else 200)
+    console = console or Terminal(emoji=False, width=None if Terminal().is_terminal else 200)
     for model, part in made.groupby("model", sort=False):
         console.print(table_of(str(model), part))
     return serving.draw(made, study / "figures")

@@ -17,6 +17,7 @@ from analysis.plans import pooled
 from analysis.soundness import warnings
 from analysis.study_points import merged
 from analysis.verdicts import MARGIN, judged
+from lynx_exp.wording import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +83,8 @@ def _known(option: str, names: Sequence[str], known: Iterable[str]) -> None:
     there = list(dict.fromkeys(known))
     for name in names:
         if name not in there:
-            raise ValueError(f"{option} {name}: not on record; there are {', '.join(sorted(there))}")
+            close = did_you_mean(name, there)
+            raise ValueError(f"{option} {name}: not on record{close}; there are {', '.join(sorted(there))}")
 
 
 def study(root: str | Path, margin: float = MARGIN) -> Study:
@@ -103,9 +105,10 @@ def study(root: str | Path, margin: float = MARGIN) -> Study:
     records = load(root, warn=False)  # `warnings` names what is unfinished
     rows = pooled(records, merged(results(records)))
     means = summary(records, rows)
+    several = means[means["subtasks"] > 1] if len(means) else means  # the mean of one subtask is that row itself
     return Study(
         records=records,
-        rows=judged(rows, margin, beside=means),
+        rows=judged(rows, margin, beside=several),
         summary=judged(means, margin),  # what a study is about, and a family of its own; its subtasks come after
         lanes=composition.lanes(records, rows),
         margin=margin,

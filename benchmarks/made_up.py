@@ -171,7 +171,8 @@ def _write_steps(
     lane, step, layer = (axis.ravel() for axis in np.indices((lanes, STEPS_OF_A_LANE, LAYERS)))
     active = np.clip(rng.normal(expected, 2, lane.size).round(), TOP_K, EXPERTS)
     steps = {"subtask": [subtask] * lane.size, "lane": lane, "step": step, "layer": layer, "active_experts": active}
-    steps |= {"live_rows": np.full(lane.size, batch), "changed": np.full(lane.size, batch * changed)}
+    steps |= {"live_rows": np.full(lane.size, batch), "scored_rows": np.full(lane.size, batch)}
+    steps |= {"changed": np.full(lane.size, batch * changed)}
     save(folder / "steps.parquet", steps, STEPS)
 
 

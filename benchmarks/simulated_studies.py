@@ -117,5 +117,6 @@ def table(estimates: Sequence[Estimate], lanes: int, rows: int) -> pd.DataFrame:
         row |= {"paired": True, "guard": "", "timing_final": True, "documents": lanes * rows, "lanes": lanes}
         row |= {"difference": estimate.value, "difference_low": estimate.low, "difference_high": estimate.high}
         row |= {"difference_se": estimate.se, "difference_df": estimate.df, "difference_pad": estimate.pad}
+        row |= {"active_experts": float("nan")}
         found.append(row | {"speedup": speed, "speedup_low": speed - 0.01, "speedup_high": speed + 0.01})
     return pd.DataFrame(found)

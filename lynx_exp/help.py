@@ -57,10 +57,11 @@ def page(overrides: Sequence[str]) -> str:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("config", overrides=list(overrides))
         options = group_options()
+        chosen = groups_of_a_cell()
     parts = [
         HEAD,
-        "Groups, GROUP=OPTION (and +study=NAME for a file of sweeps/)",
-        *(_wrapped(f"{group}: {', '.join(names)}") for group, names in options.items()),
+        "Groups, GROUP=OPTION, and +GROUP=OPTION for one more (+study=NAME is a file of sweeps/)",
+        *(_wrapped(_group(group, group in chosen, names)) for group, names in options.items()),
         "",
         "Fields, FIELD=VALUE, as in the cell that the arguments so far describe",
         *_entries(config),
@@ -68,6 +69,12 @@ def page(overrides: Sequence[str]) -> str:
         TAIL,
     ]
     return "\n".join(parts)
+
+
+def _group(group: str, is_chosen: bool, options: Sequence[str]) -> str:
+    """A group as it is typed, and its options."""
+    where = " (of a study)" if group == "scale" else ""
+    return f"{'' if is_chosen else '+'}{group}{where}: {', '.join(options)}"
 
 
 def _entries(config: DictConfig) -> Iterator[str]:
@@ -89,6 +96,13 @@ def group_options() -> dict[str, list[str]]:
     assert hydra is not None, "initialised"
     groups = sorted(group for group in hydra.list_all_config_groups() if group.partition("/")[0] != "hydra")
     return {group: sorted(hydra.config_loader.get_group_options(group)) for group in groups}
+
+
+def groups_of_a_cell() -> set[str]:
+    """The groups of which every cell has an option: `GROUP=OPTION` changes it, where others need a plus."""
+    from hydra import compose
+
+    return set(compose("config", return_hydra_config=True).hydra.runtime.choices)
 
 
 def field_values(config: DictConfig) -> Iterator[tuple[Field, object]]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,7 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, C
 
 
 def ran(one: Experiment, folder: Path, **more: object) -> repeat.Ran:
-    told = {"seconds": 60.0, "status": 0, "last": "", "again": True} | more
+    told = {"seconds": 60.0, "ended": date(2026, 1, 2), "status": 0, "last": "", "again": True} | more
     return repeat.Ran(experiment=one, folder=folder, **told)  # type: ignore[arg-type]
 
 

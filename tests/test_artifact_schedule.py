@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from benchmarks.artifact import page, record, verdicts
 from benchmarks.artifact.__main__ import main
 from benchmarks.artifact.claims import Claims, Experiment, TextClaim, load
 from benchmarks.artifact.compare import Compared, Tolerance
+from benchmarks.artifact.pages import ROOT
 from benchmarks.artifact.repeat import Processes, Ran, repeat
 from benchmarks.artifact.schedule import Schedule, schedule
 from lynx_exp.store.files import read_json
@@ -29,7 +34,7 @@ def experiment(name: str, kind: str = "points", minutes: float = 1, command: str
 
 
 def ran(one: Experiment) -> Ran:
-    return Ran(experiment=one, folder=Path("a"), seconds=1.0, status=0, last="", again=True)
+    return Ran(experiment=one, folder=Path("a"), ended=date(2026, 1, 2), seconds=1.0, status=0, last="", again=True)
 
 
 def planned(experiments: list[Experiment], jobs: int) -> Schedule:
@@ -110,12 +115,15 @@ def test_a_repetition_is_kept_and_shown(tmp_path: Path) -> None:
 
     def outcome(name: str, *found: str) -> verdicts.Outcome:
         compared = tuple(Compared(where="a", printed="1", got="1", verdict=v, numbers=2) for v in found)  # type: ignore[arg-type]
-        return verdicts.Outcome(experiment=experiment(name), compared=compared, seconds=90)
+        return verdicts.Outcome(
+            experiment=experiment(name), compared=compared, ran=replace(ran(experiment(name)), seconds=90)
+        )
 
     record.keep([outcome("demo", "equal", "off"), outcome("mixed", "equal")], file)
     record.keep([outcome("demo", "equal", "within")], file)
     found = record.kept(file)
     assert str(found["demo"]) == "2 equal, 2 within" and str(found["mixed"]) == "2 equal"
+    assert found["demo"].date == "2026-01-02", "of the run, not of its record"
     assert found["demo"].minutes == 1.5 and set(found["demo"].packages) == {"python", *record.PACKAGES}
     lines = list(page.lines(load(), found))
     (row,) = (line for line in lines if line.startswith("| **demo**"))
@@ -133,6 +141,21 @@ def test_the_longest_of_the_repository_has_no_times_and_runs_first() -> None:
 
 def test_the_record_of_the_repository_is_of_claims_that_there_are() -> None:
     assert set(record.kept()) <= {one.name for one in load().experiments if one.is_run}
+
+
+def test_an_earlier_run_keeps_its_date(tmp_path: Path) -> None:
+    one = experiment("one", command="python -c pass")
+    first = repeat(one, tmp_path, again=False, on_line=print)
+    os.utime(tmp_path / "done.json", (0, 86_400 * 400))
+    assert first.again and first.ended == date.today()
+    second = repeat(one, tmp_path, again=False, on_line=print)
+    assert not second.again and second.ended == date(1971, 2, 5)
+
+
+def test_a_reader_may_leave() -> None:
+    command = f"{sys.executable} -u -m benchmarks.artifact --list | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
 def test_a_record_is_of_what_runs_now(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,8 @@ BAD = [
     (["-m", "policy=lynx", "policy.alpha=interval(0,1)"], "interval(0,1)", "finite"),
     (["task=["], "task=[", ""),
     (["--sweep"], "--sweep", "--help"),
+    (["-m", "limit=glob(*)"], "this sweep has no cell", "glob(...) is for groups alone"),
+    ([f"study_name={'n' * 300}"], "study_name=nnnnnnnnnnnnnnnnnnnn...: 300 letters", "at most 200"),
     (["max_failures=0"], "max_failures=0", "at least 1, or null"),
     (["ignore_oom=maybe"], "ignore_oom=maybe", "true or false"),
     (["sandbox=docker"], "sandbox=docker", "bubblewrap"),

@@ -77,6 +77,15 @@ def test_a_field_stands_beside_its_value_its_meaning_and_what_is_allowed(capsys)
     assert "  policy.match_active=null    active experts that the policy's knob" in text
 
 
+def test_a_group_is_shown_as_it_is_typed(capsys):
+    shown = page(capsys, "+study=demo")
+    lines = [line.strip().partition(":")[0] for line in shown if line.startswith("  ") and ":" in line]
+    for group in ("+cluster", "+control", "+paper", "+serving", "+study", "model", "policy", "scale (of a study)"):
+        assert group in lines
+    (field,) = (line for line in shown if line.startswith("  +study: "))
+    assert "demo" in field.partition(": ")[2].split(", ")
+
+
 def test_help_for_a_bad_choice_is_the_usual_line(capsys):
     assert cli.run(["policy=lynxx", "--help"]) == 2
     assert "did you mean lynx?" in capsys.readouterr().err

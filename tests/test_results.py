@@ -125,7 +125,7 @@ def test_a_report_asks_the_prompts_anew(study: Path, tmp_path: Path, capsys: pyt
 
 
 BAD = (
-    (["report", "nowhere"], "'nowhere' does not exist"),
+    (["report", "nowhere"], "nowhere: not a folder"),
     (["report", "."], "holds no finished cell"),
     (["report", ".", "--margin", "0"], "margin=0: must be above 0"),
     (["rescore", "nowhere"], "nowhere: not a folder"),

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from analysis.figures import looks, style
-from analysis.frontiers import SAVINGS, Saving, families, frontier_probability, nondominated, replicates
+from analysis.frontiers import SAVINGS, SPEEDUP, Saving, families, frontier_probability, nondominated, replicates
 from analysis.labels import of_purpose
 from analysis.outputs import write_csv
 from analysis.resample import Resampler
@@ -126,8 +126,11 @@ def _named(frame: pd.DataFrame, hit: pd.Series, kept: pd.DataFrame) -> list[str]
 
 
 def families_of(points: pd.DataFrame, rows: pd.DataFrame, saving: Saving, resampler: Resampler) -> pd.DataFrame:
-    """Hypervolume of each policy's settings by batch size; no row where vanilla's own saving is not on record."""
+    """Hypervolume of each policy's settings by batch size, those whose time is not final left out; no row where
+    vanilla's own saving is not on record."""
     parts = []
+    if saving is SPEEDUP:
+        points = points[points["timing_final"].astype(bool)]
     for batch, part in points.groupby("batch_size", sort=True):
         vanilla = part.loc[part["policy"] == "vanilla", "x"]
         if vanilla.empty:

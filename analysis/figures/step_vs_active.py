@@ -47,7 +47,8 @@ def draw(study: Study, folder: Path, suffix: str) -> list[Path]:
     batches = sorted(points["batch_size"].unique())
     colors = {batch: style.PALETTE[index % len(style.PALETTE)] for index, batch in enumerate(batches)}
     for batch, part in points.groupby("batch_size", sort=True):
-        fits[batch] = least_squares(part["x"], part["y"])
+        sure = part[part["timing_final"].astype(bool)]
+        fits[batch] = least_squares(sure["x"], sure["y"])
         handles.append(Line2D([], [], color=colors[batch], linewidth=1.2))
         labels.append(f"batch size {batch}: {equation(fits[batch])}")
     for policy in points["policy"].drop_duplicates():

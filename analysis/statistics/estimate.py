@@ -34,6 +34,14 @@ class Estimate:
         low, high, se = (None if number is None else number * factor for number in (self.low, self.high, self.se))
         return Estimate(value=self.value * factor, low=low, high=high, se=se, df=self.df, pad=self.pad * factor)
 
+    def widened(self, factor: float) -> Estimate:
+        """As if its error were `factor` times as large."""
+        if self.low is None or self.high is None or factor == 1:
+            return self
+        low, high = (self.value + factor * (end - self.value) for end in (self.low, self.high))
+        se = None if self.se is None else self.se * factor
+        return replace(self, low=low, high=high, se=se, pad=self.pad * factor)
+
     def within(self, least: float, most: float) -> Estimate:
         """Cut to what is possible; the standard error stays."""
         if self.low is None or self.high is None:

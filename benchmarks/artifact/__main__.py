@@ -19,6 +19,7 @@ input, 130 stopped.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
     run = [one for one in chosen if one.is_run]
     outcomes = stored(claims, run, given.out) if given.compare else repeated(claims, run, given)
     if given.record:
-        record.keep([outcome for outcome in outcomes if outcome.seconds])
+        record.keep(outcomes)
     outcomes += [of_record(claims, one) for one in chosen if not one.is_run]
     print("", *table(outcomes), sep="\n")
     return int(any(outcome.is_off for outcome in outcomes))
@@ -130,3 +131,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left (| head)

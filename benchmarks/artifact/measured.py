@@ -197,6 +197,7 @@ FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "most": max,
     "of_ten_seconds": lambda found: 10 / found[0],
     "cost": lambda found: 100 * (1 / found[0] - 1),
+    "least_cost": lambda found: 100 * (1 / max(found) - 1),
     "most_cost": lambda found: 100 * (1 / min(found) - 1),
 }
 """Of the numbers that a selector finds; `cost`: what a step takes more, in percent, by a ratio of speeds;

@@ -6,7 +6,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,16 +52,18 @@ def kept(file: Path = FILE) -> dict[str, Repetition]:
 
 
 def keep(outcomes: Sequence[Outcome], file: Path = FILE) -> None:
-    """Put experiments that were run now in the place of their last repetition; others stay."""
+    """Put the runs in the place of each experiment's last repetition; others stay."""
     found = kept(file)
     for outcome in outcomes:
+        if outcome.ran is None:
+            continue
         counts = outcome.counts
         found[outcome.experiment.name] = Repetition(
-            date=date.today().isoformat(),
+            date=outcome.ran.ended.isoformat(),
             machine=f"{cpu_model()}, {usable_cores()} cores",
             packages={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             code=code_digest()[:12],
-            minutes=round(outcome.seconds / 60, 1),
+            minutes=round(outcome.ran.seconds / 60, 1),
             equal=counts["equal"],
             within=counts["within"],
             off=counts["off"],

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from benchmarks.artifact.claims import Experiment
 from benchmarks.artifact.pages import ROOT
 from lynx_exp.store.files import write_json
 from lynx_exp.store.identity import code_digest, folder_digest
+
+DONE = "done.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Ran:
     """Holds `done.json`, `log.txt` and, for a study, `results/`."""
     seconds: float
     """Wall time, over all runs of the same command and code."""
+    ended: date
     status: int
     """Exit status of the command; 0 is success."""
     last: str
@@ -100,7 +104,7 @@ def repeat(
         The experiment with its exit status; a failure does not raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done, digest = folder / "done.json", _digest(experiment)
+    done, digest = folder / DONE, _digest(experiment)
     previous = _read(done)
     if previous.get("asked") == digest and previous.get("status") == 0 and not again:
         return _ran(experiment, folder, previous, again=False)
@@ -110,7 +114,8 @@ def repeat(
         environment["OMP_NUM_THREADS"] = str(threads)
     command = _command(experiment, folder)
     status, last = _run(command, environment, folder / "log.txt", on_line, processes or Processes())
-    seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if previous.get("asked") == digest else 0.0)
+    continued = previous.get("asked") == digest and previous.get("status") != 0
+    seconds = time.monotonic() - begun + (previous.get("seconds", 0.0) if continued else 0.0)
     outcome = {"asked": digest, "status": status, "seconds": seconds, "last": last}
     write_json(done, outcome)
     return _ran(experiment, folder, outcome, again=True)
@@ -118,13 +123,17 @@ def repeat(
 
 def previous_run(experiment: Experiment, folder: Path) -> Ran | None:
     """The last run if it succeeded, even with other code; None otherwise."""
-    outcome = _read(folder / "done.json")
+    outcome = _read(folder / DONE)
     return _ran(experiment, folder, outcome, again=False) if outcome.get("status") == 0 else None
 
 
 def _ran(experiment: Experiment, folder: Path, outcome: dict[str, Any], *, again: bool) -> Ran:
     return Ran(
-        experiment=experiment, folder=folder, again=again, **{k: outcome[k] for k in ("seconds", "status", "last")}
+        experiment=experiment,
+        folder=folder,
+        ended=date.fromtimestamp((folder / DONE).stat().st_mtime),
+        again=again,
+        **{k: outcome[k] for k in ("seconds", "status", "last")},
     )
 
 

@@ -24,7 +24,8 @@ class Outcome:
     why: str = ""
     """Why nothing was compared; empty if it was."""
     failed: bool = False
-    seconds: float = 0.0
+    ran: Ran | None = None
+    """The run that was compared; None if nothing was run."""
 
     @property
     def is_off(self) -> bool:
@@ -45,7 +46,7 @@ class Outcome:
         found = self.counts
         counts = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
         total = counted(sum(found.values()), "number")
-        how = f"in {self.seconds / 60:.1f} min" if not self.why else f"by {self.experiment.record}; {self.why}"
+        how = f"in {self.ran.seconds / 60:.1f} min" if self.ran else f"by {self.experiment.record}; {self.why}"
         return f"  {self.experiment.name}: {total}: {counts}, {how}"
 
 
@@ -64,13 +65,13 @@ def judge(claims: Claims, ran: Ran) -> Outcome:
     one = ran.experiment
     if ran.status != 0:
         why = f"the command ended with {ran.status}: {ran.last}; {ran.folder / 'log.txt'}"
-        return Outcome(experiment=one, compared=(), why=why, failed=True, seconds=ran.seconds)
+        return Outcome(experiment=one, compared=(), why=why, failed=True, ran=ran)
     try:
         found = output(one, ran.results, ran.last)
     except (ValueError, OSError) as error:
         why = f"its output cannot be read: {first_line(error)}"
-        return Outcome(experiment=one, compared=(), why=why, failed=True, seconds=ran.seconds)
-    return Outcome(experiment=one, compared=tuple(compared(claims, one, found)), seconds=ran.seconds)
+        return Outcome(experiment=one, compared=(), why=why, failed=True, ran=ran)
+    return Outcome(experiment=one, compared=tuple(compared(claims, one, found)), ran=ran)
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -93,6 +93,7 @@ class _Study:
     path: Path
     ids: dict[Path, str] = field(default_factory=dict)
     provenances: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     requests: dict[str, int | None] = field(default_factory=dict)
     """In the plan of each cell; None: it has not come so far as to have one."""
     differing: set[str] = field(default_factory=set)
@@ -104,6 +105,7 @@ class _Study:
             self.ids[content.folder] = str(content.info["cell_id"])
         if whole:
             self.provenances[content.folder.name] = content.provenance
+            self.models[content.folder.name] = str(content.info["model"])
         content.apply(self._count)
 
     def _count(self, content: Content) -> None:
@@ -112,7 +114,7 @@ class _Study:
 
     def check(self) -> Iterator[Finding]:
         yield from check_duplicates(self.ids)
-        yield from check_machines(self.path, self.provenances, self.differing)
+        yield from check_machines(self.path, self.provenances, self.differing, self.models)
         yield from check_sweeps(self.path, self.requests)
 
 

@@ -93,15 +93,23 @@ def check_duplicates(folders: Mapping[Path, str]) -> Iterator[Finding]:
             yield _finding("duplicate", folder, "cell.json", "an id of its own", f"that of {other.name}")
 
 
+_OF_A_MODEL = "model."
+
+
 def check_machines(
-    study: Path, provenances: Mapping[str, Mapping[str, object]], unlike: Collection[str]
+    study: Path, provenances: Mapping[str, Mapping[str, object]], unlike: Collection[str], models: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """Differences within a study but for fields that are `unlike` within its pairs, which is worse."""
-    for field, values in differences(provenances).items():
+    """Differences within a study but for fields that are `unlike` within its pairs, which is worse. What is of a model
+    may differ from model to model. `provenances` and `models`: by the cell's folder."""
+    found = {name: values for name, values in differences(provenances).items() if not name.startswith(_OF_A_MODEL)}
+    for model in dict.fromkeys(models[name] for name in provenances):
+        own = differences({name: each for name, each in provenances.items() if models[name] == model})
+        found |= {name: values for name, values in own.items() if name.startswith(_OF_A_MODEL)}
+    for field, values in found.items():
         if field not in unlike:
             (usual, most), *others = sorted(values.items(), key=lambda item: -len(item[1]))
-            found = "; ".join(f"{value} in {len(cells)} ({some(cells, 1)})" for value, cells in others)
-            yield _finding("machines", study, None, f"{field} {usual} in all cells, as in {len(most)}", found)
+            rest = "; ".join(f"{value} in {len(cells)} ({some(cells, 1)})" for value, cells in others)
+            yield _finding("machines", study, None, f"{field} {usual} in all cells, as in {len(most)}", rest)
 
 
 def check_sweeps(study: Path, requests: Mapping[str, int | None]) -> Iterator[Finding]:

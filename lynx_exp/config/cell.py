@@ -16,6 +16,7 @@ from lynx_exp.config.choices import (
     FIRST,
     KERNELS,
     LARGEST_SEED,
+    LONGEST_NAME,
     MOST_PLAN_SEEDS,
     MOST_ROWS,
     MOST_THREADS,
@@ -179,6 +180,10 @@ class Config:
             raise ValueError(f"device={self.device}: model.parallel takes one device a rank; give auto, cpu or cuda")
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.study_name):
             raise ValueError(f"study_name={self.study_name}: must be a plain folder name (letters, digits, . _ -)")
+        if len(self.study_name) > LONGEST_NAME:
+            raise ValueError(
+                f"study_name={self.study_name[:20]}...: {len(self.study_name)} letters; at most {LONGEST_NAME}"
+            )
         if not self.results.strip():
             raise ValueError("results=: must be a folder, such as results=results")
         for name in self.first:

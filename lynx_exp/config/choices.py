@@ -41,6 +41,8 @@ MOST_THREADS = 1024
 """More end a process in OpenMP rather than in an error."""
 LARGEST_SEED = 2**32 - 1
 """What every generator of random numbers takes."""
+LONGEST_NAME = 200
+"""Letters of a study's name: file systems take 255 bytes, and some files are called after it."""
 
 
 def one_of(name: str, value: object, allowed: Collection[str], hint: str = "") -> None:

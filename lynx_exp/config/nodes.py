@@ -301,7 +301,8 @@ class MeasureConfig:
     warm-up."""
     precision: float = plain(0.02, role=Role.RECORD, unless=UNTIMED)
     """Timing stops when half the width of the speed-up's 95 % interval is below this fraction of it: above 0, below 1.
-    A policy's own code costs a few percent, which a coarser interval could not show."""
+    A policy's own code costs a few percent, which a coarser interval could not show. That interval takes windows for
+    independent; where that of the tables, which does not, is wider than twice this, the time is not final (`~`)."""
     context: int | None = integer(None, 1, role=Role.RECORD, unless=UNTIMED, transformers_only="")
     """Context length of every row of a window: its own tokens, repeated or cut; null keeps its own length."""
     prefill: bool = plain(False, role=Role.RECORD, unless=UNTIMED, transformers_only="")

@@ -85,6 +85,9 @@ def load_weights(
     return Weights((loaded if spread else loaded.to(device)).eval(), partial)
 
 
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "*.tiktoken")
+
+
 @contextmanager
 def _refused_in_one_line(model: str, where: str, what: str) -> Iterator[None]:
     """Whatever a library raises about a checkpoint, as ValueError; but what this machine lacks (memory, a package)."""
@@ -103,6 +106,13 @@ def _refused_in_one_line(model: str, where: str, what: str) -> Iterator[None]:
             raise
         folder = Path(where)
         found = damage(folder) if folder.is_dir() else None
+        if (
+            found is None
+            and what != "it"
+            and folder.is_dir()
+            and not any(path for name in TOKENIZER_FILES for path in folder.glob(name))
+        ):
+            found = "the folder holds none; `tokenizer.save_pretrained(folder)` writes it there"
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise ValueError(f"model={model}: {what} cannot be loaded: {found or kind + one_line(error)}") from error
 

@@ -18,13 +18,18 @@ speaks against each of the others."""
 def add(verb: argparse.ArgumentParser) -> None:
     add_folder(verb)
     add_margin(verb)
+    verb.add_argument(
+        "--by", choices=("speedup", "active_experts"), help="what to rank by (default: speed-up where it was measured)"
+    )
     verb.add_argument("--csv", type=Path, metavar="FILE", help="also write every candidate and the reason")
 
 
 def run(args: argparse.Namespace) -> int:
+    from analysis.frontiers import SAVINGS
     from analysis.recommendation import print_recommendations
     from analysis.study import study
 
+    by = next((saving for saving in SAVINGS if saving.column == args.by), None)
     found = study(args.folder, args.margin)
-    print_recommendations(found, csv=args.csv)
+    print_recommendations(found, csv=args.csv, by=by)
     return FAILED if found.records.set_aside else 0

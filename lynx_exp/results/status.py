@@ -42,18 +42,17 @@ def add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from lynx_exp.store.survey import Survey
+    from lynx_exp.terminal import Terminal
 
     survey = Survey(root=args.folder)
-    console = Console(emoji=False, soft_wrap=False)
+    console = Terminal(emoji=False, soft_wrap=False)
     if args.json:
         studies = survey.read_states()
         print(json.dumps({"studies": [_json(study) for study in studies]}, indent=1))
     elif args.once or not console.is_terminal:
         studies = survey.read_states()
-        plain = console if console.is_terminal else Console(emoji=False, width=100)
+        plain = console if console.is_terminal else Terminal(emoji=False, width=100)
         plain.print(draw(studies, None), soft_wrap=True)
     else:
         studies = watch(survey, console)
@@ -68,7 +67,7 @@ def watch(survey: Survey, console: Console, wait: Callable[[float], object] = sl
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         try:
             while True:
-                live.update(draw(studies, max(3, console.height - ROOM)), refresh=True)
+                live.update(live_view(studies, max(3, console.height - ROOM)), refresh=True)
                 if all(study.is_over for study in studies):
                     break
                 wait(EVERY_S)
@@ -78,6 +77,15 @@ def watch(survey: Survey, console: Console, wait: Callable[[float], object] = sl
         except KeyboardInterrupt:
             pass
     return studies
+
+
+def live_view(studies: list[StudyState], most: int | None) -> RenderableType:
+    """What `draw` gives, and how it ends where nothing does so by itself."""
+    from rich.console import Group
+
+    if any(cell.holder is not None for study in studies for cell in study.cells):
+        return draw(studies, most)
+    return Group(draw(studies, most), _text("no process is at work here now; Ctrl-C ends this view", "dim"))
 
 
 def draw(studies: list[StudyState], most: int | None) -> RenderableType:

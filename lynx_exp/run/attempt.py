@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from lynx_exp.run.planned_cell import Cell, Task
 from lynx_exp.store.cell_writer import CellWriter
+from lynx_exp.store.hold import ClaimLost
 
 if TYPE_CHECKING:
     from lynx_exp.engine import BatchPlan, Job, LaneEngine, Request
@@ -61,3 +63,10 @@ class Attempt:
         """Its missing lanes of a task that generates."""
         missing = self.writer.missing(task.name)
         return engine.job(self.requests[task.name], self.plans[task.name], self.policy, lanes=missing, **self.acts)
+
+
+def note_further(attempts: Iterable[Attempt]) -> None:
+    """Should the process be killed from now on, it is no failure of theirs."""
+    for attempt in attempts:
+        with suppress(ClaimLost):  # its own next commit sees it, and drops the cell
+            attempt.writer.note_kept()

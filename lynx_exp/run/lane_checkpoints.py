@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lynx_exp.run.attempt import Attempt
+from lynx_exp.run.attempt import Attempt, note_further
 from lynx_exp.run.interrupt import check, is_stopping, waiting
 from lynx_exp.run.run_progress import Progress
 from lynx_exp.store.hold import ClaimLost
@@ -94,12 +94,13 @@ class LaneCheckpoints:
         return True
 
     def tell(self) -> None:
-        """Write down of each cell what was not run again."""
-        for job, steps in sorted(self._gone_on.items()):
-            text = f"{counted(len(steps), 'lane')} went on where an earlier attempt had stopped"
-            text += f"; {counted(sum(steps), 'step')} were not run again"
-            self._attempts[job].writer.notes.append(f"{self._task}: {text}")
-            self._progress.note(f"{self._attempts[job].cell.name}: {text}")
+        """Write down of each cell what was not run again, and say it of all of them."""
+        for job, steps in self._gone_on.items():
+            self._attempts[job].writer.notes.append(f"{self._task}: {_gone_on(steps)}")
+        if self._gone_on:
+            (first, *more) = (self._attempts[job].cell.name for job in sorted(self._gone_on))
+            cells = first if not more else f"{self._task}, {counted(1 + len(more), 'cell')}"
+            self._progress.note(f"{cells}: {_gone_on([step for steps in self._gone_on.values() for step in steps])}")
 
     def _write(self, states: States) -> None:
         try:
@@ -108,9 +109,7 @@ class LaneCheckpoints:
                 with suppress(ClaimLost):  # the next commit sees it, and drops the cell
                     self._write_one(job, state)
             # a cell that waits for the others of its pack gets further with them
-            for attempt in self._together:
-                with suppress(ClaimLost):
-                    attempt.writer.note_kept()
+            note_further(self._together)
         except Exception as error:  # a disk, a number format, the host's memory: the run itself can do without
             if not self._warned:
                 self._warned = True
@@ -142,3 +141,9 @@ class LaneCheckpoints:
             "lane": str(lane),
             "policy": repr(attempt.policy),  # with the knob that was set for it
         }
+
+
+def _gone_on(steps: Sequence[int]) -> str:
+    """`steps`: those that each lane had done."""
+    lanes = counted(len(steps), "lane")
+    return f"{lanes} went on where an earlier attempt had stopped; {counted(sum(steps), 'step')} were not run again"

@@ -92,14 +92,16 @@ def _next_commands(states: Mapping[Path, str], cells: Sequence[Cell]) -> list[st
     for study in dict.fromkeys(cell.study for cell in cells):
         own = [states[cell.folder] for cell in cells if cell.study == study]
         if any(state in ("done", "skipped") for state in own):
-            lines.append(f"next: lynx-results table {study} | lynx-results report {study}")
+            lines.append(f"next: lynx-results table {study}; lynx-results report {study}")
         if alone := _without_vanilla(study, states, cells):
             lines.append(
                 f"next: {alone} of them without vanilla on their plan, which `table` and `validate` compare with: "
                 "the same command with policy=vanilla in place of its policy and parameters"
             )
         if "failed" in own:
-            lines.append(f"next: lynx-results status {study}; the same command tries failed cells again")
+            lines.append(
+                f"next: lynx-results status {study}; the same command tries failed cells again (see max_failures)"
+            )
     return lines
 
 

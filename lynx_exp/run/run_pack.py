@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
-from lynx_exp.run.attempt import Attempt, Encoded
+from lynx_exp.run.attempt import Attempt, Encoded, note_further
 from lynx_exp.run.batch_plan import drained, plan_json, plan_of
 from lynx_exp.run.cell_rows import lane_record, responses_of, sample_rows
 from lynx_exp.run.encode import encode_requests
@@ -36,7 +36,7 @@ from lynx_exp.store.faults import CannotStore, cannot_store, fault_of
 from lynx_exp.store.hold import ClaimLost, Hold
 from lynx_exp.store.identity import code_digest
 from lynx_exp.store.provenance import provenance, scrub
-from lynx_exp.store.tables import BREAKDOWN, TOKENS
+from lynx_exp.store.tables import BREAKDOWN, TOKENS, LaneRecord
 from lynx_exp.wording import first_line
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Pack:
         self._engine, self._progress, self._references, self._failed = engine, progress, references, failed
         self._hold_of = hold_of
         self._open: list[Attempt] = []
+        self._further = False  # no lane of the pack has been committed
         show_slow_steps(engine, progress)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Cell]:
@@ -283,16 +284,22 @@ class Pack:
                 if attempt not in self._open:
                     continue  # its claim was lost during an earlier commit
                 try:
-                    attempt.writer.commit(lane_record(task, attempt.requests[task.name], result))
+                    self._commit(attempt, lane_record(task, attempt.requests[task.name], result))
                 except ClaimLost:
                     self._drop(attempt)
-                    # stop decoding when the last cell is gone
                     if not any(attempt in self._open for attempt in attempts):
-                        return
+                        return  # the last cell is gone
                     continue
                 lanes.done()
                 stage = (task.name, attempt.cell.config.batch_size)
                 self._progress.advance(attempt.cell, stage, result.own)
+
+    def _commit(self, attempt: Attempt, lane: LaneRecord) -> None:
+        """Make a lane durable. With the first, cells that wait their turn got further too."""
+        attempt.writer.commit(lane)
+        if not self._further:
+            self._further = True
+            note_further(self._open)
 
     def _score(self, task: Task, attempt: Attempt) -> None:
         check()
@@ -315,7 +322,7 @@ class Pack:
             **attempt.acts,
         )
         for result in results:
-            attempt.writer.commit(lane_record(task, requests, result))
+            self._commit(attempt, lane_record(task, requests, result))
             self._progress.advance(attempt.cell, (task.name, config.batch_size), result.own)
 
     def _noted(self, attempts: Sequence[Attempt]) -> Callable[[str], None]:

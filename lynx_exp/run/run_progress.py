@@ -215,7 +215,7 @@ class Progress:
         for work in self._pending.values():
             for stage, units in work.items():
                 left[stage] += units
-        return self._estimate.left(list(left.items()))
+        return self._estimate.left(list(left.items())) if left else 0.0
 
     def packed(self) -> None:
         """The lanes of a pack of several cells are all decoded; says so in one line."""

@@ -217,6 +217,7 @@ def _info(cell: Cell, timing: WindowTiming) -> dict[str, object]:
         "windows": len(timing.windows),
         "new_tokens": measure.new_tokens,
         "repeats": measure.repeats,
+        "precision": measure.precision,
         "precision_reached": timing.precision_reached,
         "warmup_rounds": len(timing.warmup_ms["vanilla"]),
         "stable": timing.stable,

@@ -63,6 +63,7 @@ CELL_COLUMNS = (
         ("prefill_tokens", "tokens", "of the timed prefill, over its lane"),
         ("copy_gb_s", "GB/s", "that a plain copy on the device reached, read and written"),
         ("vanilla_j_per_token", "J", "vanilla's on the same steps"),
+        ("precision", "share", "half width of the speed-up's interval that was asked for; missing = not timed"),
         ("precision_reached", "-", "whether the timing came as near as was asked for; missing = not timed"),
     ),
     *_columns(

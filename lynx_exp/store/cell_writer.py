@@ -119,12 +119,11 @@ class CellWriter:
         state, error = str(before.get("state")), before.get("error")
         error = error if isinstance(error, Mapping) else {}
         self.failures = _number(before.get("failures"))
-        # nobody said that the attempt ended: it was killed; with no new lane since, it counts as one more failure in a
-        # row
+        # nobody said that the attempt ended: it was killed; only with no new lane since it is a failure of the cell
         if state == "running":
             state, error = "lost", {"kind": "lost"}
             further = self.lanes_before > _number(before.get("lanes")) or _number(before.get("kept")) > 0
-            self.failures = 1 if further else self.failures + 1
+            self.failures = 0 if further else self.failures + 1
         entry = {"attempt": before.get("attempt"), "state": state, "kind": error.get("kind")}
         entry |= {name: before.get(name) for name in ("started", "seconds", "lanes")}
         earlier = before.get("attempts")
@@ -178,7 +177,8 @@ class CellWriter:
                 self.hold.remove(path)
 
     def note_kept(self) -> None:
-        """All states have been written once more: should the attempt be killed now, it has made progress."""
+        """All states have been written once more, or a cell that this one waits for got a lane further: should the
+        attempt be killed now, it has made progress."""
         self.kept += 1
         self._status("running")
 

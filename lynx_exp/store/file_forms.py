@@ -77,7 +77,7 @@ TIMING = fields(
         **dict.fromkeys(("precision_reached", "stable"), flag),
         **dict.fromkeys(("context", "prefill_tokens", "cpus"), maybe(count)),
         **dict.fromkeys((*_EXPERTS, "other_threads"), maybe(number)),
-        **dict.fromkeys((*_USED, "copy_gb_s"), number),
+        **dict.fromkeys((*_USED, "copy_gb_s", "precision"), number),
         **{"bytes": BYTES, "devices": count},
         "warmup_round_ms": named(items(number)),
     },

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lynx_exp.store.sweeps import FOLDER
+from lynx_exp.wording import did_you_mean
 
 MARKS = {"cell.json", "status.json", "plan.json", "DONE"}
 """A folder with one of these is a cell's, or what is left of one."""
@@ -23,11 +24,18 @@ def find_cells(root: Path) -> tuple[list[Path], list[Path]]:
     return cells, studies
 
 
+def no_folder(root: Path) -> ValueError:
+    """Of a folder of results that is not there, with the name of one beside it that may be meant."""
+    near = [path.name for path in root.parent.glob("*") if path.is_dir()] if root.parent.is_dir() else []
+    hint = did_you_mean(root.name, near)
+    return ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above{hint}")
+
+
 def find_any_cells(root: Path, *, follow: bool = True) -> tuple[list[Path], list[Path]]:
     """The same; there may be none. A folder beside cells that cannot be looked into counts as one. A link to a
     cell is the cell, one to a study (with `follow`) the study, if that is not met on the way; no other is followed."""
     if not root.is_dir():
-        raise ValueError(f"{root}: not a folder; give a study (results/STUDY) or a folder above")
+        raise no_folder(root)
     cells, studies, closed = [], set(), list[Path]()
     known = [root.resolve()]
     for place, folders, files in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):

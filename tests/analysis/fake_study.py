@@ -312,6 +312,7 @@ def _write_timing(folder: Path, policy: FakePolicy, batch_size: int, repeats: in
         "new_tokens": 8,
         "windows": repeats,
         "repeats": 1,
+        "precision": 0.5,
         "precision_reached": True,
         "batch_size": batch_size,
         "experts_note": None,

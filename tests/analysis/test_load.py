@@ -143,7 +143,7 @@ def test_a_cell_in_two_studies_counts_once(cell: Write, tmp_path: Path, caplog: 
     cell(study="copy")
     with caplog.at_level(logging.WARNING):
         assert len(load(tmp_path).samples) == 16
-    assert caplog.messages == ["1 cell found in more than one study, counted once"]
+    assert caplog.messages == ["1 cell found in more than one folder, counted once"]
 
 
 def test_no_timing_leaves_an_empty_frame(cell: Write, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_no_timing_leaves_an_empty_frame(cell: Write, tmp_path: Path) -> None:
 
 
 def test_nothing_finished_is_one_clear_line(cell: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'.*nowhere' does not exist"):
+    with pytest.raises(ValueError, match="nowhere: not a folder; give a study"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no finished cell$"):
         load(tmp_path)

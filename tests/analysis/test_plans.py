@@ -41,6 +41,8 @@ def test_plans_are_one_row(cell: Write, tmp_path: Path) -> None:
         assert row["difference_plan_sd"] == pytest.approx(np.std(differences, ddof=1)) and row["plan_sd"] > 0
         assert -100 <= row["difference_low"] < row["difference"] < row["difference_high"] < 100
         assert np.isnan(row["p_mcnemar"]) or row["plans"] == 1
+        for name in ("timed_active_experts", "selection_us"):
+            assert row[name] == pytest.approx(np.mean([float(one[name] or "nan") for one in alone]), nan_ok=True)
         vanilla = rows.loc[subtask, "vanilla"]
         assert vanilla["plan_sd"] == pytest.approx(0.0, abs=1e-9), "the same answers in every plan"
     assert np.isnan(rows.loc[("mini_humaneval", "vanilla"), "plan_sd"])

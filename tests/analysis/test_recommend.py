@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,10 @@ from rich.console import Console
 
 from analysis import verdicts
 from analysis.conclusion import conclusions
+from analysis.frontiers import ACTIVE
 from analysis.recommendation import ALL, ALONE, RECOMMENDED, print_recommendations, recommendations
+from analysis.results_table import print_rows
+from analysis.study import Study
 from analysis.study import study as read_study
 from lynx_exp.results.main import main
 
@@ -60,6 +64,23 @@ def test_without_latency_the_fewest_experts(cell: Write, tmp_path: Path) -> None
     assert set(frame["saving"]) == {"active_experts"}
     assert frame["why"].tolist()[0] == RECOMMENDED and frame["policy"].tolist()[0] == "lynx_v1_latency"
     assert frame["why"].tolist()[1].startswith("within, but more experts: ")
+
+
+def test_as_many_experts_as_vanilla_are_no_gain(cell: Write, tmp_path: Path) -> None:
+    """A policy that does nothing here (lynx at batch size 1, say) is within any margin."""
+    for policy in (POLICIES[0], replace(MILD, keep=1.0)):
+        cell(policy=policy, documents=MANY, repeats=0)
+    assert reasons(tmp_path) == {"lynx": "within, but as many experts as vanilla"}
+    assert "no setting is shown to be within ±1 and to save anything" in conclusions(read_study(tmp_path))[0]
+
+
+def test_what_is_ranked_by_may_be_chosen(cell: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for policy in (POLICIES[0], FAST, MILD):
+        cell(policy=policy, documents=MANY)
+    frame = recommendations(read_study(tmp_path), ACTIVE)
+    assert set(frame["saving"]) == {"active_experts"} and frame["value"].is_monotonic_increasing
+    main(["recommend", str(tmp_path), "--by", "active_experts"])
+    assert "active experts" in capsys.readouterr().out.splitlines()[1]
 
 
 def test_what_was_not_timed_does_not_race(cell: Write, tmp_path: Path) -> None:
@@ -128,6 +149,7 @@ def test_documents_are_asked_for_of_what_saves_something(
     frame = pd.DataFrame(rows, columns=["series", "value", "documents_needed"]).assign(
         setting="", batch_size=1, scope=ALL, saving=saving, verdict=verdicts.OPEN, why="undecided"
     )
+    frame["saves"] = [saving == "active_experts", True]
     monkeypatch.setattr("analysis.conclusion.recommendations", lambda study: frame)
     (line,) = conclusions(SimpleNamespace(margin=1.0))  # type: ignore[arg-type]
     assert f"; {named} would take" in line
@@ -150,6 +172,10 @@ def printed(root: Path, **more: float) -> str:
     return stream.getvalue()
 
 
+def print_all(found: Study, console: Console) -> None:
+    print_rows(found.rows, found.summary, console, by="mean", sort="policy")
+
+
 def test_the_command_prints_and_writes(cell: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for policy in (POLICIES[0], FAST, MILD):
         cell(policy=policy, documents=64)
@@ -169,6 +195,17 @@ def test_a_bad_margin_is_one_line(study: Path, margin: str, text: str, capsys: p
         main(["recommend", str(study), f"--margin={margin}"])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("lynx-results: error: ") and text in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("documents", "told"), [(4, True), (8, False)])
+def test_a_single_lane_is_told_how_to_become_two(documents: int, told: bool, cell: Write, tmp_path: Path) -> None:
+    for policy in (POLICIES[0], FAST):
+        cell(policy=policy, documents=documents)
+    assert (reasons(tmp_path)["lynx_v1_latency"] == "no interval: a single lane") == told
+    stream = io.StringIO()
+    for command in (print_recommendations, print_all):
+        command(read_study(tmp_path), Console(file=stream, width=100))
+    assert stream.getvalue().count("One lane alone has no interval: a lane takes batch_size") == 2 * told
 
 
 def test_nothing_but_vanilla(cell: Write, tmp_path: Path) -> None:

@@ -159,9 +159,9 @@ def test_only_what_is_asked_for(study: Path) -> None:
     text = _printed(study, by="all", policies=["lynx"], tasks=["mini_wmt16"])
     assert "mini_wmt16 · batch size 16" in text and "mini_gsm8k" not in text and "mean over" not in text
     assert "lynx(alpha=3, beta=2)" in text and "\nvanilla" in text and "top_k" not in text
-    with pytest.raises(ValueError, match="--policy lynxx: not on record; there are "):
+    with pytest.raises(ValueError, match="--policy lynxx: not on record; did you mean lynx.; there are "):
         _printed(study, policies=["lynxx"])
-    with pytest.raises(ValueError, match="--task gsm8k: not on record; there are mini_gsm8k"):
+    with pytest.raises(ValueError, match="--task gsm8k: not on record; did you mean mini_gsm8k"):
         _printed(study, tasks=["gsm8k"])
 
 

@@ -179,6 +179,17 @@ def test_a_broken_tokenizer_is_named_in_one_line(content, folder):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_without_a_tokenizer_is_told_how_to_get_one(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(str(folder))
+    assert str(caught.value) == (
+        f"model={folder}: its tokenizer cannot be loaded: the folder holds none; "
+        "`tokenizer.save_pretrained(folder)` writes it there"
+    )
+
+
 def test_what_this_machine_lacks_is_no_fault_of_the_checkpoint(folder, monkeypatch):
     from transformers import AutoModelForCausalLM
 

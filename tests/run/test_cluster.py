@@ -139,7 +139,7 @@ def test_the_records_are_those_of_the_launcher_that_runs_here(bench, launch, gri
     assert lines[-4] == "jobs: 0 queued, 0 running, 2 done; cells: 4 of 4 done"
     study = f"{tmp_path}/results/default"
     assert lines[-3] == f"4 cells: 4 done, 0 skipped, 0 failed; in {study}"
-    assert lines[-2] == f"next: lynx-results table {study} | lynx-results report {study}"
+    assert lines[-2] == f"next: lynx-results table {study}; lynx-results report {study}"
     assert lines[-1].startswith("next: 1 of them without vanilla on their plan"), "that of the other seed"
 
 

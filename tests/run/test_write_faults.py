@@ -190,9 +190,10 @@ def test_a_lost_attempt_is_counted_and_forgiven_when_it_got_further(bench, confi
 
     assert [lose(further=True)["failures"], lose(further=True)["failures"], lose(further=False)["failures"]] == [
         0,
-        1,
-        1,
+        0,
+        0,
     ]
+    assert lose(further=False)["failures"] == 1
     assert lose(further=False)["failures"] == 2
     bench.engine.fail = lambda run: None
     report = bench.run([one])
@@ -202,3 +203,28 @@ def test_a_lost_attempt_is_counted_and_forgiven_when_it_got_further(bench, confi
     assert bench.run([again]).outcomes == [type(report.outcomes[0])(state="done", folder=folder)]
     attempts = json.loads((folder / "status.json").read_text())["attempts"]
     assert {"lost"} <= {attempt["state"] for attempt in attempts}
+
+
+def test_a_kill_is_no_failure_of_cells_that_waited_their_turn(bench, config, tmp_path):
+    """Of a pack one cell got a lane further; the others' lanes had not begun."""
+    pack = [config(), config(LYNX)]
+
+    def kill(*, after: int) -> list[int]:
+        """The failures of each cell as its attempt began, which ends with so many lanes run and without a word."""
+        ran = len(bench.engine.ran)
+        bench.engine.fail = lambda run: KeyboardInterrupt() if run == ran + after else None
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(pack)
+        told = []
+        for path in sorted((tmp_path / "results").rglob("status.json")):
+            status = json.loads(path.read_text())
+            told.append(status["failures"])
+            files.write_json(path, status | {"state": "running", "lanes": max(0, status["lanes"] - after)})
+            files.write_json(path.with_name(CLAIM), vars(this_process()) | {"born": "1"})
+        return told
+
+    assert kill(after=1) == [0, 0]
+    lanes = [len(list(path.glob("*.json"))) for path in sorted((tmp_path / "results").rglob("lanes"))]
+    assert sorted(lanes) == [0, 1], "one of the two has a lane"
+    assert kill(after=0) == [0, 0], "neither was at fault"
+    assert kill(after=0) == [1, 1], "nothing came of that attempt"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lynx_exp.results.status import _clock, draw, watch
+from lynx_exp.results.status import _clock, draw, live_view, watch
 from lynx_exp.store.claims import Claims
 from lynx_exp.store.files import read_json, write_json
 from lynx_exp.store.survey import STATES, CellState, StudyState, Survey
@@ -228,6 +228,18 @@ def test_a_terminal_is_drawn_until_all_is_over(sweep: Sweep) -> None:
     (study,) = watch(Survey(root=sweep.study), console, wait)
     assert study.is_over and waits == [1.0, 1.0]
     assert "3/10" in out.getvalue() and "10/10" in out.getvalue()
+
+
+def test_where_nothing_is_at_work_it_says_how_to_leave(sweep: Sweep) -> None:
+    sweep.cell("a", "running", lanes=1)
+    sweep.asks_for("a")
+    frames = []
+    for _ in range(2):
+        out = StringIO()
+        Console(file=out, width=100).print(live_view([look(sweep)], 3))
+        frames.append("no process is at work here now; Ctrl-C ends this view" in out.getvalue())
+        sweep.claims.give_back(sweep.study / "a")
+    assert frames == [False, True]
 
 
 def test_ctrl_c_leaves_the_table(sweep: Sweep) -> None:

@@ -111,6 +111,8 @@ class LynxSweeper(Sweeper):
                 jobs += job_grids(*(params, study.cells, given, parser, controls, self._shape_of, self.max_cells))
                 check_count(len(jobs), self.max_cells)
                 notes |= dict.fromkeys(study.notes)
+        if not jobs:
+            raise ValueError("this sweep has no cell: one of its fields has no value (glob(...) is for groups alone)")
         for note in notes:
             Console(emoji=False, stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
         return self.launcher.launch(jobs, initial_job_idx=0)

@@ -11,6 +11,7 @@ import pytest
 
 from lynx_exp.tasks import Program
 from lynx_exp.tasks.sandbox import ExecutionError, SandboxUnavailable, open_sandbox, tiers
+from lynx_exp.tasks.sandbox import self_test as probes
 from lynx_exp.tasks.sandbox import start_supervisor as launch
 from lynx_exp.tasks.sandbox.jail import landlock
 from lynx_exp.tasks.sandbox.sandbox import tried
@@ -71,6 +72,15 @@ def test_the_environment_is_probed(monkeypatch, have):
     leak = "import os; os.environ['SECRET'] = 'x'; os.environ.clear = lambda: None; "
     monkeypatch.setattr(launch, "BOOT", leak + launch.BOOT)
     assert "SECRET" in self_test(BARE)["the environment"]
+
+
+def test_what_a_tier_could_not_end_is_ended_all_the_same(monkeypatch, have):
+    have(BARE)
+    seen: list[str] = []
+    real = probes.survivors
+    monkeypatch.setattr(probes, "survivors", lambda marker: seen.append(marker) or real(marker))
+    assert self_test(BARE)["outlive the timeout"] == "processes are left"
+    assert real(seen[0]) == [], "after the moment that a killed process takes"
 
 
 def test_auto_takes_the_first_that_holds(have):
