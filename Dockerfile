@@ -1,5 +1,6 @@
-# lynx_exp in a container, for a CPU or a CUDA GPU. Never built so far: there was no way to build images where it was
-# written. What it runs is what `make demo` runs, which is tested; the names of the base images are not verified.
+# lynx_exp in a container, for a CPU or a CUDA GPU. Target cpu has been built and run with buildah, with what target artifact
+# adds, on a base that stood for python:3.11-slim (Debian 12 and its own Python 3.11): no registry of images could be
+# reached. So the names of base images are not verified, and target cuda has not been built.
 #
 #   docker build --target cpu -t lynx-exp:cpu .
 #   docker build --target cuda -t lynx-exp:cuda .
