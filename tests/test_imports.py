@@ -42,6 +42,7 @@ ALLOWED = {
     "extensions": set(),
     "cores": set(),
     "wording": set(),
+    "terminal": set(),
     "own_analysis": set(),
     "temporary": set(),
     "explain": {"config"},
@@ -185,6 +186,7 @@ def test_analysis_knows_files_only():
                     "lynx_exp.store.row_types",
                     "lynx_exp.store.cell_columns",
                     "lynx_exp.store.environment",
+                    "lynx_exp.store.find",
                     "lynx_exp.store.files",
                     "lynx_exp.store.step_times",
                     "lynx_exp.store.sweeps",
@@ -192,6 +194,7 @@ def test_analysis_knows_files_only():
                     "lynx_exp.store.timing_info",
                     "lynx_exp.config",
                     "lynx_exp.extensions",
+                    "lynx_exp.terminal",
                     "lynx_exp.wording",
                 )
                 assert module.startswith(allowed), f"{path.relative_to(ROOT)} imports {module}"

@@ -67,6 +67,6 @@ def keep(outcomes: Sequence[Outcome], file: Path = FILE) -> None:
             equal=counts["equal"],
             within=counts["within"],
             off=counts["off"],
-            why=outcome.why,
+            why=outcome.why.partition(":")[0],  # what comes behind names places on this machine
         )
     write_json(file, {name: asdict(found[name]) for name in sorted(found)})
