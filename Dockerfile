@@ -1,6 +1,6 @@
-# lynx_exp in a container, for a CPU or a CUDA GPU. Target cpu has been built and run with buildah, with what target artifact
-# adds, on a base that stood for python:3.11-slim (Debian 12 and its own Python 3.11): no registry of images could be
-# reached. So the names of base images are not verified, and target cuda has not been built.
+# lynx_exp in a container, for a CPU or a CUDA GPU. Target cpu has been built and run with buildah, with what target
+# artifact adds, on a base that stood for python:3.11-slim (Debian 12 and its own Python 3.11): no registry of images
+# could be reached. So the names of base images are not verified, and target cuda has not been built.
 #
 #   docker build --target cpu -t lynx-exp:cpu .
 #   docker build --target cuda -t lynx-exp:cuda .
